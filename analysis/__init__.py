@@ -1,0 +1,1 @@
+"""Run records or any CSV to laws, intervals, comparisons and figures. Needs no torch."""

@@ -1,0 +1,1 @@
+"""Experiments: one question a file, each with a `runs()` that lists its run configurations."""

@@ -1,0 +1,187 @@
+"""Model configurations: one frozen dataclass, the paper's sizes, and a rule for toy rungs.
+
+Sizes follow Table 7 of *Scaling Laws for Linear Complexity Language Models* (arXiv 2406.16690).
+Two of its printed cells are not what its own parameter and FLOP columns count, and the counted
+values are used here: every head has dimension 128, so 70M, 160M and 1B have 4, 6 and 12 heads
+(printed: 8, 8, 16 in Table 2), and the GLU width at 1B is 4096 (printed: 5632).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
+ARCHS: tuple[Arch, ...] = get_args(Arch)
+ARCH_NAMES: dict[Arch, str] = {
+    "llama": "LLaMA",
+    "tnl": "TNL",
+    "hgrn2": "HGRN2",
+    "cosformer2": "cosFormer2",
+}
+
+PAPER_VOCAB = 100_280
+"""Vocabulary of every run in the paper (cl100k_base plus special tokens, padded)."""
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot work; the message names field, value and remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One language model: a pre-norm stack of (token mixer, channel mixer) blocks.
+
+    Raises:
+        ConfigError: a value is out of range or two values contradict each other.
+    """
+
+    arch: Arch
+    """Token mixer: softmax (`llama`), per-head decay (`tnl`), per-channel data-dependent decay
+    (`hgrn2`) or no decay (`cosformer2`)."""
+    vocab_size: int
+    """Rows of the embedding table."""
+    dim: int
+    """Width d of the residual stream."""
+    layers: int
+    """Number of blocks l."""
+    heads: int
+    """Heads h; the head dimension is dim / heads."""
+    glu_dim: int
+    """Hidden width g of the channel mixer (three d x g matrices)."""
+    tie_embeddings: bool = True
+    """Share the embedding with the output projection (the paper does)."""
+    norm_eps: float = 1e-6
+    """Added to the mean square inside every norm."""
+    rope_base: float = 10_000.0
+    """Base of the rotary frequencies (`llama`) and of the LRPE angles (`tnl`, `cosformer2`)."""
+    gate_rank: int | None = None
+    """Rank t of the low-rank output gate (`tnl`, `cosformer2`). None: d / h, as in the paper."""
+    decay_slopes: Literal["alibi", "linear"] = "alibi"
+    """TNL decay per head: `alibi` as in the authors' code (powers of two times a layer factor
+    1 - i/(l-1) + 1e-5), or `linear`, eq. 10 of arXiv 2405.17381: exp(-(8h/H)(1 - i/l))."""
+    learn_decay: bool = False
+    """Train the TNL decay slopes (the authors found that this diverges; kept for ablations)."""
+    tnl_lrpe: Literal["none", "first", "all"] = "none"
+    """Layers of TNL that carry LRPE. 2406.16690 eq. 9 has none; the authors' released models have
+    it in the first layer only."""
+    lrpe_learned: bool = True
+    """Train the LRPE angles (the authors' code does; the paper does not say)."""
+    tpe: bool = True
+    """cosFormer2's Toeplitz position encoding after the embedding."""
+    init_std: float | None = None
+    """Standard deviation of every weight matrix. None: 0.02 at all widths (the paper does not
+    state its initialisation; the authors' released configurations have 0.02)."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("arch", ARCHS),
+            ("decay_slopes", ("alibi", "linear")),
+            ("tnl_lrpe", ("none", "first", "all")),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"model.{name}={value!r}: choose one of {', '.join(choices)}.")
+        for name in ("vocab_size", "dim", "layers", "heads", "glu_dim"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"model.{name}={value!r}: must be a positive whole number.")
+        if self.dim % self.heads:
+            divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
+            near = min(divisors, key=lambda h: (abs(h - self.heads), h))
+            raise ConfigError(
+                f"model.heads={self.heads} does not divide model.dim={self.dim}; "
+                f"the nearest number that does is {near}."
+            )
+        if self.arch == "llama" and self.head_dim % 2:
+            raise ConfigError(
+                f"model.dim={self.dim} with model.heads={self.heads} gives head dimension "
+                f"{self.head_dim}; rotary embeddings need an even one."
+            )
+        if self.gate_rank is not None and self.gate_rank < 1:
+            raise ConfigError(f"model.gate_rank={self.gate_rank}: must be at least 1, or None.")
+        if not self.norm_eps > 0:
+            raise ConfigError(f"model.norm_eps={self.norm_eps}: must be above 0.")
+
+    @property
+    def head_dim(self) -> int:
+        """Dimension of one head, d / h."""
+        return self.dim // self.heads
+
+    @property
+    def gate_dim(self) -> int:
+        """Rank of the output gate with the default resolved."""
+        return self.head_dim if self.gate_rank is None else self.gate_rank
+
+    @property
+    def std(self) -> float:
+        """Initialisation standard deviation with the default resolved."""
+        return 0.02 if self.init_std is None else self.init_std
+
+    def replace(self, **changes: object) -> ModelConfig:
+        """A copy with some fields changed, validated again."""
+        names = {f.name for f in fields(self)}
+        unknown = sorted(set(changes) - names)
+        if unknown:
+            raise ConfigError(f"model.{unknown[0]}: no such field.")
+        return replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+
+# (layers, dim, heads, glu_dim). TNL and cosFormer2 have 25 layers at 410M.
+PAPER_SHAPES: dict[str, tuple[int, int, int, int]] = {
+    "70M": (6, 512, 4, 1536),
+    "160M": (12, 768, 6, 2048),
+    "410M": (26, 1024, 8, 2816),
+    "1B": (32, 1536, 12, 4096),
+    "3B": (35, 2560, 20, 6912),
+    "7B": (32, 4096, 32, 11008),
+}
+PAPER_SIZES: tuple[str, ...] = tuple(PAPER_SHAPES)
+
+# The four shapes of the 1B aspect-ratio study (Table 5); glu_dim is 8/3 d, rounded up to 256 as in
+# the six sizes (2048: the printed g = 5632 of Table 7 belongs to this shape).
+ASPECT_SHAPES: dict[str, tuple[int, int, int, int]] = {
+    "1B-1536x32": (32, 1536, 12, 4096),
+    "1B-1792x24": (24, 1792, 14, 4864),
+    "1B-2048x18": (18, 2048, 16, 5632),
+    "1B-3072x8": (8, 3072, 24, 8192),
+}
+
+
+def paper_config(arch: Arch, size: str, vocab_size: int = PAPER_VOCAB) -> ModelConfig:
+    """The configuration of one of the paper's models.
+
+    Args:
+        arch: architecture.
+        size: one of `PAPER_SIZES`, or of the 1B shape variants in `ASPECT_SHAPES`.
+        vocab_size: rows of the embedding table.
+    """
+    shapes = PAPER_SHAPES | ASPECT_SHAPES
+    if size not in shapes:
+        raise ConfigError(f"size={size!r}: choose one of {', '.join(shapes)}.")
+    layers, dim, heads, glu_dim = shapes[size]
+    if size == "410M" and arch in ("tnl", "cosformer2"):
+        layers = 25
+    return ModelConfig(
+        arch=arch, vocab_size=vocab_size, dim=dim, layers=layers, heads=heads, glu_dim=glu_dim
+    )
+
+
+def toy_config(
+    arch: Arch, dim: int, *, vocab_size: int, layers: int | None = None, head_dim: int = 32
+) -> ModelConfig:
+    """A rung below the paper's ladder that keeps its proportions, for a CPU or a first test.
+
+    Depth follows the smallest published aspect ratio's trend (about dim / 24, at least 2), the GLU
+    width is 8/3 d rounded up to a multiple of 16, and heads have `head_dim` channels.
+    """
+    if dim % head_dim:
+        raise ConfigError(f"dim={dim}: must be a multiple of head_dim={head_dim}.")
+    return ModelConfig(
+        arch=arch,
+        vocab_size=vocab_size,
+        dim=dim,
+        layers=max(2, round(dim / 24)) if layers is None else layers,
+        heads=dim // head_dim,
+        glu_dim=-(-dim * 8 // 3 // 16) * 16,
+    )

@@ -1,0 +1,22 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of public data sets that are not part of the repository; skips when absent.
+
+    Set LINSCALE_DATA to point at it; the default is `../shared/data` beside the checkout.
+    """
+    path = Path(os.environ.get("LINSCALE_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"public data sets not found at {path} (set LINSCALE_DATA)")
+    return path
