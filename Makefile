@@ -1,0 +1,54 @@
+# Every target sets itself up: a virtual environment with pinned versions, made once.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup quickstart test test-all check format figures gpu-check bench clean
+
+help:            ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Create .venv with pinned dependencies.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Linscale needs Python >= 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)  ## Train 4 architectures on this CPU, fit laws, write runs/quickstart/report/index.html.
+	$(BIN)/linscale run experiments/quickstart.py
+	$(BIN)/linscale report runs/quickstart -o runs/quickstart/report
+
+test: $(STAMP)   ## Run the tests (a few minutes).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+test-all: $(STAMP)  ## Run the tests with the long matrices.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not gpu'
+
+check: $(STAMP)  ## Lint, format and type checks.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP) ## Format and fix what can be fixed.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+figures: $(STAMP)  ## Rebuild the quickstart report and its figures from the run records.
+	$(BIN)/linscale report runs/quickstart -o runs/quickstart/report
+
+gpu-check:       ## On a CUDA machine, with its own Python: every kernel against fp64, forward and backward.
+	$(PYTHON) -m pytest -q -m gpu tests/models/kernels
+
+bench: $(STAMP)  ## Measure the benchmarks that this machine can run; results under experiments/benchmarks/results.
+	$(BIN)/python -m experiments.benchmarks.mixers
+	$(BIN)/python -m experiments.benchmarks.llama_vs_transformers
+	$(BIN)/python -m experiments.benchmarks.lightning_overhead
+	$(BIN)/python -m experiments.benchmarks.fitting
+
+clean:           ## Remove caches; runs and data stay.
+	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

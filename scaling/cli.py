@@ -1,0 +1,203 @@
+"""The `linscale` command: plan, run, status; fit and report from `analysis`.
+
+Everything heavy is imported inside the commands, so that `linscale --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from analysis.cli import app as analysis_app
+from models.config import ConfigError
+from scaling.errors import LinscaleError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from scaling.devices import Device
+    from scaling.plan import Rung
+
+app = typer.Typer(
+    name="linscale",
+    help="Scaling laws for linear-complexity language models: plan, train, fit, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    epilog="Start with: linscale plan experiments/quickstart.py",
+)
+app.add_typer(analysis_app)
+
+File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Dotted overrides for every run, such as optim.lr=3e-4 seed=1."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Sweep directory (default runs/<file stem>).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command(epilog="Example: linscale plan experiments/paper_ladder.py --device h200")
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    device: Annotated[
+        str, typer.Option(help="Device to plan for: cpu, a100, h100, h200, b200, mi300x.")
+    ] = "",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every rung of an experiment: size, tokens, FLOPs, memory, time. Writes nothing.
+
+    Without --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine
+    and others for an h100.
+    """
+    from scaling.devices import find_device
+    from scaling.experiment import load_experiment
+    from scaling.plan import rung
+    from scaling.record import read_states
+
+    experiment = load_experiment(file, overrides or [])
+    if not device:
+        on_cpu = all(run.parallel.accelerator == "cpu" for run in experiment.runs)
+        device = "cpu" if on_cpu else "h100"
+    target = find_device(device)
+    states = read_states(out or Path("runs") / experiment.name)
+    rungs = [rung(run, target, states.get(run.run_id, "planned")) for run in experiment.runs]
+    if as_json:
+        typer.echo(json.dumps([r.to_json() for r in rungs], indent=1))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_plan_table(experiment.name, rungs, target))
+    console.print(
+        f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
+        f"{_duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
+        f"{target.efficiency:.0%} of its peak. Memory and time are estimates.",
+        highlight=False,
+    )
+
+
+@app.command(epilog="Example: linscale run experiments/quickstart.py --jobs 2")
+def run(
+    file: File,
+    overrides: Overrides = None,
+    launcher: Annotated[
+        str, typer.Option(help="local (a pool of workers) or inline (this process).")
+    ] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
+
+    The same command in a second terminal joins in and takes runs nobody has claimed.
+    """
+    from scaling.experiment import load_experiment
+    from scaling.launch import launch
+
+    experiment = load_experiment(file, overrides or [])
+    sweep_dir = out or Path("runs") / experiment.name
+    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: linscale status runs/quickstart")
+def status(
+    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the state of every run of a sweep, with reasons for those that failed."""
+    from scaling.status import status_rows, status_table
+
+    rows = status_rows(directory)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+
+    Console().print(status_table(directory, rows))
+
+
+def _plan_table(name: str, rungs: list[Rung], device: Device) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{name}: planned for {device.name}", title_justify="left")
+    table.add_column("run", no_wrap=True)
+    for column in (
+        "params (non-emb.)",
+        "tokens",
+        "horizons",
+        "steps",
+        "batch",
+        "lr",
+        "FLOPs/token",
+        "FLOPs",
+        "devices",
+        "memory/device",
+        "device time",
+    ):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    for r in rungs:
+        table.add_row(
+            r.run_id,
+            si(r.params_exact),
+            si(r.tokens),
+            str(len(r.horizons)),
+            f"{r.steps:,}",
+            si(r.batch_tokens),
+            f"{r.lr:g}",
+            si(r.flops_per_token),
+            f"{r.flops:.2e}",
+            str(r.devices),
+            _bytes(r.memory_per_device),
+            _duration(r.device_hours),
+            "✔ done" if r.state == "done" else r.state,
+        )
+    return table
+
+
+def si(value: float) -> str:
+    """A number with three significant digits and an SI-like suffix: 906M, 3.93M, 300B."""
+    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.0f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
+
+
+def main() -> None:
+    """Run the command line; a problem that the user can mend is one paragraph and exit code 2."""
+    from rich.console import Console
+    from rich.text import Text
+
+    try:
+        app()
+    except (LinscaleError, ConfigError) as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Experiment files: Python files with a `runs()` that lists run configurations.
+
+A file is loaded by its path, so it may live anywhere; its stem names the sweep. Overrides from the
+command line are applied to every run, after the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.config import ConfigError
+from scaling.config import RunConfig
+from scaling.errors import LinscaleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What an experiment file says."""
+
+    name: str
+    """Stem of the file; names the sweep."""
+    path: Path
+    """Where it was read."""
+    text: str
+    """Its source, kept in the sweep's record."""
+    runs: list[RunConfig]
+    """Its runs, overrides applied."""
+
+
+def load_experiment(path: Path, overrides: list[str]) -> Experiment:
+    """Read an experiment file and apply dotted overrides to each of its runs.
+
+    Raises:
+        LinscaleError: the file is missing, fails to run, or does not list distinct runs.
+        ConfigError: a configuration or an override cannot work.
+    """
+    if "=" in path.name and not path.exists():
+        raise LinscaleError(f"{path}: the experiment file comes first, overrides after it.")
+    if not path.is_file():
+        raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
+    text = path.read_text(encoding="utf-8")
+    runs = _call_runs(path)
+    if not isinstance(runs, list) or not all(isinstance(run, RunConfig) for run in runs):
+        raise LinscaleError(f"{path}: runs() must return a list of RunConfig.")
+    if not runs:
+        raise LinscaleError(f"{path}: runs() returned no run.")
+    configs = [run.override(overrides) for run in runs] if overrides else runs
+    repeated = [name for name, count in Counter(run.run_id for run in configs).items() if count > 1]
+    if repeated:
+        raise LinscaleError(
+            f"{path}: {len(repeated)} runs are the same twice, first {repeated[0]}; an override "
+            "that sets the field the runs differ in (model.arch, seed, ...) makes them equal."
+        )
+    return Experiment(name=path.stem, path=path, text=text, runs=configs)
+
+
+def _call_runs(path: Path) -> object:
+    """The result of the file's runs(); errors in the file name its own line, not our internals."""
+    spec = importlib.util.spec_from_file_location(f"linscale_experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise LinscaleError(f"{path}: an experiment is a Python file (.py).")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        runs = getattr(module, "runs", None)
+        if runs is None:
+            raise LinscaleError(f"{path}: has no function runs() -> list[RunConfig].")
+        return runs()
+    except (LinscaleError, ConfigError):
+        raise
+    except Exception as error:
+        where = f"{path}:{getattr(error, 'lineno', '?')}"
+        frames = traceback.extract_tb(error.__traceback__)
+        for frame in frames:
+            if Path(frame.filename) == path:
+                where = f"{path}:{frame.lineno}"
+        raise LinscaleError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _nearest(path: Path) -> str:
+    """A suggestion from the same folder, or from `experiments/`."""
+    candidates = {str(p) for folder in (path.parent, Path("experiments")) for p in folder.glob("*.py")}
+    candidates = {c for c in candidates if not c.endswith("__init__.py")}
+    near = difflib.get_close_matches(str(path), candidates, n=1)
+    if not near:
+        stems = {Path(c).stem: c for c in candidates}
+        near = [stems[s] for s in difflib.get_close_matches(path.stem, list(stems), n=1)]
+    return f" Did you mean {near[0]}?" if near else ""
