@@ -1,0 +1,79 @@
+"""What can go wrong in an analysis: one exception, and typed warnings that travel with results.
+
+An `AnalysisError` stops: the question cannot be answered from this data. A `FitWarning` does not:
+the answer is given, and the warning says in a stable `code` (for programs) and a sentence (for
+people) what limits it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class AnalysisError(ValueError):
+    """Data or a request that cannot give an answer; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class FitWarning:
+    """One limitation of a result.
+
+    Codes are listed in `WARNING_CODES`; they are stable names that programs may test for.
+    """
+
+    code: str
+    """Stable machine-readable name, a key of `WARNING_CODES`."""
+    message: str
+    """One or two sentences for a person: what was seen, why it matters, what to do."""
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The numbers behind the message (JSON types only)."""
+
+    def __post_init__(self) -> None:
+        if self.code not in WARNING_CODES:
+            raise AnalysisError(f"unknown warning code {self.code!r}; add it to WARNING_CODES")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The warning as JSON types."""
+        return {"code": self.code, "message": self.message, "data": dict(self.data)}
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> FitWarning:
+        """Inverse of `as_dict`."""
+        return FitWarning(record["code"], record["message"], record["data"])
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"
+
+
+WARNING_CODES: dict[str, str] = {
+    "rows_excluded": "rows were left out of the fit, each with a reason",
+    "duplicate_rows": "identical rows were counted once",
+    "assumed_compute": "no compute column: C = 6 N D was assumed",
+    "units_suspect": "values look as if given in millions or billions",
+    "compute_inconsistent": "compute does not follow from N and D in a single convention",
+    "outliers": "points far from the law for their spread",
+    "few_points": "hardly more points than parameters",
+    "few_clusters": "too few independent runs for a bootstrap over runs",
+    "few_sizes": "fewer than four distinct values on an axis",
+    "collinear": "N and D move together, so their exponents are not separable",
+    "flat_direction": "a combination of parameters that the data do not determine",
+    "at_bound": "a parameter ended at its bound",
+    "no_irreducible": "the irreducible loss went to zero",
+    "not_converged": "the optimiser did not reach a stationary point",
+    "several_optima": "different starts ended in different optima",
+    "unstable_resamples": "some bootstrap refits did not converge",
+    "extrapolation": "the prediction lies outside the range of the data",
+    "edge_of_envelope": "part of the envelope lies on the first or last model or on a curve's end",
+    "few_models_on_envelope": "only a few models reach the envelope",
+    "cut_schedule": "losses read in the middle of a learning-rate schedule",
+    "budget_refused": "an IsoFLOP budget has no interior minimum or too few points",
+    "isoflop_bias": "the IsoFLOP estimate is biased on this grid",
+    "approaches_disagree": "the three approaches give different exponents",
+    "exponents_do_not_close": "a + b is not what the compute model implies",
+    "one_draw_source": "intervals come from unpaired draws",
+    "at_chance": "the task is at chance for every model measured",
+    "one_run_decides": "leaving out one run moves the answer by more than its standard error",
+}
+"""Every warning code and what it means."""
