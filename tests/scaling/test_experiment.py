@@ -1,0 +1,87 @@
+"""Experiment files: loading, overrides, and errors that a user can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.config import ConfigError
+from scaling.errors import LinscaleError
+from scaling.experiment import load_experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = """
+from models.config import toy_config
+from scaling.config import BudgetConfig, RunConfig
+
+def runs():
+    return [
+        RunConfig(name=f"tnl-{d}", model=toy_config("tnl", d, vocab_size=257),
+                  budget=BudgetConfig(tokens=100_000))
+        for d in (32, 64)
+    ]
+"""
+
+
+def write(tmp_path, text, name="mine.py"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_loads_and_overrides_every_run(tmp_path):
+    experiment = load_experiment(write(tmp_path, GOOD), ["optim.lr=1e-3", "seed=4"])
+    assert experiment.name == "mine"
+    assert [run.optim.lr for run in experiment.runs] == [1e-3, 1e-3]
+    assert {run.seed for run in experiment.runs} == {4}
+    assert experiment.text == GOOD
+
+
+SHIPPED = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_experiment_loads(path):
+    runs = load_experiment(path, []).runs
+    assert len({run.run_id for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", r"has no function runs\(\)"),
+        ("def runs(): return []", "returned no run"),
+        ("def runs(): return 3", "must return a list of RunConfig"),
+        ("def runs(): return [1]", "must return a list of RunConfig"),
+        ("def runs():\n    return 1 / 0", r"mine\.py:2: ZeroDivisionError"),
+        ("def runs(:\n", r"mine\.py:1: SyntaxError"),
+        ("import no_such_thing_at_all", r"mine\.py:1: ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_cannot_work_says_where(tmp_path, text, message):
+    with pytest.raises(LinscaleError, match=message):
+        load_experiment(write(tmp_path, text), [])
+
+
+def test_missing_file_suggests_the_nearest(tmp_path):
+    write(tmp_path, GOOD, "quickstart.py")
+    with pytest.raises(LinscaleError, match=r"no such experiment file\. Did you mean .*quickstart"):
+        load_experiment(tmp_path / "quikstart.py", [])
+
+
+def test_overrides_before_the_file_are_explained():
+    with pytest.raises(LinscaleError, match="the experiment file comes first"):
+        load_experiment(Path("optim.lr=1e-3"), [])
+
+
+def test_unknown_override_suggests_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        load_experiment(write(tmp_path, GOOD), ["optim.learning=1"])
+
+
+def test_runs_made_equal_by_an_override_are_refused(tmp_path):
+    overrides = ["model.dim=64", "model.heads=2", "model.layers=2", "model.glu_dim=128"]
+    with pytest.raises(LinscaleError, match="the same twice"):
+        load_experiment(write(tmp_path, GOOD.replace('f"tnl-{d}"', '"tnl"')), overrides)

@@ -1,0 +1,142 @@
+"""Plans: budgets, hyper-parameter laws, memory and the rows of `linscale plan`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.accounting import non_embedding_parameters, train_flops_per_token
+from models.config import ARCHS, ConfigError, paper_config, toy_config
+from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
+from scaling.devices import DEVICES, GIB, dense_peak, find_device
+from scaling.plan import (
+    batch_tokens,
+    devices_needed,
+    isoflop_models,
+    learning_rate,
+    memory,
+    rung,
+    tokens_for_flops,
+    tokens_for_ratio,
+    trained_tokens,
+)
+
+
+def paper_run(arch, size, **parallel):
+    return RunConfig(
+        name=f"{arch}-{size}",
+        size=size,
+        model=paper_config(arch, size),
+        data=DataConfig(sequence_length=8192, batch_sequences=480),
+        schedule=ScheduleConfig(kind="constant"),
+        budget=BudgetConfig(tokens=300_000_000_000),
+        parallel=ParallelConfig(**({"micro_batch_sequences": 1} | parallel)),
+    )
+
+
+@given(
+    arch=st.sampled_from(ARCHS),
+    size=st.sampled_from(["70M", "1B", "7B"]),
+    flops=st.floats(1e18, 1e24),
+    length=st.sampled_from([512, 8192]),
+)
+def test_token_budget_spends_the_compute_and_not_more(arch, size, flops, length):
+    model = paper_config(arch, size)
+    tokens = tokens_for_flops(model, length, flops)
+    cost = train_flops_per_token(model, length)["total"]
+    assert tokens * cost <= flops < (tokens + 1) * cost * (1 + 1e-12)
+
+
+def test_longer_context_buys_fewer_tokens_for_softmax_only():
+    for arch in ARCHS:
+        model = paper_config(arch, "1B")
+        short, long = (tokens_for_flops(model, n, 1e21) for n in (2048, 16384))
+        assert (long < short) if arch == "llama" else (long == short)
+
+
+def test_ratio_counts_non_embedding_parameters():
+    model = paper_config("tnl", "410M")
+    assert tokens_for_ratio(model, 20) == 20 * non_embedding_parameters(model)
+
+
+def test_isoflop_profile_spends_one_budget_and_drops_extremes():
+    models = [toy_config("tnl", dim, vocab_size=257) for dim in (32, 64, 96, 128, 512)]
+    profile = isoflop_models(models, 256, 1e13, (5, 100))
+    assert 0 < len(profile) < len(models)
+    for model, tokens in profile:
+        spent = tokens * train_flops_per_token(model, 256)["total"]
+        assert spent == pytest.approx(1e13, rel=1e-4)
+        assert 5 <= tokens / non_embedding_parameters(model) <= 100
+
+
+def test_published_laws_at_published_points():
+    # arXiv 2401.02954, eq. 1, evaluated by hand at C = 1e20: 10^(-2.5) * 0.3118; 10^6.542 * 0.2920.
+    assert learning_rate("deepseek", 0, 0, 1e20) == pytest.approx(0.3118 * 10**-2.5)
+    assert batch_tokens("deepseek", 0, 1e20) == pytest.approx(0.2920 * 10**6.542)
+    # arXiv 2503.04715: N = 1e9, D = 1e11: 1.79 * 10^(-6.417 + 3.377); 0.58 * 10^6.281.
+    assert learning_rate("step", 10**9, 10**11, 0) == pytest.approx(1.79 * 10**-3.04)
+    assert batch_tokens("step", 10**11, 0) == pytest.approx(0.58 * 10**6.281)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_states_are_sixteen_bytes_a_parameter_and_shard(arch):
+    run = paper_run(arch, "7B")
+    one, eight = memory(run, 1), memory(run, 8)
+    assert one.states == pytest.approx(8 * eight.states)
+    assert one.activations == eight.activations
+    # 7B-class models: 6.7e9 parameters and 0.4e9 of embedding at 16 bytes is about 107 GiB.
+    assert 95 * GIB < one.states < 125 * GIB
+
+
+def test_devices_double_until_the_run_fits():
+    run = paper_run("llama", "7B")
+    needed = devices_needed(run, DEVICES["h100"])
+    assert needed == 2
+    assert memory(run, needed).total <= DEVICES["h100"].memory
+    assert memory(run, needed // 2).total > 0.92 * DEVICES["h100"].memory
+    assert devices_needed(paper_run("llama", "70M"), DEVICES["h100"]) == 1
+
+
+def test_micro_batch_that_never_fits_names_the_remedy():
+    run = paper_run("llama", "7B", micro_batch_sequences=480)
+    with pytest.raises(ConfigError, match=r"llama-7B: .*480 x 8192.*micro_batch_sequences"):
+        devices_needed(run, DEVICES["a100"])
+
+
+def test_rung_of_the_paper():
+    row = rung(paper_run("llama", "1B"), DEVICES["h200"])
+    assert row.steps == round(300e9 / (480 * 8192))
+    assert row.tokens == row.steps * 480 * 8192
+    # Table 7's column; its digits are held by the accounting tests, the row carries them through.
+    assert row.params == non_embedding_parameters(paper_config("llama", "1B"), "paper")
+    assert row.flops == pytest.approx(row.flops_per_token * row.tokens)
+    hours = row.flops / (DEVICES["h200"].peak_flops * 0.4) / 3600
+    assert row.device_hours == pytest.approx(hours)
+    assert math.isfinite(row.memory_per_device)
+
+
+def test_decay_branches_are_paid_for():
+    run = RunConfig(
+        name="r",
+        model=toy_config("tnl", 32, vocab_size=257),
+        data=DataConfig(sequence_length=100, batch_sequences=1),
+        schedule=ScheduleConfig(kind="wsd", decay_fraction=0.2),
+        budget=BudgetConfig(tokens=10_000, horizons=(2_500, 5_000)),
+    )
+    # The trunk and the last decay make 10,000; the branches add a fifth of 2,500 and of 5,000.
+    assert trained_tokens(run) == 10_000 + 500 + 1_000
+
+
+def test_unknown_device_suggests_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean h200"):
+        find_device("h20")
+
+
+def test_cpu_is_measured_and_peaks_found_by_name():
+    cpu = find_device("cpu")
+    assert 1e8 < cpu.peak_flops < 1e14
+    assert dense_peak("NVIDIA H200") == DEVICES["h200"].peak_flops
+    assert dense_peak("NVIDIA GeForce RTX 3090") is None
