@@ -57,9 +57,9 @@ class ModelConfig:
     """Base of the rotary frequencies (`llama`) and of the LRPE angles (`tnl`, `cosformer2`)."""
     gate_rank: int | None = None
     """Rank t of the low-rank output gate (`tnl`, `cosformer2`). None: d / h, as in the paper."""
-    decay_slopes: Literal["alibi", "linear"] = "alibi"
+    decay_slopes: Literal["alibi", "linear", "none"] = "alibi"
     """TNL decay per head: `alibi` as in the authors' code (powers of two times a layer factor
-    1 - i/(l-1) + 1e-5), or `linear`, eq. 10 of arXiv 2405.17381: exp(-(8h/H)(1 - i/l))."""
+    1 - i/(l-1) + 1e-5); `linear`, eq. 10 of arXiv 2405.17381: exp(-(8h/H)(1 - i/l)); or none."""
     learn_decay: bool = False
     """Train the TNL decay slopes (the authors found that this diverges; kept for ablations)."""
     tnl_lrpe: Literal["none", "first", "all"] = "none"
@@ -76,7 +76,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("arch", ARCHS),
-            ("decay_slopes", ("alibi", "linear")),
+            ("decay_slopes", ("alibi", "linear", "none")),
             ("tnl_lrpe", ("none", "first", "all")),
         ):
             value = getattr(self, name)
@@ -97,6 +97,11 @@ class ModelConfig:
             raise ConfigError(
                 f"model.dim={self.dim} with model.heads={self.heads} gives head dimension "
                 f"{self.head_dim}; rotary embeddings need an even one."
+            )
+        if self.learn_decay and self.decay_slopes == "none":
+            raise ConfigError(
+                "model.learn_decay=True with model.decay_slopes='none': there is no slope to "
+                "train; choose alibi or linear as the start."
             )
         if self.gate_rank is not None and self.gate_rank < 1:
             raise ConfigError(f"model.gate_rank={self.gate_rank}: must be at least 1, or None.")

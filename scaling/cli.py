@@ -41,6 +41,7 @@ Overrides = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Sweep directory (default runs/<file stem>).")
 ]
+Toy = Annotated[bool, typer.Option("--toy", help="The experiment's small variant, for a CPU.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -51,6 +52,7 @@ def plan(
     device: Annotated[
         str, typer.Option(help="Device to plan for: cpu, a100, h100, h200, b200, mi300x.")
     ] = "",
+    toy: Toy = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +66,7 @@ def plan(
     from scaling.plan import rung
     from scaling.record import read_states
 
-    experiment = load_experiment(file, overrides or [])
+    experiment = load_experiment(file, overrides or [], toy)
     if not device:
         on_cpu = all(run.parallel.accelerator == "cpu" for run in experiment.runs)
         device = "cpu" if on_cpu else "h100"
@@ -96,6 +98,7 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
     ] = None,
+    toy: Toy = False,
     out: Out = None,
 ) -> None:
     """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
@@ -105,7 +108,7 @@ def run(
     from scaling.experiment import load_experiment
     from scaling.launch import launch
 
-    experiment = load_experiment(file, overrides or [])
+    experiment = load_experiment(file, overrides or [], toy)
     sweep_dir = out or Path("runs") / experiment.name
     if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs):
         raise typer.Exit(1)

@@ -1,5 +1,7 @@
 """Experiment files: Python files with a `runs()` that lists run configurations.
 
+A file whose question can also be asked of small models on a CPU takes `runs(toy: bool = False)`.
+
 A file is loaded by its path, so it may live anywhere; its stem names the sweep. Overrides from the
 command line are applied to every run, after the file.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections import Counter
@@ -33,8 +36,10 @@ class Experiment:
     """Its runs, overrides applied."""
 
 
-def load_experiment(path: Path, overrides: list[str]) -> Experiment:
+def load_experiment(path: Path, overrides: list[str], toy: bool = False) -> Experiment:
     """Read an experiment file and apply dotted overrides to each of its runs.
+
+    With `toy`, the file's small variant, in a sweep of its own (`<stem>-toy`).
 
     Raises:
         LinscaleError: the file is missing, fails to run, or does not list distinct runs.
@@ -45,7 +50,7 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     if not path.is_file():
         raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
     text = path.read_text(encoding="utf-8")
-    runs = _call_runs(path)
+    runs = _call_runs(path, toy)
     if not isinstance(runs, list) or not all(isinstance(run, RunConfig) for run in runs):
         raise LinscaleError(f"{path}: runs() must return a list of RunConfig.")
     if not runs:
@@ -57,10 +62,11 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
             f"{path}: {len(repeated)} runs are the same twice, first {repeated[0]}; an override "
             "that sets the field the runs differ in (model.arch, seed, ...) makes them equal."
         )
-    return Experiment(name=path.stem, path=path, text=text, runs=configs)
+    name = f"{path.stem}-toy" if toy else path.stem
+    return Experiment(name=name, path=path, text=text, runs=configs)
 
 
-def _call_runs(path: Path) -> object:
+def _call_runs(path: Path, toy: bool) -> object:
     """The result of the file's runs(); errors in the file name its own line, not our internals."""
     spec = importlib.util.spec_from_file_location(f"linscale_experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -72,7 +78,11 @@ def _call_runs(path: Path) -> object:
         runs = getattr(module, "runs", None)
         if runs is None:
             raise LinscaleError(f"{path}: has no function runs() -> list[RunConfig].")
-        return runs()
+        if toy and "toy" not in inspect.signature(runs).parameters:
+            raise LinscaleError(
+                f"{path}: has no toy variant; its runs() takes no argument `toy: bool`."
+            )
+        return runs(toy=True) if toy else runs()
     except (LinscaleError, ConfigError):
         raise
     except Exception as error:
@@ -86,7 +96,9 @@ def _call_runs(path: Path) -> object:
 
 def _nearest(path: Path) -> str:
     """A suggestion from the same folder, or from `experiments/`."""
-    candidates = {str(p) for folder in (path.parent, Path("experiments")) for p in folder.glob("*.py")}
+    candidates = {
+        str(p) for folder in (path.parent, Path("experiments")) for p in folder.glob("*.py")
+    }
     candidates = {c for c in candidates if not c.endswith("__init__.py")}
     near = difflib.get_close_matches(str(path), candidates, n=1)
     if not near:

@@ -14,6 +14,7 @@ of all layers, the activations inside one block, and the logits of one loss chun
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -44,30 +45,28 @@ def tokens_for_ratio(model: ModelConfig, tokens_per_parameter: float) -> int:
     return math.floor(tokens_per_parameter * non_embedding_parameters(model))
 
 
-def isoflop_models(
-    models: list[ModelConfig],
+def isoflop_horizons(
+    model: ModelConfig,
     sequence_length: int,
-    flops: float,
+    budgets: Sequence[float],
     tokens_per_parameter: tuple[float, float] = (5.0, 100.0),
-) -> list[tuple[ModelConfig, int]]:
-    """The models of one IsoFLOP profile with their token budgets.
+) -> tuple[int, ...]:
+    """The token budgets of one model on the IsoFLOP profiles of several compute budgets.
 
     Args:
-        models: candidates, any sizes of one or several architectures.
+        model: candidate for the profiles.
         sequence_length: tokens in a training sequence.
-        flops: compute of the profile, `exact` convention.
-        tokens_per_parameter: models whose budget falls outside this range are left out.
+        budgets: compute of the profiles in increasing order, FLOPs, `exact` convention.
+        tokens_per_parameter: profiles where the model's budget falls outside this range (per
+            non-embedding parameter) are left out.
 
     Returns:
-        (model, tokens), in the given order.
+        Tokens, in increasing order; empty when the model serves no profile.
     """
     low, high = tokens_per_parameter
-    profile: list[tuple[ModelConfig, int]] = []
-    for model in models:
-        tokens = tokens_for_flops(model, sequence_length, flops)
-        if low <= tokens / non_embedding_parameters(model) <= high:
-            profile.append((model, tokens))
-    return profile
+    size = non_embedding_parameters(model)
+    tokens = (tokens_for_flops(model, sequence_length, flops) for flops in budgets)
+    return tuple(t for t in tokens if low <= t / size <= high)
 
 
 def learning_rate(law: Law, parameters_: int, tokens: int, flops: float) -> float:

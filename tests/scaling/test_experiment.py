@@ -39,7 +39,8 @@ def test_loads_and_overrides_every_run(tmp_path):
     assert experiment.text == GOOD
 
 
-SHIPPED = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.stem != "__init__")
+HELPERS = ("__init__", "recipes")
+SHIPPED = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.stem not in HELPERS)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -63,6 +64,21 @@ def test_every_shipped_experiment_loads(path):
 def test_a_file_that_cannot_work_says_where(tmp_path, text, message):
     with pytest.raises(LinscaleError, match=message):
         load_experiment(write(tmp_path, text), [])
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SHIPPED if "toy: bool" in p.read_text()], ids=lambda p: p.stem
+)
+def test_every_toy_variant_is_a_sweep_of_its_own(path):
+    experiment = load_experiment(path, [], toy=True)
+    assert experiment.name == f"{path.stem}-toy"
+    assert {run.parallel.accelerator for run in experiment.runs} == {"cpu"}
+    assert max(run.budget.tokens for run in experiment.runs) <= 10_000_000
+
+
+def test_a_file_without_a_toy_variant_says_so(tmp_path):
+    with pytest.raises(LinscaleError, match="has no toy variant"):
+        load_experiment(write(tmp_path, GOOD), [], toy=True)
 
 
 def test_missing_file_suggests_the_nearest(tmp_path):

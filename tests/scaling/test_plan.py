@@ -15,7 +15,7 @@ from scaling.devices import DEVICES, GIB, dense_peak, find_device
 from scaling.plan import (
     batch_tokens,
     devices_needed,
-    isoflop_models,
+    isoflop_horizons,
     learning_rate,
     memory,
     rung,
@@ -64,14 +64,15 @@ def test_ratio_counts_non_embedding_parameters():
     assert tokens_for_ratio(model, 20) == 20 * non_embedding_parameters(model)
 
 
-def test_isoflop_profile_spends_one_budget_and_drops_extremes():
-    models = [toy_config("tnl", dim, vocab_size=257) for dim in (32, 64, 96, 128, 512)]
-    profile = isoflop_models(models, 256, 1e13, (5, 100))
-    assert 0 < len(profile) < len(models)
-    for model, tokens in profile:
-        spent = tokens * train_flops_per_token(model, 256)["total"]
-        assert spent == pytest.approx(1e13, rel=1e-4)
-        assert 5 <= tokens / non_embedding_parameters(model) <= 100
+def test_isoflop_profiles_spend_their_budgets_and_drop_extremes():
+    model = toy_config("tnl", 64, vocab_size=257)
+    budgets = (1e10, 1e12, 3e12, 1e13, 1e17)
+    horizons = isoflop_horizons(model, 256, budgets, (5, 100))
+    cost = train_flops_per_token(model, 256)["total"]
+    size = non_embedding_parameters(model)
+    expected = [c / cost for c in budgets if 5 <= c / cost / size <= 100]
+    assert 0 < len(expected) < len(budgets)
+    assert horizons == pytest.approx(expected, abs=1)
 
 
 def test_published_laws_at_published_points():
