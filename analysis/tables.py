@@ -1,0 +1,286 @@
+"""Anybody's table of runs (CSV, TSV or JSON lines) to the same `Sweep` that run records give.
+
+    load_csv(path, loss="final_loss", params=None, tokens=None, compute=None, group=None)
+        1. a column named by the caller is taken; one not named is guessed from its name
+        2. `NAME*FACTOR` scales a column ("tokens_b*1e9"); a unit in the name (tokens_b, PF-days)
+           is applied by itself, and said
+        3. of N, D and C any two give the third through C = 6 N D, which is said as well
+        4. rows without a number in a column that is used are excluded, each with its reason
+
+Nothing is scaled because of its magnitude: values that look like billions are taken as they stand,
+with a note that says what to type if they are not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.records import Sweep
+
+PFLOP_DAY = 1e15 * 86400.0
+"""FLOPs in one PFLOP/s-day."""
+
+_NAMES = {
+    "loss": ("loss", "val_loss", "validation_loss", "final_loss", "eval_loss", "test_loss",
+             "raw_loss", "train_loss", "training_loss"),
+    "n_params": ("n_params", "params", "parameters", "n", "model_size", "num_params", "size_params",
+                 "n_non_embedding", "non_embedding_params", "param_count", "nparams"),
+    "tokens": ("tokens", "d", "n_tokens", "train_tokens", "training_tokens", "num_tokens",
+               "tokens_seen", "dataset_size", "data"),
+    "flops": ("flops", "c", "compute", "training_flop", "training_flops", "train_flops", "flop",
+              "budget", "total_flops"),
+    "group": ("arch", "architecture", "group", "model_family", "family", "model_type"),
+    "run_id": ("run_id", "run", "run_name", "id", "experiment_id"),
+}  # fmt: skip
+"""Names that a column may go by, best first; compared in lower case with punctuation as `_`."""
+
+_SUFFIXES = {
+    "_b": 1e9, "_bn": 1e9, "_billion": 1e9, "_billions": 1e9, "_m": 1e6, "_million": 1e6,
+    "_millions": 1e6, "_t": 1e12, "_trillion": 1e12, "_pflops_days": PFLOP_DAY,
+    "_pf_days": PFLOP_DAY, "_pflop_s_days": PFLOP_DAY, "_pfdays": PFLOP_DAY,
+}  # fmt: skip
+_LABELS = {
+    "loss": "loss", "n_params": "N (parameters)", "tokens": "D (tokens)", "flops": "C (FLOPs)",
+    "group": "group",
+}  # fmt: skip
+_OPTIONS = {"loss": "--loss", "n_params": "--params", "tokens": "--tokens", "flops": "--compute"}
+_LEAST = {"n_params": 1e3, "tokens": 1e5, "flops": 1e9}
+"""A largest value below this is not a count of what the column holds."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    factor: float
+    how: str
+    """`given` or `guessed`."""
+
+
+def load_csv(
+    path: str | Path,
+    *,
+    loss: str | None = None,
+    params: str | None = None,
+    tokens: str | None = None,
+    compute: str | None = None,
+    group: str | None = None,
+) -> Sweep:
+    """Reads a table with one row per trained model or checkpoint.
+
+    Args:
+        path: .csv, .tsv, .jsonl or .json (records).
+        loss, params, tokens, compute: column names, optionally with a factor: "tokens_b*1e9".
+            None guesses from the name. Loss is in nats per token.
+        group: column that tells laws apart (an architecture); None guesses, "" means one group.
+
+    Raises:
+        AnalysisError: unreadable file, a column that does not exist (the nearest is suggested), no
+            loss, fewer than one of N, D and C, or no usable row.
+    """
+    path = Path(path)
+    frame = _read(path)
+    asked = {"loss": loss, "n_params": params, "tokens": tokens, "flops": compute, "group": group}
+    columns: dict[str, _Column] = {}
+    taken: set[str] = set()
+    for key, request in asked.items():
+        if request:
+            columns[key] = _given(frame, request, key)
+            taken.add(columns[key].name)
+    for key, request in asked.items():
+        if request is None and (found := _guess(frame, key, taken)):
+            columns[key] = found
+            taken.add(found.name)
+    if "loss" not in columns:
+        raise AnalysisError(
+            f"no loss column among {_listed(frame)} of {path.name}; name it with --loss"
+        )
+    axes = [key for key in ("n_params", "tokens", "flops") if key in columns]
+    if not axes:
+        raise AnalysisError(
+            f"no column for parameters, tokens or compute among {_listed(frame)} of {path.name}; "
+            "name them with --params, --tokens and --compute"
+        )
+    notes = [_describe(key, column) for key, column in columns.items()]
+    points, exclusions = _rows(frame, columns, axes)
+    if len(points) == 0:
+        raise AnalysisError(
+            f"{path.name} has no row with a positive number in each of the columns used "
+            f"({', '.join(columns[k].name for k in ['loss', *axes])})"
+        )
+    for key in axes:
+        largest = float(points[key].to_numpy().max())
+        if largest < _LEAST[key]:
+            notes.append(
+                f"{columns[key].name!r} is taken as plain {_LABELS[key]}, yet its largest value is "
+                f"{largest:.4g}. If it is in billions, give {_OPTIONS[key]} "
+                f"'{columns[key].name}*1e9'."
+            )
+    notes += _complete(points, axes)
+    points["group"] = _groups(frame, columns.get("group"), points.index)
+    points["arch"] = points["group"]
+    points["run_id"] = _run_ids(frame, points, taken)
+    return Sweep(
+        name=path.name,
+        runs=pd.DataFrame(),
+        points=points.reset_index(drop=True),
+        curves=pd.DataFrame(),
+        exclusions=exclusions,
+        conventions="; ".join(_describe(k, c) for k, c in columns.items() if k != "group"),
+        notes=notes,
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise AnalysisError(f"{path} does not exist; give a CSV file or a sweep directory")
+    try:
+        match path.suffix.lower():
+            case ".json":
+                frame = pd.read_json(path)
+            case ".jsonl":
+                frame = pd.read_json(path, lines=True)
+            case ".tsv":
+                frame = pd.read_csv(path, sep="\t")
+            case _:
+                frame = pd.read_csv(path)
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        first = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+        raise AnalysisError(f"{path} cannot be read as a table: {first}") from error
+    frame.columns = [str(c).strip() for c in frame.columns]
+    if len(frame) == 0:
+        raise AnalysisError(f"{path} has no rows")
+    return frame
+
+
+def _given(frame: pd.DataFrame, request: str, key: str) -> _Column:
+    name, star, factor_text = request.rpartition("*")
+    if not star or request in frame.columns:
+        name, factor_text = request, ""
+    if name not in frame.columns:
+        near = difflib.get_close_matches(name, list(frame.columns), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AnalysisError(
+            f"there is no column {name!r} for the {_LABELS[key]}{hint} Columns: {_listed(frame)}"
+        )
+    if not factor_text:
+        return _Column(name, _suffix_factor(name) if key in _LEAST else 1.0, "given")
+    try:
+        factor = float(factor_text)
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor > 0):
+        raise AnalysisError(
+            f"the factor in {request!r} must be a positive number, as in {name}*1e9"
+        )
+    return _Column(name, factor, "given")
+
+
+def _guess(frame: pd.DataFrame, key: str, taken: set[str]) -> _Column | None:
+    # Of "n" and "N" the capital is the model size, so capitals come last and win.
+    names = sorted((c for c in frame.columns if c not in taken), reverse=True)
+    simple = {_simplify(c): c for c in names}
+    for candidate in _NAMES[key]:
+        if candidate in simple:
+            return _Column(simple[candidate], 1.0, "guessed")
+    if key in _LEAST:  # tokens_b, params (M), compute_pf_days, ...
+        for candidate in _NAMES[key]:
+            for suffix, factor in _SUFFIXES.items():
+                if candidate + suffix in simple:
+                    return _Column(simple[candidate + suffix], factor, "guessed")
+    return None
+
+
+def _simplify(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _suffix_factor(name: str) -> float:
+    simple = _simplify(name)
+    return next((f for s, f in _SUFFIXES.items() if simple.endswith(s)), 1.0)
+
+
+def _describe(key: str, column: _Column) -> str:
+    scale = "" if column.factor == 1 else f" x {column.factor:g}"
+    guess = " (guessed)" if column.how == "guessed" else ""
+    return f"{_LABELS[key]} = {column.name!r}{scale}{guess}"
+
+
+def _listed(frame: pd.DataFrame) -> str:
+    names = list(frame.columns)
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def _rows(
+    frame: pd.DataFrame, columns: dict[str, _Column], axes: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    values: dict[str, np.ndarray] = {}
+    reasons = [""] * len(frame)
+    for key in ("loss", *axes):
+        column = columns[key]
+        raw = list(frame[column.name])
+        numbers = np.array([_number(v) for v in raw]) * column.factor
+        for i in np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0))):
+            reasons[i] = reasons[i] or f"{column.name} = {raw[i]} is not a positive number"
+        values[key] = numbers
+    kept = np.array([reason == "" for reason in reasons])
+    points = pd.DataFrame({key: column[kept] for key, column in values.items()})
+    points.index = pd.Index(np.flatnonzero(kept))
+    exclusions = pd.DataFrame(
+        {
+            "run_id": [_row_name(int(i)) for i in np.flatnonzero(~kept)],
+            "tokens": math.nan,
+            "reason": [reason for reason in reasons if reason],
+        }
+    )
+    return points, exclusions
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # pyright: ignore[reportArgumentType] - anything may be in a cell
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _row_name(index: int) -> str:
+    """Rows as a spreadsheet counts them: the header is row 1."""
+    return f"row {index + 2}"
+
+
+def _complete(points: pd.DataFrame, axes: list[str]) -> list[str]:
+    """Adds the third of N, D and C where two are there; says so."""
+    missing = [key for key in ("n_params", "tokens", "flops") if key not in axes]
+    if len(missing) != 1:
+        return []
+    (key,) = missing
+    if key == "flops":
+        points[key] = 6 * points["n_params"] * points["tokens"]
+        return ["no compute column: C = 6 N D is assumed"]
+    other = "tokens" if key == "n_params" else "n_params"
+    points[key] = points["flops"] / (6 * points[other])
+    return [f"no column for {_LABELS[key]}: it is taken from C = 6 N D"]
+
+
+def _groups(frame: pd.DataFrame, column: _Column | None, index: pd.Index) -> list[str]:
+    return ["all"] * len(index) if column is None else _words(frame, column.name, index)
+
+
+def _words(frame: pd.DataFrame, name: str, index: pd.Index) -> list[str]:
+    cells = list(frame[name])
+    return [str(cells[i]) for i in index]
+
+
+def _run_ids(frame: pd.DataFrame, points: pd.DataFrame, taken: set[str]) -> list[str]:
+    """Rows that belong to one run: the unit of the bootstrap. Without a run column, a row each."""
+    column = _guess(frame, "run_id", taken)
+    if column is not None:
+        return _words(frame, column.name, points.index)
+    return [_row_name(i) for i in points.index]
