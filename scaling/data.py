@@ -1,0 +1,135 @@
+"""Batches for training and validation: a LightningDataModule over prepared shards.
+
+1. `scaling.shards.prepare` makes or opens the token shards.
+2. `StepSampler` turns (seed, samples consumed) into block numbers, one micro-batch at a time.
+3. `Blocks` gathers a whole micro-batch from the memory map in one indexing operation.
+4. A batch is (inputs, targets), two int64 tensors (B, T); targets are the inputs shifted by one.
+
+Nothing here has a state: a run resumed after s steps constructs its data with `start_step=s`. The
+batches are the same for any number of loader processes, devices and accumulation steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from models.config import ConfigError
+from scaling.config import RunConfig
+from scaling.sampler import BlockOrder, StepSampler
+from scaling.shards import PreparedData, prepare
+from scaling.token_store import Split
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, int64 (B, T)."""
+
+
+def to_batch(rows: NDArray[np.int64]) -> Batch:
+    """Inputs and targets, views of one tensor, from rows of T + 1 tokens: (B, T + 1)."""
+    tokens = torch.from_numpy(rows)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+class Blocks(Dataset[Batch]):
+    """Training blocks by number; a loader asks for all numbers of a batch at once."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return self._split.n_blocks
+
+    def __getitem__(self, block: int) -> Batch:
+        return self.__getitems__([block])
+
+    def __getitems__(self, blocks: list[int]) -> Batch:
+        return to_batch(self._split.gather(blocks))
+
+
+def validation_batches(prepared: PreparedData, batch_sequences: int) -> Iterator[Batch]:
+    """The fixed validation blocks in their order; the last batch may be smaller."""
+    for first in range(0, len(prepared.validation), batch_sequences):
+        yield to_batch(prepared.validation[first : first + batch_sequences])
+
+
+def _whole(batch: Batch) -> Batch:
+    """Collation: `Blocks` gives whole batches."""
+    return batch
+
+
+class DataModule(L.LightningDataModule):
+    """Data of one run. Use with `Trainer(use_distributed_sampler=False)`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: PreparedData | None = None,
+        *,
+        start_step: int = 0,
+        cache_dir: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            config: the run.
+            prepared: its data, where already opened; else `prepare` is called.
+            start_step: optimizer steps that the run has made already.
+            cache_dir: where prepared corpora lie; None for the default.
+
+        Raises:
+            LinscaleError: the data cannot be prepared.
+            ConfigError: the tokenizer has more tokens than the model's embedding has rows.
+        """
+        super().__init__()
+        self.config = config
+        self.prepared = prepared or prepare(config.data, cache_dir)
+        self.start_step = start_step
+        if self.prepared.vocab_size > config.model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size={config.model.vocab_size}: the tokenizer "
+                f"{config.data.tokenizer} has {self.prepared.vocab_size} tokens; set "
+                f"model.vocab_size={self.prepared.vocab_size} or more."
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """An endless loader of this rank's micro-batches, from `start_step` on."""
+        config = self.config
+        rank, world_size = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
+        batch = config.data.batch_sequences
+        sampler = StepSampler(
+            order=BlockOrder(n_blocks=self.prepared.train.n_blocks, seed=config.seed),
+            start_samples=self.start_step * batch,
+            batch_sequences=batch,
+            micro_batch_sequences=config.parallel.micro_batch_sequences or batch // world_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(sampler)
+
+    def val_dataloader(self) -> list[Batch]:
+        """The fixed validation blocks, all of them on every rank."""
+        config = self.config
+        size = config.parallel.micro_batch_sequences or config.data.batch_sequences
+        return list(validation_batches(self.prepared, size))
+
+    def _loader(self, sampler: StepSampler) -> DataLoader[Batch]:
+        workers = self.config.parallel.workers
+        return DataLoader(
+            Blocks(self.prepared.train),
+            batch_sampler=sampler,
+            collate_fn=_whole,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # The loader draws a seed when it is iterated; from its own generator, so that it does
+            # not move the global one.
+            generator=torch.Generator(),
+        )

@@ -1,0 +1,201 @@
+"""The files that hold tokens: written by `scaling.shards`, read by everything else.
+
+A prepared corpus is a folder:
+
+    index.json            what is in it (`Index`); replaced atomically after every chunk of text
+    train-00000.bin ...   token numbers, little-endian uint16 or uint32 as the vocabulary needs
+    validation-00000.bin  the documents that are held out
+    tokenizer.json        where the tokenizer was trained on this corpus
+    blocks-T-n.json       the fixed validation blocks of sequence length T, at most n
+
+Each document is followed by the end-of-document token. Block b of a split is T + 1 consecutive
+tokens: T inputs and the same shifted by one as targets. Neighbouring blocks share one token, blocks
+do not cross shards, and the fewer than T + 1 tokens at the end of a shard belong to no block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from scaling.errors import LinscaleError
+
+FORMAT = 1
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of tokens."""
+
+    file: str
+    """Its name in the folder."""
+    tokens: int
+    """How many it holds."""
+    sha256: str
+    """Hash of its bytes."""
+
+
+@dataclass(kw_only=True)
+class Contents:
+    """What one split holds."""
+
+    shards: list[Shard] = field(default_factory=list)
+    documents: int = 0
+    text_bytes: int = 0
+    """UTF-8 bytes of its documents."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens over all shards, document ends included."""
+        return sum(shard.tokens for shard in self.shards)
+
+
+@dataclass(kw_only=True)
+class Index:
+    """Everything about a prepared corpus but the tokens. Mutable only while it is being written."""
+
+    source: dict[str, Any]
+    """The settings and the signature that it was made from."""
+    vocab_size: int
+    eos_id: int
+    tokenizer_sha256: str
+    dtype: str
+    """`uint16` or `uint32`."""
+    corpus_sha256: str = ""
+    """Chain over the documents: h <- SHA-256(h, SHA-256(document)), as hex digits."""
+    documents_read: int = 0
+    """Documents taken from the corpus, the empty ones included."""
+    empty_documents: int = 0
+    """Documents without a visible character; they are skipped."""
+    complete: bool = False
+    """False while the corpus is still being tokenised."""
+    train: Contents = field(default_factory=Contents)
+    validation: Contents = field(default_factory=Contents)
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Replace the folder's index in one step."""
+        write_json(folder / INDEX, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Index | None:
+        """The index of a folder, None where there is none.
+
+        Raises:
+            LinscaleError: it cannot be read as one.
+        """
+        try:
+            values = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            raise damaged(folder, f"{INDEX} cannot be read ({error})") from None
+        try:
+            for split in ("train", "validation"):
+                shards = [Shard(**shard) for shard in values[split].pop("shards")]
+                values[split] = Contents(shards=shards, **values[split])
+            index = cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise damaged(folder, f"{INDEX} is not an index of this version ({error})") from None
+        if index.format != FORMAT:
+            raise damaged(folder, f"{INDEX} has format {index.format}, not {FORMAT}")
+        return index
+
+
+class Split:
+    """The blocks of a split, memory-mapped. Pickles as paths, so loader workers map it anew."""
+
+    def __init__(self, folder: Path, contents: Contents, dtype: str, sequence_length: int) -> None:
+        """Raises LinscaleError: a shard is missing or does not have the size of the index."""
+        self.sequence_length = sequence_length
+        self.tokens = contents.tokens
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._paths: list[Path] = []
+        counts: list[int] = []
+        for shard in contents.shards:
+            path = folder / shard.file
+            expected = shard.tokens * self._dtype.itemsize
+            size = path.stat().st_size if path.is_file() else None
+            if size != expected:
+                found = "missing" if size is None else f"{size} bytes long"
+                raise damaged(folder, f"{shard.file} is {found}, the index says {expected} bytes")
+            if blocks := (shard.tokens - 1) // sequence_length:
+                self._paths.append(path)
+                counts.append(blocks)
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._windows: list[NDArray[np.unsignedinteger] | None] = [None] * len(counts)
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of T + 1 tokens."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def gather(self, blocks: NDArray[np.int64] | list[int]) -> NDArray[np.int64]:
+        """The blocks of the given numbers, in their order: (n, T + 1)."""
+        wanted = np.asarray(blocks, dtype=np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.n_blocks:
+            raise IndexError(f"block {wanted.min()}..{wanted.max()} of {self.n_blocks}")
+        out = np.empty((len(wanted), self.sequence_length + 1), dtype=np.int64)
+        shards = np.searchsorted(self._ends, wanted, side="right")
+        for shard in np.unique(shards):
+            rows = np.flatnonzero(shards == shard)
+            first = self._ends[shard - 1] if shard else 0
+            out[rows] = self._map(int(shard))[wanted[rows] - first]
+        return out
+
+    def _map(self, shard: int) -> NDArray[np.unsignedinteger]:
+        """All blocks of a shard as overlapping rows of its file: (blocks, T + 1), nothing copied."""
+        windows = self._windows[shard]
+        if windows is None:
+            flat = np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
+            length, stride = self.sequence_length, flat.strides[0]
+            shape = ((len(flat) - 1) // length, length + 1)
+            windows = as_strided(flat, shape, (length * stride, stride), writeable=False)
+            self._windows[shard] = windows
+        return windows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_windows": [None] * len(self._paths)}
+
+
+def verify(folder: Path, index: Index) -> None:
+    """Read every shard and compare its hash.
+
+    Raises:
+        LinscaleError: a shard is missing or holds other bytes than were written.
+    """
+    for shard in [*index.train.shards, *index.validation.shards]:
+        try:
+            with (folder / shard.file).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise damaged(folder, f"{shard.file} is missing") from None
+        if found != shard.sha256:
+            raise damaged(folder, f"{shard.file} does not have the content that was written")
+
+
+def damaged(folder: Path, what: str) -> LinscaleError:
+    """The error for a prepared corpus that cannot be trusted."""
+    return LinscaleError(
+        f"prepared corpus {folder}: {what}. It was truncated, or written by something else. Delete "
+        "that folder and run the same command again; it is made anew from the corpus."
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader, or a crash, finds either the old file or the new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
