@@ -1,0 +1,114 @@
+"""cosFormer2: linear attention without decay, re-weighted by a cosine (2406.16690 eqs. 16-19).
+
+    X <- TPE(embedding)                                             once, before the blocks
+    Q_i, K_i = silu(Xb W),  V_i = Xb W,  Xb = Norm(X),  G = sigmoid(Xb W_gd W_gu)
+    a_ts = sum_c q_tc k_sc cos(theta_c (t - s)),   o_t = sum_{s <= t} a_ts v_s
+    X + (Norm(Concat(O)) * G) W_o
+
+The cosine is linear in [q cos(theta t), q sin(theta t)] and the same for k, so the state is
+(2 d/h) x (d/h) per head. theta is per head, channel and layer (see `layers.LRPEAngles` for its
+start). No denominator: the parameter-free SRMSNorm over all heads takes its place. The channel
+mixer is an SGLU without activation.
+
+Data flow: 1. the stem applies TPE (`layers.ToeplitzEncoding`); 2. one product gives q, k, v; 3. SiLU
+on q and k; 4. `cosine_attention` rotates by absolute positions and runs the recurrence; 5. norm,
+gate, output.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.kernels.api import linear_attention, linear_attention_step
+from models.layers import (
+    Architecture,
+    LayerState,
+    LowRankGate,
+    LRPEAngles,
+    Span,
+    SRMSNorm,
+    Stem,
+    ToeplitzEncoding,
+    TokenMixer,
+    angle_dtype,
+    lrpe,
+)
+
+
+class ToeplitzStem(Stem):
+    """Applies TPE to the embedded tokens unless `config.tpe` is False."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.tpe = ToeplitzEncoding(config) if config.tpe else None
+
+    def forward(
+        self, x: Tensor, span: Span, state: LayerState | None
+    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
+        if self.tpe is None:
+            return x, (), {}
+        x, state = self.tpe(x, span, state)
+        return x, (), state
+
+    def step(
+        self, x: Tensor, positions: Tensor, state: LayerState
+    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
+        if self.tpe is None:
+            return x, (), state
+        x, state = self.tpe.step(x, state)
+        return x, (), state
+
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> LayerState:
+        return {} if self.tpe is None else self.tpe.initial_state(batch_size, device, dtype)
+
+
+class CosineAttention(TokenMixer):
+    """Gated linear attention with a cosine re-weighting; state (N, H, 2K, V) float32."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.angles = LRPEAngles(config)
+        self.gate = LowRankGate(config)
+        self.norm = SRMSNorm(config.dim, config.norm_eps)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k (..., H, 2K) and v (..., H, V) of x (..., d)."""
+        qk, v = self.qkv(x).split((2 * x.shape[-1], x.shape[-1]), dim=-1)
+        qk = F.silu(qk).unflatten(-1, (2, self.heads, self.head_dim))  # (..., 2, H, K)
+        q, k = lrpe(qk, self.angles(), positions[..., None]).unbind(-3)
+        return q, k, v.unflatten(-1, (self.heads, self.head_dim))
+
+    def _output(self, x: Tensor, o: Tensor) -> Tensor:
+        return self.out(self.norm(o.flatten(-2)) * self.gate(x))
+
+    def forward(
+        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+    ) -> tuple[Tensor, LayerState]:
+        q, k, v = self._project(x, span.positions)
+        initial = None if state is None else state["kv"]
+        o, final = linear_attention(q, k, v, None, initial, span.cu_seqlens)
+        return self._output(x, o), {"kv": final}
+
+    def step(
+        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        q, k, v = self._project(x, positions)
+        o, kv = linear_attention_step(q, k, v, state["kv"])
+        return self._output(x, o), {"kv": kv}
+
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> LayerState:
+        shape = (batch_size, self.heads, 2 * self.head_dim, self.head_dim)
+        return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
+
+
+ARCHITECTURE = Architecture(mixer=CosineAttention, norm=SRMSNorm, stem=ToeplitzStem)

@@ -1,0 +1,255 @@
+"""A language model: embedding, stem, blocks, final norm and (tied) head.
+
+    x = Stem(embedding[tokens]);   x += TokenMixer(Norm(x));   x += ChannelMixer(Norm(x));   ...
+    logits = Norm(x) W_head^T
+
+`build(config)` reads the architecture's parts from the module `models.<config.arch>`, so that a
+new architecture is one module with an `ARCHITECTURE` and its name in `models.config.Arch`.
+
+Three ways through one set of weights, which agree:
+
+1. `forward` / `loss`: all tokens of a call in parallel, from an empty or a carried state.
+2. `step`: one token a sequence, recurrent; the state is constant in size for the linear models.
+3. Both with a state: prefill with `forward(return_state=True)`, then `step`.
+
+Source of the layout: arXiv 2406.16690, appendix A.1 (pre-norm, shared embedding and head). The
+final norm is not printed there; all public code has it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.cross_entropy import linear_cross_entropy
+from models.layers import GLU, Architecture, LayerState, Span, make_span
+
+
+class State(NamedTuple):
+    """What a model carries from token to token: a pytree of tensors, first dimension N sequences.
+
+    `step` may update the tensors in place; copy the state to continue it twice
+    (`torch.utils._pytree.tree_map(torch.clone, state)`).
+    """
+
+    position: Tensor
+    """Tokens seen by each sequence, (N,) int64."""
+    stem: LayerState
+    """State of the stem (cosFormer2's TPE; otherwise empty)."""
+    blocks: list[LayerState]
+    """State of each block's token mixer."""
+
+
+class Block(nn.Module):
+    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x))."""
+
+    def __init__(self, config: ModelConfig, architecture: Architecture, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = architecture.norm(config.dim, config.norm_eps)
+        self.mixer = architecture.mixer(config, layer)
+        self.channel_norm = architecture.norm(config.dim, config.norm_eps)
+        self.channel = GLU(config, architecture.activation)
+
+    def forward(
+        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+    ) -> tuple[Tensor, LayerState]:
+        mixed, state = self.mixer(self.mixer_norm(x), span, shared, state)
+        x = x + mixed
+        return x + self.channel(self.channel_norm(x)), state
+
+    def step(
+        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        mixed, state = self.mixer.step(self.mixer_norm(x), positions, shared, state)
+        x = x + mixed
+        return x + self.channel(self.channel_norm(x)), state
+
+
+class LanguageModel(nn.Module):
+    """A causal language model of any architecture."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        architecture: Architecture = importlib.import_module(f"models.{config.arch}").ARCHITECTURE
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.stem = architecture.stem(config)
+        self.blocks = nn.ModuleList(
+            Block(config, architecture, layer) for layer in range(config.layers)
+        )
+        self.norm = architecture.norm(config.dim, config.norm_eps)
+        # A tied head is the embedding itself, not a second name for it: moving a model off the
+        # meta device would untie two names.
+        self.head = (
+            None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+        )
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection (V, d), which is the embedding where the two are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw every weight matrix from N(0, config.std) and set everything else to its start.
+
+        Also fills buffers, so that a model may be built on the meta device, materialised with
+        `to_empty` and initialised here. Uses torch's global random state.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.std)
+            elif (reset := getattr(module, "reset_parameters", None)) is not None:
+                reset()
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        *,
+        keep_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, State | None]:
+        """Normed hidden states before the head, (B, T, d), and the state if it is kept.
+
+        Args: as `forward`.
+        """
+        offset = None if state is None else state.position
+        span = make_span(tokens, offset, cu_seqlens, keep_state)
+        x = self.embedding(tokens)  # (B, T, d)
+        x, shared, stem_state = self.stem(x, span, None if state is None else state.stem)
+        block_states: list[LayerState] = []
+        for layer, block in enumerate(self.blocks):
+            x, kept = block(x, span, shared, None if state is None else state.blocks[layer])
+            block_states.append(kept)
+        x = self.norm(x)
+        if not keep_state:
+            return x, None
+        return x, State(_advance(tokens, offset, cu_seqlens), stem_state, block_states)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        return_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, State]:
+        """Logits of the next token after every token.
+
+        Args:
+            tokens: (B, T) integers.
+            state: where to continue from, for N sequences; None: from empty.
+            return_state: also return the state after the last tokens.
+            cu_seqlens: int32 (N + 1,) boundaries of N packed sequences, with B = 1; None: the B
+                rows are the sequences.
+
+        Returns:
+            logits (B, T, V), or (logits, state).
+        """
+        x, kept = self.hidden(tokens, state, keep_state=return_state, cu_seqlens=cu_seqlens)
+        logits = nn.functional.linear(x, self.head_weight)
+        return logits if kept is None else (logits, kept)
+
+    def loss(self, tokens: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Cross-entropy of each target in nats, (B, T) float32; 0 where the target is -100.
+
+        Args:
+            tokens: (B, T) inputs.
+            targets: (B, T) the tokens that follow them (the caller shifts).
+            cu_seqlens: as in `forward`.
+        """
+        x, _ = self.hidden(tokens, cu_seqlens=cu_seqlens)
+        return linear_cross_entropy(x, self.head_weight, targets)
+
+    def initial_state(
+        self,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state of `batch_size` sequences without tokens.
+
+        Args:
+            batch_size: number of sequences.
+            device: None: the model's.
+            dtype: of key-value caches, None: the model's. Recurrent states are float32 (float64
+                for float64).
+        """
+        device = self.embedding.weight.device if device is None else torch.device(device)
+        dtype = self.embedding.weight.dtype if dtype is None else dtype
+        return State(
+            torch.zeros(batch_size, dtype=torch.int64, device=device),
+            self.stem.initial_state(batch_size, device, dtype),
+            [block.mixer.initial_state(batch_size, device, dtype) for block in self.blocks],
+        )
+
+    @torch.no_grad()
+    def step(self, token: Tensor, state: State, *, reserve: bool = True) -> tuple[Tensor, State]:
+        """Logits after one more token of every sequence. Not differentiable (`forward` is).
+
+        Args:
+            token: (B,) integers.
+            state: for B sequences; its tensors may be updated in place.
+            reserve: make room in key-value caches first, which reads the longest position on the
+                host. False where `reserve` has made the room, for compiled or captured steps.
+
+        Returns:
+            logits (B, V) and the state after the token.
+        """
+        if reserve:
+            state = self.reserve(state, 1)
+        x = self.embedding(token)  # (B, d)
+        x, shared, stem_state = self.stem.step(x, state.position, state.stem)
+        block_states: list[LayerState] = []
+        for block, before in zip(self.blocks, state.blocks, strict=True):
+            x, after = block.step(x, state.position, shared, before)
+            block_states.append(after)
+        logits = nn.functional.linear(self.norm(x), self.head_weight)
+        return logits, State(state.position + 1, stem_state, block_states)
+
+    def reserve(self, state: State, tokens: int) -> State:
+        """The state with room for `tokens` more tokens; recurrent states need none."""
+        if not any(block.mixer.growing for block in self.blocks):
+            return state
+        capacity = int(state.position.max()) + tokens
+        blocks = [
+            block.mixer.reserve(kept, capacity)
+            for block, kept in zip(self.blocks, state.blocks, strict=True)
+        ]
+        return state._replace(blocks=blocks)
+
+
+def _advance(tokens: Tensor, offset: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Tokens seen by each sequence after a call, (N,) int64."""
+    if cu_seqlens is None:
+        batch, length = tokens.shape
+        seen = torch.full((batch,), length, dtype=torch.int64, device=tokens.device)
+    else:
+        seen = cu_seqlens.to(torch.int64).diff()
+    return seen if offset is None else offset + seen
+
+
+def build(
+    config: ModelConfig,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LanguageModel:
+    """The model of a configuration with fresh weights.
+
+    Args:
+        config: model.
+        device: where to build; "meta" allocates nothing and draws no weights.
+        dtype: of the parameters, None: float32.
+    """
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    model = model.to(dtype=torch.float32 if dtype is None else dtype)
+    if device is not None and torch.device(device).type == "meta":
+        return model
+    model = model.to_empty(device="cpu" if device is None else device)
+    model.init_weights()
+    return model

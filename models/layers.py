@@ -1,0 +1,327 @@
+"""What the architectures share: norms, gated channel mixers, rotations, the Toeplitz encoding.
+
+Every architecture is a module of this package with one `ARCHITECTURE` (see `Architecture`): a
+token mixer, a norm, the channel mixer's activation, and a stem, which runs once a call before the
+blocks. Data flow of one call, with T tokens of B sequences:
+
+1. `Span` says where the tokens lie in their sequences (positions, packing, carried state or not).
+2. The stem maps the embedded tokens (B, T, d) and prepares what all layers share.
+3. Each block adds token_mixer(norm(x)), then channel_mixer(norm(x)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.kernels.api import linear_attention, linear_attention_step
+
+Activation = Callable[[Tensor], Tensor]
+LayerState = dict[str, Tensor]
+"""Named state tensors of one layer; the first dimension of each is the sequence."""
+
+
+class Span(NamedTuple):
+    """Where the tokens of one call lie in their sequences."""
+
+    positions: Tensor
+    """Position of every token within its sequence, from 0: (1, T) when all rows are alike,
+    otherwise (B, T); packed: (1, T)."""
+    offset: Tensor | None = None
+    """Tokens each sequence had before this call, (N,); None when nothing is carried."""
+    cu_seqlens: Tensor | None = None
+    """Packed sequences: int32 boundaries (N + 1,), with B = 1; None when rows are sequences."""
+    sequence: Tensor | None = None
+    """Packed: the sequence of every token, (T,)."""
+    keep_state: bool = False
+    """The caller wants the state after the last token."""
+
+
+def make_span(
+    tokens: Tensor, offset: Tensor | None, cu_seqlens: Tensor | None, keep_state: bool
+) -> Span:
+    """The span of `tokens` (B, T) that follow `offset` earlier tokens of every sequence."""
+    index = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
+    if cu_seqlens is None:
+        positions = index[None] if offset is None else offset[:, None] + index  # (1 or B, T)
+        return Span(positions, offset, keep_state=keep_state)
+    starts = cu_seqlens.to(torch.int64)
+    sequence = torch.searchsorted(starts[1:], index, right=True)  # (T,)
+    positions = index - starts[sequence]
+    if offset is not None:
+        positions = positions + offset[sequence]
+    return Span(positions[None], offset, cu_seqlens, sequence, keep_state)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.dim,), self.weight.to(x.dtype), self.eps)
+
+
+class SRMSNorm(nn.Module):
+    """Simple RMSNorm, x / sqrt(mean(x^2) + eps): no weight (arXiv 2405.17381, section 3)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.dim,), None, self.eps)
+
+
+class GLU(nn.Module):
+    """Channel mixer [U * act(V)] W_down with U, V = x W_up, x W_gate.
+
+    act is SiLU in LLaMA (SwiGLU, arXiv 2406.16690 eq. 7) and the identity in the linear models
+    (SGLU, eqs. 10, 14, 18). Both input projections are one matrix product; rows [:g] of its
+    weight give U and rows [g:] give V.
+    """
+
+    def __init__(self, config: ModelConfig, activation: Activation | None) -> None:
+        super().__init__()
+        self.activation = activation
+        self.up_gate = nn.Linear(config.dim, 2 * config.glu_dim, bias=False)
+        self.down = nn.Linear(config.glu_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.up_gate(x).chunk(2, dim=-1)  # (..., g) each
+        return self.down(up * (gate if self.activation is None else self.activation(gate)))
+
+
+class LowRankGate(nn.Module):
+    """Output gate sigmoid(x W_down W_up) of rank t (arXiv 2406.16690 eqs. 9 and 17).
+
+    The equation prints the block input X; the normed input is used, as in all public code.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.dim, config.gate_dim, bias=False)
+        self.up = nn.Linear(config.gate_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.up(self.down(x)))
+
+
+def angle_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Angles and rotations are computed in float32, or in float64 for a float64 model."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rotary_angles(
+    positions: Tensor, head_dim: int, base: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * base^(-2c / head_dim), c = 0 .. head_dim / 2 - 1.
+
+    Source: RoFormer, arXiv 2104.09864, section 3.2.2; LLaMA's layout (halves, not pairs).
+
+    Args:
+        positions: (B or 1, T) integers.
+        head_dim: even.
+        base: of the frequencies.
+        dtype: of the model.
+
+    Returns:
+        Two tensors (B or 1, T, 1, head_dim): each angle twice, once for each half.
+    """
+    dtype = angle_dtype(dtype)
+    channel = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype)
+    angles = positions.to(dtype)[..., None] * base ** (-channel / head_dim)
+    angles = torch.cat((angles, angles), dim=-1)[:, :, None]  # (B, T, 1, head_dim)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel pairs (c, c + K/2) of x (B, T, H, K) by the angles of `rotary_angles`."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def lrpe(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
+    """[x cos(theta t), x sin(theta t)]: the last dimension doubles.
+
+    Args:
+        x: (..., H, K).
+        theta: angles in radians a position, (H, K).
+        positions: t, broadcastable to x's leading dimensions.
+    """
+    angles = positions.to(theta.dtype)[..., None, None] * theta  # (..., H, K)
+    return torch.cat((x * angles.cos().to(x.dtype), x * angles.sin().to(x.dtype)), dim=-1)
+
+
+class LRPEAngles(nn.Module):
+    """Angles theta of the linearised relative position encoding, one per head and channel.
+
+    q and k become [q cos(theta t), q sin(theta t)], so that their product gains the factor
+    cos(theta (t - s)) per channel: cosFormer2's re-weighting (arXiv 2406.16690 eq. 17) and TNL's
+    LRPE. The paper does not print the initial angles; theta_c = base^(-2c / d), c = 0 .. d - 1
+    over the channels of all heads, is that of the authors' TransNormer code, which also trains
+    them (`lrpe_learned`).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        # One dimension, so that no weight decay reaches the angles.
+        self.theta = nn.Parameter(torch.empty(config.dim), requires_grad=config.lrpe_learned)
+
+    def reset_parameters(self) -> None:
+        channel = torch.arange(self.config.dim, device=self.theta.device, dtype=torch.float64)
+        with torch.no_grad():
+            self.theta.copy_(self.config.rope_base ** (-2 * channel / self.config.dim))
+
+    def forward(self) -> Tensor:
+        theta = self.theta.to(angle_dtype(self.theta.dtype))
+        return theta.view(self.config.heads, self.config.head_dim)  # (H, K)
+
+
+class ToeplitzEncoding(nn.Module):
+    """TPE: a causal Toeplitz mixing of the embedded tokens, one pole per head.
+
+        s_t = lambda s_{t-1} + x_t,   y_t = W s_t,   i.e.   y_t = sum_{s <= t} lambda^(t-s) W x_s
+
+    for each head's channels, with lambda = sigmoid(pole) learned and W a (d/h, d/h) matrix.
+    arXiv 2406.16690 gives TPE's place (once, after the embedding, eq. 16) and its cost (d * d/h
+    parameters, a 2 n d (d/h) projection and a recurrence) but not its equation. This is the
+    one-pole recurrence of the first author's later code, whose position-independent queries and
+    keys collapse to a scalar, with W (d * d/h parameters in all heads together) in the place of
+    its dense output projection. lambda starts at 1/2 (as there) and W at the identity, so that a
+    fresh model still reads its tokens.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.pole = nn.Parameter(torch.empty(config.heads))
+        self.weight = nn.Parameter(torch.empty(config.heads, config.head_dim, config.head_dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.pole)
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(self.head_dim, device=self.weight.device))
+
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> LayerState:
+        shape = (batch_size, self.heads, 1, self.head_dim)
+        return {"tpe": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
+
+    def _decay(self) -> Tensor:
+        return F.logsigmoid(self.pole.to(angle_dtype(self.pole.dtype)))  # (H,)
+
+    def forward(self, x: Tensor, span: Span, state: LayerState | None) -> tuple[Tensor, LayerState]:
+        values = x.unflatten(-1, (self.heads, self.head_dim))  # (B, T, H, V)
+        ones = values.new_ones(1).expand(*values.shape[:-1], 1)  # (B, T, H, 1)
+        initial = None if state is None else state["tpe"]
+        out, final = linear_attention(ones, ones, values, self._decay(), initial, span.cu_seqlens)
+        return self._project(out), {"tpe": final}
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        values = x.unflatten(-1, (self.heads, self.head_dim))  # (B, H, V)
+        ones = values.new_ones(1).expand(*values.shape[:-1], 1)  # (B, H, 1)
+        out, final = linear_attention_step(ones, ones, values, state["tpe"], self._decay())
+        return self._project(out), {"tpe": final}
+
+    def _project(self, s: Tensor) -> Tensor:
+        return torch.einsum("...hk,hvk->...hv", s, self.weight).flatten(-2)  # (..., d)
+
+
+class TokenMixer(nn.Module):
+    """Base of the token mixers: (B, T, d) to (B, T, d), causal, with a carried state.
+
+    A subclass is built as `Mixer(config, layer)` and defines `forward`, `step` and
+    `initial_state`. `shared` is what the architecture's stem returned.
+    """
+
+    growing: bool = False
+    """The state grows with the tokens seen, so that `reserve` must be asked for room."""
+
+    def forward(
+        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+    ) -> tuple[Tensor, LayerState]:
+        """Mix T tokens at once.
+
+        Args:
+            x: (B, T, d), normed.
+            span: positions and packing.
+            shared: from the stem.
+            state: state before the first token, N sequences; None: empty.
+
+        Returns:
+            output (B, T, d) and the state after the last token ({} unless `span.keep_state`, for
+            mixers whose state is not a by-product).
+        """
+        raise NotImplementedError
+
+    def step(
+        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        """Mix one token: x (B, d) at `positions` (B,); `state` may be updated in place."""
+        raise NotImplementedError
+
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> LayerState:
+        """The state of `batch_size` sequences without tokens."""
+        raise NotImplementedError
+
+    def reserve(self, state: LayerState, capacity: int) -> LayerState:
+        """Room for `capacity` tokens a sequence; a recurrent state needs none."""
+        return state
+
+
+class Stem(nn.Module):
+    """What runs once a call before the blocks; this base leaves x alone and shares nothing."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, x: Tensor, span: Span, state: LayerState | None
+    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
+        """x (B, T, d) to (x, tensors that every mixer gets as `shared`, state)."""
+        return x, (), {}
+
+    def step(
+        self, x: Tensor, positions: Tensor, state: LayerState
+    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
+        """One token of every sequence: x (B, d) at `positions` (B,)."""
+        return x, (), state
+
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> LayerState:
+        """The state of `batch_size` sequences without tokens."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The parts of one architecture; each model module defines one as `ARCHITECTURE`."""
+
+    mixer: Callable[[ModelConfig, int], TokenMixer]
+    """Builds the token mixer of one layer from (config, layer index)."""
+    norm: Callable[[int, float], nn.Module]
+    """Norm before each mixer and before the head, built from (dim, eps)."""
+    activation: Activation | None = None
+    """Activation of the channel mixer's gate branch; None: none (SGLU)."""
+    stem: Callable[[ModelConfig], Stem] = Stem
+    """Builds what runs once a call before the blocks."""

@@ -1,0 +1,126 @@
+"""TNL (TransNormerLLM): linear attention with a fixed decay per head (arXiv 2406.16690 eqs. 8-11).
+
+    Q_i, K_i = silu(Xb W),  V_i = Xb W,  Xb = Norm(X),  G = sigmoid(Xb W_gd W_gu)
+    S_t = lambda_i S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
+    X + (Norm(Concat(O)) * G) W_o
+
+No scale and no denominator: the parameter-free SRMSNorm over all heads takes their place. The
+channel mixer is an SGLU without activation.
+
+Decay lambda = exp(-slope): arXiv 2405.17381 eq. 10 prints slope (8h/H)(1 - i/L) for head h of layer
+i (`decay_slopes="linear"`); the authors' released code has the slopes of ALiBi (powers of two)
+times 1 - i/(L-1) + 1e-5 (`"alibi"`, the default), so that the last layer hardly decays.
+LRPE: not in eq. 9 and off by default (`tnl_lrpe`); the released models have it in layer 0.
+
+Data flow: 1. one product gives q, k, v; 2. SiLU on q and k; 3. `linear_attention` with the decay
+of the head (LRPE layers: cosine attention first doubles the key dimension); 4. norm, gate, output.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.kernels.api import linear_attention, linear_attention_step
+from models.layers import (
+    Architecture,
+    LayerState,
+    LowRankGate,
+    LRPEAngles,
+    Span,
+    SRMSNorm,
+    TokenMixer,
+    angle_dtype,
+    lrpe,
+)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """ALiBi's slopes (arXiv 2108.12409): 2^(-8(h+1)/H) for H a power of two, else interleaved.
+
+    For other H, the slopes of the power of two below, then every other slope of twice that power.
+    """
+    power = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
+    if power == heads:
+        return slopes
+    return slopes + alibi_slopes(2 * power)[0::2][: heads - power]
+
+
+def decay_slopes(config: ModelConfig, layer: int) -> list[float]:
+    """Decay of each head of a layer in nats a step, >= 0."""
+    if config.decay_slopes == "linear":
+        factor = 1 - layer / config.layers
+        return [8 * h / config.heads * factor for h in range(config.heads)]
+    factor = 1 - layer / max(config.layers - 1, 1) + 1e-5
+    return [slope * factor for slope in alibi_slopes(config.heads)]
+
+
+class DecayAttention(TokenMixer):
+    """Gated linear attention with one fixed decay per head; state (N, H, K, V) float32."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.gate = LowRankGate(config)
+        self.norm = SRMSNorm(config.dim, config.norm_eps)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        slopes = torch.empty(config.heads)
+        if config.learn_decay:
+            self.slopes = nn.Parameter(slopes)
+        else:
+            self.register_buffer("slopes", slopes, persistent=False)
+        rotated = config.tnl_lrpe == "all" or (config.tnl_lrpe == "first" and layer == 0)
+        self.angles = LRPEAngles(config) if rotated else None
+
+    def reset_parameters(self) -> None:
+        slopes = torch.tensor(decay_slopes(self.config, self.layer), dtype=torch.float64)
+        with torch.no_grad():
+            self.slopes.copy_(slopes)
+
+    def _decay(self) -> Tensor:
+        # A learned slope may not turn into growth.
+        return -self.slopes.to(angle_dtype(self.slopes.dtype)).clamp(min=0)  # (H,)
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k (..., H, K) and v (..., H, V) of x (..., d)."""
+        qk, v = self.qkv(x).split((2 * x.shape[-1], x.shape[-1]), dim=-1)
+        qk = F.silu(qk).unflatten(-1, (2, self.heads, self.head_dim))  # (..., 2, H, K)
+        if self.angles is not None:
+            qk = lrpe(qk, self.angles(), positions[..., None])
+        q, k = qk.unbind(-3)
+        return q, k, v.unflatten(-1, (self.heads, self.head_dim))
+
+    def _output(self, x: Tensor, o: Tensor) -> Tensor:
+        return self.out(self.norm(o.flatten(-2)) * self.gate(x))
+
+    def forward(
+        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+    ) -> tuple[Tensor, LayerState]:
+        q, k, v = self._project(x, span.positions)
+        initial = None if state is None else state["kv"]
+        o, final = linear_attention(q, k, v, self._decay(), initial, span.cu_seqlens)
+        return self._output(x, o), {"kv": final}
+
+    def step(
+        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        q, k, v = self._project(x, positions)
+        o, kv = linear_attention_step(q, k, v, state["kv"], self._decay())
+        return self._output(x, o), {"kv": kv}
+
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> LayerState:
+        keys = self.head_dim * (1 if self.angles is None else 2)
+        shape = (batch_size, self.heads, keys, self.head_dim)
+        return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
+
+
+ARCHITECTURE = Architecture(mixer=DecayAttention, norm=SRMSNorm)
