@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import lightning as L
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -59,12 +60,12 @@ def validation_batches(prepared: PreparedData, batch_sequences: int) -> Iterator
         yield to_batch(prepared.validation[first : first + batch_sequences])
 
 
-def _whole(batch: Batch) -> Batch:
+def _whole(batch: Any) -> Batch:
     """Collation: `Blocks` gives whole batches."""
     return batch
 
 
-class DataModule(L.LightningDataModule):
+class DataModule(pl.LightningDataModule):
     """Data of one run. Use with `Trainer(use_distributed_sampler=False)`."""
 
     def __init__(

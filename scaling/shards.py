@@ -36,16 +36,8 @@ from scaling import tokenizers
 from scaling.config import DataConfig
 from scaling.corpora import Corpus, open_corpus
 from scaling.errors import LinscaleError
-from scaling.token_store import (
-    FORMAT,
-    Contents,
-    Index,
-    Shard,
-    Split,
-    damaged,
-    verify,
-    write_json,
-)
+from scaling.files import replacing, write_json
+from scaling.token_store import FORMAT, Contents, Index, Shard, Split, damaged, verify
 from scaling.tokenizers import Tokenizer, load_tokenizer
 
 CHUNK_BYTES = 256 * 2**20
@@ -177,7 +169,7 @@ def prepare(
                     index = _Writer(folder, corpus, data, source, index, progress).run()
         return _open(folder, data, index)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise LinscaleError(
             f"prepared corpus {folder}: the disk is full ({error.strerror}). Everything up to the "
@@ -193,7 +185,7 @@ def _folder_name(source: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _locked(folder: Path, progress: bool) -> Iterator[None]:
+def _locked(folder: Path, progress: bool = False) -> Iterator[None]:
     """Hold the folder's lock; the kernel frees it when the process ends, however it ends."""
     with (folder / "lock").open("w") as file:
         try:
@@ -243,7 +235,8 @@ def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:
     path = folder / f"blocks-{split.sequence_length}-{most}.json"
     if not path.exists():
         count = min(most, split.n_blocks)
-        write_json(path, {"blocks": [i * split.n_blocks // count for i in range(count)]})
+        with _locked(folder):
+            write_json(path, {"blocks": [i * split.n_blocks // count for i in range(count)]})
     try:
         blocks = [int(b) for b in json.loads(path.read_text(encoding="utf-8"))["blocks"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -325,9 +318,8 @@ class _Writer:
         if self._data.tokenizer.startswith("bpe:") and not path.exists():
             with self._bar("training the tokenizer", 0) as advance:
                 tokenizer = tokenizers.train_bpe(self._data.tokenizer, self._train_texts(advance))
-            partial = self._folder / f"{TRAINED}.tmp"
-            tokenizer.save(partial)
-            partial.replace(path)
+            with replacing(path) as file:
+                file.write(tokenizer.to_json().encode())
         return load_tokenizer(self._data.tokenizer, path)
 
     def _train_texts(self, advance: _Advance) -> Iterator[str]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from scaling.errors import LinscaleError
+from scaling.files import write_json
 
 FORMAT = 1
 INDEX = "index.json"
@@ -153,7 +153,7 @@ class Split:
         return out
 
     def _map(self, shard: int) -> NDArray[np.unsignedinteger]:
-        """All blocks of a shard as overlapping rows of its file: (blocks, T + 1), nothing copied."""
+        """All blocks of a shard, as overlapping views of its file: (blocks, T + 1)."""
         windows = self._windows[shard]
         if windows is None:
             flat = np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
@@ -189,13 +189,3 @@ def damaged(folder: Path, what: str) -> LinscaleError:
         f"prepared corpus {folder}: {what}. It was truncated, or written by something else. Delete "
         "that folder and run the same command again; it is made anew from the corpus."
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader, or a crash, finds either the old file or the new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

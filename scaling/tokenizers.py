@@ -60,14 +60,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
-        """Text of the tokens; bytes that are not UTF-8 become U+FFFD, document ends are left out."""
+        """Text of the tokens, without document ends; bytes that are not UTF-8 become U+FFFD."""
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token numbers of one text, without the end-of-document token."""
         return self.encode_batch([text])[0]
-
-    def save(self, path: Path) -> None:
-        """Write `tokenizer.json` where the tokenizer was trained here; others need no file."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -115,8 +112,9 @@ class JsonTokenizer(Tokenizer):
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
         return self._inner.decode([int(t) for t in tokens], skip_special_tokens=True)
 
-    def save(self, path: Path) -> None:
-        self._inner.save(str(path))
+    def to_json(self) -> str:
+        """Content of its `tokenizer.json`."""
+        return self._inner.to_str(pretty=True)
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -166,7 +164,7 @@ def load_tokenizer(name: str, trained: Path | None = None) -> Tokenizer:
 
     Args:
         name: `data.tokenizer`.
-        trained: for `bpe:`, the `tokenizer.json` that `train_bpe` made and `save` wrote.
+        trained: for `bpe:`, the `tokenizer.json` that `train_bpe` led to.
 
     Raises:
         LinscaleError: a file is missing or is no tokenizer, or tiktoken cannot get its vocabulary.
@@ -257,7 +255,7 @@ def _tiktoken(name: str, encoding: str) -> TiktokenTokenizer:
     except OSError as error:  # requests' errors are OSErrors
         raise LinscaleError(
             f"tokenizer {name}: tiktoken cannot download its vocabulary "
-            f"({type(error).__name__}). On a machine with network run `TIKTOKEN_CACHE_DIR=DIR "
-            f"python -c \"import tiktoken; tiktoken.get_encoding('{encoding}')\"`, copy DIR here and "
-            "set TIKTOKEN_CACHE_DIR to it; or choose data.tokenizer=bytes or bpe:32768."
+            f"({type(error).__name__}). On a machine with network, set TIKTOKEN_CACHE_DIR to an empty "
+            f"folder and run `python -c \"import tiktoken; tiktoken.get_encoding('{encoding}')\"`; "
+            "copy the folder here and set TIKTOKEN_CACHE_DIR to it; or choose data.tokenizer=bytes or bpe:32768."
         ) from error
