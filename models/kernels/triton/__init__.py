@@ -1,0 +1,84 @@
+"""Triton forward and backward of `linear_attention`: tensors in, tensors out, no autograd.
+
+`models.kernels.api` wraps these in custom operators; see it for shapes and meanings. Decay None,
+(H,) and (B, T, H) run the scalar kernels (`scalar_launch`), (B, T, H, K) the per-channel ones
+(`vector_launch`); `step` is one token of decoding. Kernel modules are imported on first use, so
+importing this package costs nothing where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs o (B, T, H, V), final state (N, H, K, V) float32, and what `backward` wants kept.
+
+    The third result is float32 chunk states, or an empty tensor when backward needs none.
+
+    Raises:
+        ValueError: dtype, shape or device outside what the kernels support.
+    """
+    if decay is not None and decay.ndim == 4:
+        from models.kernels.triton import vector_launch
+
+        return vector_launch.forward(q, k, v, decay, initial_state, cu_seqlens)
+    from models.kernels.triton import scalar_launch
+
+    return scalar_launch.forward(q, k, v, decay, initial_state, cu_seqlens)
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    do: Tensor,
+    dfinal_state: Tensor | None,
+    decay_gradient: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients (dq, dk, dv, ddecay, dinitial_state) of everything `forward` read.
+
+    ddecay is None without a decay; for decays of (H,) or (B, T, H), `decay_gradient=False` skips
+    it too, and with it one or two launches (a constant slope needs none). dinitial_state is None
+    without an initial state. dfinal_state None stands for zeros.
+    """
+    if decay is not None and decay.ndim == 4:
+        from models.kernels.triton import vector_launch
+
+        return vector_launch.backward(
+            q, k, v, decay, initial_state, cu_seqlens, states, do, dfinal_state
+        )
+    from models.kernels.triton import scalar_launch
+
+    return scalar_launch.backward(
+        q, k, v, decay, initial_state, cu_seqlens, states, do, dfinal_state, decay_gradient
+    )
+
+
+def step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor,
+    decay: Tensor | None = None,
+    cache_indices: Tensor | None = None,
+) -> Tensor:
+    """One token: updates `state` in place (rows `cache_indices` of it, if given) and returns o.
+
+    q, k: (B, H, K); v, o: (B, H, V); decay: None, (H,), (B, H) or (B, H, K); state: float32,
+    (B, H, K, V), or (S, H, K, V) with cache_indices (B,).
+    """
+    from models.kernels.triton.step import step as launch
+
+    return launch(q, k, v, state, decay, cache_indices)
