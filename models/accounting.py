@@ -7,6 +7,11 @@ Two conventions, never mixed silently:
     Softmax attention is causal: a query sees (n + 1) / 2 keys on average. Linear attention is
     counted in its recurrent form, 2 d_k d_v for the state update and 2 d_k d_v for the read per
     head and token, whatever algorithm a kernel uses. Element-wise work is not counted.
+    This is what PyTorch's FlopCounterMode counts on the reference implementations: linear
+    attention (TPE's one-pole filter included, as d_k = 1) through
+    `models.kernels.reference.recurrent_reference`, softmax attention by one query at a time over
+    the keys it sees. On `scaled_dot_product_attention` the counter charges all n keys to every
+    query, and custom kernels it does not see.
 `paper`
     Table 1 of arXiv 2406.16690, for comparison with its laws: g = 8/3 d in the FLOPs whatever the
     real width, softmax over all n keys, chunks of d / h tokens in linear attention, no embedding
@@ -77,8 +82,13 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def _has_tpe(config: ModelConfig) -> bool:
+    return config.arch == "cosformer2" and config.tpe
+
+
 def _tpe_parameters(config: ModelConfig) -> int:
-    return config.dim * config.head_dim if config.arch == "cosformer2" and config.tpe else 0
+    """A (d/h, d/h) matrix and a pole for every head."""
+    return config.dim * config.head_dim + config.heads if _has_tpe(config) else 0
 
 
 def _decay_parameters(config: ModelConfig) -> int:
@@ -119,7 +129,7 @@ def forward_flops_per_token(config: ModelConfig, keys: float) -> dict[str, float
         "gate": 4.0 * layers * d * config.gate_dim if gated else 0.0,
         "attention": 4.0 * layers * d * keys if softmax else float(state),
         "channel_mixer": 6.0 * layers * d * config.glu_dim,
-        "position": 2.0 * _tpe_parameters(config),
+        "position": 2.0 * d * config.head_dim + 4.0 * d if _has_tpe(config) else 0.0,
         "head": 2.0 * d * config.vocab_size,
     }
 
@@ -174,14 +184,14 @@ def decode_flops_per_token(config: ModelConfig, position: int) -> dict[str, floa
 def state_bytes(config: ModelConfig, batch_size: int = 1, itemsize: int = 4) -> int:
     """Bytes of recurrent state, constant in the context length (0 for LLaMA).
 
-    Each layer holds heads x d_k x d_v numbers; cosFormer2 also holds its TPE state, d x d/h.
+    Each layer holds heads x d_k x d_v numbers; cosFormer2 also holds its TPE state, d numbers.
     """
     if config.arch == "llama":
         return 0
     per_layer = sum(
         config.heads * key_dim(config, i) * config.head_dim for i in range(config.layers)
     )
-    return batch_size * itemsize * (per_layer + _tpe_parameters(config))
+    return batch_size * itemsize * (per_layer + (config.dim if _has_tpe(config) else 0))
 
 
 def kv_cache_bytes(

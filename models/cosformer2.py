@@ -10,9 +10,9 @@ The cosine is linear in [q cos(theta t), q sin(theta t)] and the same for k, so 
 start). No denominator: the parameter-free SRMSNorm over all heads takes its place. The channel
 mixer is an SGLU without activation.
 
-Data flow: 1. the stem applies TPE (`layers.ToeplitzEncoding`); 2. one product gives q, k, v; 3. SiLU
-on q and k; 4. `cosine_attention` rotates by absolute positions and runs the recurrence; 5. norm,
-gate, output.
+Data flow: 1. the stem applies TPE (`layers.ToeplitzEncoding`); 2. one product gives q, k, v;
+3. SiLU on q and k, rotated by their absolute positions; 4. `linear_attention` without decay;
+5. norm, gate, output.
 """
 
 from __future__ import annotations

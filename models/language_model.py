@@ -19,7 +19,7 @@ final norm is not printed there; all public code has it.
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
-        mixed, state = self.mixer(self.mixer_norm(x), span, shared, state)
+        mixed, kept = self.mixer(self.mixer_norm(x), span, shared, state)
         x = x + mixed
-        return x + self.channel(self.channel_norm(x)), state
+        return x + self.channel(self.channel_norm(x)), kept
 
     def step(
         self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
@@ -87,6 +87,10 @@ class LanguageModel(nn.Module):
         self.head = (
             None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         )
+
+    @property
+    def _stack(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     @property
     def head_weight(self) -> Tensor:
@@ -123,7 +127,7 @@ class LanguageModel(nn.Module):
         x = self.embedding(tokens)  # (B, T, d)
         x, shared, stem_state = self.stem(x, span, None if state is None else state.stem)
         block_states: list[LayerState] = []
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._stack):
             x, kept = block(x, span, shared, None if state is None else state.blocks[layer])
             block_states.append(kept)
         x = self.norm(x)
@@ -184,7 +188,7 @@ class LanguageModel(nn.Module):
         return State(
             torch.zeros(batch_size, dtype=torch.int64, device=device),
             self.stem.initial_state(batch_size, device, dtype),
-            [block.mixer.initial_state(batch_size, device, dtype) for block in self.blocks],
+            [block.mixer.initial_state(batch_size, device, dtype) for block in self._stack],
         )
 
     @torch.no_grad()
@@ -205,7 +209,7 @@ class LanguageModel(nn.Module):
         x = self.embedding(token)  # (B, d)
         x, shared, stem_state = self.stem.step(x, state.position, state.stem)
         block_states: list[LayerState] = []
-        for block, before in zip(self.blocks, state.blocks, strict=True):
+        for block, before in zip(self._stack, state.blocks, strict=True):
             x, after = block.step(x, state.position, shared, before)
             block_states.append(after)
         logits = nn.functional.linear(self.norm(x), self.head_weight)
@@ -213,12 +217,12 @@ class LanguageModel(nn.Module):
 
     def reserve(self, state: State, tokens: int) -> State:
         """The state with room for `tokens` more tokens; recurrent states need none."""
-        if not any(block.mixer.growing for block in self.blocks):
+        if not any(block.mixer.growing for block in self._stack):
             return state
         capacity = int(state.position.max()) + tokens
         blocks = [
             block.mixer.reserve(kept, capacity)
-            for block, kept in zip(self.blocks, state.blocks, strict=True)
+            for block, kept in zip(self._stack, state.blocks, strict=True)
         ]
         return state._replace(blocks=blocks)
 

@@ -180,7 +180,11 @@ class LRPEAngles(nn.Module):
         super().__init__()
         self.config = config
         # One dimension, so that no weight decay reaches the angles.
-        self.theta = nn.Parameter(torch.empty(config.dim), requires_grad=config.lrpe_learned)
+        self.theta: Tensor
+        if config.lrpe_learned:
+            self.theta = nn.Parameter(torch.empty(config.dim))
+        else:
+            self.register_buffer("theta", torch.empty(config.dim), persistent=False)
 
     def reset_parameters(self) -> None:
         channel = torch.arange(self.config.dim, device=self.theta.device, dtype=torch.float64)

@@ -71,11 +71,11 @@ class DecayAttention(TokenMixer):
         self.gate = LowRankGate(config)
         self.norm = SRMSNorm(config.dim, config.norm_eps)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
-        slopes = torch.empty(config.heads)
+        self.slopes: Tensor
         if config.learn_decay:
-            self.slopes = nn.Parameter(slopes)
+            self.slopes = nn.Parameter(torch.empty(config.heads))
         else:
-            self.register_buffer("slopes", slopes, persistent=False)
+            self.register_buffer("slopes", torch.empty(config.heads), persistent=False)
         rotated = config.tnl_lrpe == "all" or (config.tnl_lrpe == "first" and layer == 0)
         self.angles = LRPEAngles(config) if rotated else None
 
