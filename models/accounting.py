@@ -8,10 +8,10 @@ Two conventions, never mixed silently:
     counted in its recurrent form, 2 d_k d_v for the state update and 2 d_k d_v for the read per
     head and token, whatever algorithm a kernel uses. Element-wise work is not counted.
     This is what PyTorch's FlopCounterMode counts on the reference implementations: linear
-    attention (TPE's one-pole filter included, as d_k = 1) through
-    `models.kernels.reference.recurrent_reference`, softmax attention by one query at a time over
-    the keys it sees. On `scaled_dot_product_attention` the counter charges all n keys to every
-    query, and custom kernels it does not see.
+    attention through `models.kernels.reference.recurrent_reference`, TPE's one-pole filter as an
+    element-wise loop, softmax attention by one query at a time over the keys it sees. (On
+    `scaled_dot_product_attention` the counter charges all n keys to every query, and the products
+    inside custom operators it does not see.)
 `paper`
     Table 1 of arXiv 2406.16690, for comparison with its laws: g = 8/3 d in the FLOPs whatever the
     real width, softmax over all n keys, chunks of d / h tokens in linear attention, no embedding
@@ -129,7 +129,7 @@ def forward_flops_per_token(config: ModelConfig, keys: float) -> dict[str, float
         "gate": 4.0 * layers * d * config.gate_dim if gated else 0.0,
         "attention": 4.0 * layers * d * keys if softmax else float(state),
         "channel_mixer": 6.0 * layers * d * config.glu_dim,
-        "position": 2.0 * d * config.head_dim + 4.0 * d if _has_tpe(config) else 0.0,
+        "position": 2.0 * d * config.head_dim if _has_tpe(config) else 0.0,
         "head": 2.0 * d * config.vocab_size,
     }
 

@@ -64,9 +64,9 @@ class Block(nn.Module):
     def step(
         self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
     ) -> tuple[Tensor, LayerState]:
-        mixed, state = self.mixer.step(self.mixer_norm(x), positions, shared, state)
+        mixed, kept = self.mixer.step(self.mixer_norm(x), positions, shared, state)
         x = x + mixed
-        return x + self.channel(self.channel_norm(x)), state
+        return x + self.channel(self.channel_norm(x)), kept
 
 
 class LanguageModel(nn.Module):

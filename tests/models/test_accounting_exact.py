@@ -1,0 +1,153 @@
+"""The closed forms against the built models: parameters, FlopCounterMode, state bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import accounting, cosformer2, hgrn2, layers, tnl
+from models.config import (
+    ARCHS,
+    ASPECT_SHAPES,
+    PAPER_SIZES,
+    Arch,
+    paper_config,
+    toy_config,
+)
+from models.kernels.reference import recurrent_reference
+from models.language_model import LanguageModel, build
+
+# Name fragments of each parameter group, first match wins.
+GROUPS = {
+    "embedding": "embedding.",
+    "head": "head.",
+    "gate": ".gate.",
+    "channel_mixer": ".channel.",
+    "norm": "norm.",
+    "position": ("theta", "tpe."),
+    "decay": ("slopes", "stem.logits"),
+    "token_mixer": ".mixer.",
+}
+
+
+def count_groups(model: LanguageModel) -> dict[str, int]:
+    counts = dict.fromkeys(GROUPS, 0)
+    for name, parameter in model.named_parameters():
+        for group, fragments in GROUPS.items():
+            fragments = (fragments,) if isinstance(fragments, str) else fragments
+            if any(fragment in name for fragment in fragments):
+                counts[group] += parameter.numel()
+                break
+        else:
+            raise AssertionError(f"{name} belongs to no group")
+    return counts
+
+
+VARIANTS: list[tuple[Arch, dict[str, object]]] = [
+    *((arch, {}) for arch in ARCHS),
+    *((arch, {"tie_embeddings": False}) for arch in ARCHS),
+    ("tnl", {"learn_decay": True, "tnl_lrpe": "first", "gate_rank": 5}),
+    ("tnl", {"tnl_lrpe": "all", "decay_slopes": "linear"}),
+    ("tnl", {"tnl_lrpe": "all", "lrpe_learned": False}),
+    ("cosformer2", {"lrpe_learned": False}),
+    ("cosformer2", {"tpe": False, "gate_rank": 3}),
+]
+
+
+@pytest.mark.parametrize("size", [*PAPER_SIZES, *ASPECT_SHAPES])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_parameters_of_the_paper_sizes(arch: Arch, size: str) -> None:
+    config = paper_config(arch, size)
+    assert count_groups(build(config, device="meta")) == accounting.parameters(config)
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96, 128])
+@pytest.mark.parametrize(("arch", "changes"), VARIANTS)
+def test_parameters_of_toys_and_options(arch: Arch, changes: dict[str, object], dim: int) -> None:
+    config = toy_config(arch, dim, vocab_size=256).replace(**changes)
+    assert count_groups(build(config, device="meta")) == accounting.parameters(config)
+
+
+def causal_softmax(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Softmax attention, one query at a time over the keys it sees; (B, H, T, K)."""
+    assert is_causal
+    assert attn_mask is None
+    outputs = []
+    for t in range(q.shape[2]):
+        scores = q[:, :, t : t + 1] @ k[:, :, : t + 1].transpose(-1, -2) / q.shape[-1] ** 0.5
+        outputs.append(scores.softmax(-1) @ v[:, :, : t + 1])
+    return torch.cat(outputs, 2)
+
+
+def gated_reference(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    forget = lower_bound + (1 - lower_bound) * gate_logits.sigmoid()
+    return recurrent_reference(q, 1 - forget, v, forget.log(), initial_state, cu_seqlens)
+
+
+def one_pole_filter(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor | None, cu_seqlens: None
+) -> tuple[Tensor, Tensor]:
+    """TPE's use of linear attention: unit queries and keys of dimension 1, element-wise."""
+    assert q.shape[-1] == k.shape[-1] == 1
+    assert initial_state is None
+    state, outputs = torch.zeros_like(v[:, 0]), []
+    for t in range(v.shape[1]):
+        state = decay.exp()[:, None] * state + k[:, t] * v[:, t]
+        outputs.append(q[:, t] * state)
+    return torch.stack(outputs, 1), state[:, :, None]
+
+
+@pytest.fixture
+def reference_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the definitions in the place of the kernels."""
+    monkeypatch.setattr(layers, "linear_attention", one_pole_filter)
+    for module in (tnl, cosformer2):
+        monkeypatch.setattr(module, "linear_attention", recurrent_reference)
+    monkeypatch.setattr(hgrn2, "hgrn2_attention", gated_reference)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", causal_softmax)
+
+
+SHAPES = [(1, 7, 32, 1), (2, 16, 96, 3), (3, 33, 64, 4)]  # batch, length, dim, layers
+
+
+@pytest.mark.usefixtures("reference_implementations")
+@pytest.mark.parametrize(("batch", "length", "dim", "depth"), SHAPES)
+@pytest.mark.parametrize(("arch", "changes"), [v for v in VARIANTS if "lrpe_learned" not in v[1]])
+def test_flops_equal_the_counter(
+    arch: Arch, changes: dict[str, object], batch: int, length: int, dim: int, depth: int
+) -> None:
+    config = toy_config(arch, dim, vocab_size=61, layers=depth).replace(**changes)
+    model = build(config)
+    tokens = torch.randint(0, 61, (batch, length))
+    with FlopCounterMode(display=False) as counter:
+        model(tokens)
+    forward = accounting.forward_flops_per_token(config, (length + 1) / 2)
+    assert counter.get_total_flops() == batch * length * sum(forward.values())
+    with FlopCounterMode(display=False) as counter:
+        model.loss(tokens, tokens).mean().backward()
+    training = accounting.train_flops_per_token(config, length)["total"]
+    assert counter.get_total_flops() == batch * length * training
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("arch", "changes"), VARIANTS)
+def test_state_bytes(arch: Arch, changes: dict[str, object], batch: int) -> None:
+    config = toy_config(arch, 64, vocab_size=32).replace(**changes)
+    model = build(config, dtype=torch.bfloat16)
+    tokens = torch.zeros(batch, 9, dtype=torch.int64)
+    _, state = model(tokens, return_state=True)
+    size = sum(t.nbytes for t in tree_leaves((state.stem, state.blocks)))
+    expected = accounting.state_bytes(config, batch) + accounting.kv_cache_bytes(config, 9, batch)
+    assert size == expected
