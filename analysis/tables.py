@@ -4,11 +4,10 @@
         1. a column named by the caller is taken; one not named is guessed from its name
         2. `NAME*FACTOR` scales a column ("tokens_b*1e9"); a unit in the name (tokens_b, PF-days)
            is applied by itself, and said
-        3. of N, D and C any two give the third through C = 6 N D, which is said as well
-        4. rows without a number in a column that is used are excluded, each with its reason
+        3. the columns become n_params, tokens, flops, loss, arch; all others are kept
 
-Nothing is scaled because of its magnitude: values that look like billions are taken as they stand,
-with a note that says what to type if they are not.
+Nothing is scaled because of its magnitude. Rows that cannot be used, N, D or C that must be derived
+and suspicious units are found where a law is fitted (checks.py), because they depend on the law.
 """
 
 from __future__ import annotations
@@ -51,9 +50,8 @@ _LABELS = {
     "loss": "loss", "n_params": "N (parameters)", "tokens": "D (tokens)", "flops": "C (FLOPs)",
     "group": "group",
 }  # fmt: skip
-_OPTIONS = {"loss": "--loss", "n_params": "--params", "tokens": "--tokens", "flops": "--compute"}
-_LEAST = {"n_params": 1e3, "tokens": 1e5, "flops": 1e9}
-"""A largest value below this is not a count of what the column holds."""
+_SCALED = ("n_params", "tokens", "flops")
+"""What may carry a unit."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def load_csv(
 
     Raises:
         AnalysisError: unreadable file, a column that does not exist (the nearest is suggested), no
-            loss, fewer than one of N, D and C, or no usable row.
+            loss, or none of N, D and C.
     """
     path = Path(path)
     frame = _read(path)
@@ -102,39 +100,29 @@ def load_csv(
         raise AnalysisError(
             f"no loss column among {_listed(frame)} of {path.name}; name it with --loss"
         )
-    axes = [key for key in ("n_params", "tokens", "flops") if key in columns]
+    axes = [key for key in _SCALED if key in columns]
     if not axes:
         raise AnalysisError(
             f"no column for parameters, tokens or compute among {_listed(frame)} of {path.name}; "
             "name them with --params, --tokens and --compute"
         )
-    notes = [_describe(key, column) for key, column in columns.items()]
-    points, exclusions = _rows(frame, columns, axes)
-    if len(points) == 0:
-        raise AnalysisError(
-            f"{path.name} has no row with a positive number in each of the columns used "
-            f"({', '.join(columns[k].name for k in ['loss', *axes])})"
-        )
-    for key in axes:
-        largest = float(points[key].to_numpy().max())
-        if largest < _LEAST[key]:
-            notes.append(
-                f"{columns[key].name!r} is taken as plain {_LABELS[key]}, yet its largest value is "
-                f"{largest:.4g}. If it is in billions, give {_OPTIONS[key]} "
-                f"'{columns[key].name}*1e9'."
-            )
-    notes += _complete(points, axes)
-    points["group"] = _groups(frame, columns.get("group"), points.index)
-    points["arch"] = points["group"]
-    points["run_id"] = _run_ids(frame, points, taken)
+    points = frame.copy()
+    for key in ("loss", *axes):
+        numbers = np.array([_number(v) for v in frame[columns[key].name]])
+        points[key] = numbers * columns[key].factor
+    points["arch"] = _words(frame, columns["group"].name) if "group" in columns else "all"
+    run = _guess(frame, "run_id", taken)
+    # Rows of one run are the unit of the bootstrap; without a run column each row is a run.
+    names = [f"row {i + 2}" for i in range(len(frame))]  # as a spreadsheet counts: header is row 1
+    points["run_id"] = _words(frame, run.name) if run else names
     return Sweep(
         name=path.name,
         runs=pd.DataFrame(),
-        points=points.reset_index(drop=True),
+        points=points,
         curves=pd.DataFrame(),
-        exclusions=exclusions,
+        exclusions=pd.DataFrame(columns=["run_id", "tokens", "reason"]),
         conventions="; ".join(_describe(k, c) for k, c in columns.items() if k != "group"),
-        notes=notes,
+        notes=[_describe(key, column) for key, column in columns.items()],
     )
 
 
@@ -171,7 +159,7 @@ def _given(frame: pd.DataFrame, request: str, key: str) -> _Column:
             f"there is no column {name!r} for the {_LABELS[key]}{hint} Columns: {_listed(frame)}"
         )
     if not factor_text:
-        return _Column(name, _suffix_factor(name) if key in _LEAST else 1.0, "given")
+        return _Column(name, _suffix_factor(name) if key in _SCALED else 1.0, "given")
     try:
         factor = float(factor_text)
     except ValueError:
@@ -190,7 +178,7 @@ def _guess(frame: pd.DataFrame, key: str, taken: set[str]) -> _Column | None:
     for candidate in _NAMES[key]:
         if candidate in simple:
             return _Column(simple[candidate], 1.0, "guessed")
-    if key in _LEAST:  # tokens_b, params (M), compute_pf_days, ...
+    if key in _SCALED:  # tokens_b, params (M), compute_pf_days, ...
         for candidate in _NAMES[key]:
             for suffix, factor in _SUFFIXES.items():
                 if candidate + suffix in simple:
@@ -218,31 +206,6 @@ def _listed(frame: pd.DataFrame) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
-def _rows(
-    frame: pd.DataFrame, columns: dict[str, _Column], axes: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    values: dict[str, np.ndarray] = {}
-    reasons = [""] * len(frame)
-    for key in ("loss", *axes):
-        column = columns[key]
-        raw = list(frame[column.name])
-        numbers = np.array([_number(v) for v in raw]) * column.factor
-        for i in np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0))):
-            reasons[i] = reasons[i] or f"{column.name} = {raw[i]} is not a positive number"
-        values[key] = numbers
-    kept = np.array([reason == "" for reason in reasons])
-    points = pd.DataFrame({key: column[kept] for key, column in values.items()})
-    points.index = pd.Index(np.flatnonzero(kept))
-    exclusions = pd.DataFrame(
-        {
-            "run_id": [_row_name(int(i)) for i in np.flatnonzero(~kept)],
-            "tokens": math.nan,
-            "reason": [reason for reason in reasons if reason],
-        }
-    )
-    return points, exclusions
-
-
 def _number(value: object) -> float:
     try:
         return float(value)  # pyright: ignore[reportArgumentType] - anything may be in a cell
@@ -250,37 +213,5 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _row_name(index: int) -> str:
-    """Rows as a spreadsheet counts them: the header is row 1."""
-    return f"row {index + 2}"
-
-
-def _complete(points: pd.DataFrame, axes: list[str]) -> list[str]:
-    """Adds the third of N, D and C where two are there; says so."""
-    missing = [key for key in ("n_params", "tokens", "flops") if key not in axes]
-    if len(missing) != 1:
-        return []
-    (key,) = missing
-    if key == "flops":
-        points[key] = 6 * points["n_params"] * points["tokens"]
-        return ["no compute column: C = 6 N D is assumed"]
-    other = "tokens" if key == "n_params" else "n_params"
-    points[key] = points["flops"] / (6 * points[other])
-    return [f"no column for {_LABELS[key]}: it is taken from C = 6 N D"]
-
-
-def _groups(frame: pd.DataFrame, column: _Column | None, index: pd.Index) -> list[str]:
-    return ["all"] * len(index) if column is None else _words(frame, column.name, index)
-
-
-def _words(frame: pd.DataFrame, name: str, index: pd.Index) -> list[str]:
-    cells = list(frame[name])
-    return [str(cells[i]) for i in index]
-
-
-def _run_ids(frame: pd.DataFrame, points: pd.DataFrame, taken: set[str]) -> list[str]:
-    """Rows that belong to one run: the unit of the bootstrap. Without a run column, a row each."""
-    column = _guess(frame, "run_id", taken)
-    if column is not None:
-        return _words(frame, column.name, points.index)
-    return [_row_name(i) for i in points.index]
+def _words(frame: pd.DataFrame, name: str) -> list[str]:
+    return [str(value) for value in frame[name]]

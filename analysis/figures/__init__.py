@@ -1,0 +1,30 @@
+"""Every figure of the suite: functions from tidy frames to a matplotlib `Figure`.
+
+Figures draw; they fit nothing. What they need (points, bands, draws) comes as data frames with the
+columns named in their docstrings, so they also draw other people's numbers. A band has columns
+x, y, lo, hi and `inside` (False where the law is extrapolated: drawn dashed).
+
+Artists carry a gid "g:<group>" so that the report page can switch architectures on and off, and
+points carry hover texts (`analysis.figures.hover`).
+"""
+
+from analysis.figures.checks import bootstrap_cloud, holdout, residuals
+from analysis.figures.compare import downstream, multipliers, throughput
+from analysis.figures.curves import learning_curves, scaling_collapse
+from analysis.figures.frontier import loss_compute, optimum
+from analysis.figures.surface import contours, valleys
+
+__all__ = [
+    "bootstrap_cloud",
+    "contours",
+    "downstream",
+    "holdout",
+    "learning_curves",
+    "loss_compute",
+    "multipliers",
+    "optimum",
+    "residuals",
+    "scaling_collapse",
+    "throughput",
+    "valleys",
+]

@@ -1,0 +1,79 @@
+"""Parts that several figures share: bands, group lines, captions in a panel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import style
+from analysis.errors import AnalysisError
+from analysis.figures.hover import tag
+from analysis.style import End, look
+
+FLOPS = "training compute C (FLOPs)"
+PARAMS = "parameters N"
+TOKENS = "training tokens D"
+LOSS = "loss (nats/token)"
+
+
+def groups_of(frame: pd.DataFrame, column: str = "arch") -> list[str]:
+    """Groups of a frame, in drawing order.
+
+    Raises:
+        AnalysisError: the frame has no row.
+    """
+    if not len(frame):
+        raise AnalysisError("there is nothing to draw: the table is empty")
+    return style.ordered(frame[column].astype(str).unique())
+
+
+def band(
+    axes: Axes,
+    frame: pd.DataFrame,
+    group: str,
+    *,
+    among: Iterable[str] = (),
+    color: str = "",
+    linewidth: float = 1.5,
+) -> End:
+    """One law with its interval: solid where data support it, dashed where extrapolated.
+
+    `frame` has x, y and optionally lo, hi, inside. `color` is the line's (default: the group's).
+    Returns the right-hand end, for a label.
+    """
+    kind = look(group, among)
+    color = color or kind.color
+    frame = frame.sort_values("x")
+    x, y = frame["x"].to_numpy(float), frame["y"].to_numpy(float)
+    if "lo" in frame:
+        low, high = frame["lo"].to_numpy(float), frame["hi"].to_numpy(float)
+        area = axes.fill_between(x, low, high, color=kind.color, alpha=0.16, linewidth=0)
+        area.set_gid(tag(group))
+    inside = frame["inside"].to_numpy(bool) if "inside" in frame else np.ones(len(x), dtype=bool)
+    axes.plot(x, np.where(inside, y, np.nan), color=color, linewidth=linewidth, gid=tag(group))
+    if not inside.all():
+        # One more point on each side joins the dashed part to the solid one.
+        outside = ~inside | ~np.roll(inside, 1) | ~np.roll(inside, -1)
+        axes.plot(
+            x, np.where(outside, y, np.nan), color=color, linestyle=(0, (4, 2)),
+            linewidth=0.75 * linewidth, gid=tag(group),
+        )  # fmt: skip
+    return End(x[-1], y[-1], kind.label, kind.color, tag(group))
+
+
+def note(axes: Axes, text: str, *, x: float = 0.03, y: float = 0.04, **options: object) -> None:
+    """Small grey text inside a panel."""
+    defaults = {"fontsize": 7.5, "color": "#555555", "transform": axes.transAxes}
+    axes.text(x, y, text, **(defaults | options))  # pyright: ignore[reportArgumentType]
+
+
+def shades(color: str, count: int) -> list[tuple[float, float, float]]:
+    """`count` tones of one colour, light to full: an ordered quantity within an architecture."""
+    from matplotlib.colors import to_rgb
+
+    base = np.array(to_rgb(color))
+    weights = np.linspace(0.42, 1.0, count) if count > 1 else np.ones(1)
+    return [tuple(1 - w * (1 - base)) for w in weights]  # pyright: ignore[reportReturnType]

@@ -1,0 +1,148 @@
+"""Architectures against one another: compute multipliers, tasks, speed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+from analysis import style
+from analysis.figures.common import PARAMS, band, groups_of, note
+from analysis.figures.hover import points
+from analysis.style import End, look
+
+
+def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
+    """Compute that an architecture needs over the baseline's for the same loss.
+
+    `bands` by `group`: x is the baseline's compute (FLOPs), y, lo, hi the ratio. Below 1 the
+    architecture is cheaper; a band that holds 1 shows no difference.
+    """
+    groups = [g for g in groups_of(bands, "group") if g != baseline]
+    name = look(baseline, groups).label
+    with style.context():
+        figure, grid = style.panels(1, 1, width=style.SINGLE + 0.6, height=3.2)
+        axes = grid[0, 0]
+        ends = [band(axes, bands[bands["group"] == g], g, among=groups) for g in groups]
+        axes.axhline(1.0, color="black", linewidth=0.9)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        low = min(float(bands["y"].min()), float(np.nanmedian(bands["lo"])), 0.95)
+        high = max(float(bands["y"].max()), float(np.nanmedian(bands["hi"])), 1.05)
+        axes.set_ylim(low / 1.1, high * 1.1)
+        axes.set_xlim(bands["x"].min(), bands["x"].max())
+        axes.set_xlabel(f"compute of {name} at equal loss (FLOPs)")
+        axes.set_ylabel(f"compute needed / {name}'s")
+        style.log_axis(axes, "x")
+        _ratio_axis(axes)
+        note(axes, f"above 1: needs more than {name}", y=0.97, va="top")
+        note(axes, f"below 1: needs less than {name}")
+        figure.draw_without_rendering()
+        style.label_ends(axes, [*ends, End(bands["x"].max(), 1.0, name, "black")], at=1.02)
+    return figure
+
+
+def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, float]) -> Figure:
+    """Task accuracy against loss with the fitted sigmoid, one panel a task.
+
+    Args:
+        measured: arch, task, loss, accuracy.
+        laws: bands by `group` (the task): x loss, y, lo, hi accuracy.
+        chance: accuracy of a guess for each task.
+    """
+    tasks = [str(t) for t in dict.fromkeys(measured["task"])]
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    groups = groups_of(measured)
+    with style.context():
+        figure, grid = style.panels(
+            rows, columns, width=style.SINGLE if columns == 1 else 2.5 * columns,
+            height=0.4 + 2.3 * rows,
+        )  # fmt: skip
+        for axes, task in zip(grid.flat, tasks, strict=False):
+            law = laws[laws["group"] == task].sort_values("x")
+            axes.fill_between(
+                law["x"], law["lo"], law["hi"], color="#444444", alpha=0.14, linewidth=0
+            )
+            axes.plot(law["x"], law["y"], color="#444444", linewidth=1.3)
+            axes.axhline(chance[task], color=style.GREY, linestyle=":", linewidth=1.0)
+            axes.annotate(
+                "chance", (1, chance[task]), xycoords=("axes fraction", "data"), fontsize=7,
+                color="#6b6b6b", ha="right", va="bottom",
+            )  # fmt: skip
+            for group in groups:
+                own = measured[(measured["arch"] == group) & (measured["task"] == task)]
+                texts = [
+                    f"{look(group, groups).label}: loss {x:.3f}, accuracy {y:.1%}"
+                    for x, y in zip(own["loss"], own["accuracy"], strict=True)
+                ]
+                points(axes, own["loss"], own["accuracy"], group=group, texts=texts,
+                       label=look(group, groups).label)  # fmt: skip
+            axes.invert_xaxis()
+            axes.set_title(task)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
+        for axes in list(grid.flat)[len(tasks) :]:
+            axes.remove()
+        grid.flat[0].legend(fontsize=7, loc="upper left", handletextpad=0.2)
+        figure.supxlabel("loss (nats/token; better to the right)", fontsize=8.5)
+        figure.supylabel("accuracy", fontsize=8.5)
+    return figure
+
+
+def throughput(runs: pd.DataFrame) -> Figure:
+    """Training speed against size, with the range over runs of one size.
+
+    `runs` has arch, size, n_params, tokens_per_second and device.
+    """
+    runs = runs[np.isfinite(runs["tokens_per_second"])]
+    groups = groups_of(runs)
+    with style.context():
+        figure, grid = style.panels(1, 1, width=style.SINGLE + 0.5, height=3.2)
+        axes = grid[0, 0]
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        ends: list[End] = []
+        for group in groups:
+            kind = look(group, groups)
+            own = runs[runs["arch"] == group].sort_values("n_params")
+            middle = own.groupby("n_params")["tokens_per_second"].median()
+            axes.plot(middle.index, middle, color=kind.color, linewidth=1.2, gid=f"g:{group}")
+            texts = [
+                f"{kind.label} {r.size}: {r.tokens_per_second:,.0f} tokens/s on {r.device}"
+                for r in own[["size", "tokens_per_second", "device"]].itertuples(index=False)
+            ]
+            points(axes, own["n_params"], own["tokens_per_second"], group=group, texts=texts,
+                   edgecolors="white", s=24)  # fmt: skip
+            ends.append(
+                End(
+                    float(middle.index[-1]),
+                    float(middle.iloc[-1]),
+                    kind.label,
+                    kind.color,
+                    f"g:{group}",
+                )
+            )
+        axes.set_xlabel(PARAMS)
+        axes.set_ylabel("training speed (tokens/s)")
+        style.log_axis(axes, "x", si=True)
+        style.log_axis(axes, "y", si=True)
+        figure.draw_without_rendering()
+        style.label_ends(axes, ends, at=1.02)
+    return figure
+
+
+def _ratio_axis(axes: object) -> None:
+    """Plain ratios on a log axis: few of them, at round places."""
+    low, high = axes.get_ylim()  # pyright: ignore[reportAttributeAccessIssue]
+    ladder = (
+        [0.1, 0.2, 0.5, 1, 2, 5, 10]
+        if high / low > 6
+        else [0.25, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 4]
+        if high / low > 1.8
+        else [0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5]
+    )
+    axis = axes.yaxis  # pyright: ignore[reportAttributeAccessIssue]
+    axis.set_major_locator(FixedLocator(ladder))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+    axis.set_minor_formatter(NullFormatter())
