@@ -6,8 +6,9 @@ of `sequence_length * batch_sequences` tokens. Values come from an experiment fi
 overridden by dotted text, `optim.lr=3e-4`; the command line wins.
 
 Identity. `run_id` is the run's name and eight hex digits of the SHA-256 of the fields that change
-what is learnt. Names and labels, `parallel` (devices, precision, micro-batches, compilation) and
-the checkpoint interval stay outside: a run started on one machine is the same run on another.
+what is learnt. Names and labels, the checkpoint interval and `parallel` (devices, micro-batches,
+compilation) stay outside: a run started on one machine is the same run on another. The precision
+is the exception among the parallel fields: bf16 changes the numbers, so it is hashed.
 A corpus of files is identified by the text of its pattern; give a relative one, so that a project
 can move. Its content is fingerprinted in the run record.
 """
@@ -156,7 +157,7 @@ class BudgetConfig(_Part):
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig(_Part):
-    """Where and how a run is executed. Not part of its identity."""
+    """Where and how a run is executed. Not part of its identity, but for the precision."""
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where there is one."""
@@ -211,7 +212,7 @@ class RunConfig(_Part):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """With which learning rate over tokens."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """On which devices; not part of the identity."""
+    """On which devices; of these fields only the precision is part of the identity."""
     seed: int = 0
     """Seeds initialisation and data order."""
     size: str = ""
@@ -314,6 +315,7 @@ class RunConfig(_Part):
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
         semantic = self.to_json()
+        semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel"):
             del semantic[label]
         del semantic["budget"]["checkpoint_every_tokens"]

@@ -1,0 +1,362 @@
+"""What happens after every optimizer step: count, guard, record, save, show.
+
+The callbacks run in the order of this file. `Clock` goes first: it adds the step to the `Journal`,
+which the others read.
+
+1. `Clock`            step, mean loss over micro-batches and ranks, request to stop
+2. `DivergenceGuard`  a loss or gradient norm that is not finite ends the run as `diverged`
+3. `Recorder`         metrics.jsonl, status.json with its heartbeat, log.txt
+4. `TokenCheckpoint`  resume checkpoints by time or tokens, and at once when asked to stop
+5. `Progress`         a progress bar with the time left
+
+Only rank 0 writes. What is written to metrics.jsonl depends on the step alone, never on the clock
+or on where a run was interrupted (`wall` and the speeds apart).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+
+from scaling.checkpoints import Checkpoints
+from scaling.config import RunConfig
+from scaling.module import TrainingModule
+from scaling.record import RunRecord
+from scaling.schedule import Segment
+
+RECORDS = 500
+"""About how many training lines metrics.jsonl gets on the longest path."""
+STATUS_SECONDS = 2.0
+"""Between two heartbeats in status.json."""
+LOG_SECONDS = 10.0
+"""Between two lines of log.txt."""
+CHECKPOINT_SECONDS = 60.0
+"""Between two resume checkpoints when `budget.checkpoint_every_tokens` is none."""
+
+
+class StopEvent(Protocol):
+    """What a caller passes to ask for a stop: a threading or multiprocessing Event will do."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(kw_only=True)
+class Journal:
+    """What is known of a run while it trains, apart from weights and optimizer."""
+
+    config: RunConfig
+    segments: tuple[Segment, ...]
+    bytes_per_token: float
+    peak_flops: float | None
+    """Dense peak of all devices together, for MFU; None where it is not known."""
+    index: int = 0
+    """Number of the current segment."""
+    step: int = 0
+    """Steps along the path of the current segment."""
+    wall: float = 0.0
+    """Seconds trained over all segments and sessions, at the start of this session's segment."""
+    losses: deque[float] = field(default_factory=deque)
+    """Losses of the last steps along the path, enough for a record and for a milestone."""
+    grad_norm: float = 0.0
+    rate: float = 0.0
+    """Learning rate of the last step."""
+    stop_event: StopEvent | None = None
+    stopping: bool = False
+    """Whether a stop was asked for."""
+    diverged: str = ""
+    """Why the run diverged; empty if it did not."""
+    started: float = field(default_factory=time.perf_counter)
+    """Clock when the current segment started in this session."""
+
+    @property
+    def segment(self) -> Segment:
+        """The current segment."""
+        return self.segments[self.index]
+
+    @property
+    def record_every(self) -> int:
+        """Steps between two training lines."""
+        return max(1, round(self.config.steps / RECORDS))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens along the path."""
+        return self.step * self.config.tokens_per_step
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens over all segments so far."""
+        before = sum(s.last - s.first for s in self.segments[: self.index])
+        return (before + self.step - self.segment.first) * self.config.tokens_per_step
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens still to train over all segments."""
+        total = sum(s.last - s.first for s in self.segments) * self.config.tokens_per_step
+        return total - self.trained_tokens
+
+    @property
+    def wall_now(self) -> float:
+        """Seconds trained over all segments and sessions."""
+        return self.wall + time.perf_counter() - self.started
+
+    def keep(self) -> int:
+        """How many losses are kept: 5 % of the run, at least 8 and one record's worth."""
+        return max(8, math.ceil(0.05 * self.config.steps), self.record_every)
+
+    def add(self, loss: float) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.losses.append(loss)
+        while len(self.losses) > self.keep():
+            self.losses.popleft()
+
+    def mean_loss(self, steps: int) -> float:
+        """Mean training loss of the last steps."""
+        last = list(self.losses)[-steps:]
+        return math.fsum(last) / len(last)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss in nats per token as bits per byte of text."""
+        return loss / (math.log(2) * self.bytes_per_token)
+
+    def begin(self, index: int, step: int, wall: float, losses: list[float]) -> None:
+        """Start a segment, or go on with it."""
+        self.index, self.step, self.wall = index, step, wall
+        self.losses = deque(losses)
+        self.started = time.perf_counter()
+
+
+class StepCallback(pl.Callback):
+    """A callback that acts once an optimizer step instead of once a micro-batch."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            assert isinstance(pl_module, TrainingModule)
+            self.on_step_end(trainer, pl_module)
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """After the optimizer step."""
+        raise NotImplementedError
+
+
+class Clock(StepCallback):
+    """Counts steps and agrees with the other ranks on the loss and on stopping."""
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        asked = journal.stop_event is not None and journal.stop_event.is_set()
+        loss = module.loss_sum / trainer.accumulate_grad_batches
+        stop = float(asked or trainer.received_sigterm)
+        if trainer.world_size > 1:
+            both = torch.stack([loss, loss.new_tensor(stop)])
+            both = trainer.strategy.reduce(both, reduce_op="sum")
+            assert isinstance(both, torch.Tensor)
+            loss, stop = both[0] / trainer.world_size, both[1].item()
+        journal.rate = module.rate
+        journal.grad_norm = float(module.grad_norm)
+        journal.add(float(loss))
+        module.step = journal.step
+        module.loss_sum.zero_()
+        if stop:
+            journal.stopping = trainer.should_stop = True
+
+
+class DivergenceGuard(StepCallback):
+    """Stops a run whose loss or gradient is no longer a number.
+
+    It comes before `Recorder` and `TokenCheckpoint`, so what is on disk is from before.
+    """
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        for what, value in (("loss", journal.losses[-1]), ("gradient norm", journal.grad_norm)):
+            if not math.isfinite(value):
+                journal.diverged = (
+                    f"the {what} became {value} at step {journal.step} of segment "
+                    f"{journal.segment.name} ({journal.tokens} tokens, learning rate "
+                    f"{journal.rate:.3g}); a lower optim.lr, a longer schedule.warmup_tokens or "
+                    "gradient clipping usually helps"
+                )
+                trainer.should_stop = True
+                return
+
+
+class Recorder(StepCallback):
+    """Writes metrics, status and log."""
+
+    def __init__(self, journal: Journal, record: RunRecord) -> None:
+        super().__init__(journal)
+        self._record = record
+        self._mark = (0, 0.0)
+        """Step and clock of the last line, for the speed."""
+        self._status_due = self._log_due = 0.0
+        self._speed: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = time.perf_counter()
+        self._mark = (self.journal.step, now)
+        self._status_due, self._log_due = now + STATUS_SECONDS, now + LOG_SECONDS
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        if journal.diverged or not trainer.is_global_zero:
+            return
+        now = time.perf_counter()
+        segment, every = journal.segment, journal.record_every
+        if journal.step % every == 0 or journal.step == segment.last:
+            since, clock = self._mark
+            self._speed = (journal.step - since) * journal.config.tokens_per_step / (now - clock)
+            self._mark = (journal.step, now)
+            before = max(segment.first, (journal.step - 1) // every * every)
+            self._record.append_metrics(self._line(journal.mean_loss(journal.step - before)))
+        if now >= self._status_due:
+            self._status_due = now + STATUS_SECONDS
+            self.write_status()
+        if now >= self._log_due:
+            self._log_due = now + LOG_SECONDS
+            self._record.log(describe(journal, self._speed))
+
+    def write_status(self) -> None:
+        """The heartbeat."""
+        journal = self.journal
+        eta = journal.remaining_tokens / self._speed if self._speed else None
+        self._record.write_status(
+            "running",
+            tokens=journal.trained_tokens,
+            loss=journal.losses[-1] if journal.losses else None,
+            tokens_per_second=self._speed,
+            eta_seconds=eta,
+        )
+
+    def _line(self, loss: float) -> dict[str, Any]:
+        journal = self.journal
+        assert self._speed is not None
+        flops = self._record.exact_flops_per_token
+        mfu = self._speed * flops / journal.peak_flops if journal.peak_flops else None
+        return {
+            "segment": journal.segment.name,
+            "step": journal.step,
+            "tokens": journal.tokens,
+            "flops": journal.tokens * flops,
+            "wall": round(journal.wall_now, 3),
+            "split": "train",
+            "loss": loss,
+            "bpb": journal.bits_per_byte(loss),
+            "lr": journal.rate,
+            "grad_norm": journal.grad_norm,
+            "tokens_per_second": round(self._speed, 1),
+            "mfu": mfu,
+        }
+
+
+class TokenCheckpoint(StepCallback):
+    """Saves resume checkpoints between the ends of segments, which `scaling.session` saves."""
+
+    def __init__(self, journal: Journal, record: RunRecord, checkpoints: Checkpoints) -> None:
+        super().__init__(journal)
+        self._record, self._checkpoints = record, checkpoints
+        self._due = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._due = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        if journal.diverged or journal.step == journal.segment.last or not trainer.is_global_zero:
+            return
+        if journal.stopping or self._is_due():
+            save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
+            self._due = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def _is_due(self) -> bool:
+        every = self.journal.config.budget.checkpoint_every_tokens
+        if every is None:
+            return time.perf_counter() >= self._due
+        tokens = self.journal.tokens
+        return tokens // every > (tokens - self.journal.config.tokens_per_step) // every
+
+
+def save(
+    journal: Journal,
+    record: RunRecord,
+    checkpoints: Checkpoints,
+    module: TrainingModule,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Write a resume checkpoint of the current step."""
+    record.sync_metrics()
+    losses = torch.tensor(list(journal.losses), dtype=torch.float64)
+    content = module.state(optimizer) | {"losses": losses}
+    checkpoints.save_resume(journal.index, journal.step, journal.wall_now, content)
+
+
+class Progress(StepCallback):
+    """A progress bar over all segments of the run, on standard error."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal)
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        total = journal.trained_tokens + journal.remaining_tokens
+        self._task = self._bar.add_task(
+            journal.config.name, total=total, completed=journal.trained_tokens, note=""
+        )
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        self._bar.update(
+            self._task,
+            completed=journal.trained_tokens,
+            note=f"{journal.segment.name} {journal.tokens:,} tokens, loss {journal.losses[-1]:.4f}",
+        )
+
+
+def describe(journal: Journal, speed: float | None) -> str:
+    """One dense line for log.txt."""
+    loss = journal.losses[-1]
+    parts = [
+        f"{journal.segment.name} step {journal.step}/{journal.segment.last}",
+        f"{journal.tokens:,} tokens",
+        f"loss {loss:.4f} ({journal.bits_per_byte(loss):.4f} bpb)",
+        f"lr {journal.rate:.3g}",
+        f"grad {journal.grad_norm:.3g}",
+    ]
+    if speed:
+        left = round(journal.remaining_tokens / speed)
+        parts += [f"{speed:,.0f} tok/s", f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"]
+    return " | ".join(parts)

@@ -1,0 +1,288 @@
+"""Checkpoints of a run, and the manifest that makes them trustworthy.
+
+    checkpoints/
+        manifest.json                        size and SHA-256 of every file; resume points
+        milestone-<tokens>.pt                weights at a horizon, kept
+        resume-<trunk or branch>-<step>.pt   weights, optimizer, random states; kept while of use
+
+A file counts only when the manifest names it, and the manifest is replaced as a whole, so a run
+killed while it writes has lost nothing but an orphan. Files hold tensors and plain containers and
+are read with `weights_only=True` after their SHA-256 has been checked.
+
+A resume point says with which file, at which step of which segment, training goes on. When a decay
+branch has ended, the next point is the file from which the branch left the trunk; nothing is
+copied. Kept are the last two files of the trunk and the last one of the current branch, so that a
+damaged file costs the way back to the file before it, and never the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from models.config import ConfigError
+from scaling.config import RunConfig
+from scaling.errors import LinscaleError
+from scaling.files import disk_errors, replacing, write_json
+from scaling.schedule import TRUNK, Segment
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(LinscaleError):
+    """A checkpoint that is missing, damaged, or not one of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """Where training goes on."""
+
+    segment: int
+    """Index into `scaling.schedule.segments`; the number of segments when all have ended."""
+    step: int
+    """Steps taken along the segment's path."""
+    file: str
+    """Checkpoint file; empty when all segments have ended."""
+    wall: float
+    """Seconds trained so far, over all segments."""
+    trunk_file: str
+    """The checkpoint to return to after the current branch; `file` itself on the trunk."""
+
+
+class Checkpoints:
+    """The checkpoints folder of one run."""
+
+    def __init__(self, folder: Path, segments: tuple[Segment, ...]) -> None:
+        self.folder = folder
+        self.segments = segments
+        manifest = _read_manifest(folder / MANIFEST)
+        self.files: dict[str, dict[str, Any]] = manifest["files"]
+        self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
+
+    def newest(self, say: Callable[[str], None]) -> tuple[ResumePoint | None, dict[str, Any]]:
+        """The last resume point whose file is sound, with its content; (None, {}) to start afresh.
+
+        A damaged file is forgotten, and so is every point that needs it.
+
+        Args:
+            say: receives a sentence for each damaged file.
+        """
+        while self.points:
+            point = self.points[-1]
+            if not point.file:
+                return point, {}
+            try:
+                return point, read_checkpoint(self.folder / point.file, self.files[point.file])
+            except CheckpointError as error:
+                bad = point.file
+                self.points = [p for p in self.points if bad not in (p.file, p.trunk_file)]
+                self.files.pop(bad, None)
+                self._write()
+                back = self.points[-1] if self.points else None
+                where = f"step {back.step} ({back.file})" if back else "the very beginning"
+                say(f"{error} Falling back to {where}.")
+        return None, {}
+
+    def save_resume(self, segment: int, step: int, wall: float, content: dict[str, Any]) -> None:
+        """Write a checkpoint of step `step` and make it the resume point.
+
+        At the end of a trunk segment this is also where the next one starts.
+        """
+        part = self.segments[segment]
+        on_trunk = not part.is_branch or step == part.first
+        name = f"resume-{TRUNK if on_trunk else part.name}-{step}.pt"
+        trunk = name if on_trunk else self.points[-1].trunk_file
+        self._save(name, content)
+        after = segment + 1 if step == part.last else segment
+        self._set_point(
+            ResumePoint(segment=after, step=step, file=name, wall=wall, trunk_file=trunk)
+        )
+
+    def save_milestone(self, tokens: int, content: dict[str, Any]) -> tuple[str, str]:
+        """Write the weights of a horizon; returns the file name and its SHA-256."""
+        name = f"milestone-{tokens}.pt"
+        self._save(name, content)
+        self._write()
+        return name, self.files[name]["sha256"]
+
+    def finish_segment(self, segment: int, wall: float) -> None:
+        """The milestone at the end of a segment is recorded: go on with the next one, or finish.
+
+        After a branch this is the trunk's file again. After the last segment nothing is needed any
+        more, and the resume files are removed.
+        """
+        if segment + 1 == len(self.segments):
+            step = self.segments[segment].last
+            point = ResumePoint(segment=segment + 1, step=step, file="", wall=wall, trunk_file="")
+        else:
+            trunk = self.points[-1].trunk_file
+            step = self.segments[segment].first
+            point = ResumePoint(
+                segment=segment + 1, step=step, file=trunk, wall=wall, trunk_file=trunk
+            )
+        self._set_point(point)
+
+    def sweep(self) -> None:
+        """Remove files that the manifest does not name: what a kill left behind."""
+        for path in self.folder.iterdir():
+            if path.name != MANIFEST and path.name not in self.files:
+                with disk_errors(path):
+                    path.unlink()
+
+    def _set_point(self, point: ResumePoint) -> None:
+        self.points.append(point)
+        kept: list[ResumePoint] = []
+        trunk_files: list[str] = []
+        branch_files: list[str] = []
+        for old in reversed(self.points):
+            if point.file == "":
+                kept = [point]
+                break
+            files, most = (trunk_files, 2) if old.file == old.trunk_file else (branch_files, 1)
+            current = old.file == old.trunk_file or old.segment == point.segment
+            if current and (old.file in files or len(files) < most):
+                files.append(old.file)
+                kept.append(old)
+        self.points = kept[::-1]
+        used = {name for p in self.points for name in (p.file, p.trunk_file)}
+        unused = [n for n in self.files if n.startswith("resume-") and n not in used]
+        for name in unused:
+            del self.files[name]
+        self._write()
+        for name in unused:
+            with disk_errors(self.folder / name):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _save(self, name: str, content: dict[str, Any]) -> None:
+        import torch
+
+        path = self.folder / name
+        with replacing(path) as file:
+            writer = _HashingWriter(file)
+            try:
+                torch.save({"format": FORMAT, **content}, writer)
+            except (RuntimeError, OSError):
+                # torch reports a failed write in words of its own; ours carries the errno.
+                raise writer.error or OSError(5, "torch could not write the checkpoint") from None
+        self.files[name] = {"sha256": writer.digest(), "bytes": writer.written}
+
+    def _write(self) -> None:
+        points = [asdict(point) for point in self.points]
+        write_json(self.folder / MANIFEST, {"schema": 1, "files": self.files, "resume": points})
+
+
+class _HashingWriter:
+    """A file to write to that computes the SHA-256 of what passes and remembers a failed write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.written = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._hash.update(data)
+        size = memoryview(data).nbytes
+        self.written += size
+        return size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def read_checkpoint(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU, after a check of its size and SHA-256.
+
+    Raises:
+        CheckpointError: missing, truncated, altered, or not a Linscale checkpoint.
+    """
+    import torch
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the checkpoint is missing.")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise CheckpointError(
+            f"{path}: the checkpoint is damaged ({size} bytes instead of {entry['bytes']})."
+        )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != entry["sha256"]:
+        raise CheckpointError(f"{path}: the checkpoint is damaged (its SHA-256 has changed).")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__}).") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a Linscale checkpoint of format {FORMAT}.")
+    return content
+
+
+def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:
+    """The model of a checkpoint, on the CPU in evaluation mode, and the run that trained it.
+
+    Args:
+        checkpoint_path: a file in a run's checkpoints folder, beside its manifest.
+
+    Raises:
+        CheckpointError: missing, damaged, or not one of ours; the message says which.
+    """
+    from models.language_model import build
+
+    path = Path(checkpoint_path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint.{_siblings(path)}")
+    entry = _read_manifest(path.parent / MANIFEST)["files"].get(path.name)
+    if entry is None:
+        raise CheckpointError(
+            f"{path}: {path.parent / MANIFEST} does not name this file, so its content cannot be "
+            "checked; point at a checkpoint inside a run's checkpoints folder, or copy that folder "
+            "whole."
+        )
+    content = read_checkpoint(path, entry)
+    try:
+        config = RunConfig.from_json(content["config"])
+        model = build(config.model)
+        model.load_state_dict(content["model"])
+    except (KeyError, ConfigError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: does not fit this version's models: {error}") from error
+    return model.eval(), config
+
+
+def _siblings(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+    return f" Found beside it: {', '.join(names)}." if names else ""
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest; an empty one when there is none.
+
+    Raises:
+        CheckpointError: it exists and cannot be read.
+    """
+    if not path.exists():
+        return {"schema": 1, "files": {}, "resume": []}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return {"files": dict(value["files"]), "resume": list(value["resume"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}). Restore it, or delete "
+            f"{path.parent.parent} to start this run again."
+        ) from error

@@ -1,0 +1,127 @@
+"""The end of a segment: validate, keep the weights, and move on to what is trained next.
+
+1. Each fixed validation block gets its mean loss; their mean and sample standard deviation are the
+   milestone's. With several ranks each takes every W-th batch; a block's loss is computed by one
+   rank alone.
+2. The weights are saved, then one validation line goes to metrics.jsonl and one line to
+   milestones.jsonl.
+3. Only then does the resume point move past the segment. Killed before that, the run drops the
+   lines, trains the last steps of the segment again and writes the same lines.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from scaling.callbacks import Journal, StepCallback, save
+from scaling.checkpoints import Checkpoints
+from scaling.data import Batch
+from scaling.module import TrainingModule
+from scaling.record import RunRecord
+
+
+class SegmentEnd(StepCallback):
+    """Runs after the last step of a segment."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        record: RunRecord,
+        checkpoints: Checkpoints,
+        validation: list[Batch],
+    ) -> None:
+        super().__init__(journal)
+        self._record, self._checkpoints, self._validation = record, checkpoints, validation
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        if journal.diverged or journal.step < journal.segment.last:
+            return
+        if journal.segment.milestone:
+            losses = block_losses(trainer, module, self._validation)
+            if not losses.isfinite().all():
+                journal.diverged = (
+                    f"the validation loss became {losses.mean().item()} at step {journal.step} of "
+                    f"segment {journal.segment.name} ({journal.tokens} tokens)"
+                )
+                return
+            if trainer.is_global_zero:
+                self._write_milestone(module, losses)
+        if trainer.is_global_zero:
+            last = journal.index + 1 == len(journal.segments)
+            if journal.segment.is_branch or last:
+                self._record.sync_metrics()
+                self._checkpoints.finish_segment(journal.index, journal.wall_now)
+            else:
+                save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
+        trainer.strategy.barrier("segment end")
+
+    def _write_milestone(self, module: TrainingModule, losses: Tensor) -> None:
+        journal, segment = self.journal, self.journal.segment
+        loss = losses.mean().item()
+        bpb = journal.bits_per_byte(loss)
+        name, digest = self._checkpoints.save_milestone(journal.tokens, module.weights())
+        exact = journal.tokens * self._record.exact_flops_per_token
+        where = {"step": journal.step, "tokens": journal.tokens, "flops": exact}
+        self._record.append_metrics(
+            {
+                "segment": segment.name,
+                **where,
+                "wall": round(journal.wall_now, 3),
+                "split": "validation",
+                "loss": loss,
+                "bpb": bpb,
+                "lr": journal.rate,
+                "grad_norm": None,
+                "tokens_per_second": None,
+                "mfu": None,
+            }
+        )
+        paper = self._record.accounting["flops_per_token"]["paper"]["total"]
+        line: dict[str, Any] = where | {
+            "flops_paper": journal.tokens * paper,
+            "train_loss": journal.mean_loss(max(8, math.ceil(0.05 * journal.step))),
+            "val_loss": loss,
+            "val_loss_std": losses.std().item() if len(losses) > 1 else None,
+            "val_blocks": len(losses),
+            "val_bpb": bpb,
+            "decayed": segment.is_branch or self._is_end_of_cosine(),
+            "checkpoint": f"checkpoints/{name}",
+            "sha256": digest,
+        }
+        self._record.append_milestone(line)
+        self._record.log(
+            f"milestone {journal.tokens:,} tokens | validation loss {loss:.4f} ({bpb:.4f} bpb) "
+            f"over {len(losses)} blocks"
+        )
+
+    def _is_end_of_cosine(self) -> bool:
+        journal = self.journal
+        cosine = journal.config.schedule.kind == "cosine"
+        return cosine and journal.step == journal.config.steps
+
+
+def block_losses(trainer: pl.Trainer, module: TrainingModule, batches: list[Batch]) -> Tensor:
+    """Mean loss of every validation block in nats per token, float64 (blocks,)."""
+    sizes = [len(tokens) for tokens, _ in batches]
+    losses = torch.zeros(sum(sizes), dtype=torch.float64, device=module.device)
+    module.net.eval()
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        first = 0
+        for number, (tokens, targets) in enumerate(batches):
+            if number % trainer.world_size == trainer.global_rank:
+                tokens, targets = tokens.to(module.device), targets.to(module.device)
+                of_block = module.net.loss(tokens, targets).double().mean(dim=1)  # (b,)
+                losses[first : first + len(tokens)] = of_block
+            first += sizes[number]
+    module.net.train()
+    if trainer.world_size > 1:
+        total = trainer.strategy.reduce(losses, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        losses = total
+    return losses.cpu()

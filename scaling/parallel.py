@@ -1,0 +1,194 @@
+"""From `parallel` of a run to Lightning's engines, and the processes of a run on several devices.
+
+    devices = 1    the calling process trains
+    devices > 1    one process a device under torchrun, distributed data parallel (gloo or NCCL)
+
+Every rank holds the whole model and takes its share of each global batch; the gradient is the mean
+over ranks, so the run is the same up to the order of float additions. A rank process is
+`python -m scaling.train CONFIG.json SWEEP_DIR`, which an outer torchrun may start as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.config import ConfigError
+from scaling.config import RunConfig
+from scaling.errors import LinscaleError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from scaling.callbacks import StopEvent
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def rank() -> int:
+    """Number of this process among those of the run."""
+    return int(os.environ["RANK"]) if is_rank() else 0
+
+
+def barrier() -> None:
+    """Wait until all ranks have come here."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def accelerator(config: RunConfig) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        ConfigError: this machine does not have what the run asks for.
+    """
+    import torch
+
+    wanted, devices = config.parallel.accelerator, config.parallel.devices
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not found):
+        return "cpu"
+    if not found:
+        raise ConfigError(
+            "parallel.accelerator='cuda': there is no CUDA device here; choose "
+            "parallel.accelerator=cpu or auto."
+        )
+    if devices > found:
+        raise ConfigError(f"parallel.devices={devices}: this machine has {found} CUDA devices.")
+    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            f"parallel.precision='bf16': {torch.cuda.get_device_name()} cannot compute in bf16; "
+            "choose parallel.precision=fp32."
+        )
+    return "cuda"
+
+
+def accumulation(config: RunConfig) -> int:
+    """Micro-batches a device processes for one optimizer step."""
+    share = config.data.batch_sequences // config.parallel.devices
+    return share // (config.parallel.micro_batch_sequences or share)
+
+
+def make_trainer(config: RunConfig, steps: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """A Trainer for the next `steps` optimizer steps, with everything off that we do ourselves."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
+
+    kind = accelerator(config)
+    strategy: Any = "auto"
+    if config.parallel.devices > 1:
+        strategy = DDPStrategy(
+            process_group_backend="nccl" if kind == "cuda" else "gloo", gradient_as_bucket_view=True
+        )
+    return pl.Trainer(
+        accelerator=kind,
+        devices=config.parallel.devices,
+        strategy=strategy,
+        # Named, so that a cluster's variables never change how a run starts or handles signals.
+        plugins=[TorchElasticEnvironment() if is_rank() else LightningEnvironment()],
+        precision="bf16-mixed" if config.parallel.precision == "bf16" else "32-true",
+        max_steps=steps,
+        accumulate_grad_batches=accumulation(config),
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@contextmanager
+def process_settings(config: RunConfig) -> Iterator[None]:
+    """Threads, determinism, warnings and log level of a training process; put back at the end."""
+    import torch
+
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    with warnings.catch_warnings():
+        try:
+            if config.parallel.threads is not None:
+                torch.set_num_threads(config.parallel.threads)
+            if accelerator(config) == "cuda":
+                # CPU kernels repeat for a fixed number of threads; CUDA's have to be asked.
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
+            # Batches are gathered from a memory map in microseconds; workers would only cost.
+            warnings.filterwarnings("ignore", ".*does not have many workers")
+            logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            logger.setLevel(level)
+
+
+def run_ranks(config_path: Path, sweep_dir: Path, devices: int, stop: StopEvent | None) -> int:
+    """Train with one process a device on this machine; returns torchrun's exit status.
+
+    When `stop` is set the ranks are sent SIGTERM; they save at the next step and end.
+    """
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(devices), "-m", "scaling.train"),
+        *(str(config_path), str(sweep_dir)),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    process = subprocess.Popen(command, env=environment)
+    told = False
+    try:
+        while True:
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                if stop is not None and stop.is_set() and not told:
+                    process.send_signal(signal.SIGTERM)
+                    told = True
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def start_process_group(config: RunConfig) -> None:
+    """Join the other ranks, where torchrun started this process.
+
+    Raises:
+        LinscaleError: torchrun started another number of processes than the run asks for.
+    """
+    if not is_rank():
+        return
+    import torch
+    import torch.distributed as dist
+
+    world = int(os.environ["WORLD_SIZE"])
+    if world != config.parallel.devices:
+        raise LinscaleError(
+            f"torchrun started {world} processes, but parallel.devices={config.parallel.devices}; "
+            "give both the same number."
+        )
+    if not dist.is_initialized():
+        if accelerator(config) == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl")
+        else:
+            dist.init_process_group("gloo")

@@ -1,0 +1,245 @@
+"""The record of one run: a directory of plain files, the only thing that analysis reads.
+
+    runs/<sweep>/<run_id>/
+        config.json       the RunConfig, with "schema", "run_id" and "sweep"
+        accounting.json   parameters by group and training FLOPs per token, both conventions
+        environment.json  git revision, versions, machine, fingerprint of the data
+        status.json       state, reason, progress and a heartbeat; replaced as a whole
+        metrics.jsonl     one line a recorded step: loss, rate, gradient norm, speed
+        milestones.jsonl  one line a horizon: validation loss and the checkpoint's SHA-256
+        log.txt           the same for people
+        checkpoints/      see scaling.checkpoints
+
+JSON lines are only appended to. A run that resumes first drops the lines after the step that it
+resumes from, so that the files of a run that was killed become those of one that was not. Training
+tokens are the clock: `flops` of a line is tokens times the model's FLOPs per token, that is of the
+path from initialisation, not of other branches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from models.accounting import summary
+from models.config import ConfigError
+from scaling.checkpoints import load_model as load_model  # part of the record's interface
+from scaling.config import RunConfig
+from scaling.errors import LinscaleError
+from scaling.files import append_line, replacing, sync, write_json
+from scaling.schedule import Segment, segments
+
+SCHEMA = 1
+State = Literal["planned", "running", "done", "diverged", "failed", "preempted"]
+
+
+class RecordError(LinscaleError):
+    """A run directory that cannot be read or belongs to another run."""
+
+
+def read_states(sweep_dir: Path) -> dict[str, State]:
+    """run_id -> state, for every run directory of a sweep that has a readable status."""
+    states: dict[str, State] = {}
+    for path in sorted(Path(sweep_dir).glob("*/status.json")):
+        state = _read_json(path).get("state")
+        if state in get_args(State):
+            states[path.parent.name] = state
+    return states
+
+
+class RunRecord:
+    """Reads and writes the directory of one run. One process writes at a time."""
+
+    def __init__(self, config: RunConfig, sweep_dir: Path) -> None:
+        """Open the directory of a run, or create it.
+
+        Raises:
+            RecordError: the directory holds another run, or its config.json cannot be read.
+            DiskError: it cannot be written.
+        """
+        self.config = config
+        self.path = Path(sweep_dir) / config.run_id
+        self.segments: tuple[Segment, ...] = segments(config)
+        self.accounting = summary(config.model, config.data.sequence_length)
+        self._check_owner()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def state(self) -> State:
+        """State in status.json; `planned` when there is none or it cannot be read."""
+        state = _read_json(self.path / "status.json").get("state")
+        return state if state in get_args(State) else "planned"
+
+    @property
+    def reason(self) -> str:
+        """Why the run is in its state, for people; empty when there is nothing to say."""
+        return str(_read_json(self.path / "status.json").get("reason", ""))
+
+    @property
+    def exact_flops_per_token(self) -> float:
+        """Training FLOPs per token, `exact` convention."""
+        return self.accounting["flops_per_token"]["exact"]["total"]
+
+    def create(self) -> None:
+        """Write what is known before training: configuration and accounting."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        head = {"schema": SCHEMA, "run_id": self.path.name, "sweep": self.path.parent.name}
+        write_json(self.path / "config.json", head | self.config.to_json())
+        write_json(self.path / "accounting.json", self.accounting)
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Replace environment.json: what the run was last continued on."""
+        write_json(self.path / "environment.json", environment)
+
+    def write_status(
+        self,
+        state: State,
+        *,
+        reason: str = "",
+        tokens: int | None = None,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        eta_seconds: float | None = None,
+    ) -> None:
+        """Replace status.json; tokens and loss left out keep the values of the last status.
+
+        Args:
+            tokens: trained tokens over all segments, decay branches included.
+            loss: last training loss.
+        """
+        before = _read_json(self.path / "status.json")
+        trained = sum(s.last - s.first for s in self.segments) * self.config.tokens_per_step
+        write_json(
+            self.path / "status.json",
+            {
+                "state": state,
+                "reason": reason,
+                "tokens": before.get("tokens", 0) if tokens is None else tokens,
+                "tokens_total": trained,
+                "loss": before.get("loss") if loss is None else loss,
+                "tokens_per_second": tokens_per_second,
+                "eta_seconds": eta_seconds,
+                "updated": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "hostname": socket.gethostname(),
+                "pid": os.getpid(),
+            },
+        )
+
+    def log(self, text: str) -> None:
+        """Append a dated line to log.txt."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+        append_line(self.path / "log.txt", f"{stamp}  {text}")
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Append to metrics.jsonl."""
+        append_line(self.path / "metrics.jsonl", json.dumps(line, allow_nan=False))
+
+    def append_milestone(self, line: dict[str, Any]) -> None:
+        """Append to milestones.jsonl, durably."""
+        path = self.path / "milestones.jsonl"
+        append_line(path, json.dumps(line, allow_nan=False))
+        sync(path)
+
+    def sync_metrics(self) -> None:
+        """Make metrics.jsonl durable, so that a checkpoint never knows more than the metrics."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            sync(path)
+
+    def truncate(self, index: int, step: int) -> None:
+        """Drop lines written after `step` of segment number `index`, and a torn last line.
+
+        Raises:
+            RecordError: a line before that point cannot be read.
+        """
+        position = (index, step)
+        by_name = {s.name: i for i, s in enumerate(self.segments) if s.is_branch}
+        trunk = [(i, s) for i, s in enumerate(self.segments) if not s.is_branch]
+        ends = {s.last: i for i, s in enumerate(self.segments) if s.milestone}
+
+        def metric_is_kept(line: dict[str, Any]) -> bool:
+            at = by_name.get(line["segment"])
+            if at is None:
+                at = next(i for i, s in trunk if s.first < line["step"] <= s.last)
+            return (at, line["step"]) <= position
+
+        def milestone_is_kept(line: dict[str, Any]) -> bool:
+            return ends[line["step"]] < index
+
+        _filter_lines(self.path / "metrics.jsonl", metric_is_kept)
+        _filter_lines(self.path / "milestones.jsonl", milestone_is_kept)
+
+    def _check_owner(self) -> None:
+        path = self.path / "config.json"
+        if not path.exists():
+            return
+        remedy = f"move {self.path} away, or give the sweep another directory with --out."
+        stored = _read_json(path)
+        schema = stored.pop("schema", None)
+        stored.pop("run_id", None)
+        stored.pop("sweep", None)
+        if schema != SCHEMA:
+            raise RecordError(
+                f"{path}: not a run configuration of schema {SCHEMA} (schema={schema!r}); {remedy}"
+            )
+        try:
+            run_id = RunConfig.from_json(stored).run_id
+        except ConfigError as error:
+            raise RecordError(f"{path}: {error} It belongs to another run; {remedy}") from error
+        if run_id != self.path.name:
+            raise RecordError(
+                f"{path}: holds the configuration of {run_id}, not of {self.path.name}; {remedy}"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one when the file is missing or cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _filter_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a file of JSON lines up to the first line that is not kept, if there is one."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    kept = 0  # bytes
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        complete = number < len(lines)
+        if not line and not complete:
+            break
+        try:
+            if not complete or not is_kept(json.loads(line)):
+                break
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            if any(_is_kept_line(later, is_kept) for later in lines[number:]):
+                raise RecordError(
+                    f"{path}, line {number}: cannot be read, and later lines can. The file was "
+                    "damaged or edited; restore it, or delete the run's directory to start again."
+                ) from error
+            break
+        kept += len(line) + 1
+    if kept < len(content):
+        with replacing(path) as file:
+            file.write(content[:kept])
+
+
+def _is_kept_line(line: bytes, is_kept: Callable[[dict[str, Any]], bool]) -> bool:
+    try:
+        return is_kept(json.loads(line))
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return False

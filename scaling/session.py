@@ -1,0 +1,170 @@
+"""Trains a run from wherever it stands until it is done, diverged or asked to stop.
+
+    loop:  the newest sound resume point -> drop later lines from the record -> restore weights,
+           optimizer and random states -> one Lightning fit to the end of the segment, whose
+           callbacks record, save and, at the end, move the resume point on
+
+Every segment starts from a checkpoint file, in an undisturbed run as in a resumed one, so that
+there is one way to start and it is always tested. Bit-exactness rests on that, on data that is a
+pure function of the step, and on a learning rate that is as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from scaling import parallel
+from scaling.callbacks import (
+    Clock,
+    DivergenceGuard,
+    Journal,
+    Progress,
+    Recorder,
+    StopEvent,
+    TokenCheckpoint,
+    save,
+)
+from scaling.checkpoints import Checkpoints
+from scaling.config import RunConfig
+from scaling.data import DataModule
+from scaling.environment import environment, peak_flops
+from scaling.milestones import SegmentEnd
+from scaling.module import TrainingModule
+from scaling.randomness import isolated_random
+from scaling.record import RunRecord, State
+from scaling.shards import prepare
+
+log = logging.getLogger("linscale")
+
+
+def run_session(
+    config: RunConfig, record: RunRecord, stop_event: StopEvent | None, progress: bool
+) -> State:
+    """Train until the end of the run or until `stop_event` is set; see `scaling.train.train`."""
+    with parallel.process_settings(config), isolated_random(config.seed):
+        parallel.start_process_group(config)
+        return _Session(config, record, stop_event, progress).run()
+
+
+class _Session:
+    """One process's share of a run."""
+
+    def __init__(
+        self, config: RunConfig, record: RunRecord, stop_event: StopEvent | None, progress: bool
+    ) -> None:
+        self._config, self._record, self._progress = config, record, progress
+        self._is_main = parallel.rank() == 0
+        self._prepared = prepare(config.data, progress=progress and self._is_main)
+        self._validation = DataModule(config, self._prepared).val_dataloader()
+        self._checkpoints = Checkpoints(record.checkpoints, record.segments)
+        self._journal = Journal(
+            config=config,
+            segments=record.segments,
+            bytes_per_token=self._prepared.bytes_per_token,
+            peak_flops=peak_flops(config),
+            stop_event=stop_event,
+        )
+        self._module: TrainingModule | None = None
+        if self._is_main:
+            self._checkpoints.sweep()
+            record.write_environment(environment(config, self._prepared.fingerprint()))
+
+    def run(self) -> State:
+        """Segment after segment."""
+        journal = self._journal
+        bar = Progress(journal) if self._progress and self._is_main else None
+        with bar or nullcontext():
+            while (module := self._restore()) is not None:
+                self._fit(module, [bar] if bar else [])
+                if journal.diverged:
+                    self._end("diverged", journal.diverged)
+                    return "diverged"
+                if journal.stopping:
+                    self._end("preempted", "asked to stop; run again to continue")
+                    return "preempted"
+        self._end("done", "")
+        return "done"
+
+    def _restore(self) -> TrainingModule | None:
+        """Put everything to the newest resume point; None when all segments have ended."""
+        if self._is_main:
+            point, content = self._checkpoints.newest(self._say)
+            if point is None:
+                self._start_afresh()
+                point, content = self._checkpoints.newest(self._say)
+                assert point is not None
+            self._record.truncate(point.segment, point.step)
+            parallel.barrier()
+        else:
+            parallel.barrier()
+            self._checkpoints = Checkpoints(self._record.checkpoints, self._record.segments)
+            point, content = self._checkpoints.newest(self._say)
+            assert point is not None
+        if point.segment == len(self._record.segments):
+            return None
+        module = self._module or TrainingModule(self._config)
+        self._module = module
+        module.restore(content)
+        segment = self._record.segments[point.segment]
+        module.start(segment, point.step)
+        self._journal.begin(point.segment, point.step, point.wall, content["losses"].tolist())
+        if self._is_main and point.step > segment.first:
+            self._record.log(f"resuming {segment.name} at step {point.step}")
+        return module
+
+    def _start_afresh(self) -> None:
+        """Write the checkpoint of step 0, from the seed alone."""
+        self._module = TrainingModule(self._config)
+        self._journal.begin(0, 0, 0.0, [])
+        save(self._journal, self._record, self._checkpoints, self._module, None)
+
+    def _fit(self, module: TrainingModule, extra: list[pl.Callback]) -> None:
+        """Train to the end of the segment, or until divergence or a stop."""
+        journal, record = self._journal, self._record
+        callbacks: list[pl.Callback] = [
+            Clock(journal),
+            DivergenceGuard(journal),
+            Recorder(journal, record),
+            TokenCheckpoint(journal, record, self._checkpoints),
+            SegmentEnd(journal, record, self._checkpoints, self._validation),
+            *extra,
+        ]
+        steps = journal.segment.last - journal.step
+        trainer = parallel.make_trainer(self._config, steps, callbacks)
+        data = DataModule(self._config, self._prepared, start_step=journal.step)
+        with _plain_interrupts():
+            try:
+                trainer.fit(module, datamodule=data)
+            except SIGTERMException:
+                journal.stopping = True
+
+    def _end(self, state: State, reason: str) -> None:
+        journal = self._journal
+        if not self._is_main:
+            return
+        self._record.write_status(state, reason=reason, tokens=journal.trained_tokens)
+        self._record.log(f"{state}: {reason}" if reason else state)
+
+    def _say(self, text: str) -> None:
+        """Tell of a damaged checkpoint, aloud and in the log."""
+        log.warning(text)
+        self._record.log(text)
+
+
+@contextmanager
+def _plain_interrupts() -> Iterator[None]:
+    """Lightning turns Ctrl-C into an exit and ignores more of them; pass the interrupt on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None

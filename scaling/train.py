@@ -1,0 +1,119 @@
+"""One run end to end; resuming is the default.
+
+    python -m scaling.train CONFIG.json SWEEP_DIR      what torchrun starts for each device
+
+This module imports neither torch nor Lightning until there is something to train, so that going
+over a sweep that is done takes no time.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.config import ConfigError
+from scaling import parallel
+from scaling.config import RunConfig
+from scaling.errors import LinscaleError
+from scaling.record import RunRecord, State
+
+if TYPE_CHECKING:
+    from scaling.callbacks import StopEvent
+
+
+def train(
+    config: RunConfig,
+    sweep_dir: Path | str,
+    *,
+    stop_event: StopEvent | None = None,
+    progress: bool = False,
+) -> State:
+    """Train a run, or go on with it, in `sweep_dir/<run_id>`.
+
+    A run that was killed at any moment and is started again ends with the same metrics and
+    milestones (wall time and speeds apart) as one that was not, on the same number of threads and
+    devices. Random state, threads and determinism settings of the caller are left as they were.
+
+    Args:
+        config: the run.
+        sweep_dir: directory of the sweep; the run's own is made inside.
+        stop_event: when set, the run is saved at the end of the current step and left `preempted`.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        `done`; `diverged` (a result: such a run is not tried again); or `preempted`.
+
+    Raises:
+        LinscaleError, ConfigError: what the user can mend: data, devices, disk, a foreign
+            directory. The state is then `failed` with the message as its reason, and what was
+            saved is intact. Other exceptions leave the state `failed` too, with the traceback in
+            log.txt.
+    """
+    record = RunRecord(config, Path(sweep_dir))
+    state = record.state
+    if state in ("done", "diverged"):
+        return state
+    is_main = parallel.rank() == 0
+    try:
+        if is_main:
+            record.create()
+            record.write_status("running")
+        if config.parallel.devices > 1 and not parallel.is_rank():
+            return _train_in_ranks(config, record, stop_event)
+        from scaling.session import run_session
+
+        return run_session(config, record, stop_event, progress)
+    except KeyboardInterrupt:
+        _mark(record, is_main, "preempted", "interrupted; run again to continue")
+        raise
+    except (LinscaleError, ConfigError) as error:
+        _mark(record, is_main, "failed", str(error))
+        raise
+    except Exception as error:
+        _mark(record, is_main, "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise
+
+
+def _train_in_ranks(config: RunConfig, record: RunRecord, stop_event: StopEvent | None) -> State:
+    path = record.path / "config.json"
+    status = parallel.run_ranks(path, record.path.parent, config.parallel.devices, stop_event)
+    state = record.state
+    if state in ("done", "diverged", "preempted"):
+        return state
+    why = record.reason or f"a training process ended with exit status {status}; see its output"
+    raise LinscaleError(f"run {record.path.name}: {why}")
+
+
+def _mark(record: RunRecord, is_main: bool, state: State, reason: str, details: str = "") -> None:
+    """Leave state and reason on disk, as far as the disk allows."""
+    if is_main:
+        with suppress(LinscaleError):
+            record.write_status(state, reason=reason)
+        with suppress(LinscaleError):
+            record.log(f"{state}: {reason}" + (f"\n{details}" if details else ""))
+
+
+def main() -> None:
+    """Train as one rank of a run. SIGTERM, SIGUSR1 and SIGINT save at the next step and end."""
+    config_path, sweep_dir = map(Path, sys.argv[1:])
+    values = json.loads(config_path.read_text(encoding="utf-8"))
+    for key in ("schema", "run_id", "sweep"):
+        values.pop(key, None)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        train(RunConfig.from_json(values), sweep_dir, stop_event=stop)
+    except (LinscaleError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
