@@ -122,7 +122,7 @@ def load_csv(
         curves=pd.DataFrame(),
         exclusions=pd.DataFrame(columns=["run_id", "tokens", "reason"]),
         conventions="; ".join(_describe(k, c) for k, c in columns.items() if k != "group"),
-        notes=[_describe(key, column) for key, column in columns.items()],
+        notes=[_describe("group", columns["group"])] if "group" in columns else [],
     )
 
 

@@ -1,0 +1,274 @@
+"""`linscale fit` and `linscale report`; also `python -m analysis`, which needs no torch.
+
+Everything heavy is imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.law_fit import LawFit
+    from analysis.records import Sweep
+
+app = typer.Typer(
+    help="Scaling laws from run records or anybody's table.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+LEVEL = 0.9
+
+_FIT_EXAMPLES = """Examples:
+
+- `linscale fit results.csv --loss final_loss --params N --tokens D --group arch`
+
+- `linscale fit results.csv --tokens 'tokens_b*1e9' --form gamma --json`
+
+- `linscale fit runs/quickstart --params total --compute 6nd --bootstrap 4000`
+"""
+
+
+@app.command(epilog=_FIT_EXAMPLES)
+def fit(
+    source: Annotated[Path, typer.Argument(help="CSV, TSV or JSON-lines table, or a sweep.")],
+    loss: Annotated[
+        str | None, typer.Option(help="Loss column; for a sweep: validation or train.")
+    ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(help="Column of N, as NAME or NAME*1e9; for a sweep: non_embedding, total or "
+                     "paper."),
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Column of D, as NAME or NAME*1e9.")] = None,
+    compute: Annotated[
+        str | None, typer.Option(help="Column of C; for a sweep: exact, paper or 6nd.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column with one law per value ('' for one law in all).")
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(help="chinchilla, chinchilla_tied, chinchilla_no_e, gamma, kaplan, "
+                     "overtraining, data_constrained, power_c, power_n, power_d (each also with "
+                     "_e: an irreducible loss) or broken_c."),
+    ] = "chinchilla",
+    objective: Annotated[
+        str, typer.Option(help="huber, lad, least_squares or logcosh of log residuals.")
+    ] = "huber",
+    delta: Annotated[float, typer.Option(help="Width of huber and logcosh, in log loss.")] = 1e-3,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Refits over runs for the intervals; 0 for none.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Save the fits, with every draw, as JSON.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Fit a scaling law with intervals to a table of runs or to a sweep.
+
+    Columns that are not named are guessed, and the guess is printed. Rows that cannot be used are
+    left out with their reason.
+    """
+    with _one_paragraph():
+        from analysis.fitting import fit_groups
+
+        sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
+        points = sweep.require_points()
+        options: dict[str, Any] = {"objective": objective, "delta": delta, "seed": seed}
+        with _progress(bootstrap, quiet=as_json) as progress:
+            fits = fit_groups(
+                form, points, group="arch", bootstrap=bootstrap, progress=progress, **options
+            )
+        if out is not None:
+            full = {name: json.loads(each.to_json()) for name, each in fits.items()}
+            _write(out, json.dumps(full))
+        if as_json:
+            typer.echo(json.dumps(_fit_record(sweep, fits), indent=1))
+        else:
+            _print_fits(sweep, fits)
+
+
+@app.command(epilog="Example: `linscale report runs/quickstart -o report`")
+def report(
+    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write (default DIR/report).")
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="Architecture that the others are compared with.")
+    ] = "llama",
+    bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
+    with _one_paragraph():
+        from rich.console import Console
+
+        from analysis.report import write
+
+        console = Console(stderr=True)
+        with console.status("reading run records", spinner="dots") as status:
+            page = write(
+                directory, out or directory / "report", baseline=baseline, bootstrap=bootstrap,
+                seed=seed, progress=status.update,
+            )  # fmt: skip
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _read(
+    source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
+    group: str | None,
+) -> Sweep:  # fmt: skip
+    from analysis.errors import AnalysisError
+
+    if not source.is_dir():
+        from analysis.tables import load_csv
+
+        return load_csv(
+            source, loss=loss, params=params, tokens=tokens, compute=compute, group=group
+        )
+    from analysis.records import Conventions, load_sweep
+
+    if tokens is not None or group is not None:
+        raise AnalysisError(
+            "--tokens and --group name columns of a table; a sweep directory needs neither, and "
+            "--params, --compute and --loss choose conventions there"
+        )
+    chosen: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
+    return load_sweep(
+        source, conventions=Conventions(**{k: v for k, v in chosen.items() if v is not None})
+    )
+
+
+def _fit_record(sweep: Sweep, fits: dict[str, LawFit]) -> dict[str, Any]:
+    """What --json prints: everything but points and draws, which --out saves."""
+    heavy = ("draws", "points", "clusters")
+    return {
+        "source": sweep.name,
+        "conventions": sweep.conventions,
+        "notes": sweep.notes,
+        "exclusions": sweep.exclusions.astype(object)
+        .where(sweep.exclusions.notna(), None)
+        .to_dict("records"),
+        "fits": {
+            name: {k: v for k, v in json.loads(each.to_json()).items() if k not in heavy}
+            | {"n_points": len(each.observations.loss), "n_runs": len(each.observations.labels)}
+            for name, each in fits.items()
+        },
+    }
+
+
+def _print_fits(sweep: Sweep, fits: dict[str, LawFit]) -> None:
+    from rich.console import Console
+
+    from analysis import style
+
+    console = Console()
+    console.print(f"{sweep.name}: {sweep.conventions}", highlight=False)
+    for note in sweep.notes:
+        console.print(note, highlight=False)
+    for row in sweep.exclusions.to_dict("records"):
+        text = f"left out: {row['run_id']}: {row['reason']}"
+        console.print(text, highlight=False, style="yellow")
+    for name in style.ordered(fits):
+        each = fits[name]
+        console.print()
+        console.print(_fit_table(name, each))
+        quality = each.criteria()
+        console.print(
+            f"rms error {quality['rms']:.2%}, AICc {quality['aicc']:.1f}; {each.evidence.reached} "
+            f"of {each.evidence.starts} starts reached this optimum; condition "
+            f"{each.evidence.condition:.0f}",
+            highlight=False,
+        )
+        for warning in each.warnings:
+            _warn(console, str(warning))
+
+
+def _fit_table(name: str, fit: LawFit) -> Table:
+    from rich.table import Table
+
+    obs = fit.observations
+    title = f"{name}: {fit.law.formula}, {len(obs.loss)} points of {len(obs.labels)} runs"
+    table = Table(title=title, title_justify="left")
+    table.add_column("parameter")
+    table.add_column("value", justify="right")
+    frame = fit.table(LEVEL)
+    if fit.draws is not None:
+        table.add_column("standard error", justify="right")
+        table.add_column(f"{LEVEL:.0%} interval", justify="right")
+    for row in frame.to_dict("records"):
+        cells = [str(row["parameter"]), f"{row['value']:.5g}"]
+        if fit.draws is not None:
+            cells += [f"{row['se']:.2g}", f"{row['lo']:.5g} … {row['hi']:.5g}"]
+        table.add_row(*cells)
+    return table
+
+
+def _warn(console: Console, text: str) -> None:
+    from rich.text import Text
+
+    console.print(Text.assemble(("warning: ", "bold yellow"), text))
+
+
+@contextmanager
+def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar for bootstraps long enough to want one."""
+    if quiet or samples < 2000:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(f"bootstrap {name}", total=total)
+            bar.update(tasks[name], completed=done)
+
+        yield advance
+
+
+def _write(path: Path, text: str) -> None:
+    from analysis.errors import AnalysisError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise AnalysisError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _one_paragraph() -> Iterator[None]:
+    """A problem that the user can mend becomes one paragraph and exit code 2."""
+    from analysis.errors import AnalysisError
+
+    try:
+        yield
+    except AnalysisError as error:
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        raise typer.Exit(2) from error
+
+
+def main() -> None:
+    """Entry point of `python -m analysis`."""
+    app(prog_name="python -m analysis")
