@@ -237,8 +237,9 @@ def _huggingface(name: str, argument: str, text_field: str) -> Corpus:
                 f"{', '.join(map(repr, dataset.column_names))}. Set data.text_field."
             )
         rows = dataset.select_columns([text_field])
-        rest = rows.select(range(min(skip, len(rows)), len(rows)))
-        for row, record in enumerate(rest, start=skip):
+        if skip >= len(rows):
+            return
+        for row, record in enumerate(rows.skip(skip), start=skip):
             yield _text_of(f"corpus {name}, row {row}", dict(record), text_field)
 
     total = sum(size for _, size, _ in signature) if local else None

@@ -10,8 +10,8 @@ it lands inside (Black and Rogaway, *Ciphers with Arbitrary Finite Domains*, CT-
 
     x = (l, r),  l in Z_a, r in Z_b;   odd rounds: l += F(r) mod a;   even rounds: r += F(l) mod b
 
-Every round is invertible, so the whole is a bijection; a b - n < a, so walking on is rare. Memory is
-O(1) and 10^12 blocks cost the same as ten.
+Every round is invertible, so the whole is a bijection; a b - n < a, so walking on is rare. Memory
+is O(1) and 10^12 blocks cost the same as ten.
 """
 
 from __future__ import annotations

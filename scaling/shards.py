@@ -23,32 +23,23 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scaling import tokenizers
 from scaling.config import DataConfig
-from scaling.corpora import Corpus, open_corpus
+from scaling.corpora import open_corpus
 from scaling.errors import LinscaleError
-from scaling.files import replacing, write_json
-from scaling.token_store import FORMAT, Contents, Index, Shard, Split, damaged, verify
+from scaling.files import write_json
+from scaling.token_store import FORMAT, TRAINED, Index, Split, damaged, verify
+from scaling.tokenise import ShardWriter
 from scaling.tokenizers import Tokenizer, load_tokenizer
-
-CHUNK_BYTES = 256 * 2**20
-"""Text between two points that a killed preparation continues from."""
-BATCH_BYTES = 4 * 2**20
-"""Text that is tokenised at once."""
-
-TRAINED = "tokenizer.json"
-
-_Advance = Callable[[int], object]
-"""Moves a progress bar on by a number of bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +157,7 @@ def prepare(
             with _locked(folder, progress):
                 index = Index.load(folder)  # another process may have written it meanwhile
                 if index is None or not index.complete:
-                    index = _Writer(folder, corpus, data, source, index, progress).run()
+                    index = ShardWriter(folder, corpus, data, source, index, progress).run()
         return _open(folder, data, index)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -244,198 +235,3 @@ def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:
     if not blocks or not 0 <= min(blocks) <= max(blocks) < split.n_blocks:
         raise damaged(folder, f"{path.name} names blocks that do not exist")
     return blocks
-
-
-class _Output:
-    """The shard that is being written for one split; no file where no document comes."""
-
-    def __init__(self, folder: Path, contents: Contents, split: str, dtype: str) -> None:
-        self._contents = contents
-        self._path = folder / f"{split}-{len(contents.shards):05d}.bin"
-        self._partial = self._path.with_suffix(".bin.tmp")
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-        self._tokens = self._documents = self._text_bytes = 0
-
-    def write(self, tokens: list[NDArray[np.int64]], documents: int, size: int) -> None:
-        """Append documents of `size` bytes of text."""
-        if not tokens:
-            return
-        if self._file is None:
-            self._file = self._partial.open("wb")
-        raw = np.concatenate(tokens).astype(self._dtype).tobytes()
-        self._file.write(raw)
-        self._digest.update(raw)
-        self._tokens += len(raw) // self._dtype.itemsize
-        self._documents += documents
-        self._text_bytes += size
-
-    def close(self) -> None:
-        """Give the finished file its name, and list it."""
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._partial.replace(self._path)
-        self._contents.documents += self._documents
-        self._contents.text_bytes += self._text_bytes
-        self._contents.shards.append(
-            Shard(file=self._path.name, tokens=self._tokens, sha256=self._digest.hexdigest())
-        )
-
-
-class _Writer:
-    """Tokenises a corpus into a folder, from where the index says the last process stopped."""
-
-    def __init__(
-        self,
-        folder: Path,
-        corpus: Corpus,
-        data: DataConfig,
-        source: dict[str, Any],
-        index: Index | None,
-        progress: bool,
-    ) -> None:
-        self._folder, self._corpus, self._data, self._progress = folder, corpus, data, progress
-        self._limit = round(data.validation_fraction * 2**64)
-        self._discard_partial()
-        self._tokenizer = self._load_tokenizer()
-        self._index = index or Index(
-            source=source,
-            vocab_size=self._tokenizer.vocab_size,
-            eos_id=self._tokenizer.eos_id,
-            tokenizer_sha256=self._tokenizer.fingerprint,
-            dtype="uint16" if self._tokenizer.vocab_size <= 2**16 else "uint32",
-        )
-        if self._tokenizer.fingerprint != self._index.tokenizer_sha256:
-            raise damaged(folder, f"it was begun with another tokenizer {data.tokenizer}")
-
-    def _load_tokenizer(self) -> Tokenizer:
-        """The tokenizer, trained first if it must be."""
-        path = self._folder / TRAINED
-        if self._data.tokenizer.startswith("bpe:") and not path.exists():
-            with self._bar("training the tokenizer", 0) as advance:
-                tokenizer = tokenizers.train_bpe(self._data.tokenizer, self._train_texts(advance))
-            with replacing(path) as file:
-                file.write(tokenizer.to_json().encode())
-        return load_tokenizer(self._data.tokenizer, path)
-
-    def _train_texts(self, advance: _Advance) -> Iterator[str]:
-        for number, text in enumerate(self._corpus.read(0)):
-            raw = self._encode(text, number)
-            advance(len(raw))
-            if text.strip() and not self._held_out(hashlib.sha256(raw).digest()):
-                yield text
-
-    def _discard_partial(self) -> None:
-        for path in self._folder.glob("*.tmp"):
-            path.unlink()
-
-    def _held_out(self, digest: bytes) -> bool:
-        return int.from_bytes(digest[:8], "big") < self._limit
-
-    def _encode(self, text: str, number: int) -> bytes:
-        try:
-            return text.encode()
-        except UnicodeEncodeError as error:
-            raise LinscaleError(
-                f"corpus {self._corpus.name}: document {number} holds a lone surrogate "
-                f"({error.object[error.start]!a} at character {error.start}), which is not text; "
-                "remove it or leave the document out."
-            ) from None
-
-    def run(self) -> Index:
-        """Write every chunk that is missing; returns the complete index."""
-        index = self._index
-        documents = self._corpus.read(index.documents_read)
-        seen = index.train.text_bytes + index.validation.text_bytes
-        with self._bar("tokenising", seen) as advance:
-            try:
-                while self._write_chunk(documents, advance):
-                    index.save(self._folder)
-            except BaseException:
-                self._discard_partial()  # on a full disk this is what makes room
-                raise
-        if index.train.documents + index.validation.documents == 0:
-            empty = f", all {index.documents_read} without text" if index.documents_read else ""
-            raise LinscaleError(
-                f"corpus {self._corpus.name}: it holds no documents{empty}; check data.corpus."
-            )
-        index.complete = True
-        index.save(self._folder)
-        return index
-
-    def _write_chunk(self, documents: Iterator[str], advance: _Advance) -> bool:
-        """Tokenise the next documents, up to a chunk of text; False when there are none left."""
-        index, chain = self._index, self._index.corpus_sha256
-        read = size = empty = 0
-        outputs = {
-            held_out: _Output(self._folder, contents, prefix, index.dtype)
-            for held_out, contents, prefix in (
-                (False, index.train, "train"),
-                (True, index.validation, "validation"),
-            )
-        }
-        batch: list[tuple[bool, str, int]] = []
-        pending = 0
-        for text in documents:
-            raw = self._encode(text, index.documents_read + read)
-            read += 1
-            advance(len(raw))
-            if not text.strip():
-                empty += 1
-                continue
-            digest = hashlib.sha256(raw).digest()
-            chain = hashlib.sha256(bytes.fromhex(chain) + digest).hexdigest()
-            batch.append((self._held_out(digest), text, len(raw)))
-            pending += len(raw)
-            size += len(raw)
-            if pending >= BATCH_BYTES:
-                self._tokenise(batch, outputs)
-                batch, pending = [], 0
-            if size >= CHUNK_BYTES:
-                break
-        self._tokenise(batch, outputs)
-        for output in outputs.values():
-            output.close()
-        index.corpus_sha256 = chain
-        index.documents_read += read
-        index.empty_documents += empty
-        return read > 0
-
-    def _tokenise(self, batch: list[tuple[bool, str, int]], outputs: dict[bool, _Output]) -> None:
-        encoded = self._tokenizer.encode_batch([text for _, text, _ in batch])
-        end = np.array([self._tokenizer.eos_id])
-        for held_out, output in outputs.items():
-            chosen = [i for i, (side, _, _) in enumerate(batch) if side == held_out]
-            tokens = [part for i in chosen for part in (encoded[i], end)]
-            output.write(tokens, documents=len(chosen), size=sum(batch[i][2] for i in chosen))
-
-    @contextmanager
-    def _bar(self, label: str, done: int) -> Iterator[_Advance]:
-        """A progress bar in bytes of text, on standard error."""
-        if not self._progress:
-            yield lambda size: None
-            return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        with Progress(
-            TextColumn(f"{self._corpus.name}: {label}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task(label, total=self._corpus.total_bytes, completed=done)
-            yield lambda size: bar.update(task, advance=size)

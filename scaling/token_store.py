@@ -30,6 +30,7 @@ from scaling.files import write_json
 
 FORMAT = 1
 INDEX = "index.json"
+TRAINED = "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,9 +253,10 @@ def _tiktoken(name: str, encoding: str) -> TiktokenTokenizer:
     try:
         return TiktokenTokenizer(name, tiktoken.get_encoding(encoding))
     except OSError as error:  # requests' errors are OSErrors
+        fetch = f"import tiktoken; tiktoken.get_encoding('{encoding}')"
         raise LinscaleError(
             f"tokenizer {name}: tiktoken cannot download its vocabulary "
-            f"({type(error).__name__}). On a machine with network, set TIKTOKEN_CACHE_DIR to an empty "
-            f"folder and run `python -c \"import tiktoken; tiktoken.get_encoding('{encoding}')\"`; "
-            "copy the folder here and set TIKTOKEN_CACHE_DIR to it; or choose data.tokenizer=bytes or bpe:32768."
+            f"({type(error).__name__}). On a machine with network, set TIKTOKEN_CACHE_DIR to an "
+            f'empty folder and run `python -c "{fetch}"`; copy the folder here and set '
+            "TIKTOKEN_CACHE_DIR to it; or choose data.tokenizer=bytes or bpe:32768."
         ) from error
