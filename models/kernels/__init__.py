@@ -2,6 +2,16 @@
 
     S_t = diag(exp(decay_t)) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 
-`reference` is the definition, `chunked*` the CPU form, `triton` the GPU form, `api` the operators
-that models call, `parallel` the same over a sequence split across processes.
+`reference` is the definition; `api` is what models call; `operators` chooses the kernel: `chunked`
+(with `layout`, `intra_scalar`, `intra_channel`) on the CPU, `triton` on CUDA devices; `parallel`
+is the same over a sequence split across processes.
 """
+
+from models.kernels.api import (
+    cosine_attention,
+    hgrn2_attention,
+    linear_attention,
+    linear_attention_step,
+)
+
+__all__ = ["cosine_attention", "hgrn2_attention", "linear_attention", "linear_attention_step"]

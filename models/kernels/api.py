@@ -1,0 +1,243 @@
+"""What models call: linear attention with decay on the CPU and on CUDA devices.
+
+    S_t = diag(exp(decay_t)) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+Shapes, dtypes and devices are checked here, in Python, before anything runs; `operators` then
+chooses the kernel by the device. All of it compiles (`torch.compile(fullgraph=True)`), forward and
+backward. The two models whose keys are made on the spot have forms of their own:
+`hgrn2_attention` (keys and decays from gate logits) and `cosine_attention` (rotated queries and
+keys).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.kernels import operators
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Linear attention with decay over whole sequences; differentiable in every float argument.
+
+    Args:
+        q: queries, (B, T, H, K), unscaled: fold 1/sqrt(K) or its like into them.
+        k: keys, (B, T, H, K).
+        v: values, (B, T, H, V). q, k and v share one dtype.
+        decay: log decay in nats a step, at most 0, -inf forgets everything before its token. None
+            (no decay), (H,) a head, (B, T, H) a token and head, (B, T, H, K) also a key channel.
+        initial_state: state before the first token of each sequence, (N, H, K, V); None is zero.
+        cu_seqlens: offsets of N packed sequences, (N + 1,), rising from 0 to T; B is then 1. None:
+            each row of the batch is one sequence, N = B.
+
+    Returns:
+        o, (B, T, H, V) in v's dtype, and the state after each sequence, (N, H, K, V) in float32
+        (float64 for float64 input).
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit; the message says which.
+    """
+    _check(q, k, v, decay, initial_state, cu_seqlens)
+    o, final_state, _ = operators.linear_attention(q, k, v, decay, initial_state, cu_seqlens)
+    return o, final_state
+
+
+def linear_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token of the recurrence, for decoding.
+
+    Args:
+        q: query, (B, H, K).
+        k: key, (B, H, K).
+        v: value, (B, H, V).
+        state: state before the token, (B, H, K, V); not modified.
+        decay: log decay in nats, None, (H,), (B, H) or (B, H, K).
+
+    Returns:
+        o, (B, H, V) in v's dtype, and the state after the token, in `state`'s dtype.
+    """
+    if decay is not None and decay.ndim == 1:
+        decay = decay.expand(q.shape[:2])
+    factor = None if decay is None else decay.to(state.dtype).exp()
+    if factor is not None:
+        state = state * (factor[..., None, None] if factor.ndim == 2 else factor[..., None])
+    state = state + k.to(state.dtype)[..., :, None] * v.to(state.dtype)[..., None, :]
+    o = (q.to(state.dtype)[..., None, :] @ state).squeeze(-2)
+    return o.to(v.dtype), state
+
+
+def hgrn2_attention(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """HGRN2's recurrence from gate logits x (arXiv 2404.07904, eqs. 3 and 4).
+
+        f = lb + (1 - lb) sigmoid(x)        k = 1 - f        decay = log f
+
+    Args:
+        q: queries, (B, T, H, K).
+        gate_logits: x, (B, T, H, K).
+        v: values, (B, T, H, V).
+        lower_bound: lb in [0, 1), (H, K).
+        initial_state, cu_seqlens: as in `linear_attention`.
+
+    Returns:
+        As `linear_attention`.
+    """
+    if lower_bound.shape != q.shape[2:]:
+        raise ValueError(
+            f"lower_bound has shape {tuple(lower_bound.shape)}: it must have one entry a head and "
+            f"key channel, {tuple(q.shape[2:])}."
+        )
+    k, decay = hgrn2_gate(gate_logits, lower_bound)
+    return linear_attention(q, k.to(q.dtype), v, decay, initial_state, cu_seqlens)
+
+
+def hgrn2_gate(gate_logits: Tensor, lower_bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys 1 - f and log decays log f of HGRN2, in float32 or wider, for logits (..., H, K).
+
+    Neither is a difference of nearly equal numbers: k = (1 - lb) sigmoid(-x), and log f is
+    log1p(-k) where f is near 1 and log(f) where it is small. f is at least the smallest normal
+    number, where its logarithm is -87 nats.
+    """
+    x = gate_logits.to(torch.promote_types(gate_logits.dtype, torch.float32))
+    bound = lower_bound.to(x.dtype)
+    k = (1 - bound) * torch.sigmoid(-x)
+    f = (bound + (1 - bound) * torch.sigmoid(x)).clamp_min(torch.finfo(x.dtype).tiny)
+    return k, torch.where(k < 0.5, torch.log1p(-k.clamp(max=0.5)), f.log())
+
+
+def cosine_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    position_offset: int | Tensor = 0,
+) -> tuple[Tensor, Tensor]:
+    """Linear attention without decay, weighted by the cosine of the distance (LRPE, cosFormer2).
+
+        q~_t = [q_t cos(theta t), q_t sin(theta t)],  k~ alike:
+        q~_t . k~_s = sum_c q_tc k_sc cos(theta_c (t - s))
+
+    (arXiv 2406.16690, eq. 7; arXiv 2307.09270 for LRPE.) The position t counts from 0 in every
+    sequence, plus `position_offset`; a state carries absolute phases, so whoever carries it on
+    passes the number of tokens before it.
+
+    Args:
+        q: queries, (B, T, H, K).
+        k: keys, (B, T, H, K).
+        v: values, (B, T, H, V).
+        theta: angles in radians a step, (H, K).
+        initial_state: (N, H, 2K, V); None is zero.
+        cu_seqlens: as in `linear_attention`.
+        position_offset: position of every sequence's first token.
+
+    Returns:
+        o, (B, T, H, V), and the state after each sequence, (N, H, 2K, V).
+    """
+    if theta.shape != q.shape[2:]:
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)}: it must have one angle a head and key channel, "
+            f"{tuple(q.shape[2:])}."
+        )
+    positions = torch.arange(q.shape[1], device=q.device)
+    if cu_seqlens is not None:
+        sequence = torch.searchsorted(cu_seqlens[1:].to(positions.dtype), positions, right=True)
+        positions = positions - cu_seqlens[sequence]
+    cos, sin = phase(theta, positions + position_offset)
+    q = torch.cat([q * cos.to(q.dtype), q * sin.to(q.dtype)], -1)
+    k = torch.cat([k * cos.to(k.dtype), k * sin.to(k.dtype)], -1)
+    return linear_attention(q, k, v, None, initial_state, cu_seqlens)
+
+
+def phase(theta: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of theta t, (..., H, K), for positions (...); angles in float32 or wider."""
+    dtype = torch.promote_types(theta.dtype, torch.float32)
+    angle = positions[..., None, None].to(dtype) * theta.to(dtype)
+    return angle.cos(), angle.sin()
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    """Raise ValueError, naming the argument, its value and the remedy, unless all fits."""
+    if q.ndim != 4:
+        raise ValueError(
+            f"q has shape {tuple(q.shape)}: it must be (batch, tokens, heads, key channels)."
+        )
+    batch, length, heads, key_dim = q.shape
+    if k.shape != q.shape:
+        raise ValueError(
+            f"k has shape {tuple(k.shape)}: it must have the shape of q, {tuple(q.shape)}."
+        )
+    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"v has shape {tuple(v.shape)}: it must be (batch, tokens, heads, value channels) with "
+            f"the first three of q, {tuple(q.shape[:3])}."
+        )
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}: convert them to one of "
+            f"{', '.join(str(d) for d in DTYPES)}, the same for all three."
+        )
+    if decay is not None:
+        shapes = {(heads,), (batch, length, heads), (batch, length, heads, key_dim)}
+        if tuple(decay.shape) not in shapes:
+            raise ValueError(
+                f"decay has shape {tuple(decay.shape)}: for q of shape {tuple(q.shape)} it must be "
+                f"{(heads,)}, {(batch, length, heads)} or {(batch, length, heads, key_dim)}."
+            )
+        if decay.dtype not in DTYPES:
+            raise ValueError(f"decay has dtype {decay.dtype}: convert it to {torch.float32}.")
+    if cu_seqlens is None:
+        sequences = batch
+    else:
+        if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype.is_floating_point:
+            raise ValueError(
+                f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}: it "
+                "must hold the integer offsets of N >= 1 packed sequences, shape (N + 1,)."
+            )
+        if batch != 1:
+            raise ValueError(
+                f"cu_seqlens is given with a batch of {batch}: packed sequences lie in one row; "
+                "reshape q, k and v to a batch of 1."
+            )
+        sequences = len(cu_seqlens) - 1
+    if initial_state is not None:
+        expected = (sequences, heads, key_dim, v.shape[-1])
+        if tuple(initial_state.shape) != expected:
+            raise ValueError(
+                f"initial_state has shape {tuple(initial_state.shape)}: it must be (sequences, "
+                f"heads, key channels, value channels), {expected}."
+            )
+    for name, x in {"k": k, "v": v, "decay": decay, "initial_state": initial_state}.items():
+        if x is not None and x.device != q.device:
+            raise ValueError(
+                f"{name} is on {x.device} and q on {q.device}: move them to one device."
+            )
+    if q.device.type == "cuda" and q.dtype == torch.float64:
+        raise ValueError(
+            "q has dtype torch.float64 on a CUDA device: the Triton kernels take float32, bfloat16 "
+            "and float16. Convert it, or move the tensors to the CPU for float64."
+        )
