@@ -12,6 +12,7 @@ from scipy import stats
 from analysis import style
 from analysis.figures.common import FLOPS, groups_of
 from analysis.figures.hover import points, tag
+from analysis.frames import by, numbers, where, words
 from analysis.style import look
 
 
@@ -25,13 +26,13 @@ def residuals(frame: pd.DataFrame) -> Figure:
         figure, grid = style.panels(1, 2, width=style.DOUBLE, height=3.0, width_ratios=[3, 2])
         left, right = grid[0]
         for group in groups:
-            own = frame[frame["arch"] == group]
+            own = where(frame, arch=group)
             relative = _relative(own)
             texts = [
                 f"{look(group, groups).label} {size}: measured {m:.4f}, law {p:.4f} ({r:+.2%})"
                 for size, m, p, r in zip(
-                    own.get("size", pd.Series([""] * len(own))), own["loss"], own["predicted"],
-                    relative, strict=True,
+                    words(own, "size") if "size" in own else [""] * len(own), own["loss"],
+                    own["predicted"], relative, strict=True,
                 )
             ]  # fmt: skip
             points(left, own["flops"], relative, group=group, texts=texts, s=18,
@@ -70,7 +71,7 @@ def bootstrap_cloud(draws: pd.DataFrame, *, x: str = "alpha", y: str = "beta") -
         axes = grid[0, 0]
         for group in groups:
             kind = look(group, groups)
-            own = draws[draws["group"] == group][[x, y]].to_numpy(float)
+            own = np.stack([numbers(where(draws, group=group), c) for c in (x, y)], axis=1)
             own = own[np.isfinite(own).all(axis=1)]
             shown = own[:: max(1, len(own) // 600)]
             axes.scatter(
@@ -109,11 +110,9 @@ def holdout(frame: pd.DataFrame) -> Figure:
         left, right = grid[0]
         for group in groups:
             kind = look(group, groups)
-            own = frame[frame["arch"] == group].sort_values("leap")
-            error = own["predicted"].to_numpy(float) / own["loss"].to_numpy(float) - 1
-            low, high = (
-                own[c].to_numpy(float) / own["loss"].to_numpy(float) - 1 for c in ("lo", "hi")
-            )
+            own = by(where(frame, arch=group), "leap")
+            error = numbers(own, "predicted") / numbers(own, "loss") - 1
+            low, high = (numbers(own, c) / numbers(own, "loss") - 1 for c in ("lo", "hi"))
             texts = [
                 f"{kind.label}: {leap:.2g}x more compute than fitted, measured {m:.4f}, "
                 f"predicted {p:.4f} [{a:.4f}, {b:.4f}] ({e:+.2%})"
@@ -152,7 +151,7 @@ def holdout(frame: pd.DataFrame) -> Figure:
 
 
 def _relative(frame: pd.DataFrame) -> np.ndarray:
-    return frame["loss"].to_numpy(float) / frame["predicted"].to_numpy(float) - 1
+    return numbers(frame, "loss") / numbers(frame, "predicted") - 1
 
 
 def _decimals(axes: Axes) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.errors import AnalysisError
 from analysis.figures.hover import tag
+from analysis.frames import by, words
 from analysis.style import End, look
 
 FLOPS = "training compute C (FLOPs)"
@@ -20,14 +23,14 @@ LOSS = "loss (nats/token)"
 
 
 def groups_of(frame: pd.DataFrame, column: str = "arch") -> list[str]:
-    """Groups of a frame, in drawing order.
+    """Distinct groups of a frame, in drawing order.
 
     Raises:
         AnalysisError: the frame has no row.
     """
     if not len(frame):
         raise AnalysisError("there is nothing to draw: the table is empty")
-    return style.ordered(frame[column].astype(str).unique())
+    return style.ordered(words(frame, column))
 
 
 def band(
@@ -46,7 +49,7 @@ def band(
     """
     kind = look(group, among)
     color = color or kind.color
-    frame = frame.sort_values("x")
+    frame = by(frame, "x")
     x, y = frame["x"].to_numpy(float), frame["y"].to_numpy(float)
     if "lo" in frame:
         low, high = frame["lo"].to_numpy(float), frame["hi"].to_numpy(float)
@@ -77,3 +80,32 @@ def shades(color: str, count: int) -> list[tuple[float, float, float]]:
     base = np.array(to_rgb(color))
     weights = np.linspace(0.42, 1.0, count) if count > 1 else np.ones(1)
     return [tuple(1 - w * (1 - base)) for w in weights]  # pyright: ignore[reportReturnType]
+
+
+def small_multiples(groups: Sequence[str], *, height: float) -> tuple[Figure, list[Axes]]:
+    """A panel a group, two a row, with shared axes and the group's name as title."""
+    columns = min(2, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure, grid = style.panels(
+        rows, columns, width=style.DOUBLE if columns > 1 else style.SINGLE + 0.4,
+        height=0.4 + height * rows, sharex=True, sharey=True,
+    )  # fmt: skip
+    panels = list(grid.flat)
+    for spare in panels[len(groups) :]:
+        spare.remove()
+    for axes, group in zip(panels, groups, strict=False):
+        kind = look(group, groups)
+        axes.set_title(kind.label, color=kind.color)
+    return figure, panels[: len(groups)]
+
+
+def label_axes(figure: Figure, x: str, y: str) -> None:
+    """Axis labels shared by all panels."""
+    figure.supxlabel(x, fontsize=8.5)
+    figure.supylabel(y, fontsize=8.5)
+
+
+def extent(*values: Iterable[float]) -> tuple[float, float]:
+    """Smallest and largest of several columns together."""
+    joined = np.concatenate([np.asarray(v, dtype=np.float64) for v in values])
+    return float(joined.min()), float(joined.max())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from analysis import style
-from analysis.figures.common import PARAMS, band, groups_of, note
-from analysis.figures.hover import points
+from analysis.figures.common import PARAMS, band, extent, groups_of, note
+from analysis.figures.hover import points, tag
+from analysis.frames import by, numbers, rows, where
 from analysis.style import End, look
 
 
@@ -24,14 +26,15 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
     with style.context():
         figure, grid = style.panels(1, 1, width=style.SINGLE + 0.6, height=3.2)
         axes = grid[0, 0]
-        ends = [band(axes, bands[bands["group"] == g], g, among=groups) for g in groups]
+        ends = [band(axes, where(bands, group=g), g, among=groups) for g in groups]
         axes.axhline(1.0, color="black", linewidth=0.9)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        low = min(float(bands["y"].min()), float(np.nanmedian(bands["lo"])), 0.95)
-        high = max(float(bands["y"].max()), float(np.nanmedian(bands["hi"])), 1.05)
+        low, high = extent(bands["y"])
+        low = min(low, float(np.nanmedian(numbers(bands, "lo"))), 0.95)
+        high = max(high, float(np.nanmedian(numbers(bands, "hi"))), 1.05)
         axes.set_ylim(low / 1.1, high * 1.1)
-        axes.set_xlim(bands["x"].min(), bands["x"].max())
+        axes.set_xlim(*extent(bands["x"]))
         axes.set_xlabel(f"compute of {name} at equal loss (FLOPs)")
         axes.set_ylabel(f"compute needed / {name}'s")
         style.log_axis(axes, "x")
@@ -39,7 +42,7 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         note(axes, f"above 1: needs more than {name}", y=0.97, va="top")
         note(axes, f"below 1: needs less than {name}")
         figure.draw_without_rendering()
-        style.label_ends(axes, [*ends, End(bands["x"].max(), 1.0, name, "black")], at=1.02)
+        style.label_ends(axes, [*ends, End(extent(bands["x"])[1], 1.0, name, "black")], at=1.02)
     return figure
 
 
@@ -61,7 +64,7 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
             height=0.4 + 2.3 * rows,
         )  # fmt: skip
         for axes, task in zip(grid.flat, tasks, strict=False):
-            law = laws[laws["group"] == task].sort_values("x")
+            law = by(where(laws, group=task), "x")
             axes.fill_between(
                 law["x"], law["lo"], law["hi"], color="#444444", alpha=0.14, linewidth=0
             )
@@ -72,7 +75,7 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
                 color="#6b6b6b", ha="right", va="bottom",
             )  # fmt: skip
             for group in groups:
-                own = measured[(measured["arch"] == group) & (measured["task"] == task)]
+                own = where(measured, arch=group, task=task)
                 texts = [
                     f"{look(group, groups).label}: loss {x:.3f}, accuracy {y:.1%}"
                     for x, y in zip(own["loss"], own["accuracy"], strict=True)
@@ -95,7 +98,7 @@ def throughput(runs: pd.DataFrame) -> Figure:
 
     `runs` has arch, size, n_params, tokens_per_second and device.
     """
-    runs = runs[np.isfinite(runs["tokens_per_second"])]
+    runs = rows(runs, np.isfinite(numbers(runs, "tokens_per_second")))
     groups = groups_of(runs)
     with style.context():
         figure, grid = style.panels(1, 1, width=style.SINGLE + 0.5, height=3.2)
@@ -105,24 +108,21 @@ def throughput(runs: pd.DataFrame) -> Figure:
         ends: list[End] = []
         for group in groups:
             kind = look(group, groups)
-            own = runs[runs["arch"] == group].sort_values("n_params")
-            middle = own.groupby("n_params")["tokens_per_second"].median()
-            axes.plot(middle.index, middle, color=kind.color, linewidth=1.2, gid=f"g:{group}")
+            own = by(where(runs, arch=group), "n_params")
+            speeds = own.groupby("n_params")["tokens_per_second"].median().to_dict()
+            x, y = list(speeds), list(speeds.values())
+            axes.plot(x, y, color=kind.color, linewidth=1.2, gid=tag(group))
             texts = [
-                f"{kind.label} {r.size}: {r.tokens_per_second:,.0f} tokens/s on {r.device}"
-                for r in own[["size", "tokens_per_second", "device"]].itertuples(index=False)
-            ]
-            points(axes, own["n_params"], own["tokens_per_second"], group=group, texts=texts,
-                   edgecolors="white", s=24)  # fmt: skip
-            ends.append(
-                End(
-                    float(middle.index[-1]),
-                    float(middle.iloc[-1]),
-                    kind.label,
-                    kind.color,
-                    f"g:{group}",
+                f"{kind.label} {size}: {speed:,.0f} tokens/s on {device}"
+                for size, speed, device in zip(
+                    own["size"], own["tokens_per_second"], own["device"], strict=True
                 )
-            )
+            ]
+            points(
+                axes, own["n_params"], own["tokens_per_second"], group=group, texts=texts,
+                edgecolors="white", s=24,
+            )  # fmt: skip
+            ends.append(End(x[-1], y[-1], kind.label, kind.color, tag(group)))
         axes.set_xlabel(PARAMS)
         axes.set_ylabel("training speed (tokens/s)")
         style.log_axis(axes, "x", si=True)
@@ -132,9 +132,9 @@ def throughput(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _ratio_axis(axes: object) -> None:
+def _ratio_axis(axes: Axes) -> None:
     """Plain ratios on a log axis: few of them, at round places."""
-    low, high = axes.get_ylim()  # pyright: ignore[reportAttributeAccessIssue]
+    low, high = axes.get_ylim()
     ladder = (
         [0.1, 0.2, 0.5, 1, 2, 5, 10]
         if high / low > 6
@@ -142,7 +142,7 @@ def _ratio_axis(axes: object) -> None:
         if high / low > 1.8
         else [0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5]
     )
-    axis = axes.yaxis  # pyright: ignore[reportAttributeAccessIssue]
+    axis = axes.yaxis
     axis.set_major_locator(FixedLocator(ladder))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
     axis.set_minor_formatter(NullFormatter())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,15 +10,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis import style
-from analysis.figures.common import FLOPS, LOSS, band, groups_of, note, shades
+from analysis.figures.common import (
+    FLOPS,
+    LOSS,
+    band,
+    extent,
+    groups_of,
+    label_axes,
+    note,
+    shades,
+    small_multiples,
+)
 from analysis.figures.hover import points, tag
+from analysis.frames import by, numbers, where, words
 from analysis.style import look
 
 
 def learning_curves(
     curves: pd.DataFrame, milestones: pd.DataFrame, envelopes: pd.DataFrame | None = None
 ) -> Figure:
-    """A panel an architecture: trunk curves shaded by size, decayed checkpoints, the envelope.
+    """A panel an architecture: training loss shaded by size, decayed checkpoints, the envelope.
 
     Args:
         curves: arch, size, run_id, n_params, segment, split, flops, loss (as `Sweep.curves`).
@@ -26,51 +37,36 @@ def learning_curves(
         envelopes: bands by `group`: the fitted envelope of each architecture (FLOPs, loss).
     """
     groups = groups_of(milestones)
-    columns = min(2, len(groups))
-    rows = math.ceil(len(groups) / columns)
     with style.context():
-        figure, grid = style.panels(
-            rows, columns, width=style.DOUBLE if columns > 1 else style.SINGLE + 0.4,
-            height=0.35 + 2.45 * rows, sharex=True, sharey=True,
-        )  # fmt: skip
-        for axes, group in zip(grid.flat, groups, strict=False):
-            kind = look(group, groups)
-            mine = curves[(curves["arch"] == group) & (curves["split"] == "train")]
-            own = milestones[milestones["arch"] == group]
-            sizes = own.groupby("size", observed=True)["n_params"].first().sort_values()
-            tones = dict(zip(sizes.index, shades(kind.color, len(sizes)), strict=True))
+        figure, panels = small_multiples(groups, height=2.45)
+        for axes, group in zip(panels, groups, strict=True):
+            own = where(milestones, arch=group)
+            sizes = _sizes(own)
+            tones = dict(zip(sizes, shades(look(group, groups).color, len(sizes)), strict=True))
             for size, count in sizes.items():
-                axes.plot([], [], color=tones[size], label=style.si_text(float(count)))
-                for _, run in mine[mine["size"] == size].groupby("run_id", observed=True):
-                    for segment, part in run.groupby("segment"):
-                        x, y = smooth(part["flops"].to_numpy(float), part["loss"].to_numpy(float))
-                        width = 0.7 if str(segment).startswith("decay") else 1.0
-                        axes.plot(x, y, color=tones[size], linewidth=width, gid=tag(group))
+                axes.plot([], [], color=tones[size], label=style.si_text(count))
+                for segment, x, y in _segments(where(curves, arch=group, size=size)):
+                    width = 0.7 if segment.startswith("decay") else 1.0
+                    axes.plot(x, y, color=tones[size], linewidth=width, gid=tag(group))
             points(
                 axes, own["flops"], own["loss"], group=group, texts=hover_texts(own),
-                s=16, color=[tones[s] for s in own["size"]], edgecolors="white",
+                s=16, color=[tones[size] for size in words(own, "size")], edgecolors="white",
             )  # fmt: skip
-            if envelopes is not None and (envelopes["group"] == group).any():
-                law = envelopes[envelopes["group"] == group]
-                band(axes, law, group, among=groups, color="black", linewidth=1.0)
+            if envelopes is not None:
+                law = where(envelopes, group=group)
+                if len(law):
+                    band(axes, law, group, among=groups, color="black", linewidth=1.0)
             axes.legend(title="N", fontsize=7, title_fontsize=7, loc="upper right")
-            axes.set_title(kind.label, color=kind.color)
-        for axes in list(grid.flat)[len(groups) :]:
-            axes.remove()
-        first = grid.flat[0]
-        low = float(milestones["loss"].min())
-        top = min(1.5 * float(milestones["loss"].max()), float(curves["loss"].max()) * 1.03)
-        first.set_ylim(low * 0.93, top)
-        left = float(milestones["flops"].min())
-        first.set_xlim(left / 4, float(milestones["flops"].max()) * 2)
-        for axes in grid.flat:
-            if axes.figure is not None:
-                style.log_axis(axes, "x")
-                style.log_axis(axes, "y")
+        low, high = extent(milestones["loss"])
+        left, right = extent(milestones["flops"])
+        panels[0].set_ylim(low * 0.93, min(1.5 * high, extent(curves["loss"])[1] * 1.03))
+        panels[0].set_xlim(left / 4, right * 2)
+        for axes in panels:
+            style.log_axis(axes, "x")
+            style.log_axis(axes, "y")
         law_note = "\nblack: law of the envelope" if envelopes is not None else ""
-        note(first, f"markers: end of decay{law_note}")
-        figure.supxlabel(FLOPS, fontsize=8.5)
-        figure.supylabel(LOSS, fontsize=8.5)
+        note(panels[0], f"markers: end of decay{law_note}")
+        label_axes(figure, FLOPS, LOSS)
     return figure
 
 
@@ -78,48 +74,56 @@ def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
     """Reducible loss over its final value against the share of compute spent, all sizes together.
 
     Runs that follow one recipe fall on one curve; one that does not is mistuned or broken
-    (arXiv 2507.02119). `floors` is the irreducible loss E of each architecture.
+    (arXiv 2507.02119). Trunks only, since a decay bends the curve. `floors` is the irreducible
+    loss E of each architecture.
     """
     groups = [g for g in groups_of(curves) if g in floors]
-    columns = min(2, len(groups))
-    rows = math.ceil(len(groups) / columns)
     with style.context():
-        figure, grid = style.panels(
-            rows, columns, width=style.DOUBLE if columns > 1 else style.SINGLE,
-            height=0.35 + 2.3 * rows, sharex=True, sharey=True,
-        )  # fmt: skip
-        for axes, group in zip(grid.flat, groups, strict=False):
-            kind = look(group, groups)
-            trunks = curves[
-                (curves["arch"] == group)
-                & (curves["split"] == "train")
-                & ~curves["segment"].astype(str).str.startswith("decay")
-            ]
-            sizes = trunks.groupby("size", observed=True)["n_params"].first().sort_values()
-            tones = dict(zip(sizes.index, shades(kind.color, len(sizes)), strict=True))
-            for size, count in sizes.items():
-                for _, run in trunks[trunks["size"] == size].groupby("run_id", observed=True):
-                    x, y = smooth(run["flops"].to_numpy(float), run["loss"].to_numpy(float))
-                    share = x / x[-1]
+        figure, panels = small_multiples(groups, height=2.3)
+        for axes, group in zip(panels, groups, strict=True):
+            trunks = where(curves, arch=group, segment="trunk")
+            sizes = _sizes(trunks)
+            tones = shades(look(group, groups).color, len(sizes))
+            for (size, count), tone in zip(sizes.items(), tones, strict=True):
+                for _, x, y in _segments(where(trunks, size=size)):
                     reducible = (y - floors[group]) / (y[-1] - floors[group])
                     axes.plot(
-                        share, reducible, color=tones[size], linewidth=1.0, gid=tag(group),
-                        label=style.si_text(float(count)),
+                        x / x[-1], reducible, color=tone, linewidth=1.0, gid=tag(group),
+                        label=style.si_text(count),
                     )  # fmt: skip
-            axes.set_title(kind.label, color=kind.color)
-            axes.legend(title="N", fontsize=7, title_fontsize=7, loc="upper right")
-        for axes in list(grid.flat)[len(groups) :]:
-            axes.remove()
-        grid.flat[0].set_xscale("log")
-        grid.flat[0].set_xlim(0.02, 1.1)
-        grid.flat[0].set_ylim(0.9, 3.0)
-        for axes in list(grid.flat)[: len(groups)]:
+            handles, labels = axes.get_legend_handles_labels()
+            unique = dict(zip(labels, handles, strict=True))  # seeds of a size share one entry
+            axes.legend(
+                unique.values(), unique.keys(), title="N", fontsize=7, title_fontsize=7,
+                loc="upper right",
+            )  # fmt: skip
+        panels[0].set_xscale("log")
+        panels[0].set_xlim(0.02, 1.1)
+        panels[0].set_ylim(0.9, 3.0)
+        for axes in panels:
             axes.xaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1.0]))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.xaxis.set_minor_locator(FixedLocator([]))
-        figure.supxlabel("share of the run's compute, C / C at the end", fontsize=8.5)
-        figure.supylabel("(L - E) / (L at the end - E)", fontsize=8.5)
+        label_axes(
+            figure, "share of the run's compute, C / C at the end", "(L − E) / (L at the end − E)"
+        )
     return figure
+
+
+def _sizes(frame: pd.DataFrame) -> dict[str, float]:
+    """Size labels of a frame and their N, smallest first."""
+    pairs = zip(words(frame, "size"), numbers(frame, "n_params"), strict=True)
+    return dict(sorted(((size, float(n)) for size, n in set(pairs)), key=lambda pair: pair[1]))
+
+
+def _segments(frame: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Smoothed training curves (segment, FLOPs, loss) of every segment of every run."""
+    train = where(frame, split="train")
+    for _, run in train.groupby("run_id", observed=True):
+        for segment, part in run.groupby("segment", observed=True):
+            x, y = smooth(numbers(part, "flops"), numbers(part, "loss"))
+            if len(x):
+                yield str(segment), x, y
 
 
 def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -138,11 +142,23 @@ def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.nda
 
 def hover_texts(frame: pd.DataFrame) -> list[str]:
     """One line a point: who, how large, how long, how good."""
-    names = [look(str(arch)).label for arch in frame["arch"]]
+    names = [look(arch).label for arch in words(frame, "arch")]
     if "size" in frame:
-        names = [f"{name} {size}" for name, size in zip(names, frame["size"], strict=True)]
-    numbers = zip(frame["n_params"], frame["tokens"], frame["flops"], frame["loss"], strict=True)
+        sizes = words(frame, "size")
+        names = [f"{name} {size}" for name, size in zip(names, sizes, strict=True)]
+    columns = [numbers(frame, c) for c in ("n_params", "tokens", "flops", "loss")]
     return [
         f"{name}: N {style.si_text(n)}, D {style.si_text(d)}, C {c:.3g} FLOPs, loss {loss:.4f}"
-        for name, (n, d, c, loss) in zip(names, numbers, strict=True)
+        for name, n, d, c, loss in zip(names, *columns, strict=True)
     ]
+
+
+def frontier_mask(frame: pd.DataFrame) -> np.ndarray:
+    """Points that no other point beats with less or equal compute."""
+    ordered = by(frame.assign(_row=np.arange(len(frame))), "flops", "loss")
+    losses = numbers(ordered, "loss")
+    best = np.minimum.accumulate(losses)
+    mask = np.zeros(len(frame), dtype=bool)
+    first = np.r_[True, losses[1:] < best[:-1]]
+    mask[numbers(ordered, "_row").astype(int)[first]] = True
+    return mask

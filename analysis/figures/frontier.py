@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.figures.common import FLOPS, LOSS, PARAMS, TOKENS, band, groups_of, note
+from analysis.figures.common import FLOPS, LOSS, PARAMS, TOKENS, band, extent, groups_of, note
 from analysis.figures.curves import hover_texts
 from analysis.figures.hover import points
+from analysis.frames import rows, where
 from analysis.style import End, look
 
 PFLOP_DAY = 1e15 * 86400.0
@@ -58,9 +59,9 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
         axes = grid[0, 0]
         ends: list[End] = []
         for group in groups:
-            own = milestones[milestones["arch"] == group]
+            own = where(milestones, arch=group)
             used = own["used"].to_numpy(bool) if "used" in own else np.ones(len(own), dtype=bool)
-            kept, rest = own[used], own[~used]
+            kept, rest = rows(own, used), rows(own, ~used)
             if faint and len(rest):
                 points(
                     axes, rest["flops"], rest["loss"], group=group, texts=hover_texts(rest),
@@ -70,7 +71,7 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
                 axes, kept["flops"], kept["loss"], group=group, texts=hover_texts(kept),
                 edgecolors="white", s=24,
             )  # fmt: skip
-            law = laws[laws["group"] == group]
+            law = where(laws, group=group)
             if len(law):
                 ends.append(band(axes, law, group, among=groups))
         axes.set_xlabel(FLOPS)
@@ -78,7 +79,7 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
         _fit_limits(axes, milestones, laws)
         style.log_axis(axes, "x")
         style.log_axis(axes, "y")
-        if "inside" in laws and not laws["inside"].all():
+        if "inside" in laws and not np.asarray(laws["inside"], dtype=bool).all():
             note(axes, "dashed: beyond the data")
         figure.draw_without_rendering()
         style.label_ends(axes, ends, at=1.02)
@@ -87,12 +88,11 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
 
 def _fit_limits(axes: Axes, milestones: pd.DataFrame, laws: pd.DataFrame) -> None:
     """Limits from points and curves; a band may run off the panel without squeezing the rest."""
-    x = np.concatenate([milestones["flops"], laws["x"]])
-    y = np.concatenate([milestones["loss"], laws["y"]])
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(x.min() / 1.25, x.max() * 1.25)
-    axes.set_ylim(y.min() * 0.97, y.max() * 1.03)
+    left, right = extent(milestones["flops"], laws["x"])
+    low, high = extent(milestones["loss"], laws["y"])
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlim(left / 1.25, right * 1.25)
+    axes.set_ylim(low * 0.97, high * 1.03)
 
 
 def optimum(
@@ -116,11 +116,11 @@ def optimum(
             grid.flat, ("n", "d"), (f"optimal {PARAMS}", f"optimal {TOKENS}"),
             ("n_params", "tokens"), strict=True,
         ):  # fmt: skip
-            mine = laws[laws["quantity"] == quantity]
-            ends = [band(axes, mine[mine["group"] == g], g, among=groups) for g in groups]
+            mine = where(laws, quantity=quantity)
+            ends = [band(axes, where(mine, group=g), g, among=groups) for g in groups]
             if found is not None:
                 for group in groups:
-                    own = found[found["arch"] == group]
+                    own = where(found, arch=group)
                     texts = [
                         f"{look(group, groups).label}: {style.si_text(v)} at {c:.3g} FLOPs"
                         for v, c in zip(own[column], own["flops"], strict=True)
@@ -128,9 +128,9 @@ def optimum(
                     points(axes, own["flops"], own[column], group=group, texts=texts, s=14)
             axes.set_xscale("log")
             axes.set_yscale("log")
-            x = np.array([mine["x"].min(), mine["x"].max()])
-            y = np.array([mine["y"].min(), mine["y"].max()])
-            floor, ceiling = y[0] / 4, y[1] * 4
+            x = np.array(extent(mine["x"]))
+            low, high = extent(mine["y"])
+            floor, ceiling = low / 4, high * 4
             for name in published:
                 law = PUBLISHED[name]
                 factor, power = (
