@@ -50,8 +50,8 @@ class ToeplitzStem(Stem):
     ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
         if self.tpe is None:
             return x, (), {}
-        x, state = self.tpe(x, span, state)
-        return x, (), state
+        x, kept = self.tpe(x, span, state)
+        return x, (), kept
 
     def step(
         self, x: Tensor, positions: Tensor, state: LayerState

@@ -28,6 +28,7 @@ from models.config import ModelConfig
 from models.kernels.api import hgrn2_attention, linear_attention_step
 from models.layers import (
     Architecture,
+    FullPrecision,
     LayerState,
     Span,
     SRMSNorm,
@@ -37,7 +38,7 @@ from models.layers import (
 )
 
 
-class LowerBounds(Stem):
+class LowerBounds(FullPrecision, Stem):
     """Shares the lower bounds of the forget gates of all layers, (L, H, K)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -51,8 +52,7 @@ class LowerBounds(Stem):
     def bounds(self) -> Tensor:
         """cumsum(softmax(logits)) less its first row: (L, H, K) in [0, 1)."""
         config = self.config
-        logits = self.logits.to(angle_dtype(self.logits.dtype)).view(config.layers, -1)
-        share = logits.softmax(dim=0)
+        share = self.logits.view(config.layers, -1).softmax(dim=0)
         bounds = share.cumsum(dim=0) - share[:1]
         return bounds.view(config.layers, config.heads, config.head_dim)
 

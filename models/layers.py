@@ -154,6 +154,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
+class FullPrecision(nn.Module):
+    """Keeps its own tensors in float32 or wider when a model is cast to a 16-bit type.
+
+    For angles, decays and bounds, which act through thousands of steps: an angle rounded to
+    bfloat16 is off by radians after a thousand tokens.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FullPrecision:
+        def keep_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = moved.is_floating_point() and moved.dtype.itemsize < 4
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(keep_wide, recurse)
+
+
 def lrpe(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
     """[x cos(theta t), x sin(theta t)]: the last dimension doubles.
 
@@ -166,7 +182,7 @@ def lrpe(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
     return torch.cat((x * angles.cos().to(x.dtype), x * angles.sin().to(x.dtype)), dim=-1)
 
 
-class LRPEAngles(nn.Module):
+class LRPEAngles(FullPrecision):
     """Angles theta of the linearised relative position encoding, one per head and channel.
 
     q and k become [q cos(theta t), q sin(theta t)], so that their product gains the factor
@@ -192,8 +208,7 @@ class LRPEAngles(nn.Module):
             self.theta.copy_(self.config.rope_base ** (-2 * channel / self.config.dim))
 
     def forward(self) -> Tensor:
-        theta = self.theta.to(angle_dtype(self.theta.dtype))
-        return theta.view(self.config.heads, self.config.head_dim)  # (H, K)
+        return self.theta.view(self.config.heads, self.config.head_dim)  # (H, K)
 
 
 class ToeplitzEncoding(nn.Module):

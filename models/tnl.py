@@ -28,6 +28,7 @@ from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
 from models.layers import (
     Architecture,
+    FullPrecision,
     LayerState,
     LowRankGate,
     LRPEAngles,
@@ -60,33 +61,40 @@ def decay_slopes(config: ModelConfig, layer: int) -> list[float]:
     return [slope * factor for slope in alibi_slopes(config.heads)]
 
 
-class DecayAttention(TokenMixer):
-    """Gated linear attention with one fixed decay per head; state (N, H, K, V) float32."""
+class HeadDecay(FullPrecision):
+    """Log decay of each head of one layer, (H,): fixed, or learned with `config.learn_decay`."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.gate = LowRankGate(config)
-        self.norm = SRMSNorm(config.dim, config.norm_eps)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
         self.slopes: Tensor
         if config.learn_decay:
             self.slopes = nn.Parameter(torch.empty(config.heads))
         else:
             self.register_buffer("slopes", torch.empty(config.heads), persistent=False)
-        rotated = config.tnl_lrpe == "all" or (config.tnl_lrpe == "first" and layer == 0)
-        self.angles = LRPEAngles(config) if rotated else None
 
     def reset_parameters(self) -> None:
         slopes = torch.tensor(decay_slopes(self.config, self.layer), dtype=torch.float64)
         with torch.no_grad():
             self.slopes.copy_(slopes)
 
-    def _decay(self) -> Tensor:
-        # A learned slope may not turn into growth.
-        return -self.slopes.to(angle_dtype(self.slopes.dtype)).clamp(min=0)  # (H,)
+    def forward(self) -> Tensor:
+        return -self.slopes.clamp(min=0)  # A learned slope may not turn into growth.
+
+
+class DecayAttention(TokenMixer):
+    """Gated linear attention with one fixed decay per head; state (N, H, K, V) float32."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.decay = HeadDecay(config, layer)
+        self.gate = LowRankGate(config)
+        self.norm = SRMSNorm(config.dim, config.norm_eps)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        rotated = config.tnl_lrpe == "all" or (config.tnl_lrpe == "first" and layer == 0)
+        self.angles = LRPEAngles(config) if rotated else None
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k (..., H, K) and v (..., H, V) of x (..., d)."""
@@ -105,14 +113,14 @@ class DecayAttention(TokenMixer):
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, span.positions)
         initial = None if state is None else state["kv"]
-        o, final = linear_attention(q, k, v, self._decay(), initial, span.cu_seqlens)
+        o, final = linear_attention(q, k, v, self.decay(), initial, span.cu_seqlens)
         return self._output(x, o), {"kv": final}
 
     def step(
         self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, positions)
-        o, kv = linear_attention_step(q, k, v, state["kv"], self._decay())
+        o, kv = linear_attention_step(q, k, v, state["kv"], self.decay())
         return self._output(x, o), {"kv": kv}
 
     def initial_state(

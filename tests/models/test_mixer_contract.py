@@ -1,0 +1,35 @@
+"""The contract of `mixer_contract` for the four architectures and their options."""
+
+from __future__ import annotations
+
+from mixer_contract import MixerContract
+
+from models.config import toy_config
+
+
+class TestLlama(MixerContract):
+    config = toy_config("llama", 64, vocab_size=61, layers=2)
+
+
+class TestTNL(MixerContract):
+    config = toy_config("tnl", 64, vocab_size=61, layers=2)
+
+
+class TestTNLWithLRPEAndLearnedDecay(MixerContract):
+    config = toy_config("tnl", 48, vocab_size=61, layers=2, head_dim=16).replace(
+        tnl_lrpe="first", learn_decay=True, decay_slopes="linear", tie_embeddings=False
+    )
+
+
+class TestHGRN2(MixerContract):
+    config = toy_config("hgrn2", 64, vocab_size=61, layers=2)
+
+
+class TestCosFormer2(MixerContract):
+    config = toy_config("cosformer2", 64, vocab_size=61, layers=2)
+
+
+class TestCosFormer2WithoutTPE(MixerContract):
+    config = toy_config("cosformer2", 48, vocab_size=61, layers=2, head_dim=16).replace(
+        tpe=False, lrpe_learned=False, gate_rank=5
+    )
