@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from scaling.callbacks import StopEvent
 
 
+_EXPECTED_WARNINGS = (
+    # Batches are gathered from a memory map in microseconds; workers would only cost.
+    ".*does not have many workers",
+    # Validation takes place at milestones, in scaling.milestones.
+    ".*have no `validation_step`",
+    # Lightning's own use of PyTorch.
+    ".*isinstance.treespec, LeafSpec.* is deprecated",
+)
+
+
 def is_rank() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -132,8 +142,8 @@ def process_settings(config: RunConfig) -> Iterator[None]:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True, warn_only=True)
                 warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
-            # Batches are gathered from a memory map in microseconds; workers would only cost.
-            warnings.filterwarnings("ignore", ".*does not have many workers")
+            for message in _EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
             logger.setLevel(logging.WARNING)
             yield
         finally:

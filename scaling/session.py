@@ -12,6 +12,7 @@ pure function of the step, and on a learning rate that is as well.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -149,7 +150,13 @@ class _Session:
         journal = self._journal
         if not self._is_main:
             return
-        self._record.write_status(state, reason=reason, tokens=journal.trained_tokens)
+        finite = [loss for loss in journal.losses if math.isfinite(loss)]
+        self._record.write_status(
+            state,
+            reason=reason,
+            tokens=journal.trained_tokens,
+            loss=finite[-1] if finite else None,
+        )
         self._record.log(f"{state}: {reason}" if reason else state)
 
     def _say(self, text: str) -> None:

@@ -1,0 +1,377 @@
+"""Runs end to end: what they leave behind, and that interruptions of every kind leave no trace.
+
+The oracle for resuming is a run that was not disturbed: metrics (wall time and speeds apart) and
+milestones must be identical to the last digit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.accounting import summary
+from models.config import ARCHS, Arch
+from scaling import callbacks, parallel
+from scaling.config import RunConfig
+from scaling.record import load_model, read_states
+from scaling.shards import prepare
+from scaling.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = ("wall", "tokens_per_second", "mfu")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def result(config: RunConfig, sweep: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Metrics without times, and milestones."""
+    metrics = lines(sweep / config.run_id / "metrics.jsonl")
+    timeless = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics]
+    return timeless, lines(sweep / config.run_id / "milestones.jsonl")
+
+
+class StopAfter:
+    """A stop event that is set after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_record_of_a_run(make_run: Any, tmp_path: Path) -> None:
+    config = make_run(arch="tnl")
+    assert train(config, tmp_path / "sweep") == "done"
+    folder = tmp_path / "sweep" / config.run_id
+    per_step = config.tokens_per_step
+
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["sweep"] == "sweep"
+    assert stored["run_id"] == config.run_id
+    plain = {k: v for k, v in stored.items() if k not in ("schema", "run_id", "sweep")}
+    assert RunConfig.from_json(plain) == config
+    accounting = json.loads((folder / "accounting.json").read_text())
+    assert accounting == summary(config.model, config.data.sequence_length)
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert environment["data"]["bytes_per_token"] == prepare(config.data).bytes_per_token
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "done"
+    assert status["tokens"] == status["tokens_total"]
+    assert read_states(tmp_path / "sweep") == {config.run_id: "done"}
+
+    metrics, milestones = result(config, tmp_path / "sweep")
+    train_steps = [(m["segment"], m["step"]) for m in metrics if m["split"] == "train"]
+    # decay_fraction 0.3: the branches of 8, 12 and 24 steps leave at 6, 8 and 17.
+    expected = [("trunk", s) for s in range(1, 7)] + [(f"decay-{8 * per_step}", s) for s in (7, 8)]
+    expected += [("trunk", s) for s in (7, 8)]
+    expected += [(f"decay-{12 * per_step}", s) for s in range(9, 13)]
+    expected += [("trunk", s) for s in range(9, 18)]
+    expected += [(f"decay-{24 * per_step}", s) for s in range(18, 25)]
+    assert train_steps == expected
+    flops = accounting["flops_per_token"]
+    for line in metrics:
+        assert line["tokens"] == line["step"] * per_step
+        assert line["flops"] == line["tokens"] * flops["exact"]["total"]
+        bytes_per_token = environment["data"]["bytes_per_token"]
+        assert line["bpb"] == pytest.approx(line["loss"] / math.log(2) / bytes_per_token)
+    assert [m["tokens"] for m in milestones] == [8 * per_step, 12 * per_step, 24 * per_step]
+    assert all(m["decayed"] for m in milestones)
+    last = [m["loss"] for m in metrics if m["split"] == "train" and "decay" in m["segment"]][-7:]
+    # The last 5 % are two steps; eight are the least, so one step of the trunk counts as well.
+    before = next(m["loss"] for m in metrics if m["segment"] == "trunk" and m["step"] == 17)
+    assert milestones[-1]["train_loss"] == pytest.approx(sum([before, *last]) / 8)
+    assert milestones[-1]["val_loss"] < milestones[0]["val_loss"] < math.log(257)
+
+
+def test_milestone_weights_reproduce_the_validation_loss(make_run: Any, tmp_path: Path) -> None:
+    config = make_run()
+    train(config, tmp_path)
+    milestone = lines(tmp_path / config.run_id / "milestones.jsonl")[1]
+    model, stored = load_model(tmp_path / config.run_id / milestone["checkpoint"])
+    assert stored == config
+    rows = torch.from_numpy(prepare(config.data).validation)
+    with torch.no_grad():
+        losses = model.loss(rows[:, :-1], rows[:, 1:]).double().mean(dim=1)
+    assert milestone["val_blocks"] == len(rows) == 6
+    # Another batch size sums in another order: float32 rounding, 1e-6 relative.
+    assert losses.mean().item() == pytest.approx(milestone["val_loss"], rel=1e-6)
+    assert losses.std().item() == pytest.approx(milestone["val_loss_std"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["wsd", "cosine", "constant"])
+def test_stopping_every_few_steps_changes_nothing(make_run: Any, tmp_path: Path, kind: str) -> None:
+    config = make_run(f"schedule.kind={kind}", "parallel.micro_batch_sequences=2", arch="hgrn2")
+    train(config, tmp_path / "whole")
+    stops = 0
+    while (state := train(config, tmp_path / "pieces", stop_event=StopAfter(5))) != "done":
+        assert state == "preempted"
+        stops += 1
+    assert stops >= 4
+    assert result(config, tmp_path / "pieces") == result(config, tmp_path / "whole")
+
+
+def test_a_run_leaves_the_process_as_it_was(make_run: Any, tmp_path: Path) -> None:
+    """And is not influenced by it: the same in any order, whatever was drawn before."""
+    config, other = make_run(), make_run("seed=1")
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    train(config, tmp_path / "first")
+    drawn = random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    torch.manual_seed(5)
+    assert drawn == (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002
+    train(other, tmp_path / "second")
+    train(config, tmp_path / "second")
+    assert result(config, tmp_path / "first") == result(config, tmp_path / "second")
+    assert result(config, tmp_path / "first") != result(other, tmp_path / "second")
+
+
+def test_micro_batches_give_the_same_run(make_run: Any, tmp_path: Path) -> None:
+    whole, parts = make_run(), make_run("parallel.micro_batch_sequences=1")
+    assert whole.run_id == parts.run_id
+    train(whole, tmp_path / "whole")
+    train(parts, tmp_path / "parts")
+    for a, b in zip(result(whole, tmp_path / "whole")[0], result(parts, tmp_path / "parts")[0]):
+        # Only the order of float32 additions differs; 24 steps of Adam amplify it little.
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_bf16_is_another_run_of_about_the_same_loss(make_run: Any, tmp_path: Path) -> None:
+    plain, bf16 = make_run(), make_run("parallel.precision=bf16")
+    assert plain.run_id != bf16.run_id
+    train(plain, tmp_path)
+    train(bf16, tmp_path)
+    loss, other = (result(c, tmp_path)[1][-1]["val_loss"] for c in (plain, bf16))
+    # bf16 has 8 bits: about 1 % of a loss of 3 after 24 steps, and it must not be the same run.
+    assert loss == pytest.approx(other, rel=0.02)
+    assert loss != other
+
+
+def test_done_again_is_at_once_and_without_torch(make_run: Any, tmp_path: Path) -> None:
+    config = make_run()
+    train(config, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    code = (
+        "import sys, json; from scaling.config import RunConfig; from scaling.train import train\n"
+        "config = RunConfig.from_json(json.loads(sys.argv[1]))\n"
+        "assert train(config, sys.argv[2]) == 'done'\n"
+        "assert not {'torch', 'lightning'} & set(sys.modules), 'heavy import'\n"
+    )
+    values = json.dumps(config.to_json())
+    subprocess.run([sys.executable, "-c", code, values, str(tmp_path)], check=True, cwd=ROOT)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_records_are_thinned_on_long_runs(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_run()
+    train(config, tmp_path / "all")
+    monkeypatch.setattr(callbacks, "RECORDS", 6)  # every 4 steps of 24, and at segment ends
+    train(config, tmp_path / "few", stop_event=StopAfter(11))
+    train(config, tmp_path / "few")
+    full, few = (result(config, tmp_path / name)[0] for name in ("all", "few"))
+    steps = [(m["segment"], m["step"]) for m in few if m["segment"] == "trunk"]
+    assert steps == [("trunk", s) for s in (4, 6, 8, 12, 16, 17)]
+    losses = {m["step"]: m["loss"] for m in full if m["segment"] == "trunk"}
+    of_twelve = next(m for m in few if (m["segment"], m["step"]) == ("trunk", 12))
+    assert of_twelve["loss"] == pytest.approx(sum(losses[s] for s in range(9, 13)) / 4)
+    of_six = next(m for m in few if (m["segment"], m["step"]) == ("trunk", 6))
+    assert of_six["loss"] == pytest.approx((losses[5] + losses[6]) / 2)
+
+
+# --- killed -------------------------------------------------------------------------------------
+
+
+def _train_until_killed(values: dict[str, Any], sweep: str, cache: str, operation: int) -> None:
+    """In a child: train, and die by SIGKILL at the n-th operation on the disk."""
+    os.environ["LINSCALE_CACHE"] = cache
+    torch.set_num_threads(1)
+    count = 0
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+        if count == operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    real_fsync, real_replace, real_unlink = os.fsync, os.replace, os.unlink
+    real_write, real_rename = os.write, os.rename
+
+    def before(function: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            tick()
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    os.fsync, os.replace, os.unlink = map(before, (real_fsync, real_replace, real_unlink))
+    os.write, os.rename = map(before, (real_write, real_rename))
+    from scaling import record
+
+    real_append = record.append_line
+
+    def torn(path: Path, text: str) -> None:
+        nonlocal count
+        count += 1
+        if count == operation:  # half a line reaches the file
+            with path.open("a") as file:
+                file.write(text[: len(text) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_append(path, text)
+        tick()
+
+    record.append_line = torn
+    train(RunConfig.from_json(values), sweep)
+
+
+def _kill_and_resume(config: RunConfig, sweep: Path, operations: list[int]) -> None:
+    """Start the run again and again, each time killed at the next given operation, then finish."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scaling.session"])
+    for operation in [*operations, 0]:
+        arguments = (config.to_json(), str(sweep), os.environ["LINSCALE_CACHE"], operation)
+        process = context.Process(target=_train_until_killed, args=arguments)
+        process.start()
+        process.join(300)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        if process.exitcode == 0 and operation:
+            return  # the run ended before that many operations
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "faults"),
+    [
+        pytest.param("wsd", 0, 6, id="wsd"),
+        pytest.param("cosine", 1, 3, id="cosine"),
+        *(
+            pytest.param(kind, seed, 8, marks=pytest.mark.slow, id=f"{kind}-{seed}")
+            for kind in ("wsd", "cosine", "constant")
+            for seed in range(2, 8)
+        ),
+    ],
+)
+def test_killed_at_any_operation_on_the_disk(
+    make_run: Any, tmp_path: Path, kind: str, seed: int, faults: int
+) -> None:
+    config = make_run(f"schedule.kind={kind}", arch="tnl")
+    train(config, tmp_path / "whole")
+    draw = random.Random(seed)
+    operations = [draw.randint(1, 70) for _ in range(faults)]
+    _kill_and_resume(config, tmp_path / "killed", operations)
+    assert result(config, tmp_path / "killed") == result(config, tmp_path / "whole")
+    assert read_states(tmp_path / "killed") == {config.run_id: "done"}
+    kept = {p.name for p in (tmp_path / "killed" / config.run_id / "checkpoints").iterdir()}
+    horizons = [h * config.tokens_per_step for h in config.horizon_steps]
+    assert kept == {"manifest.json", *(f"milestone-{h}.pt" for h in horizons)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", range(1, 120, 2))
+def test_killed_twice_at_every_operation(make_run: Any, tmp_path: Path, operation: int) -> None:
+    config = make_run(arch="cosformer2")
+    train(config, tmp_path / "whole")
+    _kill_and_resume(config, tmp_path / "killed", [operation, max(1, operation // 2)])
+    assert result(config, tmp_path / "killed") == result(config, tmp_path / "whole")
+
+
+def _rank_command(config: RunConfig, sweep: Path) -> list[str]:
+    path = sweep.parent / "config.json"
+    path.write_text(json.dumps(config.to_json()))
+    return [sys.executable, "-m", "scaling.train", str(path), str(sweep)]
+
+
+def _wait_for_line(process: subprocess.Popen[bytes], path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None, "ended before it wrote a metric"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_killed_from_outside(
+    make_run: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = make_run("budget.tokens=25600", "budget.checkpoint_every_tokens=none", arch="tnl")
+    train(config, tmp_path / "whole")
+    sweep = tmp_path / "killed"
+    process = subprocess.Popen(_rank_command(config, sweep), cwd=ROOT)
+    _wait_for_line(process, sweep / config.run_id / "metrics.jsonl")
+    process.send_signal(number)
+    status = process.wait(60)
+    assert status == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    state = "running" if number == signal.SIGKILL else "preempted"
+    assert read_states(sweep) == {config.run_id: state}
+    assert train(config, sweep) == "done"
+    assert result(config, sweep) == result(config, tmp_path / "whole")
+
+
+# --- several devices ----------------------------------------------------------------------------
+
+
+def test_two_processes_equal_one(make_run: Any, tmp_path: Path) -> None:
+    one, two = make_run(arch="tnl"), make_run("parallel.devices=2", arch="tnl")
+    assert one.run_id == two.run_id
+    train(one, tmp_path / "one")
+    assert train(two, tmp_path / "two") == "done"
+    (metrics, milestones), (metrics2, milestones2) = (
+        result(one, tmp_path / "one"),
+        result(two, tmp_path / "two"),
+    )
+    assert len(metrics) == len(metrics2)
+    for a, b in zip([*metrics, *milestones], [*metrics2, *milestones2], strict=True):
+        for key in ("loss", "val_loss", "val_loss_std", "grad_norm"):
+            if a.get(key) is not None:
+                # The mean of two halves instead of one sum: float32 rounding, amplified by Adam.
+                assert b[key] == pytest.approx(a[key], rel=2e-4), key
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(make_run: Any, tmp_path: Path) -> None:
+    one, two = make_run(), make_run("parallel.devices=2")
+    train(one, tmp_path / "one")
+    assert train(one, tmp_path / "mixed", stop_event=StopAfter(10)) == "preempted"
+    assert train(two, tmp_path / "mixed") == "done"
+    a, b = result(one, tmp_path / "one")[1], result(one, tmp_path / "mixed")[1]
+    assert [m["val_loss"] for m in a] == pytest.approx([m["val_loss"] for m in b], rel=2e-4)
+
+
+def test_accumulation_shares_the_batch(make_run: Any) -> None:
+    assert parallel.accumulation(make_run()) == 1
+    assert parallel.accumulation(make_run("parallel.micro_batch_sequences=2")) == 2
+    both = make_run("parallel.devices=2", "parallel.micro_batch_sequences=1")
+    assert parallel.accumulation(both) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_architecture_resumes_exactly(make_run: Any, tmp_path: Path, arch: Arch) -> None:
+    config = make_run(arch=arch)
+    train(config, tmp_path / "whole")
+    while train(config, tmp_path / "pieces", stop_event=StopAfter(7)) != "done":
+        pass
+    assert result(config, tmp_path / "pieces") == result(config, tmp_path / "whole")
