@@ -1,0 +1,354 @@
+"""Approach 1: the lower envelope of training curves in compute.
+
+    envelope(curves, options, bootstrap=...) -> EnvelopeFit
+        1. each run's curve: warm-up dropped, smoothed
+        2. frontier: for each of many log-spaced budgets the run with the lowest (interpolated)
+           loss (`grid`, Hoffmann et al. 2203.15556), or the lower convex hull of all points in
+           log-log space (`hull`, McLeish et al. 2502.06857)
+        3. points whose best run is the smallest or largest model, or at an end of its curve, are
+           not minima but edges of the design: dropped when `interior`
+        4. L(C) by the chosen form; N*(C) and D*(C) as separate log-log lines
+        5. intervals: the runs (whole curves) are drawn with replacement, and 2-4 repeated
+
+Losses in the middle of a learning-rate schedule are not those of finished runs: give curves of
+constant or decayed rates, or one curve per horizon.
+
+`PAPER` is the convention of arXiv 2406.16690: training loss, every point of the envelope, a pure
+power law, compute in PFLOP/s-days, N and D regressed independently.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.errors import AnalysisError, FitWarning
+from analysis.fitting import fit_law
+from analysis.laws import PFLOP_S_DAY
+from analysis.lines import Line, fit_line
+from analysis.power_sum import Array
+from analysis.uncertainty import quantiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvelopeOptions:
+    """How the envelope is taken."""
+
+    method: Literal["grid", "hull"] = "grid"
+    """`grid`: lowest curve at log-spaced budgets. `hull`: lower convex hull in log-log space."""
+    points: int = 1500
+    """Budgets of the grid (Hoffmann et al. used 1500)."""
+    interior: bool = True
+    """Leave out frontier points on the smallest or largest model or at the end of a curve."""
+    form: Literal["power_c", "power_c_e"] = "power_c_e"
+    """L(C) without or with an irreducible loss."""
+    unit: float = 1.0
+    """FLOPs in one unit of the reported C: 1, or `PFLOP_S_DAY`."""
+    skip: float = 0.0
+    """Share of each run's largest token count dropped at its beginning (warm-up)."""
+    smooth: int = 1
+    """Points of a centred moving average of log loss along each run; 1 for none."""
+
+
+FIELD = EnvelopeOptions(skip=0.02)
+"""What the field does today: interior of the envelope, irreducible loss."""
+PAPER = EnvelopeOptions(interior=False, form="power_c", unit=PFLOP_S_DAY)
+"""arXiv 2406.16690, Table 3."""
+HULL = EnvelopeOptions(method="hull", interior=False, form="power_c")
+"""Gemstones (2502.06857): all hull points."""
+
+
+@dataclass(frozen=True)
+class EnvelopeFit:
+    """L(C), N*(C) and D*(C) along the envelope."""
+
+    options: EnvelopeOptions
+    frontier: pd.DataFrame
+    """Columns c (in the unit), loss, n, d, run, interior."""
+    params: dict[str, float]
+    """E (with a floor), A, alpha of L = E + A C^-alpha; n_coefficient, a; d_coefficient, b."""
+    n_line: Line
+    d_line: Line
+    draws: dict[str, Array] = field(default_factory=dict[str, Array])
+    """Bootstrap values by parameter."""
+    warnings: list[FitWarning] = field(default_factory=list[FitWarning])
+
+    def predict(self, c: Array | float) -> Array:
+        """Envelope loss at C (in the unit)."""
+        p = self.params
+        return p.get("E", 0.0) + p["A"] * np.asarray(c, dtype=float) ** -p["alpha"]
+
+    def optimal(self, c: Array | float) -> pd.DataFrame:
+        """N*, D* and loss at C (in the unit), from separate regressions: C = f(N) D need not hold."""
+        budget = np.atleast_1d(np.asarray(c, dtype=float))
+        n, d = self.n_line.predict(budget), self.d_line.predict(budget)
+        return pd.DataFrame(
+            {"c": budget, "n": n, "d": d, "tokens_per_param": d / n, "loss": self.predict(budget)}
+        )
+
+    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Percentile interval of a parameter."""
+        if name not in self.draws:
+            raise AnalysisError(f"no draws of {name!r}: pass bootstrap=1000 to envelope(); "
+                                f"parameters are {', '.join(self.params)}")  # fmt: skip
+        low, high = quantiles(self.draws[name], level)
+        return float(low), float(high)
+
+    def table(self, level: float = 0.9) -> pd.DataFrame:
+        """Columns parameter, value, and with a bootstrap se, lo, hi."""
+        frame = pd.DataFrame({"parameter": list(self.params), "value": list(self.params.values())})
+        if self.draws:
+            frame["se"] = [float(self.draws[p].std(ddof=1)) for p in self.params]
+            ends = [self.interval(p, level) for p in self.params]
+            frame["lo"], frame["hi"] = [e[0] for e in ends], [e[1] for e in ends]
+        return frame
+
+    def to_json(self) -> str:
+        """Options, parameters, frontier, draws and warnings at full precision."""
+        return json.dumps({
+            "schema": 1, "approach": 1, "options": asdict(self.options), "parameters": self.params,
+            "frontier": self.frontier.to_dict("list"),
+            "n_line": asdict(self.n_line), "d_line": asdict(self.d_line),
+            "draws": {k: v.tolist() for k, v in self.draws.items()},
+            "warnings": [w.as_dict() for w in self.warnings],
+        })  # fmt: skip
+
+    @staticmethod
+    def from_json(text: str) -> EnvelopeFit:
+        """Inverse of `to_json`."""
+        record = json.loads(text)
+        return EnvelopeFit(
+            options=EnvelopeOptions(**record["options"]),
+            frontier=pd.DataFrame(record["frontier"]),
+            params=record["parameters"],
+            n_line=Line(**record["n_line"]),
+            d_line=Line(**record["d_line"]),
+            draws={k: np.array(v) for k, v in record["draws"].items()},
+            warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
+        )
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{w}</li>" for w in self.warnings)
+        return f"<p><b>envelope</b></p>{self.table().to_html(index=False)}<ul>{notes}</ul>"
+
+
+def envelope(
+    curves: pd.DataFrame,
+    options: EnvelopeOptions = FIELD,
+    *,
+    c: str = "flops",
+    n: str = "n_params",
+    d: str = "tokens",
+    loss: str = "loss",
+    run: str = "run_id",
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> EnvelopeFit:
+    """Fits the envelope of curves (one row per logged point of each run).
+
+    Raises:
+        AnalysisError: columns absent, fewer than three models, or no interior envelope.
+    """
+    table, dropped = _curves(curves, options, c=c, n=n, d=d, loss=loss, run=run)
+    runs = np.unique(table["run"].to_numpy())
+    models = table["n"].nunique()
+    if models < 3:
+        raise AnalysisError(f"an envelope needs curves of at least 3 model sizes, got {models}")
+    frontier = _frontier(table, options)
+    used = frontier[frontier["interior"]] if options.interior else frontier
+    if used["n"].nunique() < 2 or len(used) < 4:
+        raise AnalysisError(
+            f"the envelope has {len(used)} usable points on {used['n'].nunique()} model size(s): "
+            "the best model is the smallest or the largest almost everywhere. Train more sizes or "
+            "longer, or pass interior=False to regress on the edges as well"
+        )
+    params, n_line, d_line = _regress(used, options.form)
+    warnings = _warnings(curves, frontier, used, params, options, dropped)
+    draws = _bootstrap(table, options, runs, list(params), bootstrap, seed) if bootstrap else {}
+    return EnvelopeFit(options, frontier, params, n_line, d_line, draws, warnings)
+
+
+def _curves(
+    curves: pd.DataFrame, options: EnvelopeOptions, *, c: str, n: str, d: str, loss: str, run: str
+) -> tuple[pd.DataFrame, int]:
+    """Columns c, n, d, loss, run: usable points, warm-up dropped, smoothed; and rows dropped."""
+    for name in (c, n, d, loss, run):
+        if name not in curves.columns:
+            raise AnalysisError(f"curves have no column {name!r}; they have "
+                                f"{', '.join(map(str, curves.columns))}")  # fmt: skip
+    table = pd.DataFrame({
+        key: pd.to_numeric(curves[name], errors="coerce").to_numpy(dtype=float)
+        for key, name in (("c", c), ("n", n), ("d", d), ("loss", loss))
+    })  # fmt: skip
+    table["c"] /= options.unit
+    table["run"] = curves[run].astype(str).to_numpy()
+    numbers = table[["c", "n", "d", "loss"]].to_numpy()
+    good = (np.isfinite(numbers) & (numbers > 0)).all(axis=1)
+    dropped = int((~good).sum())
+    table = table[good].sort_values(["run", "c"], kind="stable")
+    longest = table.groupby("run")["d"].transform("max")
+    table = table[table["d"] >= options.skip * longest].reset_index(drop=True)
+    if options.smooth > 1:
+        logs = pd.Series(np.log(table["loss"].to_numpy()))
+        rolled = logs.groupby(table["run"].to_numpy()).transform(
+            lambda v: v.rolling(options.smooth, center=True, min_periods=1).mean()
+        )
+        table["loss"] = np.exp(rolled.to_numpy())
+    return table, dropped
+
+
+def _frontier(table: pd.DataFrame, options: EnvelopeOptions) -> pd.DataFrame:
+    found = _hull(table) if options.method == "hull" else _grid(table, options.points)
+    sizes = table["n"]
+    edge = (found["n"] == sizes.min()) | (found["n"] == sizes.max()) | found["end"]
+    found["interior"] = ~edge
+    return found.drop(columns="end").reset_index(drop=True)
+
+
+def _grid(table: pd.DataFrame, points: int) -> pd.DataFrame:
+    """The lowest curve at log-spaced budgets; curves are interpolated in log C, log loss."""
+    c = table["c"].to_numpy()
+    grid = np.geomspace(c.min(), c.max(), points)
+    rows: list[tuple[Array, Array, Array, NDArray[np.bool_]]] = []
+    names: list[str] = []
+    sizes: list[float] = []
+    for name, part in table.groupby("run", sort=True):
+        x, start = np.unique(np.log(part["c"].to_numpy()), return_index=True)
+        y = np.log(part["loss"].to_numpy())[start]
+        z = np.log(part["d"].to_numpy())[start]
+        at = np.log(grid)
+        inside = (at >= x[0] - 1e-12) & (at <= x[-1] + 1e-12)
+        last = at > x[max(0, len(x) - 2)]
+        rows.append((np.where(inside, np.interp(at, x, y), np.inf), np.interp(at, x, z), at, last))
+        names.append(str(name))
+        sizes.append(float(part["n"].iloc[0]))
+    losses = np.stack([r[0] for r in rows])
+    best = losses.argmin(axis=0)
+    column = np.arange(points)
+    frame = pd.DataFrame({
+        "c": grid,
+        "loss": np.exp(losses[best, column]),
+        "n": np.array(sizes)[best],
+        "d": np.exp(np.stack([r[1] for r in rows])[best, column]),
+        "run": np.array(names)[best],
+        "end": np.stack([r[3] for r in rows])[best, column],
+    })  # fmt: skip
+    return frame[np.isfinite(losses[best, column])]
+
+
+def _hull(table: pd.DataFrame) -> pd.DataFrame:
+    """Lower convex hull in (log C, log loss), from the left end to the lowest point."""
+    ordered = table.sort_values(["c", "loss"], kind="stable").reset_index(drop=True)
+    x, y = np.log(ordered["c"].to_numpy()), np.log(ordered["loss"].to_numpy())
+    chain: list[int] = []
+    for i in range(len(x)):  # Andrew's monotone chain
+        while len(chain) >= 2:
+            a, b = chain[-2], chain[-1]
+            if (x[b] - x[a]) * (y[i] - y[a]) - (y[b] - y[a]) * (x[i] - x[a]) > 0:
+                break
+            chain.pop()
+        chain.append(i)
+    falling = [chain[0]]
+    for i in chain[1:]:
+        if y[i] < y[falling[-1]]:
+            falling.append(i)
+    found = ordered.iloc[falling].copy()
+    final = table.groupby("run")["c"].max()
+    found["end"] = found["c"].to_numpy() >= final.loc[found["run"]].to_numpy()
+    return found
+
+
+def _regress(used: pd.DataFrame, form: str) -> tuple[dict[str, float], Line, Line]:
+    c = used["c"].to_numpy()
+    n_line, d_line = fit_line(c, used["n"].to_numpy()), fit_line(c, used["d"].to_numpy())
+    if form == "power_c":
+        line = fit_line(c, used["loss"].to_numpy())
+        law = {"A": line.coefficient, "alpha": -line.exponent}
+    else:
+        fit = fit_law(form, used[["c", "loss"]], c="c", objective="least_squares", starts=4)
+        law = {k: fit.params[k] for k in ("E", "A", "alpha")}
+    split = {
+        "n_coefficient": n_line.coefficient,
+        "a": n_line.exponent,
+        "d_coefficient": d_line.coefficient,
+        "b": d_line.exponent,
+    }
+    return law | split, n_line, d_line
+
+
+def _bootstrap(
+    table: pd.DataFrame, options: EnvelopeOptions, runs: Array, names: list[str], samples: int,
+    seed: int,
+) -> dict[str, Array]:  # fmt: skip
+    """Redraws whole runs; a draw whose envelope cannot be fitted is drawn again (bounded)."""
+    rng = np.random.default_rng(seed)
+    parts = {name: part for name, part in table.groupby("run")}
+    coarse = EnvelopeOptions(**{**asdict(options), "points": min(options.points, 200)})
+    found: list[list[float]] = []
+    for _ in range(20 * samples):
+        chosen = np.unique(rng.choice(runs, len(runs)))
+        part = pd.concat([parts[name] for name in chosen], ignore_index=True)
+        if part["n"].nunique() < 3:
+            continue
+        frontier = _frontier(part, coarse)
+        used = frontier[frontier["interior"]] if coarse.interior else frontier
+        if used["n"].nunique() < 2 or len(used) < 5:
+            continue
+        params, _, _ = _regress(used, coarse.form)
+        found.append([params[k] for k in names])
+        if len(found) == samples:
+            break
+    if len(found) < samples:
+        raise AnalysisError(
+            f"only {len(found)} of {samples} resampled sets of runs had an envelope: too few runs "
+            f"({len(runs)}) for intervals of approach 1; use approach 3"
+        )
+    return dict(zip(names, np.array(found).T, strict=True))
+
+
+def _warnings(
+    curves: pd.DataFrame, frontier: pd.DataFrame, used: pd.DataFrame, params: dict[str, float],
+    options: EnvelopeOptions, dropped: int,
+) -> list[FitWarning]:  # fmt: skip
+    found: list[FitWarning] = []
+    if dropped:
+        text = f"{dropped} of {len(curves)} points of the curves are not positive numbers."
+        found.append(FitWarning("rows_excluded", text, {"count": dropped}))
+    edge = float((~frontier["interior"]).mean())
+    if edge > 0.1:
+        found.append(
+            FitWarning(
+                "edge_of_envelope",
+                f"{edge:.0%} of the envelope lies on the smallest or largest model or at the end "
+                f"of a curve, where it is not a minimum over sizes; these points were "
+                f"{'left out' if options.interior else 'kept, as this convention does'}.",
+                {"share": edge, "kept": not options.interior},
+            )
+        )
+    models = int(used["n"].nunique())
+    if models < 4:
+        found.append(FitWarning("few_models_on_envelope", f"Only {models} model sizes reach the "
+                                "envelope: a and b are slopes of a short staircase.",
+                                {"models": models}))  # fmt: skip
+    total = params["a"] + params["b"]
+    if abs(total - 1) > 0.05:
+        found.append(
+            FitWarning(
+                "exponents_do_not_close",
+                f"a + b = {total:.3f}. If compute grew as N D it would be 1: either FLOPs per "
+                "token do not grow like N (attention, embeddings), or the envelope is too short.",
+                {"sum": total},
+            )
+        )
+    if "schedule" in curves.columns and (curves["schedule"] == "cosine").any():
+        text = (
+            "Some curves follow a cosine schedule: losses before its end are higher than those of "
+            "runs that end there."
+        )
+        found.append(FitWarning("cut_schedule", text))
+    return found
