@@ -208,7 +208,12 @@ def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
 
 
 def save(
-    figure: Figure, stem: str | Path, *, title: str = "", caption: str = "", runs: Sequence[str] = ()
+    figure: Figure,
+    stem: str | Path,
+    *,
+    title: str = "",
+    caption: str = "",
+    runs: Sequence[str] = (),
 ) -> list[Path]:
     """Writes `<stem>.png` and `<stem>.pdf`, byte-identical for identical figures, with the caption
     and the run ids in their metadata."""
@@ -218,7 +223,8 @@ def save(
     png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
     with context():
         figure.savefig(
-            png, metadata={"Title": title, "Description": caption, "Source": names, "Software": None}
+            png,
+            metadata={"Title": title, "Description": caption, "Source": names, "Software": None},
         )
         figure.savefig(
             pdf,

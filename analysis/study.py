@@ -1,0 +1,242 @@
+"""Every number of a report: laws, intervals, hold-out and comparison of a sweep's architectures.
+
+study(sweep) -> Study
+    1. each architecture's decayed checkpoints -> L(N, D) = E + A/N^alpha + B/D^beta, bootstrap
+       over runs; runs of one size and seed are resampled in pairs across architectures
+    2. its own training FLOPs per token as a function of N -> optimal N, D and lowest L at each C
+    3. the envelope of the checkpoints in C -> pure power law L(C) (approach 1)
+    4. the same law without the largest size -> forecast of that size, against what was measured
+    5. equal-loss compute against the baseline, with paired draws
+
+An architecture that cannot be fitted does not stop the others: its reason is in `failures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from analysis.envelope import EnvelopeFit, EnvelopeOptions, envelope
+from analysis.errors import AnalysisError
+from analysis.fitting import fit_law
+from analysis.frames import groups, numbers, rows, where, words
+from analysis.law_fit import LawFit
+from analysis.laws import PerToken
+from analysis.power_sum import Array
+from analysis.records import Sweep
+from analysis.uncertainty import FEWEST_CLUSTERS
+
+Progress = Callable[[str], None]
+
+LEVEL = 0.9
+"""Level of every interval of a report."""
+REACH = 3.0
+"""Laws are drawn up to this factor beyond the largest compute."""
+ENVELOPE = EnvelopeOptions(method="grid", points=200, interior=False, form="power_c")
+"""Pure power law through every point of the envelope, as in arXiv 2406.16690, but of finished
+(decayed) checkpoints."""
+ENVELOPE_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class Study:
+    """Results by architecture; frames in the columns that the figures take."""
+
+    sweep: Sweep
+    points: pd.DataFrame
+    groups: list[str]
+    """Architectures with a fit, in drawing order."""
+    laws: dict[str, LawFit]
+    per_token: dict[str, PerToken]
+    """Training FLOPs per token as a function of N."""
+    envelopes: dict[str, EnvelopeFit]
+    compute: Array
+    """Grid of C for bands, up to `REACH` beyond the data."""
+    optima: dict[str, pd.DataFrame]
+    """Compute-optimal n, d, loss with intervals along `compute`."""
+    forecast: pd.DataFrame
+    """Held-out largest size: points with predicted, lo, hi, leap."""
+    failures: dict[str, str] = field(default_factory=dict[str, str])
+    """What could not be computed, and why."""
+
+    def covered(self, group: str) -> NDArray[np.bool_]:
+        """Which of `compute` lie within the data of an architecture."""
+        own = numbers(where(self.points, arch=group), "flops")
+        return (self.compute >= own.min() * 0.999) & (self.compute <= own.max() * 1.001)
+
+    def loss_bands(self) -> pd.DataFrame:
+        """L(C) of each law at its own optimal N and D: group, x, y, lo, hi, inside."""
+        parts: list[pd.DataFrame] = []
+        for group in self.groups:
+            best = self.optima[group]
+            band = pd.DataFrame(
+                {"group": group, "x": self.compute, "y": best["loss"], "lo": best["loss_lo"],
+                 "hi": best["loss_hi"], "inside": self.covered(group)}
+            )  # fmt: skip
+            parts.append(band)
+        return pd.concat(parts, ignore_index=True)
+
+    def envelope_bands(self) -> pd.DataFrame:
+        """The envelope's power law within the data: group, x, y, lo, hi."""
+        parts: list[pd.DataFrame] = []
+        for group, fit in self.envelopes.items():
+            x = self.compute[self.covered(group)]
+            draws = fit.draws["A"][:, None] * x ** -fit.draws["alpha"][:, None]
+            low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+            parts.append(
+                pd.DataFrame({"group": group, "x": x, "y": fit.predict(x), "lo": low, "hi": high})
+            )
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
+
+    def optimum_bands(self) -> pd.DataFrame:
+        """N*(C) and D*(C): group, quantity, x, y, lo, hi, inside."""
+        parts: list[pd.DataFrame] = []
+        for group in self.groups:
+            best = self.optima[group]
+            for q in ("n", "d"):
+                band = pd.DataFrame(
+                    {"group": group, "quantity": q, "x": self.compute, "y": best[q],
+                     "lo": best[f"{q}_lo"], "hi": best[f"{q}_hi"], "inside": self.covered(group)}
+                )  # fmt: skip
+                parts.append(band)
+        return pd.concat(parts, ignore_index=True)
+
+    def residuals(self) -> pd.DataFrame:
+        """Points with the loss that their architecture's law predicts."""
+        parts: list[pd.DataFrame] = []
+        for group in self.groups:
+            own = where(self.points, arch=group)
+            predicted = self.laws[group].predict(n=own["n_params"], d=own["tokens"])
+            parts.append(own.assign(predicted=predicted))
+        return pd.concat(parts, ignore_index=True)
+
+    def exponent_draws(self) -> pd.DataFrame:
+        """Bootstrap refits: group, alpha, beta."""
+        parts = [
+            pd.DataFrame({"group": g, "alpha": self.laws[g].draws_of("alpha"),
+                          "beta": self.laws[g].draws_of("beta")})
+            for g in self.groups
+        ]  # fmt: skip
+        return pd.concat(parts, ignore_index=True)
+
+
+def study(
+    sweep: Sweep, *, bootstrap: int = 2000, seed: int = 0, progress: Progress | None = None
+) -> Study:
+    """Fits everything.
+
+    Raises:
+        AnalysisError: the sweep has no usable point, or no architecture can be fitted.
+    """
+    points = sweep.require_points()
+    # Runs of one size and seed share data and its order: resampled together in every architecture.
+    pairs = [f"{size} seed {seed}" for size, seed in zip(
+        words(points, "size"), words(points, "seed"), strict=True
+    )]  # fmt: skip
+    points = points.assign(pair=pairs)
+    say = progress or (lambda _: None)
+    laws: dict[str, LawFit] = {}
+    tokens_cost: dict[str, PerToken] = {}
+    envelopes: dict[str, EnvelopeFit] = {}
+    forecasts: list[pd.DataFrame] = []
+    failures: dict[str, str] = {}
+    for group in groups(points, "arch"):
+        own = where(points, arch=group)
+        say(f"fitting {group}: {bootstrap} refits over {len(set(words(own, 'run_id')))} runs")
+        try:
+            laws[group] = fit_law(
+                "chinchilla", own, clusters="pair", bootstrap=bootstrap, seed=seed
+            )
+        except AnalysisError as error:
+            failures[f"law of {group}"] = str(error)
+            continue
+        tokens_cost[group] = flops_per_token(
+            numbers(own, "n_params"), numbers(own, "flops") / numbers(own, "tokens")
+        )
+        try:
+            envelopes[group] = envelope(own, ENVELOPE, bootstrap=ENVELOPE_DRAWS, seed=seed)
+        except AnalysisError as error:
+            failures[f"envelope of {group}"] = str(error)
+        try:
+            forecasts.append(hold_out_largest(own, bootstrap=bootstrap, seed=seed))
+        except AnalysisError as error:
+            failures[f"hold-out of {group}"] = str(error)
+    if not laws:
+        raise AnalysisError(
+            "no architecture could be fitted: "
+            + "; ".join(f"{what}: {why}" for what, why in failures.items())
+        )
+    spent = numbers(points, "flops")
+    compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
+    say("compute-optimal sizes")
+    optima = {
+        group: law.optimal(compute, level=LEVEL, flops_per_token=tokens_cost[group])
+        for group, law in laws.items()
+    }
+    return Study(
+        sweep=sweep,
+        points=points,
+        groups=[g for g in groups(points, "arch") if g in laws],
+        laws=laws,
+        per_token=tokens_cost,
+        envelopes=envelopes,
+        compute=compute,
+        optima=optima,
+        forecast=pd.concat(forecasts, ignore_index=True) if forecasts else pd.DataFrame(),
+        failures=failures,
+    )
+
+
+def flops_per_token(n: Array, cost: Array) -> PerToken:
+    """Training FLOPs per token as a smooth function of N, through the runs' own accounting.
+
+    Width grows as about N^(1/3): matrices cost ~ N, attention over a context ~ N^(2/3), the output
+    head ~ N^(1/3). Non-negative coefficients of these three, by least squares on relative error,
+    stay sensible between the sizes trained and a little beyond.
+    """
+    scale = float(np.exp(np.log(n).mean()))
+    width = np.cbrt(n / scale)
+    basis = np.stack([width**3, width**2, width], axis=1)
+    (matrices, context, head), _ = nnls(basis / cost[:, None], np.ones(len(n)))
+
+    def cost_at(size: Array) -> Array:
+        wide = np.cbrt(np.asarray(size) / scale)
+        return wide * (head + wide * (context + wide * matrices))
+
+    return cost_at
+
+
+def hold_out_largest(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> pd.DataFrame:
+    """Forecasts of the largest size by a law that never saw it, with intervals for one more run.
+
+    Fewer than four remaining runs cannot be resampled; then every (N, D) counts as a unit, which
+    makes intervals too narrow where the noise of a run is shared by its checkpoints.
+
+    Returns:
+        The held-out points with predicted, lo, hi, leap (compute over the largest fitted) and
+        unit (what was resampled).
+
+    Raises:
+        AnalysisError: too few sizes are left to fit.
+    """
+    sizes = numbers(points, "n_params")
+    seen = rows(points, sizes < sizes.max())
+    unseen = rows(points, sizes == sizes.max())
+    enough = len(set(words(seen, "pair"))) >= FEWEST_CLUSTERS
+    seen = seen.assign(point=[f"{p} {d:.0f}" for p, d in zip(seen["pair"], seen["tokens"],
+                                                             strict=True)])  # fmt: skip
+    unit = "pair" if enough else "point"
+    fit = fit_law("chinchilla", seen, clusters=unit, bootstrap=bootstrap, seed=seed)
+    band = fit.band(level=LEVEL, kind="run", n=unseen["n_params"], d=unseen["tokens"], seed=seed)
+    return unseen.assign(
+        predicted=numbers(band, "loss"),
+        lo=numbers(band, "lo"),
+        hi=numbers(band, "hi"),
+        leap=numbers(unseen, "flops") / numbers(seen, "flops").max(),
+        unit="run" if enough else "checkpoint",
+    )
