@@ -84,7 +84,7 @@ class EnvelopeFit:
         return p.get("E", 0.0) + p["A"] * np.asarray(c, dtype=float) ** -p["alpha"]
 
     def optimal(self, c: Array | float) -> pd.DataFrame:
-        """N*, D* and loss at C (in the unit), from separate regressions: C = f(N) D need not hold."""
+        """N*, D*, loss at C (in the unit), from separate regressions: C = f(N) D need not hold."""
         budget = np.atleast_1d(np.asarray(c, dtype=float))
         n, d = self.n_line.predict(budget), self.d_line.predict(budget)
         return pd.DataFrame(

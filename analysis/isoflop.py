@@ -332,7 +332,7 @@ def _bootstrap(
     for axis, key in (("n", "a"), ("d", "b")):
         weight = np.isfinite(places[axis]).astype(float)
         slope, intercept = batched_lines(log_c, np.nan_to_num(places[axis]), weight)
-        good &= (weight.sum(axis=1) >= 2) & np.isfinite(slope)
+        good &= (weight.sum(axis=1) >= 2) & np.isfinite(slope) & (np.abs(intercept) < 600)
         draws[key], draws[f"{axis}_coefficient"] = slope, intercept
     if good.mean() < 0.5:
         raise AnalysisError("most redrawn profiles have no minimum: the noise is as large as the "

@@ -16,6 +16,7 @@ cancels in comparisons.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -106,7 +107,7 @@ def bootstrap(
     residual = inflated_residuals(problem, theta) if method == "wild" else np.empty(0)
     values: list[Array] = []
     unconverged = done = 0
-    for factors in _plan(method, len(obs.labels), samples, seed):
+    for factors in _plan(method, obs.labels, samples, seed):
         start = np.tile(theta, (len(factors), 1))
         spread = factors[:, obs.cluster]
         if method == "pairs":
@@ -128,9 +129,14 @@ def bootstrap(
     )
 
 
-def _plan(method: str, clusters: int, samples: int, seed: int) -> Iterator[Array]:
-    """Random factors (block, clusters), a function of the arguments alone."""
-    rng = np.random.default_rng(seed)
+def _plan(method: str, labels: list[str], samples: int, seed: int) -> Iterator[Array]:
+    """Random factors (block, clusters), a function of the arguments alone.
+
+    Equal labels give equal factors; other labels give independent ones, so that unrelated fits are
+    not correlated by a common seed.
+    """
+    clusters = len(labels)
+    rng = np.random.default_rng([seed, zlib.crc32("\n".join(labels).encode())])
     for begin in range(0, samples, _BLOCK):
         count = min(_BLOCK, samples - begin)
         if method == "pairs":
