@@ -10,8 +10,8 @@
 
 Shared against separate exponents: shared.py.
 
-The frontier of every N-D form here under C = 6 N D is itself E + K C^-s, so the inversion is closed;
-with an architecture's own FLOPs per token it follows the optimal path, parametrised by N.
+The frontier of every N-D form here under C = 6 N D is itself E + K C^-s, so the inversion is
+closed; with an architecture's own FLOPs per token it follows the optimal path, parametrised by N.
 """
 
 from __future__ import annotations
@@ -248,10 +248,11 @@ def compute_multiplier(
         frame["lo"], frame["hi"] = np.quantile(
             ratio, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest"
         )
-    both = [
-        (c >= reach(f)[0] * 0.999) & (c <= reach(f)[1] * 1.001) for c, f in ((c_x, x), (c_y, y))
-    ]
-    frame["inside"] = both[0] & both[1]
+    inside = np.ones(len(losses), dtype=bool)
+    for spent, fit in ((c_x, x), (c_y, y)):
+        least, most = reach(fit)
+        inside &= (spent >= 0.999 * least) & (spent <= 1.001 * most)
+    frame["inside"] = inside
     cross = crossing(x, y, level=level, flops_per_token=flops_per_token)
     warnings = _warnings(frame, paired, ratio is not None, names)
     verdict = _verdict(frame, names, level, ratio is not None)
@@ -362,9 +363,7 @@ def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: b
     if lo > 1:
         return f"{place}, {x} is more efficient: {y} needs {m:.2f} times its compute {spread}."
     if hi < 1:
-        return (
-            f"{place}, {y} is more efficient: it needs {m:.2f} times the compute of {x} {spread}."
-        )
+        return f"{place}, {y} needs only {m:.2f} times the compute of {x} {spread}."
     return (
         f"{place}, the data do not separate {x} and {y}: {y} needs {m:.2f} times the compute of "
         f"{x}, but the interval includes 1 {spread}."

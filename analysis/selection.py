@@ -10,6 +10,7 @@ that resembles the use. Errors are log predicted - log measured: positive means 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import numpy as np
@@ -95,7 +96,7 @@ def holdout_summary(table: pd.DataFrame) -> pd.DataFrame:
     edges = np.array([0.0, 2.0, 4.0, 8.0, 16.0, np.inf])
     leap = table["leap"].to_numpy(dtype=float)
     rows: list[dict[str, float | str]] = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         part = np.asarray(table["error"], dtype=float)[(leap > low) & (leap <= high)]
         if len(part):
             rows.append({
