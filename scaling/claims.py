@@ -1,0 +1,156 @@
+"""Who trains a run: a lock that dies with its holder, and a heartbeat for those who look on.
+
+A process that trains a run holds `<run>/claim`:
+
+1. An exclusive `flock` on the file. The kernel frees it when the holder ends, however it ends, so
+   on one machine a claim is never stale and a stopped process cannot be robbed of its run.
+2. In it, as JSON: host, process and time, for `linscale status`.
+3. Its modification time, renewed every few seconds: the heartbeat. Where file locks do not reach
+   other machines (some network file systems), a claim of another host holds as long as its
+   heartbeat is younger than a minute, and is taken over after that.
+
+The file stays when a claim is given up, empty: removing it would let two processes lock two files
+of the same name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling.files import disk_errors
+
+CLAIM = "claim"
+HEARTBEAT_SECONDS = 5.0
+"""Between two renewals of a claim."""
+STALE_SECONDS = 60.0
+"""Age of a heartbeat after which the claim of another host counts no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that has claimed a run."""
+
+    hostname: str
+    pid: int
+    since: float
+    """When, in seconds of the epoch."""
+
+
+class Claim:
+    """A claimed run; give it up with `release` or by leaving the `with` block."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._released = threading.Event()
+        os.ftruncate(descriptor, 0)
+        me = {"hostname": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        self._heart = threading.Thread(target=self._beat, name="claim heartbeat", daemon=True)
+        self._heart.start()
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            os.utime(self._descriptor)
+
+    def release(self) -> None:
+        """Let others claim the run; again does nothing."""
+        if not self._released.is_set():
+            self._released.set()
+            self._heart.join()
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def claim(run_dir: Path) -> Claim | None:
+    """Claim a run; None when another process has it. The directory is made where it is missing.
+
+    Raises:
+        DiskError: the claim cannot be written.
+    """
+    path = run_dir / CLAIM
+    with disk_errors(path):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if _lock(descriptor) and not _held_by_another_host(descriptor):
+                return Claim(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock; a file without content is only being looked at (`holder`), so try again."""
+    for _ in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if _content(descriptor) is not None:
+                return False
+            time.sleep(0.005)
+    return False
+
+
+def holder(run_dir: Path) -> Holder | None:
+    """The process that holds a run now, None when nobody does."""
+    try:
+        descriptor = os.open(run_dir / CLAIM, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A claim that is being written this moment has no content yet.
+            return _content(descriptor) or Holder(hostname="", pid=0, since=time.time())
+        return _content(descriptor) if _held_by_another_host(descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for whoever holds it; made where it is missing.
+
+    Raises:
+        DiskError: the lock file cannot be written.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _held_by_another_host(descriptor: int) -> bool:
+    """Whether a file that nobody has locked here is a live claim of another host."""
+    claimed = _content(descriptor)
+    if claimed is None or claimed.hostname == socket.gethostname():
+        return False
+    return time.time() - os.fstat(descriptor).st_mtime < STALE_SECONDS
+
+
+def _content(descriptor: int) -> Holder | None:
+    try:
+        return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
+    except (ValueError, TypeError):
+        return None
