@@ -30,8 +30,6 @@ from scaling.module import TrainingModule
 from scaling.record import RunRecord
 from scaling.schedule import Segment
 
-RECORDS = 500
-"""About how many training lines metrics.jsonl gets on the longest path."""
 STATUS_SECONDS = 2.0
 """Between two heartbeats in status.json."""
 LOG_SECONDS = 10.0
@@ -52,6 +50,8 @@ class Journal:
 
     config: RunConfig
     segments: tuple[Segment, ...]
+    record_every: int
+    """Steps between two lines of metrics.jsonl."""
     bytes_per_token: float
     peak_flops: float | None
     """Dense peak of all devices together, for MFU; None where it is not known."""
@@ -78,11 +78,6 @@ class Journal:
     def segment(self) -> Segment:
         """The current segment."""
         return self.segments[self.index]
-
-    @property
-    def record_every(self) -> int:
-        """Steps between two training lines."""
-        return max(1, round(self.config.steps / RECORDS))
 
     @property
     def tokens(self) -> int:

@@ -36,6 +36,8 @@ from scaling.files import append_line, replacing, sync, write_json
 from scaling.schedule import Segment, segments
 
 SCHEMA = 1
+RECORDS = 500
+"""About how many training lines metrics.jsonl gets on the longest path."""
 State = Literal["planned", "running", "done", "diverged", "failed", "preempted"]
 
 
@@ -84,6 +86,11 @@ class RunRecord:
     def reason(self) -> str:
         """Why the run is in its state, for people; empty when there is nothing to say."""
         return str(_read_json(self.path / "status.json").get("reason", ""))
+
+    @property
+    def record_every(self) -> int:
+        """Steps between two training lines; the last step of a segment has one as well."""
+        return max(1, round(self.config.steps / RECORDS))
 
     @property
     def exact_flops_per_token(self) -> float:
@@ -160,24 +167,42 @@ class RunRecord:
         """Drop lines written after `step` of segment number `index`, and a torn last line.
 
         Raises:
-            RecordError: a line before that point cannot be read.
+            RecordError: a line before that point cannot be read or is missing.
         """
-        position = (index, step)
-        by_name = {s.name: i for i, s in enumerate(self.segments) if s.is_branch}
-        trunk = [(i, s) for i, s in enumerate(self.segments) if not s.is_branch]
         ends = {s.last: i for i, s in enumerate(self.segments) if s.milestone}
+        metrics = _filter_lines(
+            self.path / "metrics.jsonl", lambda line: self._position(line) <= (index, step)
+        )
+        milestones = _filter_lines(
+            self.path / "milestones.jsonl", lambda line: ends[line["step"]] < index
+        )
+        last = self._position(metrics[-1]) if metrics else None
+        if last != self._last_recorded(index, step):
+            raise self._incomplete("metrics.jsonl", step)
+        if len(milestones) != sum(s.milestone for s in self.segments[:index]):
+            raise self._incomplete("milestones.jsonl", step)
 
-        def metric_is_kept(line: dict[str, Any]) -> bool:
-            at = by_name.get(line["segment"])
-            if at is None:
-                at = next(i for i, s in trunk if s.first < line["step"] <= s.last)
-            return (at, line["step"]) <= position
+    def _position(self, line: dict[str, Any]) -> tuple[int, int]:
+        """Segment number and step of a line of metrics.jsonl."""
+        name, step = line["segment"], line["step"]
+        parts = enumerate(self.segments)
+        return next((i, step) for i, s in parts if s.name == name and s.first < step <= s.last)
 
-        def milestone_is_kept(line: dict[str, Any]) -> bool:
-            return ends[line["step"]] < index
+    def _last_recorded(self, index: int, step: int) -> tuple[int, int] | None:
+        """Position of the last line that is written up to `step` of segment `index`."""
+        if index < len(self.segments):
+            segment = self.segments[index]
+            last = step if step == segment.last else step // self.record_every * self.record_every
+            if last > segment.first:
+                return index, last
+        return (index - 1, self.segments[index - 1].last) if index else None
 
-        _filter_lines(self.path / "metrics.jsonl", metric_is_kept)
-        _filter_lines(self.path / "milestones.jsonl", milestone_is_kept)
+    def _incomplete(self, name: str, step: int) -> RecordError:
+        return RecordError(
+            f"{self.path / name}: ends before the checkpoint that the run goes on from (step "
+            f"{step}). Lines were lost or removed; restore the file, or delete {self.path} to "
+            "start this run again."
+        )
 
     def _check_owner(self) -> None:
         path = self.path / "config.json"
@@ -211,35 +236,35 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _filter_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a file of JSON lines up to the first line that is not kept, if there is one."""
+def _filter_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Cut a file of JSON lines before the first line that is not kept; returns the kept ones."""
     if not path.exists():
-        return
+        return []
     content = path.read_bytes()
-    kept = 0  # bytes
-    lines = content.split(b"\n")
+    *lines, _ = content.split(b"\n")
+    kept: list[dict[str, Any]] = []
+    size = 0
     for number, line in enumerate(lines, start=1):
-        complete = number < len(lines)
-        if not line and not complete:
-            break
-        try:
-            if not complete or not is_kept(json.loads(line)):
-                break
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            if any(_is_kept_line(later, is_kept) for later in lines[number:]):
+        value = _parse(line, is_kept)
+        if value is None:
+            if any(_parse(later, is_kept) for later in lines[number:]):
                 raise RecordError(
                     f"{path}, line {number}: cannot be read, and later lines can. The file was "
                     "damaged or edited; restore it, or delete the run's directory to start again."
-                ) from error
+                )
             break
-        kept += len(line) + 1
-    if kept < len(content):
+        kept.append(value)
+        size += len(line) + 1
+    if size < len(content):
         with replacing(path) as file:
-            file.write(content[:kept])
+            file.write(content[:size])
+    return kept
 
 
-def _is_kept_line(line: bytes, is_kept: Callable[[dict[str, Any]], bool]) -> bool:
+def _parse(line: bytes, is_kept: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """The line's content if it can be read and is kept."""
     try:
-        return is_kept(json.loads(line))
+        value = json.loads(line)
+        return value if is_kept(value) else None
     except (ValueError, KeyError, TypeError, StopIteration):
-        return False
+        return None

@@ -68,6 +68,7 @@ class _Session:
         self._journal = Journal(
             config=config,
             segments=record.segments,
+            record_every=record.record_every,
             bytes_per_token=self._prepared.bytes_per_token,
             peak_flops=peak_flops(config),
             stop_event=stop_event,

@@ -27,7 +27,20 @@ MakeRun = Callable[..., RunConfig]
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of text files with some structure to learn: 60 kB in 40 documents."""
     folder = tmp_path_factory.mktemp("corpus")
-    words = "the quick brown fox jumps over a lazy dog and then sleeps in warm sun".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "in",
+        "warm",
+        "sun",
+    ]
     draw = random.Random(0)
     for number in range(40):
         text = " ".join(draw.choice(words) for _ in range(300))
