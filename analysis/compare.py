@@ -113,14 +113,8 @@ def frontier_power_law(law: Law, values: Array) -> tuple[Array, Array, Array] | 
     # A N*^-alpha at C: A G^-alpha (C/6)^-s; the other term is alpha/beta times as large
     log_k = np.log(inner.A) - inner.alpha * log_g + np.log1p(inner.alpha / inner.beta)
     log_k = log_k + slope * np.log(6.0)
-    power = _outer_power(law, values)
+    power = law.outer(values)
     return floor, power * log_k, power * slope
-
-
-def _outer_power(law: Law, values: Array) -> Array | float:
-    if law.name == "gamma":
-        return law.column(values, "gamma")
-    return law.column(values, "alpha_D") if law.name == "kaplan" else 1.0
 
 
 def compute_for_loss(

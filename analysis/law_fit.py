@@ -148,15 +148,7 @@ class LawFit:
                 compute.shape if values.ndim == 1 else (len(flat), compute.size)
             )
         n, d = self._optimum(values, compute, per_token)
-        # Each draw has its own optimum, so points differ by draw: evaluate the law point by point.
-        count = values.shape[0] if values.ndim == 3 else 1
-        rows_n, rows_d = n.reshape(count, -1), d.reshape(count, -1)
-        flat = values.reshape(count, -1)
-        loss = np.stack([
-            self.law.predict(flat[i], {"n": rows_n[i], "d": rows_d[i], "u": rows_d[i]})
-            for i in range(count)
-        ])  # fmt: skip
-        return loss.reshape(n.shape)
+        return self.law.loss_of_split(values, n, d)
 
     # ---- optimum -----------------------------------------------------------------------------
 
@@ -180,7 +172,7 @@ class LawFit:
         n, d = self._optimum(self.values, budget, flops_per_token)
         frame = pd.DataFrame({
             "c": budget, "n": n, "d": d, "tokens_per_param": d / n,
-            "loss": self.law.predict(self.values, {"n": n, "d": d, "u": d}),
+            "loss": self.law.loss_of_split(self.values, n, d),
         })  # fmt: skip
         if self.draws is None:
             return frame

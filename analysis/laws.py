@@ -24,6 +24,7 @@ from analysis.power_sum import Array, Inner, Law, PowerSum, Term
 
 PFLOP_S_DAY = 1e15 * 86400.0
 """FLOPs in one PFLOP/s-day, the unit of compute of 2406.16690 and 2001.08361."""
+_ITERATIONS, _STEP = 30, 1e-4
 PerToken = Callable[[Array], Array]
 """Training FLOPs per token as a function of N, of an architecture at its context length."""
 
@@ -35,8 +36,9 @@ def optimum(
 
     Under C = 6 N D in closed form (Hoffmann et al. 2203.15556 equation 4): N* = G (C/6)^a,
     D* = (C/6)^b / G, a = beta / (alpha + beta), b = 1 - a,
-    G = (alpha A / (beta B))^(1 / (alpha + beta)). With `flops_per_token` D = C / f(N) and the
-    minimum over log N is found by golden sections from the closed form. Broadcasts over draws.
+    G = (alpha A / (beta B))^(1 / (alpha + beta)). With `flops_per_token` D = C / f(N), and the
+    minimum is where alpha A N^-alpha = e(N) beta B D^-beta with e = d log f / d log N: Newton in
+    log N from the closed form, taking e as locally constant. Broadcasts over draws.
     """
     total = inner.alpha + inner.beta
     log_g = (np.log(inner.alpha * inner.A) - np.log(inner.beta * inner.B)) / total
@@ -45,23 +47,18 @@ def optimum(
     if flops_per_token is None:
         return np.exp(log_n), np.exp(budget - log_n)
     log_c = np.log(compute) + 0 * log_n
-
-    def log_tokens(point: Array) -> Array:
-        return log_c - np.log(flops_per_token(np.exp(point)))
-
-    def reducible(point: Array) -> Array:
-        return np.logaddexp(
-            np.log(inner.A) - inner.alpha * point, np.log(inner.B) - inner.beta * log_tokens(point)
-        )
-
-    low, high = log_n - 7.0, log_n + 7.0
-    ratio = (math.sqrt(5.0) - 1.0) / 2.0
-    for _ in range(75):  # 14 * ratio^75 is below 1e-14: the bracket closes to rounding
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        better = reducible(left) < reducible(right)
-        low, high = np.where(better, low, left), np.where(better, right, high)
-    log_n = 0.5 * (low + high)
-    return np.exp(log_n), np.exp(log_tokens(log_n))
+    for _ in range(_ITERATIONS):
+        n = np.exp(log_n)
+        log_f = np.log(flops_per_token(n))
+        up, down = flops_per_token(n * math.exp(_STEP)), flops_per_token(n * math.exp(-_STEP))
+        elasticity = np.log(up / down) / (2 * _STEP)
+        log_d = log_c - log_f
+        excess = (
+            np.log(elasticity * inner.beta * inner.B) - inner.beta * log_d
+            - np.log(inner.alpha * inner.A) + inner.alpha * log_n
+        )  # fmt: skip
+        log_n = log_n - np.clip(excess / (inner.alpha + inner.beta * elasticity), -3.0, 3.0)
+    return np.exp(log_n), np.exp(log_c - np.log(flops_per_token(np.exp(log_n))))
 
 
 def _registry() -> dict[str, Law]:

@@ -122,6 +122,9 @@ class GammaLaw(Law):
     def inner(self, values: Array) -> Inner | None:
         return Inner(*(self.column(values, name) for name in ("A", "alpha", "B", "beta")))
 
+    def outer(self, values: Array) -> Array | float:
+        return self.column(values, "gamma")
+
 
 class KaplanLaw(Law):
     """Kaplan's joint form: gamma without floor and with the inner exponent of D fixed to one.
@@ -196,6 +199,9 @@ class KaplanLaw(Law):
         n_c, alpha_n, d_c, alpha_d = (values[..., i] for i in range(4))
         u = alpha_n / alpha_d
         return Inner(n_c**u, u, d_c, np.ones_like(u))
+
+    def outer(self, values: Array) -> Array | float:
+        return self.column(values, "alpha_D")
 
 
 class Stepped(Law):

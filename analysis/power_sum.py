@@ -124,6 +124,19 @@ class Law(ABC):
         del values
         return None
 
+    def outer(self, values: Array) -> Array | float:
+        """Power that the N-D part is raised to: L = E + inner^outer."""
+        del values
+        return 1.0
+
+    def loss_of_split(self, values: Array, n: Array, d: Array) -> Array:
+        """Loss at fresh data for values (..., p) and n, d that broadcast with (...): one each."""
+        inner = self.inner(values)
+        assert inner is not None
+        floor = self.column(values, "E") if self.has_floor else 0.0
+        reducible = inner.A * n**-inner.alpha + inner.B * d**-inner.beta
+        return floor + reducible ** self.outer(values)
+
     def predict(self, values: Array, columns: Columns) -> Array:
         """Loss from natural parameters (..., p) at columns (n,) -> (..., n)."""
         zero = np.zeros(len(self.features(columns)[1]))
