@@ -192,6 +192,7 @@ class _Reader:
         status, environment = _json(path / "status.json"), _json(path / "environment.json")
         state = str(status.get("state", "running"))
         run |= {"state": state, "reason": str(status.get("reason") or "")}
+        run["updated"] = str(status.get("updated") or "")
         run |= {k: environment.get(k) for k in ("git_revision", "device", "hostname", "torch")}
         columns, torn = read_columns(
             path / "metrics.jsonl", numbers=_METRIC_NUMBERS, words=_METRIC_WORDS

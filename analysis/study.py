@@ -6,7 +6,7 @@ study(sweep) -> Study
     2. its own training FLOPs per token as a function of N -> optimal N, D and lowest L at each C
     3. the envelope of the checkpoints in C -> pure power law L(C) (approach 1)
     4. the same law without the largest size -> forecast of that size, against what was measured
-    5. equal-loss compute against the baseline, with paired draws
+    5. equal-loss compute multiplier over the baseline, from paired draws
 
 An architecture that cannot be fitted does not stop the others: its reason is in `failures`.
 """
@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from analysis.compare import CompareResult, compute_multiplier
 from analysis.envelope import EnvelopeFit, EnvelopeOptions, envelope
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_law
@@ -29,6 +30,7 @@ from analysis.law_fit import LawFit
 from analysis.laws import PerToken
 from analysis.power_sum import Array
 from analysis.records import Sweep
+from analysis.style import look
 from analysis.uncertainty import FEWEST_CLUSTERS
 
 Progress = Callable[[str], None]
@@ -59,8 +61,13 @@ class Study:
     """Grid of C for bands, up to `REACH` beyond the data."""
     optima: dict[str, pd.DataFrame]
     """Compute-optimal n, d, loss with intervals along `compute`."""
+    comparisons: dict[str, CompareResult]
+    """Compute multiplier of each architecture over the baseline."""
+    baseline: str
     forecast: pd.DataFrame
     """Held-out largest size: points with predicted, lo, hi, leap."""
+    bootstrap: int
+    seed: int
     failures: dict[str, str] = field(default_factory=dict[str, str])
     """What could not be computed, and why."""
 
@@ -106,6 +113,23 @@ class Study:
                 parts.append(band)
         return pd.concat(parts, ignore_index=True)
 
+    def multiplier_bands(self) -> pd.DataFrame:
+        """Compute multipliers: group, x (the baseline's compute), y, lo, hi, inside."""
+        parts = [
+            pd.DataFrame(
+                {
+                    "group": group,
+                    "x": r.frame["c_y"],
+                    "y": r.frame["multiplier"],
+                    "lo": r.frame["lo"],
+                    "hi": r.frame["hi"],
+                    "inside": r.frame["inside"],
+                }
+            )
+            for group, r in self.comparisons.items()
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
+
     def residuals(self) -> pd.DataFrame:
         """Points with the loss that their architecture's law predicts."""
         parts: list[pd.DataFrame] = []
@@ -126,9 +150,21 @@ class Study:
 
 
 def study(
-    sweep: Sweep, *, bootstrap: int = 2000, seed: int = 0, progress: Progress | None = None
+    sweep: Sweep,
+    *,
+    baseline: str = "llama",
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Study:
     """Fits everything.
+
+    Args:
+        sweep: run records.
+        baseline: architecture to compare with; if it has no fit, the first one that has.
+        bootstrap: refits of every law.
+        seed: of the bootstrap.
+        progress: told in words what is being done.
 
     Raises:
         AnalysisError: the sweep has no usable point, or no architecture can be fitted.
@@ -171,6 +207,24 @@ def study(
             "no architecture could be fitted: "
             + "; ".join(f"{what}: {why}" for what, why in failures.items())
         )
+    if baseline not in laws:
+        failures["baseline"] = f"{baseline} has no law; the comparison is with another architecture"
+        baseline = next(iter(laws))
+    comparisons: dict[str, CompareResult] = {}
+    for group in laws:
+        if group == baseline:
+            continue
+        say(f"comparing {group} with {baseline}")
+        try:
+            comparisons[group] = compute_multiplier(
+                laws[group],
+                laws[baseline],
+                names=(look(group).label, look(baseline).label),
+                level=LEVEL,
+                flops_per_token=(tokens_cost[group], tokens_cost[baseline]),
+            )
+        except AnalysisError as error:
+            failures[f"comparison of {group} with {baseline}"] = str(error)
     spent = numbers(points, "flops")
     compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
     say("compute-optimal sizes")
@@ -187,7 +241,11 @@ def study(
         envelopes=envelopes,
         compute=compute,
         optima=optima,
+        comparisons=comparisons,
+        baseline=baseline,
         forecast=pd.concat(forecasts, ignore_index=True) if forecasts else pd.DataFrame(),
+        bootstrap=bootstrap,
+        seed=seed,
         failures=failures,
     )
 

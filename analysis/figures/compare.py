@@ -16,10 +16,11 @@ from analysis.style import End, look
 
 
 def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
-    """Compute that an architecture needs over the baseline's for the same loss.
+    """Equal-loss compute multiplier of each architecture over the baseline.
 
-    `bands` by `group`: x is the baseline's compute (FLOPs), y, lo, hi the ratio. Below 1 the
-    architecture is cheaper; a band that holds 1 shows no difference.
+    `bands` by `group`: x is the baseline's compute (FLOPs), y, lo, hi how many times the group's
+    compute the baseline needs for the same loss. Above 1 the architecture is the more efficient; a
+    band that holds 1 shows no difference.
     """
     groups = [g for g in groups_of(bands, "group") if g != baseline]
     name = look(baseline, groups).label
@@ -36,11 +37,11 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         axes.set_ylim(low / 1.1, high * 1.1)
         axes.set_xlim(*extent(bands["x"]))
         axes.set_xlabel(f"compute of {name} at equal loss (FLOPs)")
-        axes.set_ylabel(f"compute needed / {name}'s")
+        axes.set_ylabel(f"compute multiplier over {name}")
         style.log_axis(axes, "x")
         _ratio_axis(axes)
-        note(axes, f"above 1: needs more than {name}", y=0.97, va="top")
-        note(axes, f"below 1: needs less than {name}")
+        note(axes, f"above 1: needs less compute than {name}", y=0.97, va="top")
+        note(axes, f"below 1: needs more compute than {name}")
         figure.draw_without_rendering()
         style.label_ends(axes, [*ends, End(extent(bands["x"])[1], 1.0, name, "black")], at=1.02)
     return figure

@@ -1,0 +1,149 @@
+"""A study in words: findings with their intervals, and what must not be read into them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.frames import numbers, rows, where, words
+from analysis.law_fit import LawFit
+from analysis.study import LEVEL, REACH, Study
+from analysis.style import look, si_text
+
+_PUBLISHED_SIZE = 70e6
+"""Smallest model of arXiv 2406.16690 and of most published ladders."""
+
+
+def summary(result: Study) -> list[str]:
+    """Findings, one sentence or two each."""
+    points = result.points
+    names = [look(g).label for g in result.groups]
+    found = [
+        f"{len(names)} architecture{'s' * (len(names) > 1)} ({', '.join(names)}), "
+        f"{len(set(words(points, 'run_id')))} runs, {len(points)} checkpoints: N from "
+        f"{si_text(numbers(points, 'n_params').min())} to "
+        f"{si_text(numbers(points, 'n_params').max())}, D from "
+        f"{si_text(numbers(points, 'tokens').min())} to {si_text(numbers(points, 'tokens').max())} "
+        f"tokens, up to {numbers(points, 'flops').max():.2g} FLOPs a run."
+    ]
+    found += [r.verdict for r in result.comparisons.values()]
+    found += [f"**{look(g).label}**: {_law_sentence(result, g)}" for g in result.groups]
+    for group in result.groups:
+        own = where(result.forecast, arch=group) if len(result.forecast) else result.forecast
+        if len(own):
+            found.append(f"**{look(group).label}** {_forecast_sentence(own)}")
+    return found
+
+
+def _law_sentence(result: Study, group: str) -> str:
+    law = result.laws[group]
+    best = result.optima[group].iloc[int(np.flatnonzero(result.covered(group))[-1])]
+    ratio = best["tokens_per_param"]
+    text = (
+        f"loss falls as N^-{_span(law, 'alpha')} and D^-{_span(law, 'beta')} towards "
+        f"E = {_span(law, 'E')}; at {best['c']:.1e} FLOPs the best split is about "
+        f"{si_text(float(best['n']))} parameters and {si_text(float(best['d']))} tokens "
+        f"({float(ratio):.3g} a parameter)"
+    )
+    fit = result.envelopes.get(group)
+    if fit is not None:
+        low, high = fit.interval("alpha", LEVEL)
+        text += (
+            f". Along the envelope, L ~ C^-{fit.params['alpha']:.4f} [{low:.4f}, {high:.4f}] "
+            "(pure power law)"
+        )
+    return text + "."
+
+
+def _forecast_sentence(own: pd.DataFrame) -> str:
+    error = numbers(own, "predicted") / numbers(own, "loss") - 1
+    loss = numbers(own, "loss")
+    inside = int(((loss >= numbers(own, "lo")) & (loss <= numbers(own, "hi"))).sum())
+    return (
+        f"hold-out: its largest size ({si_text(numbers(own, 'n_params').max())}, up to "
+        f"{numbers(own, 'leap').max():.3g} times the compute fitted) is forecast with an error of "
+        f"{error.min():+.1%} to {error.max():+.1%}; {inside} of {len(own)} losses lie in their "
+        f"{LEVEL:.0%} interval."
+    )
+
+
+def _span(law: LawFit, name: str) -> str:
+    low, high = law.interval(name, LEVEL)
+    return f"{law.params[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def cautions(result: Study) -> list[str]:
+    """Limits of this sweep, from its own numbers."""
+    points, runs = result.points, result.sweep.runs
+    largest = numbers(points, "n_params").max()
+    found: list[str] = []
+    if largest < _PUBLISHED_SIZE:
+        found.append(
+            f"The largest model has {si_text(largest)} parameters, {_PUBLISHED_SIZE / largest:,.0f} "
+            "times fewer than the smallest of published ladders (70M). These laws describe these "
+            "models: they say nothing about which architecture wins at sizes people use."
+        )
+    found.append(
+        f"Nothing here holds beyond about {REACH:g} times the largest compute "
+        f"({numbers(points, 'flops').max():.1e} FLOPs). Irreducible losses E are extrapolations."
+    )
+    counts = points.groupby("arch", observed=True)["run_id"].nunique()
+    few = min(int(counts[g]) for g in result.groups)
+    seeds = min(
+        int(n) for n in points.groupby("arch", observed=True)["seed"].nunique().to_dict().values()
+    )
+    found.append(
+        f"Intervals rest on as few as {few} runs an architecture"
+        + (" with one seed each" if seeds == 1 else f" and {seeds} seeds")
+        + (": they tend to be too narrow." if few < 9 else ".")
+        + " They hold noise between runs, not the choice of data, hyper-parameters or code."
+    )
+    found.append(
+        "Learning rates and batches follow one rule for all architectures and were not tuned for "
+        "each, so a difference between two may be one of tuning."
+    )
+    epochs = _epochs(result)
+    if epochs > 1.5:
+        found.append(
+            f"The longest run reads its training text {epochs:.1f} times; repeated tokens are worth "
+            "less than new ones, which bends the law in D."
+        )
+    contexts = sorted({int(v) for v in numbers(runs, "sequence_length")})
+    found.append(
+        f"Context is {' and '.join(f'{c:,}' for c in contexts)} tokens; what linear attention saves, "
+        "and what a bounded state costs, shows at longer ones."
+    )
+    left = len(set(words(result.sweep.exclusions, "run_id")))
+    if left:
+        found.append(f"{left} run(s) are left out wholly or in part (see Records).")
+    return found
+
+
+def _epochs(result: Study) -> float:
+    """Passes of the longest run over its training tokens; 0 when the record does not say."""
+    sizes = [(e.get("data") or {}).get("train_tokens") for e in result.sweep.environments]
+    known = [float(s) for s in sizes if s]
+    return numbers(result.points, "tokens").max() / min(known) if known else 0.0
+
+
+def law_rows(result: Study) -> pd.DataFrame:
+    """One row an architecture: parameters with intervals, as text."""
+    table: list[dict[str, object]] = []
+    for group in result.groups:
+        law = result.laws[group]
+        own = rows(result.points, result.points["arch"] == group)
+        row: dict[str, object] = {
+            "architecture": look(group).label,
+            "runs": len(set(words(own, "run_id"))),
+            "points": len(own),
+        }
+        for name, label in (("E", "E"), ("alpha", "α"), ("beta", "β"), ("a", "a")):
+            row[label] = _span(law, name)
+        row |= {"A": law.params["A"], "B": law.params["B"]}
+        fit = result.envelopes.get(group)
+        if fit is not None:
+            low, high = fit.interval("alpha", LEVEL)
+            row["envelope: L ~ C^-x"] = f"{fit.params['alpha']:.4f} [{low:.4f}, {high:.4f}]"
+        row["rms error"] = f"{law.criteria()['rms']:.2%}"
+        table.append(row)
+    return pd.DataFrame(table)
