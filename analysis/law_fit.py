@@ -132,22 +132,25 @@ class LawFit:
 
     def frontier(self, compute: Any, *, flops_per_token: PerToken | None = None) -> np.ndarray:
         """Lowest loss within a budget: L(C), or L(N*, D*) for laws in N and D."""
-        return self._frontier(self.values, np.asarray(compute, dtype=float), flops_per_token)
+        return self.frontier_at(self.values, np.asarray(compute, dtype=float), flops_per_token)
 
     def frontier_draws(
         self, compute: Any, *, flops_per_token: PerToken | None = None
     ) -> np.ndarray:
         """The same for every bootstrap refit: (draws, points)."""
         values = self._need_draws().values[:, None, :]
-        return self._frontier(values, np.asarray(compute, float).ravel(), flops_per_token)
+        return self.frontier_at(values, np.asarray(compute, float).ravel(), flops_per_token)
 
-    def _frontier(self, values: Array, compute: Array, per_token: PerToken | None) -> Array:
+    def frontier_at(
+        self, values: Array, compute: Array, per_token: PerToken | None = None
+    ) -> Array:
+        """Frontier loss for given natural parameters: (p,), or (draws, 1, p)."""
         if self.law.columns == ("c",):
             flat = values if values.ndim == 1 else values[:, 0]
             return self.law.predict(flat, {"c": compute.ravel()}).reshape(
                 compute.shape if values.ndim == 1 else (len(flat), compute.size)
             )
-        n, d = self._optimum(values, compute, per_token)
+        n, d = self.optimum_at(values, compute, per_token)
         return self.law.loss_of_split(values, n, d)
 
     # ---- optimum -----------------------------------------------------------------------------
@@ -169,22 +172,23 @@ class LawFit:
             AnalysisError: the form has no N and D.
         """
         budget = np.atleast_1d(np.asarray(compute, dtype=float)).ravel()
-        n, d = self._optimum(self.values, budget, flops_per_token)
+        n, d = self.optimum_at(self.values, budget, flops_per_token)
         frame = pd.DataFrame({
             "c": budget, "n": n, "d": d, "tokens_per_param": d / n,
             "loss": self.law.loss_of_split(self.values, n, d),
         })  # fmt: skip
         if self.draws is None:
             return frame
-        n, d = self._optimum(self.draws.values[:, None, :], budget, flops_per_token)
+        n, d = self.optimum_at(self.draws.values[:, None, :], budget, flops_per_token)
         losses = self.frontier_draws(budget, flops_per_token=flops_per_token)
         for name, draw in (("n", n), ("d", d), ("tokens_per_param", d / n), ("loss", losses)):
             frame[f"{name}_lo"], frame[f"{name}_hi"] = quantiles(draw, level)
         return frame
 
-    def _optimum(
-        self, values: Array, compute: Array, per_token: PerToken | None
+    def optimum_at(
+        self, values: Array, compute: Array, per_token: PerToken | None = None
     ) -> tuple[Array, Array]:
+        """N*, D* for given natural parameters: (p,), or (draws, 1, p)."""
         inner = self.law.inner(values)
         if inner is None:
             raise AnalysisError(
