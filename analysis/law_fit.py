@@ -28,6 +28,8 @@ from analysis.uncertainty import (
     Progress,
     bootstrap,
     inflated_residuals,
+    jackknife,
+    profile,
     quantiles,
 )
 
@@ -288,6 +290,30 @@ class LawFit:
         bic = m * np.log(max(mean, 1e-300)) + k * np.log(m)
         return {"rms": float(np.sqrt(mean)), "aic": float(aic), "aicc": float(aic + correction),
                 "bic": float(bic)}  # fmt: skip
+
+    def influence(self) -> pd.DataFrame:
+        """Leave each run out once: left_out, parameters, largest_shift and the parameter it is of.
+
+        Shifts are in bootstrap standard errors, or relative to the parameter without draws.
+        """
+        labels, values = jackknife(self.problem, self.theta)
+        full = self.values
+        scale = np.abs(full) if self.draws is None else self.draws.values.std(axis=0, ddof=1)
+        frame = pd.DataFrame(values, columns=list(self.law.parameters))
+        frame.insert(0, "left_out", labels)
+        for name, value in self._derived(values).items():
+            frame[name] = value
+        shift = np.abs(values - full) / np.maximum(scale, 1e-300)
+        frame["largest_shift"] = shift.max(axis=1)
+        frame["of"] = [self.law.parameters[int(k)] for k in shift.argmax(axis=1)]
+        return frame.sort_values("largest_shift", ascending=False, ignore_index=True)
+
+    def profile(self, name: str, values: Any) -> pd.DataFrame:
+        """Objective over all other parameters, with E or an exponent held at each value."""
+        grid = np.asarray(values, dtype=float)
+        return pd.DataFrame(
+            {name: grid, "objective": profile(self.problem, self.theta, name, grid)}
+        )
 
     # ---- records -----------------------------------------------------------------------------
 
