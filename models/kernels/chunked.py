@@ -11,13 +11,15 @@ P_t / P_s is never a quotient and never exceeds 1: `intra_scalar` and `intra_cha
 one factor a head and for one factor a channel. (GLA, arXiv 2312.06635, section 4; Mamba-2, arXiv
 2405.21060, section 6 for the scalar case.)
 
-Backward runs the same loop from the end for dS. The decay's gradient needs no pass of its own: a
-factor at token j scales every pair s < j <= t, hence
+Backward runs the same loop from the end for dS. The decay's gradient needs no pass of its own: the
+factor at token j scales every pair s < j <= t of its chunk, reads of S from t >= j, writes from
+s < j and S itself, hence
 
-    d decay_j = sum_{t >= j} (q_t * dq_t - k_t * dk_t) + (the gradient through the chunk's end)
+    d decay_j = sum_{t >= j} (q_t * dq_t - k_t * dk_t) + sum_{s < j} k_s * dk'_s + P_C S . dS'
 
-with dq and dk taken before the pairs t = s are added, which no factor scales; the two sums would
-otherwise cancel against rounding where the decay is strong.
+where dk' is the part of dk that comes through dS', and dq and dk leave out that part and the
+pairs t = s, which no factor scales. What is left out would cancel, and leave its rounding, where
+a strong decay makes the rest small.
 
 Work is in float32 (float64 for float64 input), whatever the dtype of the tensors.
 """
@@ -48,7 +50,15 @@ def forward(
     Returns:
         o, (B, T, H, V) in v's dtype; the final state, (N, H, K, V); and for `backward` the state
         before each chunk, of `states_shape`. States are in the working dtype.
+
+    Raises:
+        ValueError: a decay above 0, or cu_seqlens that do not rise from 0 to T.
     """
+    if decay is not None and decay.numel() and decay.max() > 0:
+        raise ValueError(
+            f"decay={decay.max().item():.4g} at its largest: log decays are at most 0, where "
+            "nothing is forgotten; pass -abs(slope) or logsigmoid(x)."
+        )
     dtype = torch.promote_types(q.dtype, torch.float32)
     cut = layout(q.shape[1], cu_seqlens, chunk)
     queries, keys, values = (cut.fold(x, dtype) for x in (q, k, v))  # (M, B, H, C, K or V)
@@ -57,7 +67,7 @@ def forward(
         o, read, write, carry = intra_channel.forward(queries, keys, values, factor)
     else:
         weights = intra_scalar.weights(cut, decay, dtype)
-        o = intra_scalar.forward(queries, keys, values, weights.pair)
+        o = intra_scalar.forward(queries, keys, values, weights)
         read, write, carry = (
             _times(queries, weights.before),
             _times(keys, weights.after),
@@ -69,7 +79,6 @@ def forward(
     states[cut.chunks :].zero_()
     final_state = _scan(cut, update, carry, initial_state, states)
     _add_product(o, read, states[: cut.chunks])
-    o.addcmul_((queries * keys).sum(-1, keepdim=True), values)
     return cut.unfold(o, v.dtype), final_state, states
 
 
@@ -103,37 +112,38 @@ def backward(
     cut = layout(q.shape[1], cu_seqlens, chunk)
     states = states[: cut.chunks]
     queries, keys, values, dout = (cut.fold(x, dtype) for x in (q, k, v, do))
+    # Whether pairs t = s are left out at first (see the module docstring).
+    apart = decay is not None and (decay.ndim == 4 or decay_gradient)
     if decay is not None and decay.ndim == 4:
         factor = cut.fold(decay, dtype).exp_()
         dq, dk, dv, before, after, carry = intra_channel.backward(
             queries, keys, values, factor, dout
         )
     else:
-        pair, before, after, carry = intra_scalar.weights(cut, decay, dtype)
-        dq, dk, dv = intra_scalar.backward(queries, keys, values, pair, dout)
+        weights = intra_scalar.weights(cut, decay, dtype, diagonal=-1 if apart else 0)
+        dq, dk, dv = intra_scalar.backward(queries, keys, values, weights, dout)
+        before, after, carry = weights.before, weights.after, weights.carry
     update = _product(_times(queries, before).mT, dout)  # (M, B, H, K, V)
     dstates = torch.empty_like(update)
     dinitial_state = _scan(cut, update, carry, dfinal_state, dstates, reverse=True)
     _add_product(dv, _times(keys, after), dstates)
     dwrite = _times(_product(values, dstates.mT), after)  # (M, B, H, C, K)
-    dk.add_(dwrite)
     dq.add_(_times(_product(dout, states.mT), before))
     ddecay = None
     if decay_gradient and decay is not None and carry is not None:
-        end = (keys * dwrite).sum(-2) + (carry * states * dstates).sum(-1)  # (M, B, H, K)
         rate = queries * dq - keys * dk  # (M, B, H, C, K)
+        through = keys * dwrite  # (M, B, H, C, K)
+        over = (carry * states * dstates).sum(-1)[..., None, :]  # (M, B, H, 1, K)
         if decay.ndim < 4:
-            end, rate = end.sum(-1, keepdim=True), rate.sum(-1, keepdim=True)
-        rate = rate.flip(-2).cumsum(-2).flip(-2).add_(end[..., None, :])
-        ddecay = cut.unfold(rate, decay.dtype if decay.ndim > 1 else dtype)  # (B, T, H, 1 or K)
-        ddecay = ddecay if decay.ndim == 4 else ddecay.squeeze(-1)
-        if decay.ndim == 1:
-            ddecay = ddecay.sum((0, 1)).to(decay.dtype)
-        ddecay.masked_fill_(decay == -torch.inf, 0.0)
-    same = (dout * values).sum(-1, keepdim=True)  # pairs t = s
-    dq.addcmul_(same, keys)
-    dk.addcmul_(same, queries)
-    dv.addcmul_((queries * keys).sum(-1, keepdim=True), dout)
+            rate, through, over = (x.sum(-1, keepdim=True).double() for x in (rate, through, over))
+        rate = _sum_from(rate).add_(_sum_before(through)).add_(over)  # (M, B, H, C, K or 1)
+        ddecay = _decay_gradient(cut, decay, rate)
+    dk.add_(dwrite)
+    if apart:
+        dscores = (dout * values).sum(-1, keepdim=True)  # (M, B, H, C, 1)
+        dq.addcmul_(dscores, keys)
+        dk.addcmul_(dscores, queries)
+        dv.addcmul_((queries * keys).sum(-1, keepdim=True), dout)
     dinitial = None if initial_state is None else dinitial_state.to(initial_state.dtype)
     return (
         cut.unfold(dq, q.dtype),
@@ -142,6 +152,41 @@ def backward(
         ddecay,
         dinitial,
     )
+
+
+def _sum_from(x: Tensor) -> Tensor:
+    """Sums over each token and those behind it in its chunk, (M, B, H, C, D), in place: block by
+    block, doubling, as `intra_channel` does with products."""
+    width = 1
+    while width < x.shape[-2]:
+        halves = x.view(-1, 2, width, x.shape[-1])
+        halves[:, 0].add_(halves[:, 1, :1])
+        width *= 2
+    return x
+
+
+def _sum_before(x: Tensor) -> Tensor:
+    """Sums over the tokens before each one in its chunk, (M, B, H, C, D)."""
+    sums, total = torch.zeros_like(x), x.reshape(-1, 1, x.shape[-1])
+    width = 1
+    while width < x.shape[-2]:
+        sums.view(-1, 2, width, x.shape[-1])[:, 1].add_(total[0::2])
+        total = total[0::2] + total[1::2]
+        width *= 2
+    return sums
+
+
+def _decay_gradient(cut: Layout, decay: Tensor, rate: Tensor) -> Tensor:
+    """The gradient of a decay of any shape from that of each token, (M, B, H, C, K or 1). Where
+    the decay is -inf the factor is 0 and so is its derivative."""
+    ddecay = cut.unfold(rate, rate.dtype)  # (B, T, H, K or 1)
+    if decay.ndim < 4:
+        ddecay = ddecay.squeeze(-1)
+    if decay.ndim == 1:
+        ddecay = ddecay.sum((0, 1))
+    if decay.numel() and decay.min() == -torch.inf:
+        ddecay.masked_fill_(decay == -torch.inf, 0.0)
+    return ddecay.to(decay.dtype)
 
 
 def states_shape(q: Tensor, v: Tensor, sequences: int | None, chunk: int = CHUNK) -> list[int]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 class Forward(NamedTuple):
     o: Tensor
-    """Part of o from pairs s < t, (M, B, H, C, V)."""
+    """Part of o that comes from the tokens of its chunk, (M, B, H, C, V)."""
     read: Tensor
     """q times the product up to and including its token, (M, B, H, C, K)."""
     write: Tensor
@@ -49,22 +49,22 @@ class Backward(NamedTuple):
 def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor) -> Forward:
     """Sum over the levels of the module docstring; all arguments (M, B, H, C, ...)."""
     read, write, total = q * factor, k.clone(), factor.reshape(-1, 1, factor.shape[-1])
-    o = torch.zeros_like(v)
+    o = (q * k).sum(-1, keepdim=True) * v  # pairs t = s
     width = 1
     while width < q.shape[-2]:
         read_upper, write_lower = _upper(read, width), _lower(write, width)
         scores = torch.bmm(read_upper, write_lower.mT)  # (blocks, L, L)
-        _upper(o, width).baddbmm_(scores, _lower(v, width))
-        total_lower, total_upper = total[0::2], total[1::2]
+        _upper(o, width).add_(_product(scores, _lower(v, width)))
+        total_lower, total_upper = total[0::2], total[1::2]  # (blocks, 1, K)
         read_upper.mul_(total_lower)
         write_lower.mul_(total_upper)
         total = total_lower * total_upper
         width *= 2
-    return Forward(o, read, write, total.view(*q.shape[:3], -1, 1))
+    return Forward(o, read, write, total.view(*q.shape[:3], q.shape[-1], 1))
 
 
 def backward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, do: Tensor) -> Backward:
-    """Gradients of `forward`'s o with respect to q, k and v, and the products over the chunk."""
+    """Gradients through the pairs s < t of `forward`'s o, and the products over the chunk."""
     before, after, total = factor.clone(), torch.ones_like(k), factor.reshape(-1, 1, k.shape[-1])
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     width = 1
@@ -74,15 +74,24 @@ def backward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, do: Tensor) -> Bac
         read, write = _upper(q, width) * before_upper, _lower(k, width) * after_lower
         scores = torch.bmm(read, write.mT)  # (blocks, L, L)
         dscores = torch.bmm(do_upper, _lower(v, width).mT)
-        _upper(dq, width).addcmul_(torch.bmm(dscores, write), before_upper)
-        _lower(dk, width).addcmul_(torch.bmm(dscores.mT, read), after_lower)
-        _lower(dv, width).baddbmm_(scores.mT, do_upper)
-        total_lower, total_upper = total[0::2], total[1::2]
+        _upper(dq, width).addcmul_(_product(dscores, write), before_upper)
+        _lower(dk, width).addcmul_(_product(dscores.mT, read), after_lower)
+        _lower(dv, width).add_(_product(scores.mT, do_upper))
+        total_lower, total_upper = total[0::2], total[1::2]  # (blocks, 1, K)
         before_upper.mul_(total_lower)
         after_lower.mul_(total_upper)
         total = total_lower * total_upper
         width *= 2
-    return Backward(dq, dk, dv, before, after, total.view(*q.shape[:3], -1, 1))
+    return Backward(dq, dk, dv, before, after, total.view(*q.shape[:3], q.shape[-1], 1))
+
+
+def _product(scores: Tensor, rows: Tensor) -> Tensor:
+    """(blocks, L, L) @ (blocks, L, D). Batched products of tiny matrices cost more in calls than
+    in arithmetic, so the two lowest levels are sums of scaled rows."""
+    if scores.shape[-1] > 2:
+        return torch.bmm(scores, rows)
+    result = scores[..., :1] * rows[:, :1]
+    return result.addcmul_(scores[..., 1:], rows[:, 1:]) if scores.shape[-1] == 2 else result
 
 
 def _upper(x: Tensor, width: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Within a chunk: one decay factor a token and head, a constant a head, or none.
 
-With G_t the sum of the log decays of the chunk up to t, the pairs s < t weigh
+With G_t the sum of the log decays of the chunk up to t, the pairs s <= t weigh
 
-    W_ts = exp(G_t - G_s)        o_t += sum_{s < t} (q_t . k_s) W_ts v_s
+    W_ts = exp(G_t - G_s)        o_t += sum_{s <= t} (q_t . k_s) W_ts v_s
 
 (arXiv 2405.21060, eq. 16: the 1-semiseparable mask). G is accumulated in float64: a difference of
 float32 sums would lose what matters after a strong decay. The exponents of pairs s > t, which
@@ -29,19 +29,21 @@ class Weights(NamedTuple):
     """Products of decay factors, all at most 1. None stands for 1, where there is no decay."""
 
     pair: Tensor | None
-    """W, zero unless s < t: broadcasts to (M, B, H, C, C)."""
+    """W, zero above the diagonal `diagonal`: broadcasts to (M, B, H, C, C)."""
     before: Tensor | None
     """Product up to and including the token: broadcasts to (M, B, H, C, 1)."""
     after: Tensor | None
     """Product from behind the token to the chunk's end: broadcasts to (M, B, H, C, 1)."""
     carry: Tensor | None
     """Product over the chunk: broadcasts to (M, B, H, 1, 1)."""
+    diagonal: int
+    """0: pairs s <= t count; -1: pairs s < t."""
 
 
-def weights(cut: Layout, decay: Tensor | None, dtype: torch.dtype) -> Weights:
+def weights(cut: Layout, decay: Tensor | None, dtype: torch.dtype, diagonal: int = 0) -> Weights:
     """Weights for `decay`: None, (H,) or (B, T, H)."""
     if decay is None:
-        return Weights(None, None, None, None)
+        return Weights(None, None, None, None, diagonal)
     decay = decay.double().clamp(min=FLOOR)
     if decay.ndim == 1:
         rate = decay.view(-1, 1)  # (H, 1)
@@ -57,32 +59,33 @@ def weights(cut: Layout, decay: Tensor | None, dtype: torch.dtype) -> Weights:
         behind = total - up_to
     if dtype == torch.float32 and up_to.numel() and up_to.min() > -EXACT_SPAN:
         up_to = up_to.float()
-    pair = (up_to[..., :, None] - up_to[..., None, :]).clamp_(max=0).to(dtype).exp_().tril_(-1)
+    pair = (up_to[..., :, None] - up_to[..., None, :]).clamp_(max=0).to(dtype).exp_()
     return Weights(
-        pair=pair,
+        pair=pair.tril_(diagonal),
         before=up_to.exp().to(dtype)[..., None],
         after=behind.exp().to(dtype)[..., None],
         carry=total.exp().to(dtype)[..., None],
+        diagonal=diagonal,
     )
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, pair: Tensor | None) -> Tensor:
-    """The part of o that comes from pairs s < t of one chunk, (M, B, H, C, V)."""
-    return _product(_mask(_product(q, k.mT), pair), v)
+def forward(q: Tensor, k: Tensor, v: Tensor, weights: Weights) -> Tensor:
+    """The part of o that comes from the tokens of its chunk, (M, B, H, C, V)."""
+    return _product(_masked(q, k, weights), v)
 
 
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, pair: Tensor | None, do: Tensor
+    q: Tensor, k: Tensor, v: Tensor, weights: Weights, do: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `forward`: dq, dk, dv."""
-    dscores = _mask(_product(do, v.mT), pair)
+    dscores = _masked(do, v, weights)
     dq, dk = _product(dscores, k), _product(dscores.mT, q)
-    scores = _mask(_product(q, k.mT), pair)
-    return dq, dk, _product(scores.mT, do)
+    return dq, dk, _product(_masked(q, k, weights).mT, do)
 
 
-def _mask(scores: Tensor, pair: Tensor | None) -> Tensor:
-    return scores.tril_(-1) if pair is None else scores.mul_(pair)
+def _masked(a: Tensor, b: Tensor, weights: Weights) -> Tensor:
+    scores = _product(a, b.mT)
+    return scores.tril_(weights.diagonal) if weights.pair is None else scores.mul_(weights.pair)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
