@@ -37,7 +37,7 @@ INITIAL_CAPACITY = 128
 
 
 class RotaryStem(Stem):
-    """Shares cos and sin of the rotary angles, each (B or 1, T, 1, K)."""
+    """Shares cos and sin of the rotary angles, each (B or 1, T, 1, K / 2)."""
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None

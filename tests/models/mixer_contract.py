@@ -215,12 +215,12 @@ class MixerContract:
             assert parameter.grad.abs().max() > 0, name
 
     def test_bfloat16_autocast(self) -> None:
-        """Loss within 1 % of float32, and the gradient's direction within 15 degrees.
+        """Loss within 1 % of float32, and the gradient's direction within 3 degrees.
 
-        Where q.k happens to be near 0, the norm that follows amplifies rounding: single tokens may
-        be far off, which is why the bound is not tighter.
+        Not from the small initial weights: where q.k is nearly 0, the norm that follows amplifies
+        the rounding of single tokens without bound.
         """
-        model = build(self.config)
+        model = copy.deepcopy(self.model).float()
         tokens, targets = self.tokens(4, 129), self.tokens(4, 129)
         exact = model.loss(tokens, targets).mean()
         exact.backward()
@@ -232,7 +232,7 @@ class MixerContract:
         rounded.backward()
         noisy = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
-        assert torch.cosine_similarity(noisy, gradient, dim=0) > 0.966
+        assert torch.cosine_similarity(noisy, gradient, dim=0) > 0.9986
 
     def test_bfloat16_model_keeps_its_state(self) -> None:
         model = build(self.config, dtype=torch.bfloat16)
@@ -263,7 +263,7 @@ class MixerContract:
 
     def test_compiles_without_graph_breaks(self) -> None:
         """Forward, loss with backward, and step trace as one graph with the same results."""
-        self.check_compiled("aot_eager")
+        self.check_compiled("eager")
 
     @pytest.mark.slow
     def test_compiles_with_inductor(self) -> None:

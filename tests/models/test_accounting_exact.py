@@ -24,7 +24,7 @@ from models.language_model import LanguageModel, build
 GROUPS = {
     "embedding": "embedding.",
     "head": "head.",
-    "gate": ".gate.",
+    "gate": ".mixer.gate.",
     "channel_mixer": ".channel.",
     "norm": "norm.",
     "position": ("theta", "tpe."),

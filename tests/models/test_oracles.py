@@ -49,7 +49,7 @@ def by_name(model: LanguageModel, prefix: str) -> Weights:
 
 
 def sglu(x: Tensor, w: Weights) -> Tensor:
-    up, gate = (x @ w["channel.up_gate.weight"].T).chunk(2, -1)
+    up, gate = x @ w["channel.up.weight"].T, x @ w["channel.gate.weight"].T
     return (up * gate) @ w["channel.down.weight"].T
 
 
@@ -87,11 +87,10 @@ def test_llama_equals_transformers() -> None:
             f"{target}self_attn.{name}_proj.weight": part
             for name, part in zip("qkv", w["mixer.qkv.weight"].chunk(3), strict=True)
         }
-        up, gate = w["channel.up_gate.weight"].chunk(2)
         weights |= {
             target + "self_attn.o_proj.weight": w["mixer.out.weight"],
-            target + "mlp.up_proj.weight": up,
-            target + "mlp.gate_proj.weight": gate,
+            target + "mlp.up_proj.weight": w["channel.up.weight"],
+            target + "mlp.gate_proj.weight": w["channel.gate.weight"],
             target + "mlp.down_proj.weight": w["channel.down.weight"],
             target + "input_layernorm.weight": w["mixer_norm.weight"],
             target + "post_attention_layernorm.weight": w["channel_norm.weight"],
@@ -149,7 +148,6 @@ def test_tnl_equals_its_equations(lrpe: str, slopes: str) -> None:
                     # ALiBi for six heads: those of four, then every other one of eight.
                     slope = [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125][h]
                     slope *= 1 - layer / (config.layers - 1) + 1e-5
-                # The built model holds slopes in float64 after rounding through its buffer.
                 decay = math.exp(-slope)
                 for s in range(t + 1):
                     weights = torch.ones(size, dtype=x.dtype)
@@ -275,7 +273,7 @@ def test_alibi_slopes(heads: int, expected: list[float]) -> None:
 
 
 def test_last_layer_hardly_decays() -> None:
-    config = toy_config("tnl", 128, vocab_size=16, layers=4)
+    config = toy_config("tnl", 128, vocab_size=16, layers=4, head_dim=32)
     assert decay_slopes(config, 0)[0] == pytest.approx(0.25 * (1 + 1e-5))
     assert decay_slopes(config, 3)[0] == pytest.approx(0.25e-5)
     linear = config.replace(decay_slopes="linear")
