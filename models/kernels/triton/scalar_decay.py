@@ -59,16 +59,16 @@ def decay_gradient(
     live = (rows < count)[:, None]
     # Pairs inside the chunk.
     scores = tl.zeros([C, C], tl.float32)
-    for k0 in tl.static_range(0, K, BK):
-        c = k0 + tl.arange(0, BK)[None, :]
-        q_c = tl.load(q + rows[:, None] * q_t + c * q_d, mask=live & (c < K), other=0.0)
-        k_c = tl.load(k + rows[:, None] * k_t + c * k_d, mask=live & (c < K), other=0.0)
+    for a0 in tl.static_range(0, K, BK):
+        a = a0 + tl.arange(0, BK)[None, :]
+        q_c = tl.load(q + rows[:, None] * q_t + a * q_d, mask=live & (a < K), other=0.0)
+        k_c = tl.load(k + rows[:, None] * k_t + a * k_d, mask=live & (a < K), other=0.0)
         scores = tl.dot(q_c, tl.trans(k_c), scores, input_precision=PRECISION)
     dscores = tl.zeros([C, C], tl.float32)
-    for v0 in tl.static_range(0, V, BV):
-        c = v0 + tl.arange(0, BV)[None, :]
-        do_c = tl.load(do + rows[:, None] * do_t + c * do_d, mask=live & (c < V), other=0.0)
-        v_c = tl.load(v + rows[:, None] * v_t + c * v_d, mask=live & (c < V), other=0.0)
+    for b0 in tl.static_range(0, V, BV):
+        b = b0 + tl.arange(0, BV)[None, :]
+        do_c = tl.load(do + rows[:, None] * do_t + b * do_d, mask=live & (b < V), other=0.0)
+        v_c = tl.load(v + rows[:, None] * v_t + b * v_d, mask=live & (b < V), other=0.0)
         dscores = tl.dot(do_c, tl.trans(v_c), dscores, input_precision=PRECISION)
     hi, lo, total_hi, total_lo = running_decay(decay, decay_t, rows, count, MODE)
     span = (hi[:, None] - hi[None, :]) + (lo[:, None] - lo[None, :])

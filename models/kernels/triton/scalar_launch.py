@@ -78,7 +78,7 @@ def decay_strides(decay: Tensor | None) -> tuple[int, int, int]:
 
 
 def natural_segment(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> int:
-    """`segment_length` for these shapes; packed sequences count as one, which may be the longest."""
+    """`segment_length` for these shapes; packed sequences count as one: it may be the longest."""
     batch, tokens, heads, key_dim = q.shape
     arch = architecture(q.device)
     config = tuned("scalar", "output", "none", q.dtype, key_dim, v.shape[-1], arch)
@@ -233,8 +233,8 @@ def backward(
             q if dinitial is None else dinitial, q if cu_seqlens is None else cu_seqlens,
             *q.stride(), *k.stride(), *v.stride(), *do.stride(), *decay_strides(decay),
             *strides(initial_state, 4), *strides(dfinal_state, 4),
-            tokens, sequences, segment, heads, K=key_dim, V=value_dim, BK=block(key_dim),
-            BV=block(value_dim), MODE=mode, PACKED=packed, SEGMENTED=segmented,
+            tokens, sequences, segment, heads, K=key_dim, V=value_dim,
+            BR=max(block(key_dim), block(value_dim)), MODE=mode, PACKED=packed, SEGMENTED=segmented,
             INITIAL=initial_state is not None, DFINAL=dfinal_state is not None,
             PRECISION=dot_precision(q.dtype, arch), **config,
         )  # fmt: skip

@@ -73,65 +73,83 @@ def scan(
     x, y, z, out,
     x_t, x_d, y_t, y_d, z_t, z_d, out_t,
     decay, decay_t,
-    state, length, column0,
-    R: tl.constexpr, N: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, C: tl.constexpr,
-    MODE: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    state, length, column0, direction, R, N,
+    BR: tl.constexpr, BN: tl.constexpr, C: tl.constexpr,
+    MODE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walk `length` tokens and write out (length, tile); returns the carried state (BR, BN).
 
     Pointers are at the first token; x, y have R channels, z and out N, of which this tile covers
-    [column0, column0 + BN). BR, BN: the padded widths.
+    [column0, column0 + BN). BR, BN: the padded widths. direction: 1 forward, -1 backward in time.
     """
     rows = tl.arange(0, C)
-    r = tl.arange(0, BR)
-    n = column0 + tl.arange(0, BN)
+    r = tl.arange(0, BR)[None, :]
+    n = column0 + tl.arange(0, BN)[None, :]
     chunks = tl.cdiv(length, C)
-    for step in range(0, chunks):
-        if REVERSE:
-            begin = (chunks - 1 - step) * C
-        else:
-            begin = step * C
-        count = tl.minimum(length - begin, C)
-        at = (length * 0 + begin).to(tl.int64)
-        live = rows < count
-        r_mask = live[:, None] & (r[None, :] < R)
-        n_mask = live[:, None] & (n[None, :] < N)
-        x_c = tl.load(x + at * x_t + rows[:, None] * x_t + r[None, :] * x_d, mask=r_mask, other=0.0)
-        y_c = tl.load(y + at * y_t + rows[:, None] * y_t + r[None, :] * y_d, mask=r_mask, other=0.0)
-        z_c = tl.load(z + at * z_t + rows[:, None] * z_t + n[None, :] * z_d, mask=n_mask, other=0.0)
+    backwards = (1 - direction) // 2
+    # Base pointers move from chunk to chunk, so that the offsets of a thread's rows stay 32-bit.
+    at = (length * 0 + chunks - 1) * C * backwards
+    stride = direction * C
+    first = at.to(tl.int64)
+    x += first * x_t
+    y += first * y_t
+    z += first * z_t
+    out += first * out_t
+    if MODE == 2:
+        decay += first * decay_t
+    for _ in range(0, chunks):
+        count = tl.minimum(length - at, C)
+        # Rows past the end repeat the last one; only z, which multiplies them, is zeroed there.
+        near = tl.minimum(rows, count - 1)[:, None]
+        live = (rows < count)[:, None] & (n < N)
+        x_c = tl.load(x + (near * x_t + r * x_d), mask=r < R, other=0.0)
+        y_c = tl.load(y + (near * y_t + r * y_d), mask=r < R, other=0.0)
+        z_c = tl.load(z + (rows[:, None] * z_t + n * z_d), mask=live, other=0.0)
         scores = tl.dot(x_c, tl.trans(y_c), input_precision=PRECISION)  # (C, C)
-        acc = tl.dot(x_c, state.to(x_c.dtype), input_precision=PRECISION)  # (C, BN)
-        if REVERSE:
-            causal = rows[:, None] <= rows[None, :]
-        else:
-            causal = rows[:, None] >= rows[None, :]
+        # Positions capped at the chunk's end depend on the chunk, so masks and distances are
+        # recomputed: hoisted out of the loop they would fill a third of the registers.
+        steps = tl.minimum(rows + 1, count)
+        distance = (steps[:, None] - steps[None, :]) * direction
         if MODE == 0:
-            scores = tl.where(causal, scores, 0.0)
-            state += tl.dot(tl.trans(y_c), z_c, input_precision=PRECISION)
+            scores = tl.where(distance >= 0, scores, 0.0)
         else:
-            hi, lo, total_hi, total_lo = running_decay(
-                decay + at * decay_t, decay_t, rows, count, MODE
-            )
-            from_start = tl.exp2(hi + lo)
-            to_end = tl.exp2((total_hi - hi) + (total_lo - lo))
-            span = (hi[:, None] - hi[None, :]) + (lo[:, None] - lo[None, :])
-            if REVERSE:
-                span = -span
-                acc = acc * to_end[:, None]
-                z_w = z_c.to(tl.float32) * from_start[:, None]
+            # read: log weight from the carried state to each token; write: from token to state.
+            if MODE == 1:
+                slope_hi, slope_lo = log2_decay(tl.load(decay))
+                slope = slope_hi + slope_lo
+                passed = backwards * count + direction * steps
+                read = passed.to(tl.float32) * slope
+                write = (count - passed).to(tl.float32) * slope
+                total = count.to(tl.float32) * slope
+                span = distance.to(tl.float32) * slope
             else:
-                acc = acc * from_start[:, None]
-                z_w = z_c.to(tl.float32) * to_end[:, None]
-            scores = scores * tl.exp2(tl.where(causal, span, float("-inf")))
-            state = state * tl.exp2(total_hi + total_lo) + tl.dot(
-                tl.trans(y_c), z_w.to(z_c.dtype), input_precision=PRECISION
-            )
-        acc += tl.dot(scores.to(z_c.dtype), z_c, input_precision=PRECISION)
-        tl.store(
-            out + at * out_t + rows[:, None] * out_t + n[None, :],
-            acc.to(out.dtype.element_ty),
-            mask=n_mask,
-        )
+                hi, lo, total_hi, total_lo = running_decay(decay, decay_t, rows, count, MODE)
+                read = (total_hi * backwards + hi * direction) + (
+                    total_lo * backwards + lo * direction
+                )
+                total = total_hi + total_lo
+                write = (total_hi * (1 - backwards) - hi * direction) + (
+                    total_lo * (1 - backwards) - lo * direction
+                )
+                span = ((hi[:, None] - hi[None, :]) + (lo[:, None] - lo[None, :])) * direction
+            scores *= tl.exp2(tl.where(distance >= 0, span, float("-inf")))
+        weights = scores.to(z_c.dtype)
+        acc = tl.dot(x_c, state.to(x_c.dtype), input_precision=PRECISION)  # (C, BN)
+        if MODE != 0:
+            acc *= tl.exp2(read)[:, None]
+        acc = tl.dot(weights, z_c, acc, input_precision=PRECISION)
+        tl.store(out + (rows[:, None] * out_t + n), acc.to(out.dtype.element_ty), mask=live)
+        if MODE != 0:
+            z_c = (z_c.to(tl.float32) * tl.exp2(write)[:, None]).to(z_c.dtype)
+            state *= tl.exp2(total)
+        state = tl.dot(tl.trans(y_c), z_c, state, input_precision=PRECISION)
+        at += stride
+        x += stride * x_t
+        y += stride * y_t
+        z += stride * z_t
+        out += stride * out_t
+        if MODE == 2:
+            decay += stride * decay_t
     return state
 
 
@@ -179,7 +197,7 @@ def output(
         o + ((row * tokens + begin) * heads + h) * V,
         q_t, q_d, k_t, k_d, v_t, v_d, heads * V,
         decay + row * decay_b + begin * decay_t + h * decay_h, decay_t,
-        state, size, column0, K, V, BK, BV, C, MODE, False, PRECISION,
+        state, size, column0, 1, K, V, BK, BV, C, MODE, PRECISION,
     )  # fmt: skip
     if (index + 1) * segment >= length:
         rows = tl.arange(0, BK)[:, None]
@@ -195,14 +213,15 @@ def gradients(
     decay_b, decay_t, decay_h, initial_n, initial_h, initial_k, initial_v,
     dfinal_n, dfinal_h, dfinal_k, dfinal_v,
     tokens, sequences, segment, heads,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr,
-    C: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BR: tl.constexpr, BT: tl.constexpr, C: tl.constexpr,
     MODE: tl.constexpr, PACKED: tl.constexpr, SEGMENTED: tl.constexpr, INITIAL: tl.constexpr,
     DFINAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One of dq, dk (tiles of K), dv (tiles of V) of one segment; dv's first writes dinitial.
 
-    Grid: (entries * heads * (2 cdiv(K, BT) + cdiv(V, BT)),). BK, BV: padded K and V.
+    The roles differ in pointers and direction only, so the scan is compiled once and its shared
+    memory is that of one role. Grid: (entries * heads * (2 cdiv(K, BT) + cdiv(V, BT)),). BR: the
+    larger of the padded K and V.
     """
     K_TILES: tl.constexpr = (K + BT - 1) // BT
     TILES: tl.constexpr = 2 * K_TILES + (V + BT - 1) // BT
@@ -222,54 +241,60 @@ def gradients(
     do += row * do_b + begin * do_t + h * do_h
     decay += row * decay_b + begin * decay_t + h * decay_h
     token = (row * tokens + begin) * heads + h
-    head = n.to(tl.int64) * heads + h
+    dq += token * K
+    dk += token * K
+    dv += token * V
     if SEGMENTED:
-        # Stored states are dense (K, V); the first segment's are the initial state, the last's
-        # dstates the final gradient.
+        # Dense (K, V): the states before the segment, and the gradients after it.
         states += (entry.to(tl.int64) * heads + h) * (K * V)
         dstates += (entry.to(tl.int64) * heads + h) * (K * V)
     else:
         initial += n.to(tl.int64) * initial_n + h * initial_h
         dfinal += n.to(tl.int64) * dfinal_n + h * dfinal_h
 
-    if tile < K_TILES:
-        column0 = tile * BT
-        if SEGMENTED:
-            state = load_state(states, 1, V, column0, V, K, BV, BT)
-        elif INITIAL:
-            state = load_state(initial, initial_v, initial_k, column0, V, K, BV, BT)
-        else:
-            state = tl.zeros([BV, BT], tl.float32)
-        scan(
-            do, v, k, dq + token * K, do_t, do_d, v_t, v_d, k_t, k_d, heads * K, decay, decay_t,
-            state, size, column0, V, K, BV, BT, C, MODE, False, PRECISION,
-        )  # fmt: skip
-    elif tile < 2 * K_TILES:
-        column0 = (tile - K_TILES) * BT
-        if SEGMENTED:
-            state = load_state(dstates, 1, V, column0, V, K, BV, BT)
-        elif DFINAL:
-            state = load_state(dfinal, dfinal_v, dfinal_k, column0, V, K, BV, BT)
-        else:
-            state = tl.zeros([BV, BT], tl.float32)
-        scan(
-            v, do, q, dk + token * K, v_t, v_d, do_t, do_d, q_t, q_d, heads * K, decay, decay_t,
-            state, size, column0, V, K, BV, BT, C, MODE, True, PRECISION,
-        )  # fmt: skip
+    is_dq = tile < K_TILES
+    is_dv = tile >= 2 * K_TILES
+    if is_dq:
+        x, x_t, x_d, y, y_t, y_d, z, z_t, z_d = do, do_t, do_d, v, v_t, v_d, k, k_t, k_d
+        out, column0, direction = dq, tile * BT, 1
+    elif is_dv:
+        x, x_t, x_d, y, y_t, y_d, z, z_t, z_d = k, k_t, k_d, q, q_t, q_d, do, do_t, do_d
+        out, column0, direction = dv, (tile - 2 * K_TILES) * BT, -1
     else:
-        column0 = (tile - 2 * K_TILES) * BT
-        if SEGMENTED:
-            state = load_state(dstates, V, 1, column0, K, V, BK, BT)
-        elif DFINAL:
-            state = load_state(dfinal, dfinal_k, dfinal_v, column0, K, V, BK, BT)
-        else:
-            state = tl.zeros([BK, BT], tl.float32)
-        state = scan(
-            k, q, do, dv + token * V, k_t, k_d, q_t, q_d, do_t, do_d, heads * V, decay, decay_t,
-            state, size, column0, K, V, BK, BT, C, MODE, True, PRECISION,
-        )  # fmt: skip
-        if INITIAL and index == 0:
-            rows = tl.arange(0, BK)[:, None]
-            columns = column0 + tl.arange(0, BT)[None, :]
-            mask = (rows < K) & (columns < V)
-            tl.store(dinitial + head * (K * V) + rows * V + columns, state, mask=mask)
+        x, x_t, x_d, y, y_t, y_d, z, z_t, z_d = v, v_t, v_d, do, do_t, do_d, q, q_t, q_d
+        out, column0, direction = dk, (tile - K_TILES) * BT, -1
+    if K == V:
+        R: tl.constexpr = K
+        N: tl.constexpr = K
+    else:
+        R = tl.where(is_dv, K, V)
+        N = tl.where(is_dv, V, K)
+
+    # dq and dk carry transposed states.
+    r = tl.arange(0, BR)[:, None]
+    c = column0 + tl.arange(0, BT)[None, :]
+    inside = (r < R) & (c < N)
+    if SEGMENTED:
+        edge = states if is_dq else dstates
+        edge_r = tl.where(is_dv, V, 1)
+        edge_c = tl.where(is_dv, 1, V)
+        state = tl.load(edge + r * edge_r + c * edge_c, mask=inside, other=0.0)
+    else:
+        state = tl.zeros([BR, BT], tl.float32)
+        if INITIAL:
+            at = initial + r * initial_v + c * initial_k
+            state += tl.load(at, mask=inside & (r * 0 + tile < K_TILES), other=0.0).to(tl.float32)
+        if DFINAL:
+            dfinal_r = tl.where(is_dv, dfinal_k, dfinal_v)
+            dfinal_c = tl.where(is_dv, dfinal_v, dfinal_k)
+            at = dfinal + r * dfinal_r + c * dfinal_c
+            state += tl.load(at, mask=inside & (r * 0 + tile >= K_TILES), other=0.0).to(tl.float32)
+    state = scan(
+        x, y, z, out, x_t, x_d, y_t, y_d, z_t, z_d, heads * N, decay, decay_t,
+        state, size, column0, direction, R, N, BR, BT, C, MODE, PRECISION,
+    )  # fmt: skip
+    if INITIAL:
+        # Only dv's programs hold dS untransposed: tiles from 2 * K_TILES on.
+        base = dinitial + (n.to(tl.int64) * heads + h) * (K * V)
+        first = tl.where(index == 0, tile, 0)
+        tl.store(base + r * V + c, state, mask=inside & (r * 0 + first >= 2 * K_TILES))

@@ -89,7 +89,7 @@ def boundary_states(
             other=0.0,
         )
         if MODE == 0:
-            state += tl.dot(tl.trans(y_c), z_c, input_precision=PRECISION)
+            state = tl.dot(tl.trans(y_c), z_c, state, input_precision=PRECISION)
         else:
             hi, lo, total_hi, total_lo = running_decay(
                 decay + at * decay_t, decay_t, rows, count, MODE
@@ -99,6 +99,5 @@ def boundary_states(
             else:
                 weight = tl.exp2((total_hi - hi) + (total_lo - lo))
             z_w = (z_c.to(tl.float32) * weight[:, None]).to(z_c.dtype)
-            state = state * tl.exp2(total_hi + total_lo) + tl.dot(
-                tl.trans(y_c), z_w, input_precision=PRECISION
-            )
+            state *= tl.exp2(total_hi + total_lo)
+            state = tl.dot(tl.trans(y_c), z_w, state, input_precision=PRECISION)
