@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.compare import compute_for_loss
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_law
-from analysis.frames import numbers, rows, words
+from analysis.frames import numbers, rows, where, words
 from analysis.law_fit import LawFit
 from analysis.study import LEVEL, Study, flops_per_token
 from analysis.style import look, si_text
@@ -98,7 +98,7 @@ def sensitivity(result: Study) -> pd.DataFrame:
 
 def _refit(result: Study, group: str, variant: _Variant, target: float) -> tuple[LawFit, float]:
     """The law under a choice, and the compute it needs for the target loss."""
-    points = rows(result.points, result.points["arch"] == group)
+    points = where(result.points, arch=group)
     if variant.keep is not None:
         points = rows(points, variant.keep(points, result.laws[group]))
     fit = fit_law("chinchilla", points, clusters="pair", **variant.options)
@@ -110,8 +110,7 @@ def _refit(result: Study, group: str, variant: _Variant, target: float) -> tuple
 
 def _common_loss(result: Study) -> float:
     """The lowest loss that every architecture has reached."""
-    best = result.points.groupby("arch", observed=True)["loss"].min()
-    return float(max(best[g] for g in result.groups))
+    return max(float(numbers(where(result.points, arch=g), "loss").min()) for g in result.groups)
 
 
 def checklist(result: Study) -> pd.DataFrame:
@@ -124,8 +123,7 @@ def checklist(result: Study) -> pd.DataFrame:
         for name, c in (("N", "n_params"), ("D", "tokens"))
     }
     flops = numbers(points, "flops")
-    sizes = points.groupby("arch", observed=True)["n_params"].nunique()
-    seeds = points.groupby("arch", observed=True)["seed"].nunique()
+    each = {g: where(points, arch=g) for g in result.groups}
     excluded = sweep.exclusions["reason"].value_counts()
     unit = law.draws.method if law.draws else "none"
     items = {
@@ -133,9 +131,12 @@ def checklist(result: Study) -> pd.DataFrame:
                 "choices",
         "Variables": sweep.conventions,
         "Units": "loss in nats per token, C in FLOPs, N and D as counts",
-        "Range": f"N {ranges['N']}, D {ranges['D']}, C {flops.min():.2g} to {flops.max():.2g} FLOPs",
+        "Range": f"N {ranges['N']}, D {ranges['D']}, C {flops.min():.2g} to {flops.max():.2g} "
+                 "FLOPs",
         "Sizes and seeds": "; ".join(
-            f"{look(g).label}: {sizes[g]} sizes, {seeds[g]} seed(s)" for g in result.groups
+            f"{look(g).label}: {len(set(words(own, 'size')))} sizes, "
+            f"{len(set(words(own, 'seed')))} seed(s)"
+            for g, own in each.items()
         ),
         "Data": _several(sweep.runs, "corpus") + ", tokenizer " + _several(sweep.runs, "tokenizer"),
         "Learning rate": f"{_several(sweep.runs, 'schedule')} schedule, peak "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +33,11 @@ def numbers(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
 def words(frame: pd.DataFrame, name: str) -> list[str]:
     """A column as text."""
     return [str(value) for value in frame[name]]
+
+
+def take(frame: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Some columns under new names, in that order."""
+    return pd.DataFrame({new: frame[old] for old, new in names.items()})
 
 
 def by(frame: pd.DataFrame, *names: str) -> pd.DataFrame:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 
 import pandas as pd
 
+from analysis.figures.hover import group_class
 from analysis.style import look
 
 _CSS = """
@@ -42,7 +43,7 @@ th,td{padding:.22rem .6rem;border-bottom:1px solid var(--line);text-align:left;v
 overflow-wrap:normal}
 th{white-space:nowrap;border-bottom:1.5px solid #999}
 td.n,th.n{text-align:right;white-space:nowrap}
-td.w{min-width:16em}
+td.w{min-width:16em}td.s{white-space:pre}
 details{margin:.8rem 0}summary{cursor:pointer;font-weight:600}
 .pick{position:sticky;top:0;background:#fffffff2;padding:.4rem 0;z-index:2;font-size:.9rem}
 .pick label{margin-right:1rem;white-space:nowrap}
@@ -53,7 +54,7 @@ code{font-size:.88em;background:var(--wash);padding:0 .2em}
 _JS = """
 document.querySelectorAll('.pick input').forEach(function(box){
   box.addEventListener('change',function(){
-    document.querySelectorAll('.g-'+box.value).forEach(function(el){
+    document.querySelectorAll('.'+box.value).forEach(function(el){
       el.style.display=box.checked?'':'none';});});});
 """
 
@@ -113,7 +114,7 @@ class Page:
         """Check boxes that show and hide the artists of a group in every figure."""
         boxes = "".join(
             f'<label style="color:{look(g).color}"><input type="checkbox" checked '
-            f'value="{re.sub("[^A-Za-z0-9]+", "-", g)}"> {escape(look(g).label)}</label>'
+            f'value="{group_class(g)}"> {escape(look(g).label)}</label>'
             for g in groups
         )
         self.parts.append(f'<div class="pick">{boxes}</div>')
@@ -139,9 +140,7 @@ def prose(text: str) -> str:
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)
 
 
-def html_table(
-    frame: pd.DataFrame, formats: Mapping[str, Callable[[float], str]] | None = None
-) -> str:
+def html_table(frame: pd.DataFrame) -> str:
     """A data frame as a table in a scroll box: numbers to the right, long text wrapped."""
     numeric = {c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])}
     head = "".join(
@@ -152,12 +151,11 @@ def html_table(
         cells: list[str] = []
         for column, value in record.items():
             if column in numeric:
-                form = (formats or {}).get(str(column), number)
-                cells.append(f"<td class=n>{escape(form(float(value)))}</td>")
+                cells.append(f"<td class=n>{number(float(value))}</td>")
             else:
                 text = "" if value is None else str(value)
-                wide = " class=w" if len(text) > 40 else ""
-                cells.append(f"<td{wide}>{prose(text)}</td>")
+                kind = "w" if len(text) > 40 else "s"
+                cells.append(f"<td class={kind}>{prose(text)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
@@ -169,7 +167,7 @@ def number(value: float) -> str:
     """Four significant digits; whole numbers with separators; exponents outside 1e-3...1e7."""
     if math.isnan(value):
         return "–"
-    if value == int(value) and abs(value) < 1e7 if math.isfinite(value) else False:
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.3e}".replace("e+", "e")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -25,8 +24,8 @@ from analysis.choices import checklist, sensitivity
 from analysis.errors import AnalysisError
 from analysis.figures import hover
 from analysis.figures.curves import frontier_mask
-from analysis.frames import where, words
-from analysis.narrative import cautions, law_rows, summary
+from analysis.frames import take, where, words
+from analysis.narrative import cautions, law_rows, law_sentence, summary
 from analysis.page import Page
 from analysis.records import Conventions, load_sweep
 from analysis.study import LEVEL, Progress, Study, study
@@ -113,16 +112,13 @@ def _basis(result: Study) -> str:
 def _figures(result: Study) -> list[Drawn]:
     """Every figure that the records allow, in the order of the page."""
     sweep, points = result.sweep, result.points
-    fitted = points[points["arch"].isin(result.groups)]
-    used = np.zeros(len(fitted), dtype=bool)
-    for group in result.groups:
-        mask = np.asarray(fitted["arch"] == group)
-        used[mask] = frontier_mask(fitted[mask])
+    each = [where(points, arch=g) for g in result.groups]
+    fitted = pd.concat([own.assign(used=frontier_mask(own)) for own in each], ignore_index=True)
     interval = f"Bands: {LEVEL:.0%} intervals, {result.bootstrap} bootstrap refits over runs."
     drawn = [
         Drawn(
             "frontier",
-            figures.loss_compute(fitted.assign(used=used), result.loss_bands()),
+            figures.loss_compute(fitted, result.loss_bands()),
             "Lowest loss within a compute budget, from each architecture's law L(N, D) at its own "
             f"optimal size. Strong markers: checkpoints that none of the same architecture beats "
             f"with less compute. {interval}",
@@ -158,8 +154,9 @@ def _figures(result: Study) -> list[Drawn]:
         ),
         Drawn(
             "exponents",
-            figures.bootstrap_cloud(result.exponent_draws()),
-            f"Exponents of {result.bootstrap} bootstrap refits over runs.",
+            figures.bootstrap_cloud(*result.exponent_draws()),
+            f"Exponents of {result.bootstrap} bootstrap refits over runs; separate clumps mean "
+            "that few runs were there to draw from.",
         ),
         Drawn(
             "optimum",
@@ -223,7 +220,7 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
         ]
     )
     multipliers = [r.frame.assign(arch=g) for g, r in result.comparisons.items()]
-    tables = {
+    tables: dict[str, pd.DataFrame] = {
         "points": result.residuals().drop(columns="pair"),
         "runs": result.sweep.runs,
         "exclusions": result.sweep.exclusions,
@@ -238,10 +235,10 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
         "sensitivity": sensitivity(result),
         "draws": draws,
     }
-    return {
-        name: t[["arch", *[c for c in t.columns if c != "arch"]]] if "arch" in t else t
-        for name, t in tables.items()
-    }
+    for table in tables.values():
+        if "arch" in table:
+            table.insert(0, "arch", table.pop("arch"))
+    return tables
 
 
 def _record(result: Study) -> dict[str, Any]:
@@ -300,11 +297,13 @@ def _compose(
     if result.comparisons:
         page.bullets(r.verdict for r in result.comparisons.values())
     page.section("Laws")
+    page.bullets(law_sentence(result, g) for g in result.groups)
     page.table(
         law_rows(result),
-        caption=f"L = E + A/N^α + B/D^β; in brackets {LEVEL:.0%} intervals from {result.bootstrap} "
-        "bootstrap refits over runs; a: exponent of N*(C) under C = 6ND. A belongs to α and B to β: "
-        "they cannot be read apart. Full precision in `fits.json`.",
+        caption=f"L = E + A/N^α + B/D^β; in brackets {LEVEL:.0%} intervals from "
+        f"{result.bootstrap} bootstrap refits over runs; a: exponent of N*(C) under C = 6ND. A "
+        "belongs to α and B to β: they cannot be read apart. Envelope: pure power law through the "
+        "lowest checkpoints at each C. Full precision in `fits.json`.",
     )
     show("contours", "optimum", "exponents")
     page.section("Checks")
@@ -346,18 +345,18 @@ def _records(page: Page, result: Study) -> None:
         page.bullets(f"not computed: {what}: {why}" for what, why in result.failures.items())
     if sweep.notes:
         page.bullets(sweep.notes)
-    names = {"arch": "arch", "size": "size", "seed": "seed", "n_params": "N", "tokens": "D (tokens)",
-             "flops": "C (FLOPs)", "loss": "loss", "loss_stderr": "± (blocks)", "bpb": "bits/byte",
-             "predicted": "law"}  # fmt: skip
+    names = {"arch": "arch", "size": "size", "seed": "seed", "n_params": "N",
+             "tokens": "D (tokens)", "flops": "C (FLOPs)", "loss": "loss",
+             "loss_stderr": "± (blocks)", "bpb": "bits/byte", "predicted": "law"}  # fmt: skip
     points = pd.concat([where(result.residuals(), arch=g) for g in result.groups])
     page.table(
-        points[list(names)].rename(columns=names), folded=f"All {len(points)} checkpoints",
+        take(points, names), folded=f"All {len(points)} checkpoints",
         caption="±: standard error over validation blocks, which is not the noise between runs.",
     )  # fmt: skip
     columns = {"run_id": "run", "state": "state", "n_params": "N", "tokens": "tokens",
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip
     page.table(
-        sweep.runs[list(columns)].rename(columns=columns).fillna(np.nan),
+        take(sweep.runs, columns),
         folded=f"All {len(sweep.runs)} runs",
     )

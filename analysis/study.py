@@ -139,14 +139,15 @@ class Study:
             parts.append(own.assign(predicted=predicted))
         return pd.concat(parts, ignore_index=True)
 
-    def exponent_draws(self) -> pd.DataFrame:
-        """Bootstrap refits: group, alpha, beta."""
-        parts = [
-            pd.DataFrame({"group": g, "alpha": self.laws[g].draws_of("alpha"),
-                          "beta": self.laws[g].draws_of("beta")})
-            for g in self.groups
-        ]  # fmt: skip
-        return pd.concat(parts, ignore_index=True)
+    def exponent_draws(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Bootstrap refits, and the estimates: group, alpha, beta."""
+        names = ("alpha", "beta")
+        draws = [
+            pd.DataFrame({"group": g, **{p: law.draws_of(p) for p in names}})
+            for g, law in self.laws.items()
+        ]
+        estimates = [{"group": g, **law.params} for g, law in self.laws.items()]
+        return pd.concat(draws, ignore_index=True), pd.DataFrame(estimates)
 
 
 def study(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy import stats
 
 from analysis import style
@@ -45,7 +44,7 @@ def residuals(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
         left.axhline(0, color="black", linewidth=0.8)
         style.log_axis(left, "x")
-        left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=_decimals(left)))
+        left.yaxis.set_major_formatter(FuncFormatter(_percent))
         left.set_xlabel(FLOPS)
         left.set_ylabel("measured / predicted loss - 1")
         left.legend(ncols=2, loc="upper right", fontsize=7.5, handletextpad=0.2)
@@ -59,41 +58,53 @@ def residuals(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def bootstrap_cloud(draws: pd.DataFrame, *, x: str = "alpha", y: str = "beta") -> Figure:
+def bootstrap_cloud(
+    draws: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "alpha", y: str = "beta"
+) -> Figure:
     """Resampled exponents of each architecture, with the region that holds 90 % of them.
 
-    `draws` has group, and the columns named by `x` and `y`. The region is the ellipse of the
-    robust covariance that contains 90 % of the draws.
+    The region is the smallest level set of a kernel density that holds 90 % of the draws: a
+    bootstrap over few runs has several clumps, which an ellipse would hide.
+
+    Args:
+        draws: group, and the columns named by `x` and `y`.
+        estimates: the same columns, one row a group.
     """
     groups = groups_of(draws, "group")
+    values = np.stack([numbers(draws, x), numbers(draws, y)])
+    low, high = np.nanpercentile(values, [0.5, 99.5], axis=1)
+    low, high = low - 0.12 * (high - low), high + 0.12 * (high - low)
     with style.context():
         figure, grid = style.panels(1, 1, width=style.SINGLE + 0.7, height=3.4)
         axes = grid[0, 0]
         for group in groups:
             kind = look(group, groups)
-            own = np.stack([numbers(where(draws, group=group), c) for c in (x, y)], axis=1)
-            own = own[np.isfinite(own).all(axis=1)]
-            shown = own[:: max(1, len(own) // 600)]
+            own = np.stack([numbers(where(draws, group=group), c) for c in (x, y)])
+            own = own[:, np.isfinite(own).all(axis=0)]
+            shown = own[:, :: max(1, own.shape[1] // 600)]
             axes.scatter(
-                shown[:, 0], shown[:, 1], s=3, alpha=0.22, linewidths=0, color=kind.color,
-                gid=tag(group), rasterized=True,
+                *shown, s=3, alpha=0.22, linewidths=0, color=kind.color, gid=tag(group),
+                rasterized=True,
             )  # fmt: skip
-            centre, outline = _region(own, 0.9)
-            axes.plot(outline[:, 0], outline[:, 1], color=kind.color, linewidth=1.3, gid=tag(group))
+            density = stats.gaussian_kde(shown)
+            at = np.meshgrid(np.linspace(low[0], high[0], 90), np.linspace(low[1], high[1], 90))
+            height = density(np.stack([a.ravel() for a in at])).reshape(at[0].shape)
+            level = float(np.quantile(density(shown), 0.1))
+            region = axes.contour(*at, height, levels=[level], colors=[kind.color], linewidths=1.2)
+            region.set_gid(tag(group))
+            best = where(estimates, group=group)
             axes.plot(
-                *centre, marker=kind.marker, color=kind.color, markersize=7,
-                markeredgecolor="white", linestyle="none", label=kind.label, gid=tag(group),
+                numbers(best, x), numbers(best, y), marker=kind.marker, color=kind.color,
+                markersize=7, markeredgecolor="white", linestyle="none", label=kind.label,
+                gid=tag(group), zorder=5,
             )  # fmt: skip
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         names = {"alpha": r"exponent of N, $\alpha$", "beta": r"exponent of D, $\beta$"}
-        values = draws[[x, y]].to_numpy(float)
-        low, high = np.nanpercentile(values, [0.5, 99.5], axis=0)
-        pad = 0.08 * (high - low)
-        axes.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
         axes.set_xlabel(names.get(x, x))
         axes.set_ylabel(names.get(y, y))
         axes.legend(
             loc="upper left", bbox_to_anchor=(1.01, 1), handletextpad=0.2, title_fontsize=7.5,
-            title="median and\n90 % of draws", alignment="left",
+            title="estimate and\n90 % of draws", alignment="left",
         )  # fmt: skip
     return figure
 
@@ -136,7 +147,7 @@ def holdout(frame: pd.DataFrame) -> Figure:
         left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
         left.xaxis.set_minor_formatter(NullFormatter())
-        left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=_decimals(left)))
+        left.yaxis.set_major_formatter(FuncFormatter(_percent))
         left.set_xlabel("compute / largest compute fitted")
         left.set_ylabel("predicted / measured loss - 1")
         limits = [
@@ -154,21 +165,5 @@ def _relative(frame: pd.DataFrame) -> np.ndarray:
     return numbers(frame, "loss") / numbers(frame, "predicted") - 1
 
 
-def _decimals(axes: Axes) -> int:
-    low, high = axes.get_ylim()
-    return 0 if high - low > 0.06 else 1 if high - low > 0.006 else 2
-
-
-def _region(draws: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Median and the ellipse of the central draws' covariance that holds `share` of all draws."""
-    centre = np.median(draws, axis=0)
-    scale = 1.4826 * np.median(np.abs(draws - centre), axis=0) + 1e-12
-    unit = (draws - centre) / scale
-    central = unit[np.linalg.norm(unit, axis=1) <= np.quantile(np.linalg.norm(unit, axis=1), 0.9)]
-    covariance = np.cov(central.T)
-    distance = np.einsum("ij,jk,ik->i", unit, np.linalg.pinv(covariance), unit)
-    radius = np.sqrt(np.quantile(distance, share))
-    values, vectors = np.linalg.eigh(covariance)
-    angle = np.linspace(0, 2 * np.pi, 181)
-    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return centre, centre + scale * (radius * circle * np.sqrt(np.maximum(values, 0))) @ (vectors.T)
+def _percent(value: float, _: object) -> str:
+    return f"{round(100 * value, 6):g}%"

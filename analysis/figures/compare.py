@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis import style
 from analysis.figures.common import PARAMS, band, extent, groups_of, note
@@ -146,4 +146,4 @@ def _ratio_axis(axes: Axes) -> None:
     axis = axes.yaxis
     axis.set_major_locator(FixedLocator(ladder))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(FixedLocator([]))

@@ -16,9 +16,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from analysis import style
 
@@ -38,7 +40,7 @@ def points(
     defaults = {"s": 20, "color": kind.color, "marker": kind.marker, "linewidths": 0.6, "zorder": 3}
     drawn = axes.scatter(x, y, **(defaults | options))
     drawn.set_gid(tag(group))
-    drawn.hover_texts = list(texts)  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(drawn, "hover_texts", list(texts))  # noqa: B010 - an attribute of our own
     return drawn
 
 
@@ -46,18 +48,19 @@ def svg(figure: Figure, prefix: str) -> str:
     """The figure as an <svg> element whose ids begin with `prefix` (several share one page)."""
     texts: dict[str, list[str]] = {}
     groups: dict[str, str] = {}
-    renamed: list[tuple[Any, str]] = []
-    for i, artist in enumerate(a for a in figure.findobj() if str(a.get_gid() or "")[:2] == "g:"):
+    renamed: list[tuple[Artist, str]] = []
+    for i, artist in enumerate(_tagged(figure)):
         gid = f"artist{i}"
-        renamed.append((artist, str(artist.get_gid())))
-        groups[gid] = str(artist.get_gid())[2:]
+        original = str(artist.get_gid())
+        renamed.append((artist, original))
+        groups[gid] = original[2:]
         texts[gid] = getattr(artist, "hover_texts", [])
         artist.set_gid(gid)
     buffer = io.StringIO()
     with style.context():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    for artist, gid in renamed:
-        artist.set_gid(gid)
+    for artist, original in renamed:
+        artist.set_gid(original)
 
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
@@ -65,15 +68,43 @@ def svg(figure: Figure, prefix: str) -> str:
     for element in root.iter():
         gid = element.get("id", "")
         if gid in groups:
-            element.set("class", "g-" + re.sub(r"[^A-Za-z0-9]+", "-", groups[gid]))
-            uses = [e for e in element.iter() if e.tag == f"{{{_SVG}}}use"]
-            for use, text in zip(uses, texts[gid], strict=False):
-                ET.SubElement(use, f"{{{_SVG}}}title").text = text
+            element.set("class", group_class(groups[gid]))
+            marks = _marks(element)
+            if len(marks) == len(texts[gid]):  # a point outside the canvas is not drawn at all
+                for mark, text in zip(marks, texts[gid], strict=True):
+                    ET.SubElement(mark, f"{{{_SVG}}}title").text = text
     for element in list(root):
         if element.tag == f"{{{_SVG}}}metadata":
             root.remove(element)
     for name in ("width", "height"):
         root.attrib.pop(name, None)
+    root.set("role", "img")
+    root.set("aria-label", prefix.replace("_", " "))
     body = ET.tostring(root, encoding="unicode")
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", body)
+
+
+def group_class(group: str) -> str:
+    """The CSS class of a group's artists."""
+    return "g-" + re.sub(r"[^A-Za-z0-9]+", "-", group)
+
+
+def _tagged(figure: Figure) -> list[Artist]:
+    """Artists of a group, in drawing order; the leader line of a label is one of its own."""
+    found: list[Artist] = []
+    for artist in figure.findobj(lambda a: str(a.get_gid() or "").startswith("g:")):
+        found.append(artist)
+        if isinstance(artist, Annotation) and artist.arrow_patch is not None:
+            artist.arrow_patch.set_gid(artist.get_gid())
+            found.append(artist.arrow_patch)
+    return found
+
+
+def _marks(element: ET.Element) -> list[ET.Element]:
+    """The drawn points of a scatter: <use> of a marker, or a <path> of its own, but no <defs>."""
+    if element.tag == f"{{{_SVG}}}defs":
+        return []
+    if element.tag in (f"{{{_SVG}}}use", f"{{{_SVG}}}path"):
+        return [element]
+    return [mark for child in element for mark in _marks(child)]

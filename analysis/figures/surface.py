@@ -51,7 +51,7 @@ def contours(
             axes.set(xscale="log", yscale="log", xlim=n_range, ylim=d_range)
             axes.grid(False)
             axes.contourf(
-                n, d, losses[group], levels=levels, cmap="Greys_r", alpha=0.55,
+                n, d, losses[group], levels=levels, cmap="Greys_r", alpha=0.4,
                 norm=LogNorm(low, high),
             )  # fmt: skip
             lines = axes.contour(
