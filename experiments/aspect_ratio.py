@@ -23,7 +23,7 @@ def runs(toy: bool = False) -> list[RunConfig]:
             toy_recipe(
                 f"{arch}-{dim}x{layers}",
                 f"{dim}x{layers}",  # <- the intervention
-                toy_config(arch, dim, vocab_size=TOY_VOCAB, layers=layers, head_dim=16),
+                toy_config(arch, dim, vocab_size=TOY_VOCAB, layers=layers),
                 tokens=1_000_000,
             )
             for arch in ARCHS

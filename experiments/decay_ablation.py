@@ -33,8 +33,4 @@ def runs(toy: bool = False) -> list[RunConfig]:
 
 
 def _model(arch: Arch, toy: bool) -> ModelConfig:
-    return (
-        toy_config(arch, 64, vocab_size=TOY_VOCAB, head_dim=16)
-        if toy
-        else paper_config(arch, "410M")
-    )
+    return toy_config(arch, 64, vocab_size=TOY_VOCAB) if toy else paper_config(arch, "410M")

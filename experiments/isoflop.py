@@ -45,6 +45,6 @@ def runs(toy: bool = False) -> list[RunConfig]:
 
 def _model(arch: Arch, dim: int, toy: bool) -> ModelConfig:
     if toy:
-        return toy_config(arch, dim, vocab_size=TOY_VOCAB, head_dim=16)
+        return toy_config(arch, dim, vocab_size=TOY_VOCAB)
     # The aspect ratio of the paper's 1B rung, d / l = 48.
     return toy_config(arch, dim, vocab_size=PAPER_VOCAB, layers=round(dim / 48), head_dim=128)

@@ -20,8 +20,8 @@ from scaling.config import (
 
 PAPER_TOKENS = 300_000_000_000
 PAPER_TOKENS_PER_STEP = 480 * 8192
-TOY_VOCAB = 257
-"""Bytes and the end of a document."""
+TOY_VOCAB = 256
+"""The byte tokenizer: one byte that no UTF-8 text contains ends a document."""
 
 
 def paper_recipe(
@@ -83,8 +83,8 @@ def toy_recipe(
     tokens: int,
     horizons: Sequence[int] = (),
     sequence_length: int = 256,
-    tokens_per_step: int = 4096,
-    lr: float = 4e-3,
+    tokens_per_step: int = 2048,
+    lr: float = 6e-3,
     seed: int = 0,
 ) -> RunConfig:
     """A small byte-level run on the embedded corpus, for one CPU core.
@@ -113,7 +113,7 @@ def toy_recipe(
             validation_blocks=128 * 256 // sequence_length,
         ),
         optim=OptimConfig(lr=lr),
-        schedule=ScheduleConfig(kind="wsd", warmup_tokens=20 * tokens_per_step),
+        schedule=ScheduleConfig(kind="wsd", warmup_tokens=25 * tokens_per_step),
         budget=BudgetConfig(tokens=tokens, horizons=tuple(horizons)),
         parallel=ParallelConfig(accelerator="cpu", threads=1),
     )

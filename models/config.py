@@ -8,6 +8,7 @@ values are used here: every head has dimension 128, so 70M, 160M and 1B have 4, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -173,15 +174,35 @@ def paper_config(arch: Arch, size: str, vocab_size: int = PAPER_VOCAB) -> ModelC
 
 
 def toy_config(
-    arch: Arch, dim: int, *, vocab_size: int, layers: int | None = None, head_dim: int = 32
+    arch: Arch,
+    dim: int,
+    *,
+    vocab_size: int,
+    layers: int | None = None,
+    head_dim: int | None = None,
 ) -> ModelConfig:
     """A rung below the paper's ladder that keeps its proportions, for a CPU or a first test.
 
-    Depth follows the smallest published aspect ratio's trend (about dim / 24, at least 2), the GLU
-    width is 8/3 d rounded up to a multiple of 16, and heads have `head_dim` channels.
+    Depth grows with width (about dim / 24, at least 2) and the GLU width is 8/3 d, rounded up to a
+    multiple of 16. Heads have 16 channels, and there are at least 4 of them, as in the paper's
+    smallest model: TNL's decays are spread over the heads, and two heads leave none that forgets
+    quickly. Matrices start at 0.02 sqrt(1024 / d): the paper's spread would hardly move a model of
+    width 32 in its first million tokens.
+
+    Args:
+        arch: architecture.
+        dim: width d.
+        vocab_size: rows of the embedding table.
+        layers: depth, where the rule is not wanted.
+        head_dim: channels of a head, where the rule is not wanted.
+
+    Raises:
+        ConfigError: heads cannot divide the width.
     """
-    if dim % head_dim:
-        raise ConfigError(f"dim={dim}: must be a multiple of head_dim={head_dim}.")
+    if head_dim is None:
+        head_dim = min(16, dim // 4) if dim >= 8 else dim
+    if dim < 1 or dim % head_dim:
+        raise ConfigError(f"dim={dim}: must be a positive multiple of head_dim={head_dim}.")
     return ModelConfig(
         arch=arch,
         vocab_size=vocab_size,
@@ -189,4 +210,5 @@ def toy_config(
         layers=max(2, round(dim / 24)) if layers is None else layers,
         heads=dim // head_dim,
         glu_dim=-(-dim * 8 // 3 // 16) * 16,
+        init_std=round(0.02 * math.sqrt(1024 / dim), 6),
     )
