@@ -79,11 +79,12 @@ def plan(
     from rich.console import Console
 
     console = Console()
-    console.print(_plan_table(experiment.name, rungs, target))
+    console.print(_plan_table(experiment.name, rungs, target, console.width))
     console.print(
         f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
         f"{_duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
-        f"{target.efficiency:.0%} of its peak. Memory and time are estimates.",
+        f"{target.efficiency:.0%} of its peak. Parameters without embeddings, FLOPs in the exact "
+        "convention, memory on each device; memory and time are estimates. All fields: --json.",
         highlight=False,
     )
 
@@ -131,42 +132,35 @@ def status(
     Console().print(status_table(directory, rows))
 
 
-def _plan_table(name: str, rungs: list[Rung], device: Device) -> Table:
+def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Table:
+    """Every rung on one line; a narrow terminal leaves out what the others imply."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"{name}: planned for {device.name}", title_justify="left")
-    table.add_column("run", no_wrap=True)
-    for column in (
-        "params (non-emb.)",
-        "tokens",
-        "horizons",
-        "steps",
-        "batch",
-        "lr",
-        "FLOPs/token",
-        "FLOPs",
-        "devices",
-        "memory/device",
-        "device time",
-    ):
-        table.add_column(column, justify="right")
-    table.add_column("state")
-    for r in rungs:
-        table.add_row(
-            r.run_id,
-            si(r.params_exact),
-            si(r.tokens),
-            str(len(r.horizons)),
-            f"{r.steps:,}",
-            si(r.batch_tokens),
-            f"{r.lr:g}",
-            si(r.flops_per_token),
-            f"{r.flops:.2e}",
-            str(r.devices),
-            _bytes(r.memory_per_device),
-            _duration(r.device_hours),
-            "✔ done" if r.state == "done" else r.state,
-        )
+    cells: dict[str, list[str]] = {
+        "run": [r.run_id.rpartition("-")[0] for r in rungs],
+        "params": [si(r.params_exact) for r in rungs],
+        "tokens": [si(r.tokens) for r in rungs],
+        "horizons": [str(len(r.horizons)) for r in rungs],
+        "steps": [f"{r.steps:,}" for r in rungs],
+        "batch": [si(r.batch_tokens) for r in rungs],
+        "lr": [f"{r.lr:g}" for r in rungs],
+        "FLOPs/token": [si(r.flops_per_token) for r in rungs],
+        "FLOPs": [f"{r.flops:.2e}" for r in rungs],
+        "memory": [f"{r.devices} x {_bytes(r.memory_per_device)}" for r in rungs],
+        "device time": [_duration(r.device_hours) for r in rungs],
+        "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
+    }
+    for spare in ("horizons", "FLOPs/token", "batch", "steps", "lr", "tokens"):
+        if 2 + sum(3 + max(map(len, [title, *rows])) for title, rows in cells.items()) <= width:
+            break
+        del cells[spare]
+    table = Table(title=f"{name}: planned for {device.name}", title_justify="left", box=SIMPLE_HEAD)
+    for title in cells:
+        left = title in ("run", "state")
+        table.add_column(title, justify="left" if left else "right", no_wrap=True)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
     return table
 
 

@@ -98,6 +98,7 @@ def test_unknown_override_suggests_the_nearest(tmp_path):
 
 
 def test_runs_made_equal_by_an_override_are_refused(tmp_path):
-    overrides = ["model.dim=64", "model.heads=2", "model.layers=2", "model.glu_dim=128"]
+    shape = {"dim": 64, "heads": 4, "layers": 2, "glu_dim": 128, "init_std": 0.02}
+    overrides = [f"model.{name}={value}" for name, value in shape.items()]
     with pytest.raises(LinscaleError, match="the same twice"):
         load_experiment(write(tmp_path, GOOD.replace('f"tnl-{d}"', '"tnl"')), overrides)
