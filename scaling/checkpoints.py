@@ -22,7 +22,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from models.config import ConfigError
 from scaling.config import RunConfig
@@ -168,7 +168,7 @@ class Checkpoints:
         with replacing(path) as file:
             writer = _HashingWriter(file)
             try:
-                torch.save({"format": FORMAT, **content}, writer)
+                torch.save({"format": FORMAT, **content}, cast("IO[bytes]", writer))
             except (RuntimeError, OSError):
                 # torch reports a failed write in words of its own; ours carries the errno.
                 raise writer.error or OSError(5, "torch could not write the checkpoint") from None

@@ -36,7 +36,7 @@ def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
         "lightning": _version("lightning"),
         "triton": _version("triton"),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "devices": config.parallel.devices,
@@ -79,7 +79,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """Model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -95,7 +95,8 @@ def accumulation(config: RunConfig) -> int:
 def make_trainer(config: RunConfig, steps: int, callbacks: list[pl.Callback]) -> pl.Trainer:
     """A Trainer for the next `steps` optimizer steps, with everything off that we do ourselves."""
     import lightning.pytorch as pl
-    from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
     kind = accelerator(config)

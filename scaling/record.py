@@ -49,8 +49,7 @@ def read_states(sweep_dir: Path) -> dict[str, State]:
     """run_id -> state, for every run directory of a sweep that has a readable status."""
     states: dict[str, State] = {}
     for path in sorted(Path(sweep_dir).glob("*/status.json")):
-        state = _read_json(path).get("state")
-        if state in get_args(State):
+        if state := _state(_read_json(path)):
             states[path.parent.name] = state
     return states
 
@@ -79,8 +78,7 @@ class RunRecord:
     @property
     def state(self) -> State:
         """State in status.json; `planned` when there is none or it cannot be read."""
-        state = _read_json(self.path / "status.json").get("state")
-        return state if state in get_args(State) else "planned"
+        return _state(_read_json(self.path / "status.json")) or "planned"
 
     @property
     def reason(self) -> str:
@@ -234,6 +232,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _state(status: dict[str, Any]) -> State | None:
+    """The state that a status names, if it is one."""
+    return next((state for state in get_args(State) if state == status.get("state")), None)
 
 
 def _filter_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def test_unreadable_manifest_is_an_error_not_a_restart(whole: Any, tmp_path: Pat
     train(config, tmp_path, stop_event=StopAfter(5))
     manifest = tmp_path / config.run_id / "checkpoints" / "manifest.json"
     manifest.write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read.*start this run again"):
+    with pytest.raises(CheckpointError, match=r"cannot be read.*start this run again"):
         train(config, tmp_path)
     assert read_states(tmp_path) == {config.run_id: "failed"}
     assert len(list(manifest.parent.glob("resume-*"))) >= 1  # nothing was thrown away
@@ -168,14 +168,14 @@ def test_load_model_explains_what_is_wrong(whole: Any, tmp_path: Path) -> None:
     model, stored = load_model(good)
     assert stored == config
     assert not model.training
-    with pytest.raises(CheckpointError, match="no such checkpoint. Found beside it: milestone-"):
+    with pytest.raises(CheckpointError, match=r"no such checkpoint. Found beside it: milestone-"):
         load_model(folder / "milestone-1.pt")
     alone = tmp_path / good.name
     shutil.copy(good, alone)
     with pytest.raises(CheckpointError, match="copy that folder whole"):
         load_model(alone)
     flip_bit(good)
-    with pytest.raises(CheckpointError, match="damaged .its SHA-256 has changed"):
+    with pytest.raises(CheckpointError, match=r"damaged .its SHA-256 has changed"):
         load_model(good)
     cut(good)
     with pytest.raises(CheckpointError, match="bytes instead of"):
@@ -200,7 +200,7 @@ def test_foreign_checkpoints_are_named_so(make_run: Any, tmp_path: Path, content
     }
     manifest = {"schema": 1, "files": {name: entry}, "resume": []}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="not a (Linscale )?checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a (Linscale )?checkpoint"):
         load_model(path)
 
 
