@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.status import STYLES, duration, number, progress, run_row
+from scaling.status import STYLES, duration, number, run_row, share, speed, tokens
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,7 +57,7 @@ class SweepDisplay:
         """A line that stays."""
         from rich.text import Text
 
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def ended(self, task: Task) -> None:
         """The line of a run that has ended."""
@@ -72,7 +72,8 @@ class SweepDisplay:
                 (f"{task.state:<9} ", STYLES.get(task.state, "")),
                 f"{task.run_id}{loss}{reason}",
                 (f"  ({left} left)", "dim"),
-            )
+            ),
+            soft_wrap=True,
         )
 
     def refresh(self) -> None:
@@ -106,12 +107,12 @@ class SweepDisplay:
         return done / total, (total - done) / rate if rate > 0 else None
 
     def _line(self) -> str:
-        share, left = self._share()
+        done, left = self._share()
         rows = [run_row(self._sweep_dir / t.run_id) for t in self._tasks if t.state == "running"]
         running = "; ".join(
-            f"{row['run_id']} {progress(row)} loss {number(row['loss'])}" for row in rows
+            f"{row['run_id']} {share(row)} loss {number(row['loss'])}" for row in rows
         )
-        return f"{share:4.0%} of the sweep, {duration(left) or 'unknown time'} left | {running}"
+        return f"{done:4.0%} of the sweep, {duration(left) or 'unknown time'} left | {running}"
 
     def _table(self) -> RenderableType:
         from rich.console import Group
@@ -119,27 +120,26 @@ class SweepDisplay:
         from rich.table import Table
         from rich.text import Text
 
-        share, left = self._share()
+        done, left = self._share()
         table = Table.grid(padding=(0, 2))
         for task in self._tasks:
             if task.state in ("running", "elsewhere"):
                 row = run_row(self._sweep_dir / task.run_id)
-                speed = row["tokens_per_second"]
                 table.add_row(
                     task.run_id,
                     ProgressBar(total=row["tokens_total"] or 1, completed=row["tokens"], width=24),
-                    progress(row),
+                    f"{tokens(row['tokens'])} tokens",
                     f"loss {number(row['loss'])}" if row["loss"] is not None else "starting",
-                    f"{speed:,.0f} tok/s" if speed else "",
+                    f"{speed(row['tokens_per_second'])} tok/s" if row["tokens_per_second"] else "",
                     duration(row["eta_seconds"]),
                     "" if task.state == "running" else f"on {row['hostname']}, another launch",
                 )
-        ended = sum(task.final for task in self._tasks)
+        ended = sum(task.state in ("done", "diverged", "failed") for task in self._tasks)
         foot = Table.grid(padding=(0, 2))
         foot.add_row(
             Text(f"{ended} of {len(self._tasks)} runs", style="bold"),
-            ProgressBar(total=1.0, completed=share, width=40),
-            f"{share:.0%} of the compute",
+            ProgressBar(total=1.0, completed=done, width=40),
+            f"{done:.0%} of the compute",
             f"about {duration(left)} left" if left else "",
         )
         return Group(table, foot)

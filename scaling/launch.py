@@ -30,9 +30,9 @@ from scaling.experiment import Experiment
 from scaling.files import write_json
 from scaling.plan import trained_tokens
 from scaling.pool import Pool, Task
-from scaling.record import SCHEMA, RunRecord, read_states
+from scaling.record import SCHEMA
 from scaling.shards import prepare
-from scaling.status import read_json
+from scaling.status import read_json, recorded
 from scaling.worker import attempt, find
 
 LAUNCHERS = ("local", "inline")
@@ -68,13 +68,12 @@ def launch(
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
     _record_sweep(experiment, sweep_dir)
-    states = read_states(sweep_dir)
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
-        if (state := states.get(task.run_id)) in ("done", "diverged"):
-            task.state = state
-            task.reason = RunRecord(config, sweep_dir).reason
+        state, reason = recorded(sweep_dir / task.run_id)
+        if state in ("done", "diverged"):
+            task.state, task.reason = state, reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
     for data in dict.fromkeys(task.config.data for task in left):
@@ -165,7 +164,7 @@ def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDispla
                 display.say(f"{task.run_id}: another process is training it; left to that one")
                 continue
             task.state = outcome.state
-            task.reason = outcome.reason or RunRecord(task.config, sweep_dir).reason
+            task.reason = outcome.reason or recorded(sweep_dir / task.run_id)[1]
             display.ended(task)
 
 

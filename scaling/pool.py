@@ -29,11 +29,14 @@ from scaling.config import RunConfig
 from scaling.display import SweepDisplay
 from scaling.errors import LinscaleError
 from scaling.record import RunRecord
+from scaling.status import read_json, recorded
 
 MOST_DEATHS = 3
 """Workers that a run may kill without getting further."""
 RETRY_SECONDS = 2.0
 """Between two looks at a run that another launch has claimed."""
+GROUP_SECONDS = 60.0
+"""How long processes that a dead worker started may take to end."""
 TICK_SECONDS = 0.2
 
 FINAL = ("done", "diverged", "failed", "preempted")
@@ -149,9 +152,9 @@ class Pool:
                 continue
             task.retry_at = time.monotonic() + RETRY_SECONDS
             if holder(self._sweep_dir / task.run_id) is None:
-                record = RunRecord(task.config, self._sweep_dir)
-                if record.state in ("done", "diverged", "failed"):
-                    self._finish(task, record.state, record.reason)
+                state, reason = recorded(self._sweep_dir / task.run_id)
+                if state in ("done", "diverged", "failed"):
+                    self._finish(task, state, reason)
                 else:
                     task.state = "waiting"
 
@@ -219,8 +222,7 @@ class Pool:
         elif state == "preempted" and not self._interrupts:
             task.state = "waiting"  # somebody stopped the worker, not the sweep
         else:
-            reason = reason or RunRecord(task.config, self._sweep_dir).reason
-            self._finish(task, state, reason)
+            self._finish(task, state, reason or recorded(self._sweep_dir / task.run_id)[1])
 
     def _finish(self, task: Task, state: str, reason: str) -> None:
         task.state, task.reason = state, reason
@@ -250,7 +252,7 @@ class Pool:
     def _died(self, task: Task, status: int) -> None:
         """A worker ended in the middle of a run."""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        tokens = _tokens(self._sweep_dir / task.run_id)
+        tokens = read_json(self._sweep_dir / task.run_id / "status.json").get("tokens", 0)
         task.deaths = task.deaths + 1 if tokens <= task.reached else 1
         task.reached = max(task.reached, tokens)
         if self._interrupts:
@@ -265,7 +267,7 @@ class Pool:
             )
             held = claim(self._sweep_dir / task.run_id)
             if held is not None:
-                with held:
+                with held, suppress(LinscaleError):
                     RunRecord(task.config, self._sweep_dir).write_status("failed", reason=reason)
             self._finish(task, "failed", reason)
 
@@ -283,11 +285,12 @@ class Pool:
                 self._close(slot)
 
     def _close(self, slot: _Slot) -> None:
-        """Forget a worker, killing it if it is alive."""
+        """Forget a worker, killing it if it is alive, and end the processes that it started."""
         assert slot.process is not None
         if slot.process.poll() is None:
             slot.process.kill()
             slot.process.wait()
+        _end_group(slot.process.pid)
         if slot.process.stdin is not None:
             with suppress(BrokenPipeError):
                 slot.process.stdin.close()
@@ -309,12 +312,16 @@ class Pool:
                 signal.signal(number, handler)
 
 
-def _tokens(run_dir: Path) -> int:
-    """Tokens that a run's status tells of."""
-    try:
-        return json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["tokens"]
-    except (OSError, ValueError, KeyError):
-        return 0
+def _end_group(leader: int) -> None:
+    """End what is left of a dead worker's session: ranks of a run on several devices save and end
+    on SIGTERM, and until they have, nobody else may train that run."""
+    deadline = time.monotonic() + GROUP_SECONDS
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            os.killpg(leader, 0)
+            time.sleep(0.05)
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _last_line(log: Path) -> str:

@@ -91,28 +91,31 @@ def run_row(run_dir: Path) -> dict[str, Any]:
 
 def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
     """The rows for a terminal: a table, the reasons of what went wrong, and a word on revisions."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{directory}: {summary(rows)}", title_justify="left")
-    table.add_column("run", no_wrap=True)
-    table.add_column("state")
-    for column in ("tokens", "loss", "val loss", "milestones", "tok/s", "time left"):
-        table.add_column(column, justify="right")
-    table.add_column("host")
-    for row in rows:
-        table.add_row(
-            row["run_id"],
-            Text(row["state"], style=STYLES.get(row["state"], "")),
-            progress(row),
-            number(row["loss"]),
-            number(row["val_loss"]),
-            str(row["milestones"] or ""),
-            f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else "",
-            duration(row["eta_seconds"]) if row["state"] == "running" else "",
-            row["hostname"] or "",
-        )
+    columns = {
+        "run": [Text(row["run_id"]) for row in rows],
+        "state": [Text(row["state"], style=STYLES.get(row["state"], "")) for row in rows],
+        "done": [Text(share(row)) for row in rows],
+        "tokens": [Text(tokens(row["tokens"])) for row in rows],
+        "loss": [Text(number(row["loss"])) for row in rows],
+        "val loss": [Text(number(row["val_loss"])) for row in rows],
+        "tok/s": [Text(speed(row["tokens_per_second"])) for row in rows],
+        "left": [Text(duration(row["eta_seconds"])) for row in rows],
+        "host": [Text(row["hostname"] or "") for row in rows],
+    }
+    if len({row["hostname"] for row in rows if row["hostname"]}) < 2:
+        del columns["host"]
+    columns = {name: cells for name, cells in columns.items() if any(c.plain for c in cells)}
+    table = Table(title=f"{directory}: {summary(rows)}", title_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        text = name in ("run", "state", "host")
+        table.add_column(name, justify="left" if text else "right", no_wrap=True)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     parts: list[RenderableType] = [table]
     for row in rows:
         if row["reason"]:
@@ -150,12 +153,22 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
 
 
-def progress(row: dict[str, Any]) -> str:
-    """Trained tokens of a row, and their share."""
-    if not row["tokens_total"]:
-        return ""
-    share = min(1.0, row["tokens"] / row["tokens_total"])
-    return f"{row['tokens'] / 1e6:,.1f}M {share:4.0%}"
+def share(row: dict[str, Any]) -> str:
+    """Share of a run's tokens that is trained, such as `45%`."""
+    return f"{min(1.0, row['tokens'] / row['tokens_total']):.0%}" if row["tokens_total"] else ""
+
+
+def tokens(count: int) -> str:
+    """A number of tokens for people, such as `1.25M`."""
+    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{suffix}"
+    return str(count) if count else ""
+
+
+def speed(tokens_per_second: float | None) -> str:
+    """A speed for people, without its unit."""
+    return f"{tokens_per_second:,.0f}" if tokens_per_second else ""
 
 
 def number(value: float | None) -> str:
@@ -181,6 +194,12 @@ def _age(updated: str | None) -> float:
         return time.time() - datetime.fromisoformat(updated or "").timestamp()
     except ValueError:
         return float("inf")
+
+
+def recorded(run_dir: Path) -> tuple[str, str]:
+    """State and reason in a run's status.json; `planned` where there is none."""
+    status = read_json(run_dir / "status.json")
+    return status.get("state", "planned"), status.get("reason", "")
 
 
 def read_json(path: Path) -> dict[str, Any]:

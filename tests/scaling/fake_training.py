@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def _half_way(kind: str, name: str, sweep_dir: Path, stop_event: Any) -> str:
         raise LinscaleError("the disk is made of cheese")
     if kind == "breaks":
         raise ZeroDivisionError("no one expected this")
+    if kind == "parent":  # starts a process that outlives a kill, as a run on several devices does
+        child = subprocess.Popen(["sleep", "1000"])
+        (sweep_dir / f"child-{child.pid}").touch()
+        if len(list(sweep_dir.glob("child-*"))) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
     if kind == "crashes":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "diverges":

@@ -19,7 +19,7 @@ from scaling import launch as launching
 from scaling.claims import holder
 from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig
 from scaling.errors import LinscaleError
-from scaling.experiment import Experiment, load_experiment
+from scaling.experiment import Experiment
 from scaling.launch import environments, launch
 from scaling.record import RunRecord, read_states
 
@@ -235,6 +235,28 @@ def test_a_run_that_gets_further_each_time_may_die_often(
     assert steps(sweep, "stumbles") == list(range(1, STEPS + 1))
 
 
+def test_what_a_killed_worker_started_ends_with_it(
+    make: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    assert launch(make("parent"), sweep, jobs=1, train=FAKE)
+    children = [int(p.name.partition("-")[2]) for p in sweep.glob("child-*")]
+    assert len(children) == 2
+    assert not any(map(alive, children))
+
+
+def test_a_directory_of_another_run_fails_alone(
+    make: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    experiment = make("a", "b")
+    foreign = sweep / experiment.runs[0].run_id
+    foreign.mkdir(parents=True)
+    (foreign / "config.json").write_text(json.dumps({"schema": 1, **make("c").runs[0].to_json()}))
+    assert not launch(experiment, sweep, jobs=2, train=FAKE)
+    assert states(sweep) == {"b": "done"}
+
+
 def test_two_launches_share_a_sweep(
     spawn: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -405,13 +427,3 @@ def test_workers_share_cores_and_devices(cache: Path, monkeypatch: pytest.Monkey
     assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0", "1", "2", "3", "0"]
     found = environments([on_gpu.override(["parallel.devices=4", "data.batch_sequences=8"])], None)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0,1,2,3"]
-
-
-def test_experiment_file_of_these_tests_is_one(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "e.py").write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\nfrom test_launch import run_config\n"
-        f"def runs(): return [run_config('a', Path({str(cache)!r}))]\n"
-    )
-    assert load_experiment(tmp_path / "e.py", []).runs == [run_config("a", cache)]
