@@ -1,7 +1,8 @@
-"""What was chosen on the way to a law, and what other choices would have given.
+"""What was chosen on the way to a report, and what other choices would have given.
 
-sensitivity(study)    the same checkpoints under other conventions, losses and subsets
-checklist(study)      the reporting checklist of (Mis)Fitting (Li et al. 2502.18969), filled in
+multiplier_table(study)    the comparison of architectures under other conventions and subsets
+sensitivity_table(study)   each architecture's law under other choices (sensitivity.py)
+checklist_table(study)     each law's reporting checklist (checklist.py), from the run records
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.checklist import checklist
 from analysis.compare import compute_for_loss
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_law
 from analysis.frames import numbers, rows, where, words
 from analysis.law_fit import LawFit
-from analysis.study import LEVEL, Study, flops_per_token
-from analysis.style import look, si_text
+from analysis.sensitivity import sensitivity
+from analysis.study import Study, flops_per_token
+from analysis.style import look
 
 Keep = Callable[[pd.DataFrame, LawFit], np.ndarray]
 
@@ -45,19 +48,16 @@ def _without_shortest(points: pd.DataFrame, _: LawFit) -> np.ndarray:
 
 
 def _without_worst(points: pd.DataFrame, fit: LawFit) -> np.ndarray:
-    error = np.abs(np.log(numbers(points, "loss") / fit.predict(n=points["n_params"],
-                                                                d=points["tokens"])))  # fmt: skip
+    predicted = fit.predict(n=points["n_params"], d=points["tokens"])
+    error = np.abs(np.log(numbers(points, "loss") / predicted))
     return error < error.max()
 
 
 _VARIANTS = (
     _Variant("as reported"),
     _Variant("least squares", {"objective": "least_squares"}),
-    _Variant("Huber, delta 0.01", {"delta": 1e-2}),
-    _Variant("Huber, delta 0.0001", {"delta": 1e-4}),
     _Variant("training loss", {"loss": "train_loss"}),
     _Variant("N: all parameters", {"n": "n_total"}),
-    _Variant("N: paper's", {"n": "n_paper"}),
     _Variant("C: paper's FLOPs", {"c": "flops_paper"}),
     _Variant("C = 6ND", {"c": "flops_6nd"}),
     _Variant("without the smallest size", keep=_without_smallest),
@@ -66,38 +66,31 @@ _VARIANTS = (
 )
 
 
-def sensitivity(result: Study) -> pd.DataFrame:
-    """Point estimates under other choices.
+def multiplier_table(result: Study) -> pd.DataFrame:
+    """Compute multipliers over the baseline under other choices, point estimates.
 
     Returns:
-        One row per choice. For every architecture alpha, beta, and the compute multiplier over the
-        baseline at the lowest loss that all reach; NaN where that choice leaves too little to fit.
+        One row per choice: the multiplier of each architecture at the lowest loss that it and the
+        baseline have reached; NaN where a choice leaves too little to fit.
     """
-    target = _common_loss(result)
     table: list[dict[str, Any]] = []
     for variant in _VARIANTS:
         row: dict[str, Any] = {"choice": variant.label}
-        compute: dict[str, float] = {}
-        for group in result.groups:
-            name = look(group).label
+        for group in result.comparisons:
+            target = _common_loss(result, group, variant.options.get("loss", "loss"))
             try:
-                fit, needed = _refit(result, group, variant, target)
+                ours, theirs = (
+                    _compute(result, g, variant, target) for g in (group, result.baseline)
+                )
             except AnalysisError:
-                row |= {f"{name} α": np.nan, f"{name} β": np.nan}
-                continue
-            row |= {f"{name} α": fit.params["alpha"], f"{name} β": fit.params["beta"]}
-            compute[group] = needed
-        for group in result.groups:
-            if group != result.baseline:
-                have = {group, result.baseline} <= compute.keys()
-                ratio = compute[result.baseline] / compute[group] if have else np.nan
-                row[f"{look(group).label} multiplier"] = ratio
+                ours = theirs = np.nan
+            row[look(group).label] = theirs / ours
         table.append(row)
     return pd.DataFrame(table)
 
 
-def _refit(result: Study, group: str, variant: _Variant, target: float) -> tuple[LawFit, float]:
-    """The law under a choice, and the compute it needs for the target loss."""
+def _compute(result: Study, group: str, variant: _Variant, target: float) -> float:
+    """Compute that an architecture needs for the target loss under a choice."""
     points = where(result.points, arch=group)
     if variant.keep is not None:
         points = rows(points, variant.keep(points, result.laws[group]))
@@ -105,55 +98,63 @@ def _refit(result: Study, group: str, variant: _Variant, target: float) -> tuple
     n = variant.options.get("n", "n_params")
     c = variant.options.get("c", "flops")
     cost = flops_per_token(numbers(points, n), numbers(points, c) / numbers(points, "tokens"))
-    return fit, float(compute_for_loss(fit, np.array([target]), flops_per_token=cost)[0])
+    return float(compute_for_loss(fit, np.array([target]), flops_per_token=cost)[0])
 
 
-def _common_loss(result: Study) -> float:
-    """The lowest loss that every architecture has reached."""
-    return max(float(numbers(where(result.points, arch=g), "loss").min()) for g in result.groups)
+def _common_loss(result: Study, group: str, column: str) -> float:
+    pair = (group, result.baseline)
+    return max(float(numbers(where(result.points, arch=g), column).min()) for g in pair)
 
 
-def checklist(result: Study) -> pd.DataFrame:
-    """Columns item, answer: what a reader needs to judge or repeat the fits."""
-    sweep, points = result.sweep, result.points
-    law = result.laws[result.baseline]
-    facts = law.evidence
-    ranges = {
-        name: f"{si_text(numbers(points, c).min())} to {si_text(numbers(points, c).max())}"
-        for name, c in (("N", "n_params"), ("D", "tokens"))
-    }
-    flops = numbers(points, "flops")
-    each = {g: where(points, arch=g) for g in result.groups}
-    excluded = sweep.exclusions["reason"].value_counts()
-    unit = law.draws.method if law.draws else "none"
-    items = {
-        "Form": law.law.formula + ", one for each architecture; alternatives in the table of "
-                "choices",
-        "Variables": sweep.conventions,
-        "Units": "loss in nats per token, C in FLOPs, N and D as counts",
-        "Range": f"N {ranges['N']}, D {ranges['D']}, C {flops.min():.2g} to {flops.max():.2g} "
-                 "FLOPs",
-        "Sizes and seeds": "; ".join(
-            f"{look(g).label}: {len(set(words(own, 'size')))} sizes, "
-            f"{len(set(words(own, 'seed')))} seed(s)"
-            for g, own in each.items()
-        ),
-        "Data": _several(sweep.runs, "corpus") + ", tokenizer " + _several(sweep.runs, "tokenizer"),
-        "Learning rate": f"{_several(sweep.runs, 'schedule')} schedule, peak "
-                         + _several(sweep.runs, "lr"),
-        "Tuning": "as the experiment file sets it; not searched for each architecture",
-        "Batch and context": f"{_several(sweep.runs, 'batch_tokens')} tokens a step, sequences of "
-                             + _several(sweep.runs, "sequence_length"),
-        "Exclusions": "; ".join(f"{v} x {k}" for k, v in excluded.items()) or "none",
-        "Objective": law.problem.robust.describe(),
-        "Optimiser": f"variable projection, then Newton from {facts.starts} starts; "
-                     f"{look(result.baseline).label}: {facts.reached} reached the best optimum",
-        "Intervals": f"{LEVEL:.0%}, {unit} bootstrap over runs, {result.bootstrap} refits, seed "
-                     f"{result.seed}; runs of one size and seed drawn together",
-        "Hold-out": "largest size of each architecture" if len(result.forecast) else "not possible",
-        "Code": _several(sweep.runs, "git_revision"),
+def sensitivity_table(result: Study) -> pd.DataFrame:
+    """Columns arch, choice, setting, points, parameters, loss_at, change and shift of a, note."""
+    parts: list[pd.DataFrame] = []
+    for group in result.groups:
+        table = sensitivity(
+            "chinchilla",
+            where(result.points, arch=group),
+            n_columns={"all": "n_total", "paper": "n_paper", "non-embedding": "n_non_embedding"},
+            reference=result.laws[group],
+            clusters="pair",
+        )
+        table.insert(0, "arch", group)
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def checklist_table(result: Study) -> pd.DataFrame:
+    """Columns arch, section, question, answer."""
+    parts: list[pd.DataFrame] = []
+    for group in result.groups:
+        table = checklist(result.laws[group], context=_context(result, group))
+        table.insert(0, "arch", group)
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _context(result: Study, group: str) -> dict[str, str]:
+    """Answers that the run records give, by the checklist's questions."""
+    runs = where(result.sweep.runs, arch=group)
+    named = result.sweep.conventions
+    forecast = where(result.forecast, arch=group) if len(result.forecast) else result.forecast
+    tested = "no: too few sizes"
+    if len(forecast):
+        error = numbers(forecast, "predicted") / numbers(forecast, "loss") - 1
+        tested = f"yes: largest size held out, error {error.min():+.1%} to {error.max():+.1%}"
+    return {
+        "Which parameters count as N?": named,
+        "Which FLOPs count as C?": named,
+        "Which checkpoints enter the fit?": named,
+        "Is the loss that of training or of held-out data?": named,
+        "Which architecture?": f"{look(group).label}, context {_several(runs, 'sequence_length')}",
+        "Which data and tokenizer?": f"{_several(runs, 'corpus')}, {_several(runs, 'tokenizer')}",
+        "Which learning-rate schedule?": f"{_several(runs, 'schedule')}, peak "
+                                         + _several(runs, "lr"),
+        "How were learning rate and batch size tuned per size?":
+            "by one rule of the experiment file, not searched; "
+            f"{_several(runs, 'batch_tokens')} tokens a step",
+        "Was extrapolation tested on held-out compute?": tested,
     }  # fmt: skip
-    return pd.DataFrame({"item": list(items), "answer": list(items.values())})
 
 
 def _several(runs: pd.DataFrame, column: str) -> str:

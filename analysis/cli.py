@@ -96,7 +96,7 @@ def fit(
             full = {name: json.loads(each.to_json()) for name, each in fits.items()}
             _write(out, json.dumps(full))
         if as_json:
-            typer.echo(json.dumps(_fit_record(sweep, fits), indent=1))
+            typer.echo(json.dumps(_fit_record(sweep, fits, options), indent=1))
         else:
             _print_fits(sweep, fits)
 
@@ -153,21 +153,31 @@ def _read(
     )
 
 
-def _fit_record(sweep: Sweep, fits: dict[str, LawFit]) -> dict[str, Any]:
+def _fit_record(sweep: Sweep, fits: dict[str, LawFit], options: dict[str, Any]) -> dict[str, Any]:
     """What --json prints: everything but points and draws, which --out saves."""
+    from analysis.checklist import checklist
+    from analysis.frames import plain, where
+    from analysis.sensitivity import sensitivity
+
     heavy = ("draws", "points", "clusters")
+    record: dict[str, Any] = {}
+    for name, each in fits.items():
+        others = sensitivity(
+            each.form, where(sweep.points, arch=name), reference=each,
+            objective=options["objective"], delta=options["delta"],
+        )  # fmt: skip
+        record[name] = {k: v for k, v in json.loads(each.to_json()).items() if k not in heavy} | {
+            "n_points": len(each.observations.loss),
+            "n_runs": len(each.observations.labels),
+            "sensitivity": plain(others),
+            "checklist": plain(checklist(each)),
+        }
     return {
         "source": sweep.name,
         "conventions": sweep.conventions,
         "notes": sweep.notes,
-        "exclusions": sweep.exclusions.astype(object)
-        .where(sweep.exclusions.notna(), None)
-        .to_dict("records"),
-        "fits": {
-            name: {k: v for k, v in json.loads(each.to_json()).items() if k not in heavy}
-            | {"n_points": len(each.observations.loss), "n_runs": len(each.observations.labels)}
-            for name, each in fits.items()
-        },
+        "exclusions": plain(sweep.exclusions),
+        "fits": record,
     }
 
 

@@ -48,3 +48,8 @@ def by(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
 def groups(frame: pd.DataFrame, name: str) -> list[str]:
     """Distinct values of a column, architectures in their usual order."""
     return style.ordered(words(frame, name))
+
+
+def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON types, None for what is not a number."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")

@@ -12,35 +12,22 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from analysis import figures, style
-from analysis.choices import checklist, sensitivity
+from analysis import style
+from analysis.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.errors import AnalysisError
 from analysis.figures import hover
-from analysis.figures.curves import frontier_mask
-from analysis.frames import take, where, words
+from analysis.frames import plain, take, where, words
 from analysis.narrative import cautions, law_rows, law_sentence, summary
 from analysis.page import Page
 from analysis.records import Conventions, load_sweep
+from analysis.report_figures import Drawn, basis, draw
 from analysis.study import LEVEL, Progress, Study, study
 from analysis.style import look
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure of the report."""
-
-    name: str
-    figure: Figure
-    caption: str
-    wide: bool = False
-    """Several panels: scrolls sideways on a phone instead of shrinking."""
 
 
 def write(
@@ -80,7 +67,7 @@ def write(
             table.to_csv(out / "tables" / f"{name}.csv", index=False)
         (out / "fits.json").write_text(json.dumps(_record(result), indent=1), encoding="utf-8")
         page = Page(f"Scaling laws of {sweep.name}")
-        drawn = {d.name: d for d in _figures(result)}
+        drawn = {d.name: d for d in draw(result)}
         runs = sorted(set(words(result.points, "run_id")))
         for each in drawn.values():
             say(f"drawing {each.name}")
@@ -88,7 +75,7 @@ def write(
                 each.figure,
                 out / "figures" / each.name,
                 title=f"{sweep.name}: {each.name}",
-                caption=f"{each.caption} {_basis(result)}",
+                caption=f"{each.caption} {basis(result)}",
                 runs=runs,
             )
         _compose(page, result, tables, drawn)
@@ -97,118 +84,6 @@ def write(
     except OSError as error:
         raise AnalysisError(f"the report cannot be written to {out}: {error.strerror}") from error
     return path
-
-
-def _basis(result: Study) -> str:
-    """What every figure rests on."""
-    points = result.points
-    dates = sorted(d[:10] for d in words(result.sweep.runs, "updated") if d)
-    return (
-        f"n = {len(points)} checkpoints of {len(set(words(points, 'run_id')))} runs"
-        f"{f', {dates[-1]}' if dates else ''}. {result.sweep.conventions}."
-    )
-
-
-def _figures(result: Study) -> list[Drawn]:
-    """Every figure that the records allow, in the order of the page."""
-    sweep, points = result.sweep, result.points
-    each = [where(points, arch=g) for g in result.groups]
-    fitted = pd.concat([own.assign(used=frontier_mask(own)) for own in each], ignore_index=True)
-    interval = f"Bands: {LEVEL:.0%} intervals, {result.bootstrap} bootstrap refits over runs."
-    drawn = [
-        Drawn(
-            "frontier",
-            figures.loss_compute(fitted, result.loss_bands()),
-            "Lowest loss within a compute budget, from each architecture's law L(N, D) at its own "
-            f"optimal size. Strong markers: checkpoints that none of the same architecture beats "
-            f"with less compute. {interval}",
-        ),
-        Drawn(
-            "learning_curves",
-            figures.learning_curves(sweep.curves, points, result.envelope_bands()),
-            "Training loss of every run, and validation loss at the end of each decay. Black: "
-            "power law through the envelope of the decayed checkpoints, with its interval.",
-            wide=True,
-        ),
-        Drawn(
-            "contours",
-            figures.contours(
-                fitted,
-                {g: _surface(result, g) for g in result.groups},
-                pd.concat([
-                    pd.DataFrame({"group": g, "n": result.optima[g]["n"],
-                                  "d": result.optima[g]["d"]})
-                    for g in result.groups
-                ]),
-            ),
-            "The fitted law over model size and data, with the runs it was fitted to and the "
-            "compute-optimal line under each architecture's own FLOPs.",
-            wide=True,
-        ),
-        Drawn(
-            "residuals",
-            figures.residuals(result.residuals()),
-            "What the law leaves: relative error of every checkpoint, and its quantiles against a "
-            "normal distribution.",
-            wide=True,
-        ),
-        Drawn(
-            "exponents",
-            figures.bootstrap_cloud(*result.exponent_draws()),
-            f"Exponents of {result.bootstrap} bootstrap refits over runs; separate clumps mean "
-            "that few runs were there to draw from.",
-        ),
-        Drawn(
-            "optimum",
-            figures.optimum(result.optimum_bands()),
-            f"Compute-optimal size and data. {interval} Dotted: published laws, extrapolated far "
-            "below the compute they were fitted to.",
-            wide=True,
-        ),
-    ]  # fmt: skip
-    if result.comparisons:
-        drawn.insert(
-            1,
-            Drawn(
-                "multipliers",
-                figures.multipliers(result.multiplier_bands(), baseline=result.baseline),
-                f"How many times an architecture's compute {look(result.baseline).label} needs "
-                f"for the same loss. {interval} Within the compute that both have seen.",
-            ),
-        )
-    if len(result.forecast):
-        drawn.append(
-            Drawn(
-                "holdout",
-                figures.holdout(result.forecast),
-                "The largest size of each architecture, forecast by a law fitted to the smaller "
-                f"ones. Bars: {LEVEL:.0%} prediction intervals for one further run.",
-                wide=True,
-            )
-        )
-    drawn += [
-        Drawn(
-            "collapse",
-            figures.scaling_collapse(
-                sweep.curves, {g: result.laws[g].params["E"] for g in result.groups}
-            ),
-            "Curves of all sizes on one another: a run that leaves the bundle is mistuned, or too "
-            "short for its warm-up.",
-            wide=True,
-        ),
-        Drawn(
-            "throughput",
-            figures.throughput(sweep.runs),
-            "Median training speed over the log of each run, on the machine and with the load it "
-            "had then.",
-        ),
-    ]
-    return drawn
-
-
-def _surface(result: Study, group: str) -> Any:
-    law = result.laws[group]
-    return lambda n, d: law.predict(n=n, d=d)
 
 
 def _tables(result: Study) -> dict[str, pd.DataFrame]:
@@ -232,7 +107,9 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
         "optimum": pd.concat([f.assign(arch=g) for g, f in result.optima.items()]),
         "multipliers": pd.concat(multipliers) if multipliers else pd.DataFrame(columns=["arch"]),
         "holdout": result.forecast.drop(columns="pair", errors="ignore"),
-        "sensitivity": sensitivity(result),
+        "multiplier_choices": multiplier_table(result),
+        "sensitivity": sensitivity_table(result),
+        "checklist": checklist_table(result),
         "draws": draws,
     }
     for table in tables.values():
@@ -261,16 +138,11 @@ def _record(result: Study) -> dict[str, Any]:
         "comparisons": {g: json.loads(r.to_json()) for g, r in result.comparisons.items()},
         "summary": summary(result),
         "cautions": cautions(result),
-        "exclusions": _plain(sweep.exclusions),
+        "exclusions": plain(sweep.exclusions),
         "failures": result.failures,
         "notes": sweep.notes,
         "environments": sweep.environments,
     }
-
-
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with None for what is not a number, as JSON wants it."""
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _compose(
@@ -286,7 +158,7 @@ def _compose(
                 svg = hover.svg(each.figure, name)
                 page.figure(svg, each.caption, wide=each.wide, files=files)
 
-    page.text(_basis(result), soft=True)
+    page.text(basis(result), soft=True)
     page.bullets(summary(result))
     page.box("What may not be concluded", cautions(result))
     page.switches(result.groups)
@@ -308,12 +180,21 @@ def _compose(
     show("contours", "optimum", "exponents")
     page.section("Checks")
     show("holdout", "residuals", "collapse")
-    page.heading("What the choices change")
-    page.table(
-        tables["sensitivity"],
-        caption="The same checkpoints, fitted under other choices; point estimates. Where a row "
-        "moves an answer by more than its interval, the choice matters more than the noise.",
-    )
+    if result.comparisons:
+        page.heading("What the choices change")
+        page.table(
+            tables["multiplier_choices"],
+            caption=f"Compute multipliers over {look(result.baseline).label} at the lowest loss "
+            "that both have reached, from the same checkpoints under other choices; point "
+            "estimates. Where a row leaves the interval above, the choice matters more than noise.",
+        )
+    for group in result.groups:
+        columns = {"choice": "choice", "setting": "setting", "points": "points", "E": "E",
+                   "alpha": "α", "beta": "β", "a": "a", "shift": "shift of a / s.e."}  # fmt: skip
+        page.table(
+            take(where(tables["sensitivity"], arch=group), columns),
+            folded=f"{look(group).label}: its law under other choices",
+        )
     warnings = [f"{look(g).label}: {w}" for g, law in result.laws.items() for w in law.warnings]
     if warnings:
         page.heading("Warnings of the fits")
@@ -323,7 +204,9 @@ def _compose(
     page.section("Records")
     _records(page, result)
     page.section("Method and environment")
-    page.table(checklist(result))
+    for group in result.groups:
+        answers = where(tables["checklist"], arch=group).drop(columns="arch")
+        page.table(answers, folded=f"{look(group).label}: reporting checklist")
     for record in sweep.environments:
         data = record.get("data") or {}
         flat = {k: v for k, v in record.items() if k != "data"} | {

@@ -1,0 +1,138 @@
+"""The figures of a report, drawn from a study, in the order of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import figures
+from analysis.figures.curves import frontier_mask
+from analysis.figures.surface import Surface
+from analysis.frames import where, words
+from analysis.study import LEVEL, Study
+from analysis.style import look
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the report."""
+
+    name: str
+    figure: Figure
+    caption: str
+    wide: bool = False
+    """Several panels: scrolls sideways on a phone instead of shrinking."""
+
+
+def basis(result: Study) -> str:
+    """What every figure rests on."""
+    points = result.points
+    dates = sorted(d[:10] for d in words(result.sweep.runs, "updated") if d)
+    return (
+        f"n = {len(points)} checkpoints of {len(set(words(points, 'run_id')))} runs"
+        f"{f', {dates[-1]}' if dates else ''}. {result.sweep.conventions}."
+    )
+
+
+def draw(result: Study) -> list[Drawn]:
+    """Every figure that the records allow, in the order of the page."""
+    sweep, points = result.sweep, result.points
+    each = [where(points, arch=g) for g in result.groups]
+    fitted = pd.concat([own.assign(used=frontier_mask(own)) for own in each], ignore_index=True)
+    interval = f"Bands: {LEVEL:.0%} intervals, {result.bootstrap} bootstrap refits over runs."
+    drawn = [
+        Drawn(
+            "frontier",
+            figures.loss_compute(fitted, result.loss_bands()),
+            "Lowest loss within a compute budget, from each architecture's law L(N, D) at its own "
+            f"optimal size. Strong markers: checkpoints that none of the same architecture beats "
+            f"with less compute. {interval}",
+        ),
+        Drawn(
+            "learning_curves",
+            figures.learning_curves(sweep.curves, points, result.envelope_bands()),
+            "Training loss of every run, and validation loss at the end of each decay. Black: "
+            "power law through the envelope of the decayed checkpoints, with its interval.",
+            wide=True,
+        ),
+        Drawn(
+            "contours",
+            figures.contours(
+                fitted,
+                {g: _surface(result, g) for g in result.groups},
+                pd.concat([
+                    pd.DataFrame({"group": g, "n": result.optima[g]["n"],
+                                  "d": result.optima[g]["d"]})
+                    for g in result.groups
+                ]),
+            ),
+            "The fitted law over model size and data, with the runs it was fitted to and the "
+            "compute-optimal line under each architecture's own FLOPs.",
+            wide=True,
+        ),
+        Drawn(
+            "residuals",
+            figures.residuals(result.residuals()),
+            "What the law leaves: relative error of every checkpoint, and its quantiles against a "
+            "normal distribution.",
+            wide=True,
+        ),
+        Drawn(
+            "exponents",
+            figures.bootstrap_cloud(*result.exponent_draws()),
+            f"Exponents of {result.bootstrap} bootstrap refits over runs; separate clumps mean "
+            "that few runs were there to draw from.",
+        ),
+        Drawn(
+            "optimum",
+            figures.optimum(result.optimum_bands()),
+            f"Compute-optimal size and data. {interval} Dotted: published laws, extrapolated far "
+            "below the compute they were fitted to.",
+            wide=True,
+        ),
+    ]  # fmt: skip
+    if result.comparisons:
+        drawn.insert(
+            1,
+            Drawn(
+                "multipliers",
+                figures.multipliers(result.multiplier_bands(), baseline=result.baseline),
+                f"How many times an architecture's compute {look(result.baseline).label} needs "
+                f"for the same loss. {interval} Within the compute that both have seen.",
+            ),
+        )
+    if len(result.forecast):
+        drawn.append(
+            Drawn(
+                "holdout",
+                figures.holdout(result.forecast),
+                "The largest size of each architecture, forecast by a law fitted to the smaller "
+                f"ones. Bars: {LEVEL:.0%} prediction intervals for one further run.",
+                wide=True,
+            )
+        )
+    drawn += [
+        Drawn(
+            "collapse",
+            figures.scaling_collapse(
+                sweep.curves, {g: result.laws[g].params["E"] for g in result.groups}
+            ),
+            "Curves of all sizes on one another: a run that leaves the bundle is mistuned, or too "
+            "short for its warm-up.",
+            wide=True,
+        ),
+        Drawn(
+            "throughput",
+            figures.throughput(sweep.runs),
+            "Median training speed over the log of each run, on the machine and with the load it "
+            "had then.",
+        ),
+    ]
+    return drawn
+
+
+def _surface(result: Study, group: str) -> Surface:
+    law = result.laws[group]
+    return lambda n, d: law.predict(n=n, d=d)
