@@ -75,8 +75,9 @@ def decay_gradient(
     # Strictly below the diagonal: a token paired with itself meets no decay.
     pairs = scores * dscores
     pairs = pairs * tl.exp2(tl.where(rows[:, None] > rows[None, :], span, float("-inf")))
-    # sum_{i >= t > j} M_ij = sum_{s >= t} (row sum - column sum)_s: the pairs straddling t.
-    straddle = tl.sum(pairs, 1) - tl.sum(pairs, 0)
+    # The pairs straddling t: sum over i >= t down each column, then over the columns j < t.
+    below = tl.cumsum(pairs, 0, reverse=True)
+    straddle = tl.sum(tl.where(rows[:, None] > rows[None, :], below, 0.0), 1)
 
     # Pairs with one or both ends outside.
     earlier = tl.zeros([C], tl.float32)
@@ -107,9 +108,9 @@ def decay_gradient(
     earlier *= tl.exp2(hi + lo)
     later *= tl.exp2((total_hi - hi) + (total_lo - lo))
     both = tl.exp2(total_hi + total_lo) * tl.sum(across, 0)
-    # Sums over i >= t, and over j < t: the latter without ever adding the token itself, whose
+    # Sums over i >= t, and over j < t: never the difference of inclusive sums, since a token's own
     # product meets no decay and may exceed the answer by many orders. Padded rows hold zeros.
-    gradient = tl.cumsum(straddle + earlier, 0, reverse=True) + both
+    gradient = straddle + tl.cumsum(earlier, 0, reverse=True) + both
     gradient += tl.sum(tl.where(rows[None, :] < rows[:, None], later[None, :], 0.0), 1)
     gradient = tl.where(rows < count, gradient, 0.0)
     if MODE == 1:
