@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -127,8 +128,12 @@ def holder(run_dir: Path) -> Holder | None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for whoever holds it; made where it is missing.
+def exclusive(path: Path, while_waiting: str = "") -> Iterator[None]:
+    """Hold a lock file, made where it is missing; the kernel frees it when the process ends.
+
+    Args:
+        path: the lock file.
+        while_waiting: said on standard error if another process holds it.
 
     Raises:
         DiskError: the lock file cannot be written.
@@ -137,7 +142,12 @@ def exclusive(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if while_waiting:
+                print(while_waiting, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -74,7 +74,6 @@ class Task:
 class _Slot:
     """A place for one worker process."""
 
-    number: int
     environment: dict[str, str]
     log: Path
     process: subprocess.Popen[str] | None = None
@@ -106,7 +105,7 @@ class Pool:
         self._tasks = sorted(tasks, key=lambda task: -task.flops)
         self._sweep_dir, self._train, self._display = sweep_dir, train, display
         self._slots = [
-            _Slot(number=i, environment=extra, log=sweep_dir / f"worker-{i}.log")
+            _Slot(environment=extra, log=sweep_dir / f"worker-{i}.log")
             for i, extra in enumerate(environments)
         ]
         self._answers: queue.SimpleQueue[tuple[_Slot, int, dict[str, Any]]] = queue.SimpleQueue()
@@ -298,13 +297,16 @@ class Pool:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Count interrupts instead of dying of them."""
+        """Count interrupts instead of dying of them; those that nohup ignores stay ignored."""
 
         def count(*_: object) -> None:
             self._interrupts += 1
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, count) for number in numbers}
+        before = {n: signal.getsignal(n) for n in numbers}
+        before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, count)
         try:
             yield
         finally:

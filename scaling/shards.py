@@ -7,8 +7,8 @@
    `validation_fraction`: no matter where it stands or what else there is, and equal documents land
    on the same side.
 4. A trained tokenizer sees the training documents only.
-5. Every 256 MiB of text the shards are closed and the index is replaced. A process killed at any
-   moment loses at most what came after; the next one ends with the same bytes.
+5. `scaling.tokenise` does the work. Killed at any moment, it goes on from the last 256 MiB of text
+   and ends with the same bytes.
 
 The cache is `data_cache/` in the working directory, beside `runs/`; LINSCALE_CACHE names another.
 The formats are described in `scaling.token_store`.
@@ -17,14 +17,10 @@ The formats are described in `scaling.token_store`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import tokenizers
+from scaling.claims import exclusive
 from scaling.config import DataConfig
 from scaling.corpora import open_corpus
 from scaling.errors import LinscaleError
@@ -40,6 +37,8 @@ from scaling.files import write_json
 from scaling.token_store import FORMAT, TRAINED, Index, Split, damaged, verify
 from scaling.tokenise import ShardWriter
 from scaling.tokenizers import Tokenizer, load_tokenizer
+
+LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +152,8 @@ def prepare(
     index = Index.load(folder)
     try:
         if index is None or not index.complete:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder, progress):
+            wait = f"{folder.name}: waiting for another process to tokenise" if progress else ""
+            with exclusive(folder / LOCK, wait):
                 index = Index.load(folder)  # another process may have written it meanwhile
                 if index is None or not index.complete:
                     index = ShardWriter(folder, corpus, data, source, index, progress).run()
@@ -173,19 +172,6 @@ def _folder_name(source: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     label = f"{source['corpus']}-{source['tokenizer']}"
     return f"{re.sub(r'[^A-Za-z0-9._]+', '-', label)[:60].strip('-')}-{digest[:12]}"
-
-
-@contextmanager
-def _locked(folder: Path, progress: bool = False) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when the process ends, however it ends."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                print(f"{folder.name}: waiting for another process to tokenise", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _open(folder: Path, data: DataConfig, index: Index) -> PreparedData:
@@ -226,7 +212,7 @@ def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:
     path = folder / f"blocks-{split.sequence_length}-{most}.json"
     if not path.exists():
         count = min(most, split.n_blocks)
-        with _locked(folder):
+        with exclusive(folder / LOCK):
             write_json(path, {"blocks": [i * split.n_blocks // count for i in range(count)]})
     try:
         blocks = [int(b) for b in json.loads(path.read_text(encoding="utf-8"))["blocks"]]

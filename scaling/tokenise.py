@@ -71,13 +71,15 @@ class _Output:
         """Give the finished file its name and list it, or discard what was begun."""
         if self._file is None:
             return
-        with self._file:
-            if failed:
-                self._partial.unlink()  # on a full disk this is what makes room
-                return
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._partial.replace(self._path)
+        try:
+            with self._file:
+                if failed:
+                    return
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)  # on a full disk this is what makes room
         self._contents.documents += self._documents
         self._contents.text_bytes += self._text_bytes
         self._contents.shards.append(

@@ -146,7 +146,7 @@ def test_exclusive_waits_for_its_turn(tmp_path: Path) -> None:
         with exclusive(tmp_path / "sub" / "lock"):
             order.append("second")
 
-    with exclusive(tmp_path / "sub" / "lock"):
+    with exclusive(tmp_path / "sub" / "lock", "nobody hears this"):
         thread = threading.Thread(target=second)
         thread.start()
         order.append("first")

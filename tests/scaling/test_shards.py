@@ -265,8 +265,10 @@ def test_many_processes_at_once_make_one_result(tmp_path: Path) -> None:
     assert not list(folder.glob("*.tmp"))
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("limit", [0, 1, 7, 8, 9])
 def test_full_disk_keeps_what_is_done_and_goes_on(
-    tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_corpus(tmp_path, sample_documents())
     expected = files(prepare(data, tmp_path / "undisturbed").folder)
@@ -276,7 +278,7 @@ def test_full_disk_keeps_what_is_done_and_goes_on(
     def full(descriptor: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 7:
+        if calls > limit:
             raise OSError(errno.ENOSPC, "No space left on device")
         original(descriptor)
 
@@ -285,7 +287,7 @@ def test_full_disk_keeps_what_is_done_and_goes_on(
         prepare(data, tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
     assert not [p for p in folder.iterdir() if p.name.endswith(".tmp")]
-    assert list(folder.glob("*.bin"))
+    assert bool(list(folder.glob("*.bin"))) == (limit > 0)
     monkeypatch.setattr(os, "fsync", original)
     assert files(prepare(data, tmp_path / "cache").folder) == expected
 
