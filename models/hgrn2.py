@@ -25,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.kernels.api import hgrn2_attention, linear_attention_step
+from models.kernels.api import hgrn2_attention, hgrn2_gate, linear_attention_step
 from models.layers import (
     Architecture,
     FullPrecision,
     LayerState,
+    Shared,
     Span,
     SRMSNorm,
     Stem,
@@ -58,13 +59,13 @@ class LowerBounds(FullPrecision, Stem):
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None
-    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
-        return x, (self.bounds(),), {}
+    ) -> tuple[Tensor, list[Shared], LayerState]:
+        return x, [(bound,) for bound in self.bounds()], {}
 
     def step(
         self, x: Tensor, positions: Tensor, state: LayerState
-    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
-        return x, (self.bounds(),), state
+    ) -> tuple[Tensor, list[Shared], LayerState]:
+        return x, [(bound,) for bound in self.bounds()], state
 
 
 class GatedRecurrence(TokenMixer):
@@ -72,7 +73,6 @@ class GatedRecurrence(TokenMixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qfv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.norm = SRMSNorm(config.dim, config.norm_eps)
@@ -84,21 +84,19 @@ class GatedRecurrence(TokenMixer):
         return F.silu(q), gate, v
 
     def forward(
-        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+        self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         q, gate, v = self._project(x)
         initial = None if state is None else state["kv"]
-        bound = shared[0][self.layer]
-        o, final = hgrn2_attention(q, gate, v, bound, initial, span.cu_seqlens)
+        o, final = hgrn2_attention(q, gate, v, shared[0], initial, span.cu_seqlens)
         return self.out(self.norm(o.flatten(-2))), {"kv": final}
 
     def step(
-        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+        self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         q, gate, v = self._project(x)
-        bound = shared[0][self.layer]
-        forget = bound + (1 - bound) * gate.to(bound.dtype).sigmoid()  # (B, H, K)
-        o, kv = linear_attention_step(q, (1 - forget).to(q.dtype), v, state["kv"], forget.log())
+        k, decay = hgrn2_gate(gate, shared[0])  # (B, H, K)
+        o, kv = linear_attention_step(q, k.to(q.dtype), v, state["kv"], decay)
         return self.out(self.norm(o.flatten(-2))), {"kv": kv}
 
     def initial_state(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.cross_entropy import linear_cross_entropy
-from models.layers import GLU, Architecture, LayerState, Span, make_span
+from models.layers import GLU, Architecture, LayerState, Shared, Span, make_span
 
 
 class State(NamedTuple):
@@ -55,14 +55,14 @@ class Block(nn.Module):
         self.channel = GLU(config, architecture.activation)
 
     def forward(
-        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+        self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         mixed, kept = self.mixer(self.mixer_norm(x), span, shared, state)
         x = x + mixed
         return x + self.channel(self.channel_norm(x)), kept
 
     def step(
-        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+        self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         mixed, kept = self.mixer.step(self.mixer_norm(x), positions, shared, state)
         x = x + mixed
@@ -128,7 +128,7 @@ class LanguageModel(nn.Module):
         x, shared, stem_state = self.stem(x, span, None if state is None else state.stem)
         block_states: list[LayerState] = []
         for layer, block in enumerate(self._stack):
-            x, kept = block(x, span, shared, None if state is None else state.blocks[layer])
+            x, kept = block(x, span, shared[layer], None if state is None else state.blocks[layer])
             block_states.append(kept)
         x = self.norm(x)
         if not keep_state:
@@ -209,8 +209,8 @@ class LanguageModel(nn.Module):
         x = self.embedding(token)  # (B, d)
         x, shared, stem_state = self.stem.step(x, state.position, state.stem)
         block_states: list[LayerState] = []
-        for block, before in zip(self._stack, state.blocks, strict=True):
-            x, after = block.step(x, state.position, shared, before)
+        for block, here, before in zip(self._stack, shared, state.blocks, strict=True):
+            x, after = block.step(x, state.position, here, before)
             block_states.append(after)
         logits = nn.functional.linear(self.norm(x), self.head_weight)
         return logits, State(state.position + 1, stem_state, block_states)

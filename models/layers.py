@@ -24,6 +24,8 @@ from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
 
 Activation = Callable[[Tensor], Tensor]
+Shared = tuple[Tensor, ...]
+"""What the stem prepares for one layer's token mixer."""
 LayerState = dict[str, Tensor]
 """Named state tensors of one layer; the first dimension of each is the sequence."""
 
@@ -302,21 +304,21 @@ class TokenMixer(nn.Module):
     """Base of the token mixers: (B, T, d) to (B, T, d), causal, with a carried state.
 
     A subclass is built as `Mixer(config, layer)` and defines `forward`, `step` and
-    `initial_state`. `shared` is what the architecture's stem returned.
+    `initial_state`. `shared` is what the architecture's stem returned for this layer.
     """
 
     growing: bool = False
     """The state grows with the tokens seen, so that `reserve` must be asked for room."""
 
     def forward(
-        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+        self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         """Mix T tokens at once.
 
         Args:
             x: (B, T, d), normed.
             span: positions and packing.
-            shared: from the stem.
+            shared: from the stem, for this layer.
             state: state before the first token, N sequences; None: empty.
 
         Returns:
@@ -326,7 +328,7 @@ class TokenMixer(nn.Module):
         raise NotImplementedError
 
     def step(
-        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+        self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         """Mix one token: x (B, d) at `positions` (B,); `state` may be updated in place."""
         raise NotImplementedError
@@ -351,15 +353,15 @@ class Stem(nn.Module):
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None
-    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
-        """x (B, T, d) to (x, tensors that every mixer gets as `shared`, state)."""
-        return x, (), {}
+    ) -> tuple[Tensor, list[Shared], LayerState]:
+        """x (B, T, d) to (x, what each layer's mixer gets as `shared`, state)."""
+        return x, [()] * self.config.layers, {}
 
     def step(
         self, x: Tensor, positions: Tensor, state: LayerState
-    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
+    ) -> tuple[Tensor, list[Shared], LayerState]:
         """One token of every sequence: x (B, d) at `positions` (B,)."""
-        return x, (), state
+        return x, [()] * self.config.layers, state
 
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype

@@ -25,6 +25,7 @@ from models.layers import (
     Architecture,
     LayerState,
     RMSNorm,
+    Shared,
     Span,
     Stem,
     TokenMixer,
@@ -41,16 +42,17 @@ class RotaryStem(Stem):
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None
-    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
+    ) -> tuple[Tensor, list[Shared], LayerState]:
         config = self.config
-        return x, rotary_angles(span.positions, config.head_dim, config.rope_base, x.dtype), {}
+        angles = rotary_angles(span.positions, config.head_dim, config.rope_base, x.dtype)
+        return x, [angles] * config.layers, {}
 
     def step(
         self, x: Tensor, positions: Tensor, state: LayerState
-    ) -> tuple[Tensor, tuple[Tensor, ...], LayerState]:
+    ) -> tuple[Tensor, list[Shared], LayerState]:
         config = self.config
         angles = rotary_angles(positions[:, None], config.head_dim, config.rope_base, x.dtype)
-        return x, angles, state
+        return x, [angles] * config.layers, state
 
 
 class SoftmaxAttention(TokenMixer):
@@ -69,7 +71,7 @@ class SoftmaxAttention(TokenMixer):
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def _project(self, x: Tensor, shared: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q and k, and v, each (B, T, H, K)."""
         cos, sin = shared
         qk, v = self.qkv(x).split((2 * x.shape[-1], x.shape[-1]), dim=-1)
@@ -89,7 +91,7 @@ class SoftmaxAttention(TokenMixer):
         return self.out(out.transpose(1, 2).flatten(-2))  # (B, T, d)
 
     def forward(
-        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+        self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, shared)
         if state is None and span.sequence is None:
@@ -108,7 +110,7 @@ class SoftmaxAttention(TokenMixer):
         return self._attend(q, keys, values, mask), state
 
     def step(
-        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+        self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x[:, None], shared)  # (B, 1, H, K)
         rows = torch.arange(x.shape[0], device=x.device)

@@ -32,6 +32,7 @@ from models.layers import (
     LayerState,
     LowRankGate,
     LRPEAngles,
+    Shared,
     Span,
     SRMSNorm,
     TokenMixer,
@@ -109,7 +110,7 @@ class DecayAttention(TokenMixer):
         return self.out(self.norm(o.flatten(-2)) * self.gate(x))
 
     def forward(
-        self, x: Tensor, span: Span, shared: tuple[Tensor, ...], state: LayerState | None
+        self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, span.positions)
         initial = None if state is None else state["kv"]
@@ -117,7 +118,7 @@ class DecayAttention(TokenMixer):
         return self._output(x, o), {"kv": final}
 
     def step(
-        self, x: Tensor, positions: Tensor, shared: tuple[Tensor, ...], state: LayerState
+        self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, positions)
         o, kv = linear_attention_step(q, k, v, state["kv"], self.decay())
