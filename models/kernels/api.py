@@ -98,13 +98,12 @@ def hgrn2_attention(
     Returns:
         As `linear_attention`.
     """
-    if lower_bound.shape != q.shape[2:]:
-        raise ValueError(
-            f"lower_bound has shape {tuple(lower_bound.shape)}: it must have one entry a head and "
-            f"key channel, {tuple(q.shape[2:])}."
-        )
-    k, decay = hgrn2_gate(gate_logits, lower_bound)
-    return linear_attention(q, k.to(q.dtype), v, decay, initial_state, cu_seqlens)
+    _check(q, gate_logits, v, None, initial_state, cu_seqlens, key="gate_logits")
+    _check_channels(q, lower_bound=lower_bound)
+    o, final_state, _ = operators.hgrn2_attention(
+        q, gate_logits, v, lower_bound, initial_state, cu_seqlens
+    )
+    return o, final_state
 
 
 def hgrn2_gate(gate_logits: Tensor, lower_bound: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,11 +150,8 @@ def cosine_attention(
     Returns:
         o, (B, T, H, V), and the state after each sequence, (N, H, 2K, V).
     """
-    if theta.shape != q.shape[2:]:
-        raise ValueError(
-            f"theta has shape {tuple(theta.shape)}: it must have one angle a head and key channel, "
-            f"{tuple(q.shape[2:])}."
-        )
+    _check(q, k, v, None, None, cu_seqlens)
+    _check_channels(q, theta=theta)
     positions = torch.arange(q.shape[1], device=q.device)
     if cu_seqlens is not None:
         sequence = torch.searchsorted(cu_seqlens[1:].to(positions.dtype), positions, right=True)
@@ -180,8 +176,10 @@ def _check(
     decay: Tensor | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
+    key: str = "k",
 ) -> None:
-    """Raise ValueError, naming the argument, its value and the remedy, unless all fits."""
+    """Raise ValueError, naming the argument, its value and the remedy, unless all fits. `key` is
+    the name of the argument in k's place."""
     if q.ndim != 4:
         raise ValueError(
             f"q has shape {tuple(q.shape)}: it must be (batch, tokens, heads, key channels)."
@@ -189,7 +187,7 @@ def _check(
     batch, length, heads, key_dim = q.shape
     if k.shape != q.shape:
         raise ValueError(
-            f"k has shape {tuple(k.shape)}: it must have the shape of q, {tuple(q.shape)}."
+            f"{key} has shape {tuple(k.shape)}: it must have the shape of q, {tuple(q.shape)}."
         )
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(
@@ -198,8 +196,8 @@ def _check(
         )
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}: convert them to one of "
-            f"{', '.join(str(d) for d in DTYPES)}, the same for all three."
+            f"q, {key} and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}: convert them to one "
+            f"of {', '.join(str(d) for d in DTYPES)}, the same for all three."
         )
     if decay is not None:
         shapes = {(heads,), (batch, length, heads), (batch, length, heads, key_dim)}
@@ -231,7 +229,7 @@ def _check(
                 f"initial_state has shape {tuple(initial_state.shape)}: it must be (sequences, "
                 f"heads, key channels, value channels), {expected}."
             )
-    for name, x in {"k": k, "v": v, "decay": decay, "initial_state": initial_state}.items():
+    for name, x in {key: k, "v": v, "decay": decay, "initial_state": initial_state}.items():
         if x is not None and x.device != q.device:
             raise ValueError(
                 f"{name} is on {x.device} and q on {q.device}: move them to one device."
@@ -241,3 +239,17 @@ def _check(
             "q has dtype torch.float64 on a CUDA device: the Triton kernels take float32, bfloat16 "
             "and float16. Convert it, or move the tensors to the CPU for float64."
         )
+
+
+def _check_channels(q: Tensor, **vectors: Tensor) -> None:
+    """Raise ValueError unless each vector has one entry a head and key channel, on q's device."""
+    for name, x in vectors.items():
+        if tuple(x.shape) != tuple(q.shape[2:]):
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}: it must have one entry a head and key "
+                f"channel, {tuple(q.shape[2:])}."
+            )
+        if x.device != q.device:
+            raise ValueError(
+                f"{name} is on {x.device} and q on {q.device}: move them to one device."
+            )

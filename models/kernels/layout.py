@@ -44,12 +44,13 @@ class Layout:
         """Whether no chunk is padded."""
         return self.chunks * self.chunk == self.length
 
-    def fold(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, T, H, D) to a new contiguous (M, B, H, C, D), padded with zeros."""
+    def fold(self, x: Tensor, dtype: torch.dtype, pad: float = 0.0) -> Tensor:
+        """(B, T, H, D) to a new contiguous (M, B, H, C, D), padded with `pad`."""
         batch, _, heads, dim = x.shape
         shape = (self.chunks, batch, heads, self.chunk, dim)
-        new = torch.empty if self.full else torch.zeros
-        out = new(shape, dtype=dtype, device=x.device)
+        out = torch.empty(shape, dtype=dtype, device=x.device)
+        if not self.full:
+            out.fill_(pad)
         for target, source in self._views(out, x):
             target.copy_(source)
         if self.places is not None:

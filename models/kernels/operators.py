@@ -2,7 +2,8 @@
 
 One rule chooses the kernel: tensors on the CPU go to `models.kernels.chunked`, tensors on a CUDA
 device to `models.kernels.triton`, anything else is an error. Nothing falls back. Both modules
-have the same functions. Forward and backward are an operator each, with shapes for fake tensors.
+have the same functions. Forward and backward are an operator each, with shapes for fake tensors;
+nothing that an operator returns shares memory with its arguments.
 
 FLOPs are counted in the recurrent form, 4 K V a token and head forward and twice that backward,
 whatever algorithm runs (the `exact` convention of `models.accounting`).
@@ -20,16 +21,20 @@ from torch.utils.flop_counter import register_flop_formula
 from models.kernels import chunked
 
 
-def _kernels(q: Tensor) -> ModuleType:
-    """The module that runs `q`'s device."""
-    if q.device.type == "cpu":
+def kernels(device: torch.device) -> ModuleType:
+    """The module with the kernels for `device`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if device.type == "cpu":
         return chunked
-    if q.device.type == "cuda":
+    if device.type == "cuda":
         from models.kernels import triton
 
         return triton
     raise ValueError(
-        f"q is on {q.device}: linear attention runs on the CPU and on CUDA devices; move it there."
+        f"q is on {device}: linear attention runs on the CPU and on CUDA devices; move it there."
     )
 
 
@@ -42,8 +47,9 @@ def linear_attention(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """o, the final state and what backward wants saved."""
     with torch.autocast(q.device.type, enabled=False):
-        return _kernels(q).forward(q, k, v, decay, initial_state, cu_seqlens)
+        return kernels(q.device).forward(q, k, v, decay, initial_state, cu_seqlens)
 
 
 @torch.library.custom_op("linscale::linear_attention_backward", mutates_args=())
@@ -59,16 +65,65 @@ def linear_attention_backward(
     dfinal_state: Tensor | None,
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv, ddecay and dinitial_state; empty where there is none."""
     with torch.autocast(q.device.type, enabled=False):
-        dq, dk, dv, ddecay, dinitial_state = _kernels(q).backward(
-            q, k, v, decay, initial_state, cu_seqlens, states, do, dfinal_state, decay_gradient
+        return _tensors(
+            q,
+            kernels(q.device).backward(
+                q, k, v, decay, initial_state, cu_seqlens, states, do, dfinal_state, decay_gradient
+            ),
         )
-    # An operator returns tensors, not None: an empty one stands for it.
-    ddecay, dinitial_state = (q.new_empty(0) if x is None else x for x in (ddecay, dinitial_state))
-    return dq, dk, dv, ddecay, dinitial_state
+
+
+@torch.library.custom_op("linscale::hgrn2_attention", mutates_args=())
+def hgrn2_attention(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o, the final state and what backward wants saved."""
+    with torch.autocast(q.device.type, enabled=False):
+        return kernels(q.device).hgrn2_forward(
+            q, gate_logits, v, lower_bound, initial_state, cu_seqlens
+        )
+
+
+@torch.library.custom_op("linscale::hgrn2_attention_backward", mutates_args=())
+def hgrn2_attention_backward(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    do: Tensor,
+    dfinal_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, dgate_logits, dv, dlower_bound and dinitial_state; empty where there is none."""
+    with torch.autocast(q.device.type, enabled=False):
+        return _tensors(
+            q,
+            kernels(q.device).hgrn2_backward(
+                q, gate_logits, v, lower_bound, initial_state, cu_seqlens, states, do, dfinal_state
+            ),
+        )
+
+
+def _tensors(q: Tensor, gradients: tuple[Tensor | None, ...]) -> Any:
+    """An operator returns tensors, never None: an empty one stands for it."""
+    return tuple(q.new_empty(0) if x is None else x for x in gradients)
+
+
+def _new(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @linear_attention.register_fake
+@hgrn2_attention.register_fake
 def _(
     q: Tensor,
     k: Tensor,
@@ -77,14 +132,11 @@ def _(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sequences = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = torch.promote_types(q.dtype, torch.float32)
-    final = (q.shape[0] if sequences is None else sequences, q.shape[2], q.shape[3], v.shape[3])
-    return (
-        torch.empty_like(v, memory_format=torch.contiguous_format),
-        q.new_empty(final, dtype=dtype),
-        q.new_empty(chunked.states_shape(q, v, sequences), dtype=dtype),
-    )
+    final_state = q.new_empty((sequences, *q.shape[2:], v.shape[3]), dtype=dtype)
+    states = q.new_empty(chunked.states_shape(q, v, cu_seqlens), dtype=dtype)
+    return _new(v), final_state, states
 
 
 @linear_attention_backward.register_fake
@@ -100,51 +152,80 @@ def _(
     dfinal_state: Tensor | None,
     decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    def new(x: Tensor | None) -> Tensor:
-        if x is None:
-            return q.new_empty(0)
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-    return new(q), new(k), new(v), new(decay if decay_gradient else None), new(initial_state)
+    ddecay = _new(decay) if decay is not None and decay_gradient else q.new_empty(0)
+    dinitial_state = q.new_empty(0) if initial_state is None else _new(initial_state)
+    return _new(q), _new(k), _new(v), ddecay, dinitial_state
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+@hgrn2_attention_backward.register_fake
+def _(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    do: Tensor,
+    dfinal_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dinitial_state = q.new_empty(0) if initial_state is None else _new(initial_state)
+    return _new(q), _new(gate_logits), _new(v), _new(lower_bound), dinitial_state
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, output[2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(
+def _gradients(
     ctx: Any, do: Tensor | None, dfinal_state: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
+    """Gradients of the six arguments of `linear_attention`."""
     q, k, v, decay, initial_state, cu_seqlens, states = ctx.saved_tensors
-    if do is None:
-        do = torch.zeros_like(v)
     wanted = ctx.needs_input_grad
-    decay_gradient = decay is not None and wanted[3]
-    dq, dk, dv, ddecay, dinitial_state = linear_attention_backward(
-        q, k, v, decay, initial_state, cu_seqlens, states, do, dfinal_state, decay_gradient
+    *gradients, ddecay, dinitial_state = linear_attention_backward(
+        q,
+        k,
+        v,
+        decay,
+        initial_state,
+        cu_seqlens,
+        states,
+        torch.zeros_like(v) if do is None else do,
+        dfinal_state,
+        wanted[3],
     )
-    return (
-        dq,
-        dk,
-        dv,
-        ddecay if decay_gradient else None,
-        dinitial_state if initial_state is not None and wanted[4] else None,
-        None,
-    )
+    return *gradients, ddecay if wanted[3] else None, dinitial_state if wanted[4] else None, None
 
 
-linear_attention.register_autograd(_backward, setup_context=_setup_context)
+def _hgrn2_gradients(
+    ctx: Any, do: Tensor | None, dfinal_state: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the six arguments of `hgrn2_attention`."""
+    *inputs, states = ctx.saved_tensors
+    do = torch.zeros_like(inputs[2]) if do is None else do
+    *gradients, dinitial_state = hgrn2_attention_backward(*inputs, states, do, dfinal_state)
+    return *gradients, dinitial_state if ctx.needs_input_grad[4] else None, None
 
 
-@register_flop_formula(torch.ops.linscale.linear_attention)
+linear_attention.register_autograd(_gradients, setup_context=_save)
+hgrn2_attention.register_autograd(_hgrn2_gradients, setup_context=_save)
+
+
+@register_flop_formula([torch.ops.linscale.linear_attention, torch.ops.linscale.hgrn2_attention])
 def _flops(q_shape: list[int], k_shape: Any, v_shape: list[int], *_: Any, **__: Any) -> int:
     """State update and read of the recurrence, 2 K V each a token and head."""
     batch, length, heads, key_dim = q_shape
     return 4 * batch * length * heads * key_dim * v_shape[-1]
 
 
-@register_flop_formula(torch.ops.linscale.linear_attention_backward)
+@register_flop_formula(
+    [
+        torch.ops.linscale.linear_attention_backward,
+        torch.ops.linscale.hgrn2_attention_backward,
+    ]
+)
 def _backward_flops(
     q_shape: list[int], k_shape: Any, v_shape: list[int], *_: Any, **__: Any
 ) -> int:
