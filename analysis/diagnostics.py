@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import FitWarning
-from analysis.power_sum import E_FLOOR, Array
+from analysis.power_sum import Array
 from analysis.problem import Problem
 from analysis.solver import GRADIENT_TOLERANCE, Solution
 
 _SAME_OPTIMUM = 1e-6
 _FLAT_E, _FLAT_EXPONENT = 0.15, 0.35
 _OUTLIER = 8.0
+_NO_FLOOR = 0.01
+"""An E below this share of the smallest loss is called zero."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _convergence(facts: Evidence) -> list[FitWarning]:
                 {"gradient": facts.gradient},
             )
         )
-    if facts.optima > 1:
+    if facts.optima > 1 and facts.reached < facts.starts / 2:
         found.append(
             FitWarning(
                 "several_optima",
@@ -107,22 +109,20 @@ def _at_bounds(problem: Problem, theta: Array) -> list[FitWarning]:
     for i, name in enumerate(problem.law.parameters):
         if problem.lower[i] == problem.upper[i]:
             continue
+        if name == "E" and values[i] < _NO_FLOOR * float(problem.observations.loss.min()):
+            found.append(
+                FitWarning(
+                    "no_irreducible",
+                    "The irreducible loss E went to zero: within this range the data look like a "
+                    "pure power law. Predictions far outside will be too low if there is a floor "
+                    "after all.",
+                    {"E": float(values[i])},
+                )
+            )
+            continue
         low = theta[i] <= problem.lower[i] + 1e-9
         if not low and not theta[i] >= problem.upper[i] - 1e-9:
             continue
-        if name == "E" and low:
-            least = float(problem.observations.loss.min())
-            if values[i] <= 1.01 * E_FLOOR * least:
-                found.append(
-                    FitWarning(
-                        "no_irreducible",
-                        "The irreducible loss E went to zero: within this range the data look "
-                        "like a pure power law. Predictions far outside will be too low if there "
-                        "is a floor after all.",
-                        {"E": float(values[i])},
-                    )
-                )
-                continue
         found.append(
             FitWarning(
                 "at_bound",

@@ -28,7 +28,7 @@ from analysis.uncertainty import Method, Progress
 
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
-STARTS = 8
+STARTS = 6
 
 
 def fit_law(

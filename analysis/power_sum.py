@@ -35,6 +35,7 @@ Columns = Mapping[str, Array]
 EXPONENT_BOUNDS = (1e-3, 5.0)
 E_FLOOR = 1e-3
 """The irreducible loss is kept above this fraction of the smallest loss: below, it is zero."""
+_RESTART_SHARE = 0.05
 _GRID = np.geomspace(0.03, 1.5, 16)
 
 
@@ -227,7 +228,7 @@ class PowerSum(Law):
         shape = grids[0].shape
         order = np.argsort(cost, kind="stable")
         basins = order[_local_minima(cost.reshape(shape)).ravel()[order]]
-        better = order[: max(count, len(order) // 2)]
+        better = order[: max(count, len(order) // 4)]
         others = better[:: max(1, len(better) // max(1, count))]
         chosen = list(dict.fromkeys([*basins.tolist(), *others.tolist()]))[:count]
         return values[chosen]
@@ -258,10 +259,14 @@ class PowerSum(Law):
             - 2 * (coefficients * target).sum(axis=1)
             + np.einsum("sk,skl,sl->s", coefficients, normal, coefficients)
         )
-        floor = 0.05 * float(np.median(loss))  # far enough from zero for Newton to leave
+        # What projection sets to zero starts far enough from zero for Newton to find its way back
+        middle = float(np.median(loss))
+        coefficients = np.where(
+            coefficients > 1e-6 * middle, coefficients, _RESTART_SHARE * middle
+        )
         values = np.empty((count, self.size))
         for k, (i, j) in enumerate(self._slots):
-            values[:, i] = np.log(np.maximum(coefficients[:, k], floor))
+            values[:, i] = np.log(coefficients[:, k])
             if j is not None:
                 values[:, j] = exponents[:, self.exponents.index(self.parameters[j])]
         return values, cost

@@ -104,7 +104,12 @@ def bootstrap(
     if method == "auto":
         method = "wild" if len(obs.labels) < PAIRS_FROM else "pairs"
     fitted = problem.law.log_loss(theta, problem.x)
-    residual = inflated_residuals(problem, theta) if method == "wild" else np.empty(0)
+    residual = np.empty(0)
+    if method == "wild":
+        residual = inflated_residuals(problem, theta)
+        if problem.robust.name != "least_squares":  # such a fit spends p points exactly
+            points, size = len(residual), problem.law.size
+            residual = residual * np.sqrt(points / max(1, points - size))
     values: list[Array] = []
     unconverged = done = 0
     for factors in _plan(method, obs.labels, samples, seed):
