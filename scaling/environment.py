@@ -56,7 +56,9 @@ def peak_flops(config: RunConfig) -> float | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command on the source tree; None outside a repository."""
+    """Output of a git command on the source tree; None where it is an installed copy."""
+    if not (_SOURCE / ".git").exists():  # an installed copy may lie inside somebody's repository
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(_SOURCE), *arguments], capture_output=True, text=True, timeout=20

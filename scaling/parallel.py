@@ -38,6 +38,9 @@ _EXPECTED_WARNINGS = (
     ".*have no `validation_step`",
     # Lightning's own use of PyTorch.
     ".*isinstance.treespec, LeafSpec.* is deprecated",
+    # The compiler's own doing: it looks at every input of a block, and imports old modules.
+    r".*\.grad attribute of a Tensor that is not a leaf Tensor",
+    ".*torch.jit.script_method. is deprecated",
 )
 
 
@@ -153,7 +156,9 @@ def process_settings(config: RunConfig) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def run_ranks(config_path: Path, sweep_dir: Path, devices: int, stop: StopEvent | None) -> int:
+def run_ranks(
+    config_path: Path, sweep_dir: Path, devices: int, stop: StopEvent | None, progress: bool
+) -> int:
     """Train with one process a device on this machine; returns torchrun's exit status.
 
     When `stop` is set the ranks are sent SIGTERM; they save at the next step and end.
@@ -162,6 +167,7 @@ def run_ranks(config_path: Path, sweep_dir: Path, devices: int, stop: StopEvent 
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(devices), "-m", "scaling.train"),
         *(str(config_path), str(sweep_dir)),
+        *(["--progress"] if progress else []),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     process = subprocess.Popen(command, env=environment)

@@ -8,6 +8,7 @@ over a sweep that is done takes no time.
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import sys
@@ -65,7 +66,7 @@ def train(
             record.create()
             record.write_status("running")
         if config.parallel.devices > 1 and not parallel.is_rank():
-            return _train_in_ranks(config, record, stop_event)
+            return _train_in_ranks(config, record, stop_event, progress)
         from scaling.session import run_session
 
         return run_session(config, record, stop_event, progress)
@@ -80,9 +81,11 @@ def train(
         raise
 
 
-def _train_in_ranks(config: RunConfig, record: RunRecord, stop_event: StopEvent | None) -> State:
-    path = record.path / "config.json"
-    status = parallel.run_ranks(path, record.path.parent, config.parallel.devices, stop_event)
+def _train_in_ranks(
+    config: RunConfig, record: RunRecord, stop_event: StopEvent | None, progress: bool
+) -> State:
+    path, devices = record.path / "config.json", config.parallel.devices
+    status = parallel.run_ranks(path, record.path.parent, devices, stop_event, progress)
     state = record.state
     if state in ("done", "diverged", "preempted"):
         return state
@@ -101,15 +104,20 @@ def _mark(record: RunRecord, is_main: bool, state: State, reason: str, details: 
 
 def main() -> None:
     """Train as one rank of a run. SIGTERM, SIGUSR1 and SIGINT save at the next step and end."""
-    config_path, sweep_dir = map(Path, sys.argv[1:])
-    values = json.loads(config_path.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description="Train one run, or one rank of it.")
+    parser.add_argument("config", type=Path, help="JSON file of a RunConfig")
+    parser.add_argument("sweep_dir", type=Path)
+    parser.add_argument("--progress", action="store_true")
+    arguments = parser.parse_args()
+    values = json.loads(arguments.config.read_text(encoding="utf-8"))
     for key in ("schema", "run_id", "sweep"):
         values.pop(key, None)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        train(RunConfig.from_json(values), sweep_dir, stop_event=stop)
+        config = RunConfig.from_json(values)
+        train(config, arguments.sweep_dir, stop_event=stop, progress=arguments.progress)
     except (LinscaleError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
