@@ -66,6 +66,42 @@ def backward(
     )
 
 
+def hgrn2_forward(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`forward` with HGRN2's gate in registers: factor f = b + (1 - b) sigmoid(x), key k = 1 - f.
+
+    gate_logits: x, (B, T, H, K), in q's dtype; lower_bound: b, (H, K).
+    """
+    from models.kernels.triton import vector_launch
+
+    return vector_launch.hgrn2_forward(q, gate_logits, v, lower_bound, initial_state, cu_seqlens)
+
+
+def hgrn2_backward(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    do: Tensor,
+    dfinal_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients (dq, dgate_logits, dv, dlower_bound, dinitial_state) of `hgrn2_forward`."""
+    from models.kernels.triton import vector_launch
+
+    return vector_launch.hgrn2_backward(
+        q, gate_logits, v, lower_bound, initial_state, cu_seqlens, states, do, dfinal_state
+    )
+
+
 def step(
     q: Tensor,
     k: Tensor,

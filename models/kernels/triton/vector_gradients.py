@@ -172,5 +172,8 @@ def gradients(
         db = tl.where((row < length)[:, None], write * (dlog / tl.maximum(f, 2.0**-20) - gk), 0.0)
         tl.store(dlow + ck, tl.sum(db, 0), mask=ck < K)
     else:
+        # Nothing passes a factor of zero; only rounding noise is left there.
+        _, f = load_key(k, gate, bound, row, ck, k_t, k_c, gate_t, gate_c, length, K, False)
+        dlog = tl.where(f > 0.0, dlog, 0.0)
         store_tile(dk + output, gk, row, ck, heads * K, length, K)
         store_tile(dgate + output, dlog, row, ck, heads * K, length, K)

@@ -24,8 +24,50 @@ def _multiply_bfloat16_as_float32() -> None:
     InterpreterBuilder.create_dot = with_float32
 
 
+def _reduce_and_scan_with_numpy() -> None:
+    """The interpreter runs combine functions it does not know one element at a time, in Python.
+
+    `tl.xor_sum` and the two pair scans of `vector_tiles` are what NumPy does at once
+    (`test_scans_as_the_interpreter_runs_them` compares).
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import ReduceOps, ScanOps
+
+    from models.kernels.triton import vector_tiles
+
+    reduce, scan = ReduceOps.apply_impl, ScanOps.apply_impl
+    running = {vector_tiles._append_sum: np.cumsum, vector_tiles._append_product: np.cumprod}
+
+    def numpy_reduce(self: Any, inputs: Any) -> Any:
+        if self.combine_fn is not tl.standard._xor_combine:
+            return reduce(self, inputs)
+        x = inputs[0]
+        data = np.bitwise_xor.reduce(x.handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return self.to_tensor(data, x.dtype)
+
+    def numpy_scan(self: Any, inputs: Any) -> Any:
+        if self.combine_fn not in running:
+            return scan(self, inputs)
+        neutral, x = (np.moveaxis(i.handle.data, self.axis, 0) for i in inputs)
+        if self.reverse:
+            x = x[::-1]
+        upto = running[self.combine_fn](x, axis=0, dtype=x.dtype)
+        before = np.concatenate([neutral[:1], upto[:-1]])
+        if self.reverse:
+            before, upto = before[::-1], upto[::-1]
+        dtype = inputs[1].dtype
+        return [
+            self.to_tensor(np.ascontiguousarray(np.moveaxis(y, 0, self.axis)), dtype)
+            for y in (before, upto)
+        ]
+
+    ReduceOps.apply_impl, ScanOps.apply_impl = numpy_reduce, numpy_scan
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     _multiply_bfloat16_as_float32()
+    _reduce_and_scan_with_numpy()
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""HGRN2's fused gate in the interpreter against the float64 recurrence of composed gates.
+
+The reference computes f, k and log f as separate float64 tensors; the kernels see only logits and
+lower bounds. Tolerances as in test_triton_vector.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.kernels import triton as dispatch
+from models.kernels.reference import recurrent_reference
+from models.kernels.triton.common import interpreted
+from models.kernels.triton.vector_launch import hgrn2_backward, hgrn2_forward
+
+pytestmark = [
+    pytest.mark.usefixtures("poison"),
+    pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1"),
+]
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+NAMES = ("o", "final", "dq", "dx", "dv", "dbound", "dinitial")
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def errors(
+    dtype: torch.dtype,
+    tokens: int,
+    dims: tuple[int, int] = (16, 16),
+    spread: float = 1.0,
+    bound: Tensor | None = None,
+    bounds: tuple[int, ...] | None = None,
+) -> dict[str, float]:
+    """RMS ratios of outputs and all gradients for logits of standard deviation `spread`."""
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    heads, (kd, vd) = 2, dims
+    sequences = 2 if bounds is None else len(bounds) - 1
+    batch = 2 if bounds is None else 1
+    cu_seqlens = None if bounds is None else torch.tensor(bounds, dtype=torch.int32)
+    q, x = random(batch, tokens, heads, kd), random(batch, tokens, heads, kd)
+    x = (spread * x.float()).to(dtype)
+    v, do = random(batch, tokens, heads, vd), random(batch, tokens, heads, vd)
+    if bound is None:
+        bound = 0.05 + 0.9 * torch.rand(heads, kd, generator=generator)
+    initial = random(sequences, heads, kd, vd, dtype=torch.float32)
+    dfinal = random(sequences, heads, kd, vd, dtype=torch.float32)
+
+    leaves = [y.double().requires_grad_() for y in (q, x, v, bound, initial)]
+    q64, x64, v64, bound64, initial64 = leaves
+    k64 = (1 - bound64) * torch.sigmoid(-x64)
+    decay64 = torch.log(bound64 + (1 - bound64) * torch.sigmoid(x64))
+    o, final = recurrent_reference(q64, k64, v64, decay64, initial64, cu_seqlens)
+    expected = torch.autograd.grad([o, final], leaves, [do.double(), dfinal.double()])
+
+    actual_o, actual_final, states = hgrn2_forward(q, x, v, bound, initial, cu_seqlens)
+    gradients = hgrn2_backward(q, x, v, bound, initial, cu_seqlens, states, do, dfinal)
+    actual = (actual_o, actual_final, *gradients)
+    for name, tensor in zip(NAMES, actual, strict=True):
+        assert torch.isfinite(tensor).all(), f"{name} has NaN or inf"
+    references = (o.detach(), final.detach(), *expected)
+    return {n: error(a, e) for n, a, e in zip(NAMES, actual, references, strict=True)}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("spread", [1.0, 8.0], ids=["mild", "saturated"])
+def test_forward_and_all_gradients(spread: float, dtype: torch.dtype) -> None:
+    found = errors(dtype, 100, spread=spread)
+    assert max(found.values()) < TOLERANCE[dtype], found
+
+
+@pytest.mark.parametrize(("tokens", "dims"), [(1, (16, 16)), (64, (40, 24)), (130, (24, 40))])
+def test_lengths_and_head_dimensions(tokens: int, dims: tuple[int, int]) -> None:
+    found = errors(torch.float32, tokens, dims)
+    assert max(found.values()) < 1e-5, found
+
+
+def test_packed_sequences() -> None:
+    found = errors(torch.float32, 200, bounds=(0, 1, 1, 130, 200))
+    assert max(found.values()) < 1e-5, found
+
+
+def test_no_lower_bound() -> None:
+    """The first layer's bound is zero: gates close down to e^-20 without noise in dx."""
+    found = errors(torch.float32, 100, spread=5.0, bound=torch.zeros(2, 16))
+    # The bound itself has no gradient there in the model; its float32 noise is divided by f.
+    assert max(e for name, e in found.items() if name != "dbound") < 1e-5, found
+
+
+def test_gates_closed_and_open_beyond_float32() -> None:
+    """Logits of +-200: sigmoid is exactly 0 or 1, every gradient is finite."""
+    found = errors(torch.float32, 70, spread=100.0)
+    assert max(e for name, e in found.items() if name not in ("dx", "dbound")) < 1e-5, found
+
+
+def test_dispatch_offers_the_fused_form() -> None:
+    torch.manual_seed(0)
+    q, x, v = (torch.randn(1, 40, 1, 16) for _ in range(3))
+    bound = torch.rand(1, 16)
+    o, final, states = dispatch.hgrn2_forward(q, x, v, bound)
+    o2, final2, _ = hgrn2_forward(q, x, v, bound)
+    assert torch.equal(o, o2)
+    assert torch.equal(final, final2)
+    results = dispatch.hgrn2_backward(q, x, v, bound, None, None, states, o, None)
+    assert results[-1] is None
+    assert [tuple(y.shape) for y in results[:4]] == [q.shape, x.shape, v.shape, bound.shape]
+
+
+def test_wrong_lower_bound_is_named() -> None:
+    x = torch.zeros(1, 8, 2, 16)
+    with pytest.raises(ValueError, match="lower_bound has shape"):
+        hgrn2_forward(x, x, x, torch.zeros(16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (80, 200)])
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_full_matrix(spread: float, dims: tuple[int, int], dtype: torch.dtype) -> None:
+    found = errors(dtype, 385, dims, spread, bounds=(0, 100, 385))
+    assert max(found.values()) < TOLERANCE[dtype], found

@@ -1,0 +1,144 @@
+"""The recurrent Triton kernel in the interpreter: decoding steps and short prefill.
+
+Everything is computed in float32 with one rounding at the output, so float32 results agree with
+the float64 recurrence to 1e-5 (RMS ratio) and bfloat16 ones to a rounding (truncation in the
+interpreter), 8e-3. Both sides see the same rounded inputs.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.kernels.api import hgrn2_gate
+from models.kernels.reference import recurrent_reference
+from models.kernels.triton import step as dispatched_step
+from models.kernels.triton.common import interpreted
+from models.kernels.triton.step import hgrn2_step, recurrent_forward, step
+
+pytestmark = [
+    pytest.mark.usefixtures("poison"),
+    pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1"),
+]
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+MODES = ("none", "head", "head_t", "vector")
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def inputs(
+    mode: str, batch: int, tokens: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(7)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    q, k = random(batch, tokens, heads, key_dim), random(batch, tokens, heads, key_dim)
+    shape = {
+        "none": None,
+        "head": (heads,),
+        "head_t": (batch, tokens, heads),
+        "vector": (batch, tokens, heads, key_dim),
+    }[mode]
+    decay = None
+    if shape is not None:
+        uniform = torch.rand(shape, generator=generator)
+        decay = torch.where(uniform < 0.1, -torch.inf, -uniform)
+    return q, k, random(batch, tokens, heads, value_dim), decay
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, *rest: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    first = [x if x is None else x.double() for x in (q, k, v, decay)]
+    state, *cu_seqlens = rest
+    return recurrent_reference(*first, state if state is None else state.double(), *cu_seqlens)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("mode", MODES)
+def test_short_prefill_matches_the_recurrence(mode: str, dtype: torch.dtype) -> None:
+    q, k, v, decay = inputs(mode, 2, 9, 2, 24, 40, dtype)
+    start = torch.randn(2, 2, 24, 40)
+    o, final = recurrent_forward(q, k, v, decay, start)
+    expected, expected_final = reference(q, k, v, decay, start)
+    assert o.dtype == dtype
+    assert error(o, expected) < TOLERANCE[dtype]
+    assert error(final, expected_final) < 1e-5
+
+
+def test_prefill_of_packed_sequences_with_strides() -> None:
+    q, k, v, decay = inputs("vector", 1, 12, 2, 16, 16, torch.float32)
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)  # heads outside tokens
+    v = torch.stack([v, v], -1)[..., 0]  # value channels two elements apart
+    cu_seqlens = torch.tensor([0, 3, 3, 12], dtype=torch.int32)
+    start = torch.randn(3, 2, 16, 16)
+    o, final = recurrent_forward(q, k, v, decay, start, cu_seqlens)
+    expected, expected_final = reference(q, k, v, decay, start, cu_seqlens)
+    assert error(o, expected) < 1e-5
+    assert error(final, expected_final) < 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("key_dim", [16, 100])
+def test_steps_update_the_state_in_place(mode: str, key_dim: int) -> None:
+    q, k, v, decay = inputs(mode, 2, 3, 2, key_dim, 20, torch.float32)
+    state = torch.randn(2, 2, key_dim, 20)
+    expected, expected_final = reference(q, k, v, decay, state)
+    for t in range(3):
+        now = decay if decay is None or decay.ndim == 1 else decay[:, t]
+        o = dispatched_step(q[:, t], k[:, t], v[:, t], state, now)
+        assert error(o, expected[:, t]) < 1e-5
+    assert error(state, expected_final) < 1e-5
+
+
+def test_cache_indices_touch_only_their_slots() -> None:
+    q, k, v, decay = inputs("vector", 2, 1, 2, 16, 16, torch.bfloat16)
+    cache = torch.randn(5, 2, 16, 16)
+    before = cache.clone()
+    slots = torch.tensor([3, 1])
+    assert decay is not None
+    o = step(q[:, 0], k[:, 0], v[:, 0], cache, decay[:, 0], slots)
+    expected, final = reference(q, k, v, decay, before[slots])
+    assert error(o, expected[:, 0]) < TOLERANCE[torch.bfloat16]
+    assert error(cache[slots], final) < 1e-5
+    untouched = [0, 2, 4]
+    assert torch.equal(cache[untouched], before[untouched])
+
+
+def test_gated_step() -> None:
+    q, logits, v, _ = inputs("none", 2, 1, 3, 16, 16, torch.float32)
+    logits = logits * torch.tensor([1.0, 30.0])[:, None, None, None]  # and closed and open gates
+    bound = torch.rand(3, 16) * torch.tensor([0.0, 1.0, 0.9])[:, None]
+    k, decay = hgrn2_gate(logits.double(), bound.double())
+    state = torch.randn(2, 3, 16, 16)
+    expected, final = reference(q, k, v, decay, state)
+    o = hgrn2_step(q[:, 0], logits[:, 0], v[:, 0], state, bound)
+    assert error(o, expected[:, 0]) < 1e-5
+    assert error(state, final) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": torch.zeros(2, 2, 16, 16, dtype=torch.bfloat16)}, "float32 of shape"),
+        ({"state": torch.zeros(3, 2, 16, 16)}, "cache_indices"),
+        ({"decay": torch.zeros(3)}, "decay has shape"),
+        ({"cache_indices": torch.zeros(2)}, "integer slot"),
+        ({"k": torch.zeros(2, 2, 8)}, "one step takes"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict[str, Tensor], message: str) -> None:
+    right = {
+        "q": torch.zeros(2, 2, 16),
+        "k": torch.zeros(2, 2, 16),
+        "v": torch.zeros(2, 2, 16),
+        "state": torch.zeros(2, 2, 16, 16),
+    }
+    with pytest.raises(ValueError, match=message):
+        step(**(right | change))
