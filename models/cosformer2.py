@@ -11,8 +11,8 @@ start). No denominator: the parameter-free SRMSNorm over all heads takes its pla
 mixer is an SGLU without activation.
 
 Data flow: 1. the stem applies TPE (`layers.ToeplitzEncoding`); 2. one product gives q, k, v;
-3. SiLU on q and k; 4. `cosine_attention` rotates by absolute positions and runs the recurrence
-without decay; 5. norm, gate, output.
+3. SiLU on q and k, rotated by their absolute positions (a row or packed sequence may continue from
+any position); 4. `linear_attention` without decay; 5. norm, gate, output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.kernels.api import cosine_attention, linear_attention_step
+from models.kernels.api import linear_attention, linear_attention_step
 from models.layers import (
     Architecture,
     LayerState,
@@ -80,10 +80,11 @@ class CosineAttention(TokenMixer):
         self.norm = SRMSNorm(config.dim, config.norm_eps)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k (..., H, K) and v (..., H, V) of x (..., d)."""
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k (..., H, 2K) and v (..., H, V) of x (..., d)."""
         qk, v = self.qkv(x).split((2 * x.shape[-1], x.shape[-1]), dim=-1)
-        q, k = F.silu(qk).unflatten(-1, (2, self.heads, self.head_dim)).unbind(-3)
+        qk = F.silu(qk).unflatten(-1, (2, self.heads, self.head_dim))  # (..., 2, H, K)
+        q, k = lrpe(qk, self.angles(), positions[..., None]).unbind(-3)
         return q, k, v.unflatten(-1, (self.heads, self.head_dim))
 
     def _output(self, x: Tensor, o: Tensor) -> Tensor:
@@ -92,20 +93,15 @@ class CosineAttention(TokenMixer):
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
-        q, k, v = self._project(x)
+        q, k, v = self._project(x, span.positions)
         initial = None if state is None else state["kv"]
-        offset: int | Tensor = 0
-        if span.offset is not None:
-            offset = span.offset[:, None] if span.sequence is None else span.offset[span.sequence]
-        o, final = cosine_attention(q, k, v, self.angles(), initial, span.cu_seqlens, offset)
+        o, final = linear_attention(q, k, v, None, initial, span.cu_seqlens)
         return self._output(x, o), {"kv": final}
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
-        q, k, v = self._project(x)
-        theta = self.angles()
-        q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)  # (B, H, 2K)
+        q, k, v = self._project(x, positions)
         o, kv = linear_attention_step(q, k, v, state["kv"])
         return self._output(x, o), {"kv": kv}
 

@@ -13,7 +13,8 @@ times 1 - i/(L-1) + 1e-5 (`"alibi"`, the default), so that the last layer hardly
 LRPE: not in eq. 9 and off by default (`tnl_lrpe`); the released models have it in layer 0.
 
 Data flow: 1. one product gives q, k, v; 2. SiLU on q and k; 3. `linear_attention` with the decay
-of the head (LRPE layers: cosine attention first doubles the key dimension); 4. norm, gate, output.
+of the head (in LRPE layers q and k are rotated first, which doubles the key dimension); 4. norm,
+gate, output.
 """
 
 from __future__ import annotations

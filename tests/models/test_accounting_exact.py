@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import accounting, layers, tnl
+from models import accounting, cosformer2, hgrn2, layers, tnl
 from models.config import (
     ARCHS,
     ASPECT_SHAPES,
@@ -17,7 +17,6 @@ from models.config import (
     paper_config,
     toy_config,
 )
-from models.kernels import api
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
 
@@ -85,6 +84,18 @@ def causal_softmax(
     return torch.cat(outputs, 2)
 
 
+def gated_reference(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    lower_bound: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    forget = lower_bound + (1 - lower_bound) * gate_logits.sigmoid()
+    return recurrent_reference(q, 1 - forget, v, forget.log(), initial_state, cu_seqlens)
+
+
 def one_pole_filter(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor | None, cu_seqlens: None
 ) -> tuple[Tensor, Tensor]:
@@ -102,8 +113,9 @@ def one_pole_filter(
 def reference_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the definitions in the place of the kernels."""
     monkeypatch.setattr(layers, "linear_attention", one_pole_filter)
-    for module in (tnl, api):  # HGRN2 and cosFormer2 call forms that `api` builds on it
+    for module in (tnl, cosformer2):
         monkeypatch.setattr(module, "linear_attention", recurrent_reference)
+    monkeypatch.setattr(hgrn2, "hgrn2_attention", gated_reference)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", causal_softmax)
 
 
