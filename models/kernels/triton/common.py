@@ -22,6 +22,8 @@ fp16) or 32. Nothing is keyed on the sequence length or the batch, and nothing i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -132,7 +134,8 @@ def check_inputs(
     Raises:
         ValueError: device, dtype or shape outside what the kernels support.
     """
-    if q.device.type != "cuda" and not interpreted():
+    # Tensors without memory ("meta") record launches to be compiled offline.
+    if q.device.type not in ("cuda", "meta") and not interpreted():
         raise ValueError(
             f"Triton kernels need tensors on a GPU, got {q.device}; on a CPU call "
             "models.kernels.linear_attention, which picks the PyTorch form."
@@ -181,12 +184,30 @@ def block(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-@cache
+_assumed: str | None = None
+
+
+@contextmanager
+def assume_architecture(arch: str) -> Iterator[None]:
+    """Use the tuning table of `arch` whatever the machine, to compile for it without having it."""
+    global _assumed
+    before, _assumed = _assumed, arch
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
 def architecture(device: torch.device | None = None) -> str:
     """Tuning table of a device: `sm_80` (also consumer cards), `sm_90`, `sm_100` or `gfx942`.
 
     The interpreter uses sm_90's, so that its tests run the constants that ship.
     """
+    return _assumed or _architecture(device)
+
+
+@cache
+def _architecture(device: torch.device | None) -> str:
     if not torch.cuda.is_available():
         return "sm_90"
     if torch.version.hip is not None:
@@ -210,6 +231,19 @@ def table(family: str, arch: str) -> dict[str, dict[str, int]]:
     return json.loads((TUNING / f"{family}.{arch}.json").read_text())
 
 
+_trials: dict[str, dict[str, int]] = {}
+
+
+@contextmanager
+def trial(kernel: str, constants: dict[str, int]) -> Iterator[None]:
+    """Launch `kernel` with these constants instead of the table's, to measure or compile them."""
+    _trials[kernel] = constants
+    try:
+        yield
+    finally:
+        del _trials[kernel]
+
+
 def tuned(
     family: str, kernel: str, mode: str, dtype: torch.dtype, k: int, v: int, arch: str
 ) -> dict[str, int]:
@@ -218,6 +252,8 @@ def tuned(
     Raises:
         KeyError: the table has no entry, a defect of the table (a test covers every key).
     """
+    if kernel in _trials:
+        return _trials[kernel]
     bits = 16 if dtype.itemsize == 2 else 32
     rows, columns = block(k), block(v)
     entries = table(family, arch)

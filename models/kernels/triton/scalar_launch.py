@@ -156,7 +156,7 @@ def forward(
         entries = segment_entries(tokens, sequences, segment, packed)
         output[(entries * heads * -(-value_dim // config["BV"]),)](
             q, k, v, o, q if decay is None else decay,
-            q if initial_state is None else initial_state, states, final,
+            q if initial_state is None else initial_state, states if segmented else q, final,
             q if cu_seqlens is None else cu_seqlens,
             *q.stride(), *k.stride(), *v.stride(), *decay_strides(decay),
             *strides(initial_state, 4),
@@ -228,8 +228,8 @@ def backward(
         entries = segment_entries(tokens, sequences, segment, packed)
         gradients[(entries * heads * tiles,)](
             q, k, v, do, dq, dk, dv, q if decay is None else decay,
-            q if initial_state is None else initial_state, states,
-            q if dfinal_state is None else dfinal_state, dstates,
+            q if initial_state is None else initial_state, states if segmented else q,
+            q if dfinal_state is None else dfinal_state, dstates if segmented else q,
             q if dinitial is None else dinitial, q if cu_seqlens is None else cu_seqlens,
             *q.stride(), *k.stride(), *v.stride(), *do.stride(), *decay_strides(decay),
             *strides(initial_state, 4), *strides(dfinal_state, 4),
