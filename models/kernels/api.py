@@ -156,17 +156,19 @@ def cosine_attention(
     if cu_seqlens is not None:
         sequence = torch.searchsorted(cu_seqlens[1:].to(positions.dtype), positions, right=True)
         positions = positions - cu_seqlens[sequence]
-    cos, sin = phase(theta, positions + position_offset)
-    q = torch.cat([q * cos.to(q.dtype), q * sin.to(q.dtype)], -1)
-    k = torch.cat([k * cos.to(k.dtype), k * sin.to(k.dtype)], -1)
+    positions = positions + position_offset
+    q, k = rotate(q, theta, positions), rotate(k, theta, positions)
     return linear_attention(q, k, v, None, initial_state, cu_seqlens)
 
 
-def phase(theta: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of theta t, (..., H, K), for positions (...); angles in float32 or wider."""
+def rotate(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
+    """[x cos(theta t), x sin(theta t)], (..., T, H, 2K), for x (..., T, H, K) at `positions`, (T,).
+
+    Angles are in float32 or wider: at t = 8192 a float32 angle is good to 5e-4 radians.
+    """
     dtype = torch.promote_types(theta.dtype, torch.float32)
-    angle = positions[..., None, None].to(dtype) * theta.to(dtype)
-    return angle.cos(), angle.sin()
+    angle = positions[:, None, None].to(dtype) * theta.to(dtype)  # (T, H, K)
+    return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], -1)
 
 
 def _check(
