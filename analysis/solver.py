@@ -3,8 +3,8 @@
 Damped Newton with exact Hessians, in numpy, over a batch of problems that share the points x:
     1. scale the Hessian by the majoriser's diagonal, replace eigenvalues by their absolute value
        (floored), solve: a descent direction whatever the curvature
-    2. cap the step, project onto the bounds; a parameter at its bound with the gradient pointing
-       outwards is frozen
+    2. cap the step and project it onto the bounds (where that would climb, stop it at the first
+       bound); a parameter at its bound is frozen while the gradient or the step point outwards
     3. backtrack until the objective falls enough; where Newton cannot (kinks of the Huber loss),
        one step of iteratively reweighted least squares, which always descends
     4. drop finished problems; stop when the predicted decrease is far below the objective
@@ -27,6 +27,7 @@ _MAX_ITERATIONS = 200
 _STEP_CAP = 1.0
 _EIGENVALUE_FLOOR = 1e-10
 _DECREASE = 1e-13
+_TOUCH = 1e-12
 GRADIENT_TOLERANCE = 1e-5
 
 
@@ -120,7 +121,8 @@ def _newton(
         value[rows] = now = (w * robust.rho(residual)).sum(axis=1)
         slope = w * robust.psi(residual)
         force = (jacobian @ slope[:, :, None])[:, :, 0]
-        frozen = ((point <= lower[rows]) & (force > 0)) | ((point >= upper[rows]) & (force < 0))
+        low, high = point <= lower[rows] + _TOUCH, point >= upper[rows] - _TOUCH
+        frozen = (low & (force > 0)) | (high & (force < 0))
         frozen |= lower[rows] == upper[rows]
         size_of = np.abs(slope)[:, None, :] @ np.abs(jacobian).transpose(0, 2, 1)
         relative = np.abs(force) / np.maximum(size_of[:, 0], 1e-300)
@@ -136,11 +138,19 @@ def _newton(
             some = jacobian[steep]
             hessian[steep] = (some * slow[steep][:, None]) @ some.transpose(0, 2, 1)
         step = _direction(hessian, force, diagonal, frozen)
-        largest = np.abs(step).max(axis=1, keepdims=True)
-        step *= np.minimum(1.0, _STEP_CAP / np.maximum(largest, 1e-300))
-        step = np.clip(point + step, lower[rows], upper[rows]) - point
-        descent = (force * step).sum(axis=1)
-        small = -descent <= _DECREASE * np.maximum(now, 1e-300)
+        blocked = (low & (step < 0)) | (high & (step > 0))
+        if blocked.any():
+            force = np.where(blocked, 0.0, force)
+            step = _direction(hessian, force, diagonal, frozen | blocked)
+        small = -(force * step).sum(axis=1) <= _DECREASE * np.maximum(now, 1e-300)
+        step *= np.minimum(
+            1.0, _STEP_CAP / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300)
+        )
+        clipped = np.clip(point + step, lower[rows], upper[rows]) - point
+        descent = (force * clipped).sum(axis=1)
+        uphill = descent >= 0
+        clipped[uphill] = (step * _room(point, step, lower[rows], upper[rows]))[uphill]
+        step, descent = clipped, (force * clipped).sum(axis=1)
         decreased[rows] |= small
 
         # Backtracking: full steps first, then only the problems that refused.
@@ -152,6 +162,7 @@ def _newton(
             if not len(pending):
                 break
             trial = point[pending] + scale[pending, None] * step[pending]
+            trial = np.clip(trial, lower[rows[pending]], upper[rows[pending]])
             reached = objective(trial, rows[pending])
             good = reached <= now[pending] + 1e-4 * scale[pending] * descent[pending]
             theta[rows[pending[good]]] = trial[good]
@@ -166,6 +177,14 @@ def _newton(
         if not len(rows):
             break
     return Solution(theta, value, gradient, iterations, decreased | (gradient < GRADIENT_TOLERANCE))
+
+
+def _room(point: Array, step: Array, lower: Array, upper: Array) -> Array:
+    """Largest fraction (b, 1) of each step, at most 1, that stays within the bounds."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fraction = np.where(step < 0, lower - point, upper - point) / step
+    fraction = np.where(step == 0, np.inf, fraction)
+    return np.clip(fraction.min(axis=1, keepdims=True), 0.0, 1.0)
 
 
 def _direction(hessian: Array, force: Array, diagonal: Array, frozen: NDArray[np.bool_]) -> Array:
