@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.config import ConfigError
 from scaling.config import RunConfig
 from scaling.sampler import BlockOrder, StepSampler
 from scaling.shards import PreparedData, prepare
@@ -91,12 +90,7 @@ class DataModule(pl.LightningDataModule):
         self.config = config
         self.prepared = prepared or prepare(config.data, cache_dir)
         self.start_step = start_step
-        if self.prepared.vocab_size > config.model.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size={config.model.vocab_size}: the tokenizer "
-                f"{config.data.tokenizer} has {self.prepared.vocab_size} tokens; set "
-                f"model.vocab_size={self.prepared.vocab_size} or more."
-            )
+        self.prepared.check_rows(config.model.vocab_size)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """An endless loader of this rank's micro-batches, from `start_step` on."""

@@ -1,7 +1,7 @@
 """Launching a sweep: which runs are left, on what, and what came of it.
 
 1. The sweep's record, `sweep.json`, is written; runs that are done or diverged are left out.
-2. The data of the others is prepared once, here, where its progress can be seen.
+2. The data of the others is prepared once, here, where its progress and its errors can be seen.
 3. `local`: a pool of worker processes trains them (`scaling.pool`). `inline`: this process does,
    one after the other, which is what a debugger wants.
 4. A summary says how each ended.
@@ -61,7 +61,8 @@ def launch(
 
     Raises:
         LinscaleError: the data cannot be prepared, or workers cannot start.
-        ConfigError: a launcher or number of jobs that cannot work.
+        ConfigError: a launcher or number of jobs that cannot work, or a model whose vocabulary is
+            smaller than the tokenizer's.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
@@ -77,7 +78,10 @@ def launch(
         tasks.append(task)
     left = [task for task in tasks if not task.final]
     for data in dict.fromkeys(task.config.data for task in left):
-        prepare(data, progress=sys.stderr.isatty())
+        prepared = prepare(data, progress=sys.stderr.isatty())
+        for task in left:
+            if task.config.data == data:
+                prepared.check_rows(task.config.model.vocab_size)
     with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
         if len(left) < len(tasks):
             display.say(f"{len(tasks) - len(left)} of {len(tasks)} runs have ended before")

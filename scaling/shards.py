@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.config import ConfigError
 from scaling import tokenizers
 from scaling.claims import exclusive
 from scaling.config import DataConfig
@@ -91,6 +92,14 @@ class PreparedData:
                 self.folder, f"tokenizer {self.data.tokenizer} is not the one it was made with"
             )
         return tokenizer
+
+    def check_rows(self, vocab_size: int) -> None:
+        """Raises ConfigError when a model's embedding has fewer rows than there are tokens."""
+        if vocab_size < self.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size={vocab_size}: the tokenizer {self.data.tokenizer} has "
+                f"{self.vocab_size} tokens; set model.vocab_size={self.vocab_size} or more."
+            )
 
     def verify(self) -> None:
         """Read all shards and compare hashes; raises LinscaleError where one differs."""

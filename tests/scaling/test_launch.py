@@ -400,6 +400,11 @@ def test_bad_arguments_and_data_are_refused_before_anything_starts(
     experiment = Experiment(name="e", path=tmp_path / "e.py", text="", runs=[missing])
     with pytest.raises(LinscaleError, match="no file matches"):
         launch(experiment, tmp_path / "sweep", train=FAKE)
+    small = run_config("a", cache).override(["model.vocab_size=200"])
+    experiment = Experiment(name="e", path=tmp_path / "e.py", text="", runs=[small])
+    with pytest.raises(ConfigError, match=r"bytes has 256 tokens; set model\.vocab_size=256"):
+        launch(experiment, tmp_path / "sweep", train=FAKE)
+    assert not list((tmp_path / "sweep").glob("*/status.json"))
 
 
 def test_workers_share_cores_and_devices(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
