@@ -202,9 +202,16 @@ def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
             last = blocks[-1]
             last[0] = (last[0] * last[1] + mean * count) / (last[1] + count)
             last[1] += count
-    placed = np.concatenate([[mean] * int(count) for mean, count in blocks]) + offsets
-    placed += min(0.0, 1.0 - placed[-1])
-    return placed + max(0.0, -placed[0])
+    levels = np.concatenate([[mean] * int(count) for mean, count in blocks])
+    return np.clip(levels, 0.0, max(0.0, 1.0 - float(offsets[-1]))) + offsets
+
+
+def finish(figure: Figure) -> Figure:
+    """Lays the figure out for good, so that every format and every drawing is the same."""
+    figure.draw_without_rendering()
+    figure.draw_without_rendering()  # labels that were placed after a first layout count now
+    figure.set_layout_engine("none")
+    return figure
 
 
 def save(

@@ -55,7 +55,7 @@ def residuals(frame: pd.DataFrame) -> Figure:
         right.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         right.set_xlabel("normal quantile")
         right.set_ylabel("residual / standard deviation")
-    return figure
+        return style.finish(figure)
 
 
 def bootstrap_cloud(
@@ -106,7 +106,7 @@ def bootstrap_cloud(
             loc="upper left", bbox_to_anchor=(1.01, 1), handletextpad=0.2, title_fontsize=7.5,
             title="estimate and\n90 % of draws", alignment="left",
         )  # fmt: skip
-    return figure
+        return style.finish(figure)
 
 
 def holdout(frame: pd.DataFrame) -> Figure:
@@ -158,7 +158,7 @@ def holdout(frame: pd.DataFrame) -> Figure:
         right.set_xlabel("measured loss (nats/token)")
         right.set_ylabel("predicted loss (nats/token)")
         right.legend(loc="upper left", handletextpad=0.2)
-    return figure
+        return style.finish(figure)
 
 
 def _relative(frame: pd.DataFrame) -> np.ndarray:

@@ -44,7 +44,7 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         note(axes, f"below 1: needs more compute than {name}")
         figure.draw_without_rendering()
         style.label_ends(axes, [*ends, End(extent(bands["x"])[1], 1.0, name, "black")], at=1.02)
-    return figure
+        return style.finish(figure)
 
 
 def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, float]) -> Figure:
@@ -91,7 +91,7 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
         grid.flat[0].legend(fontsize=7, loc="upper left", handletextpad=0.2)
         figure.supxlabel("loss (nats/token; better to the right)", fontsize=8.5)
         figure.supylabel("accuracy", fontsize=8.5)
-    return figure
+        return style.finish(figure)
 
 
 def throughput(runs: pd.DataFrame) -> Figure:
@@ -130,7 +130,7 @@ def throughput(runs: pd.DataFrame) -> Figure:
         style.log_axis(axes, "y", si=True)
         figure.draw_without_rendering()
         style.label_ends(axes, ends, at=1.02)
-    return figure
+        return style.finish(figure)
 
 
 def _ratio_axis(axes: Axes) -> None:

@@ -67,7 +67,7 @@ def learning_curves(
         law_note = "\nblack: law of the envelope" if envelopes is not None else ""
         note(panels[0], f"markers: end of decay{law_note}")
         label_axes(figure, FLOPS, LOSS)
-    return figure
+        return style.finish(figure)
 
 
 def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
@@ -107,7 +107,7 @@ def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
         label_axes(
             figure, "share of the run's compute, C / C at the end", "(L − E) / (L at the end − E)"
         )
-    return figure
+        return style.finish(figure)
 
 
 def _sizes(frame: pd.DataFrame) -> dict[str, float]:

@@ -83,7 +83,7 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
             note(axes, "dashed: beyond the data")
         figure.draw_without_rendering()
         style.label_ends(axes, ends, at=1.02)
-    return figure
+        return style.finish(figure)
 
 
 def _fit_limits(axes: Axes, milestones: pd.DataFrame, laws: pd.DataFrame) -> None:
@@ -112,8 +112,8 @@ def optimum(
     groups = groups_of(laws, "group")
     with style.context():
         figure, grid = style.panels(1, 2, width=style.DOUBLE + 1.2, height=3.1)
-        for axes, quantity, label, column in zip(
-            grid.flat, ("n", "d"), (f"optimal {PARAMS}", f"optimal {TOKENS}"),
+        for axes, quantity, label, title, column in zip(
+            grid.flat, ("n", "d"), (PARAMS, TOKENS), ("optimal size", "optimal data"),
             ("n_params", "tokens"), strict=True,
         ):  # fmt: skip
             mine = where(laws, quantity=quantity)
@@ -143,9 +143,10 @@ def optimum(
             axes.set_xlim(x[0], x[1])
             axes.set_ylim(floor, ceiling)
             axes.set_xlabel(FLOPS)
-            axes.set_title(label)
+            axes.set_ylabel(label)
+            axes.set_title(title)
             style.log_axis(axes, "x")
             style.log_axis(axes, "y", si=True)
             figure.draw_without_rendering()
             style.label_ends(axes, ends, at=1.02, size=7.5)
-    return figure
+        return style.finish(figure)

@@ -73,7 +73,7 @@ def contours(
             f"lines of equal predicted {LOSS}; coloured: compute-optimal (N, D); markers: runs",
             fontsize=8, color="#555555",
         )  # fmt: skip
-    return figure
+        return style.finish(figure)
 
 
 def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFrame) -> Figure:
@@ -120,7 +120,7 @@ def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFr
             "labels: FLOPs of the budget; stars: minimum of each valley", fontsize=8,
             color="#555555",
         )  # fmt: skip
-    return figure
+        return style.finish(figure)
 
 
 def _stretched(values: Iterable[float], factor: float = 1.8) -> tuple[float, float]:

@@ -1,0 +1,209 @@
+"""The commands: answers, JSON, errors of one paragraph, and no torch anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from make_runs import LAWS, Problem, write_sweep
+from typer.testing import CliRunner
+
+from analysis.cli import app
+from analysis.law_fit import LawFit
+from analysis.laws import FORMS
+
+ROOT = Path(__file__).parents[2]
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sweep(
+        tmp_path_factory.mktemp("runs") / "demo", archs=("llama", "tnl"), dims=(32, 64, 96, 128),
+        seeds=(0, 1), log_lines=20, problems={"tnl-d128-s1": Problem(state="diverged")},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    n = np.repeat(np.geomspace(1e7, 1e9, 5), 5)
+    d = np.tile(np.geomspace(1e9, 1e11, 5), 5)
+    frames = [
+        pd.DataFrame({"arch": arch, "size_m": n / 1e6, "tokens_b": d / 1e9,
+                      "final": 1.7 + a / n**0.34 + 410 / d**0.28})
+        for arch, a in (("x", 400.0), ("y", 500.0))
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("data") / "table.csv"
+    pd.concat(frames).to_csv(path, index=False)
+    return path
+
+
+def call(*words: object) -> tuple[int, str, str]:
+    result = runner.invoke(app, [str(w) for w in words], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def columns(*extra: str) -> tuple[str, ...]:
+    return ("--loss", "final", "--params", "size_m*1e6", *extra)
+
+
+def test_fit_of_a_table(table: Path) -> None:
+    code, out, _ = call("fit", table, *columns("--bootstrap", "100"))
+    assert code == 0
+    assert "x: L = E + A N^-alpha + B D^-beta, 25 points of 25 runs" in out
+    assert "y: L = E" in out
+    assert "D (tokens) = 'tokens_b' x 1e+09 (guessed)" in out
+    assert "0.34" in out
+    assert "90% interval" in out
+
+
+def test_fit_as_json_gives_the_truth(table: Path) -> None:
+    code, out, _ = call("fit", table, *columns("--bootstrap", "0", "--json"))
+    assert code == 0
+    record = json.loads(out)
+    for name, a in (("x", 400.0), ("y", 500.0)):
+        fit = record["fits"][name]
+        assert fit["parameters"]["A"] == pytest.approx(a, rel=1e-4)
+        assert fit["parameters"]["beta"] == pytest.approx(0.28, rel=1e-5)
+        assert fit["intervals_90"] is None
+        assert fit["objective"]["name"] == "huber"
+        assert fit["evidence"]["starts"] > 1
+        assert {row["choice"] for row in fit["sensitivity"]} >= {"reference", "delta"}
+        assert {row["section"] for row in fit["checklist"]} >= {"Form", "Data"}
+    assert "'tokens_b' x 1e+09" in record["conventions"]
+
+
+def test_one_law_for_all_groups(table: Path) -> None:
+    options = columns("--group", "", "--bootstrap", "0", "--json", "--form", "power_d_e")
+    code, out, _ = call("fit", table, *options)
+    assert code == 0
+    fits = json.loads(out)["fits"]
+    assert list(fits) == ["all"]
+    assert fits["all"]["n_points"] == 50
+
+
+def test_fit_of_a_sweep_in_a_convention(sweep_dir: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "deep" / "fits.json"
+    options = ("--params", "total", "--compute", "6nd", "--bootstrap", "50", "--json", "-o", saved)
+    code, out, _ = call("fit", sweep_dir, *options)
+    assert code == 0
+    record = json.loads(out)
+    assert record["conventions"].startswith("N: all parameters; C = 6ND")
+    assert record["exclusions"][0]["reason"] == "diverged"
+    assert record["fits"]["llama"]["parameters"]["beta"] == pytest.approx(
+        LAWS["llama"].beta, abs=0.05
+    )
+    low, high = record["fits"]["llama"]["intervals_90"]["beta"]
+    assert low < record["fits"]["llama"]["parameters"]["beta"] < high
+    full = json.loads(saved.read_text())
+    again = LawFit.from_json(json.dumps(full["llama"]))
+    assert again.params == record["fits"]["llama"]["parameters"]
+    assert again.draws is not None
+    assert len(again.draws.values) == 50
+
+
+def test_exclusions_and_notes_are_printed(sweep_dir: Path) -> None:
+    code, out, _ = call("fit", sweep_dir, "--bootstrap", "0")
+    assert code == 0
+    assert "left out: tnl-d128-s1" in out
+    assert out.index("llama: L = E") < out.index("tnl: L = E")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("fit", "absent.csv"), "does not exist; give a CSV file or a sweep directory"),
+        (("fit", "TABLE", "--loss", "fianl"), "did you mean 'final'?"),
+        (("fit", "TABLE", "--loss", "final"), "which chinchilla needs"),
+        (("fit", "TABLE", "--loss", "final", "--params", "size_m", "--form", "chincilla"),
+         "form 'chincilla' is not known; choose one of power_c"),
+        (("fit", "TABLE", "--loss", "final", "--params", "size_m", "--objective", "l1"),
+         "objective 'l1' is not known; choose one of huber"),
+        (("fit", "TABLE", "--loss", "final", "--params", "size_m", "--delta", "-1"),
+         "delta must be a positive number"),
+        (("fit", "SWEEP", "--params", "active"), "choose non_embedding or paper or total"),
+        (("fit", "SWEEP", "--tokens", "D"), "a sweep directory needs neither"),
+        (("fit", "SWEEP", "-o", "/dev/null/x.json"), "cannot be written"),
+        (("report", "absent"), "is not a directory"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_paragraph(
+    words: tuple[str, ...], message: str, table: Path, sweep_dir: Path
+) -> None:
+    places = {"TABLE": str(table), "SWEEP": str(sweep_dir)}
+    code, out, err = call(*(places.get(w, w) for w in words))
+    assert code == 2
+    flat = " ".join(err.split())
+    assert flat.startswith("error: ")
+    assert message in flat
+    assert "Traceback" not in err
+    assert "\n\n" not in err.strip()
+    assert out == ""
+
+
+def test_report_command(sweep_dir: Path, tmp_path: Path) -> None:
+    code, _, err = call("report", sweep_dir, "-o", tmp_path / "r", "--bootstrap", "100")
+    assert code == 0
+    assert (tmp_path / "r" / "index.html").is_file()
+    assert "index.html" in err
+
+
+def test_help_has_examples_and_every_form() -> None:
+    code, out, _ = call("fit", "--help")
+    assert code == 0
+    assert "linscale fit results.csv --loss final_loss" in " ".join(out.split())
+    for form in FORMS:
+        assert form.removesuffix("_e") in out or form.removesuffix("_no_e") in out
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | env,
+    )  # fmt: skip
+
+
+FORBIDDEN = ("torch", "lightning", "pytorch_lightning", "scaling", "models", "experiments")
+BLOCK = f"""
+import sys
+for name in {FORBIDDEN!r}:
+    sys.modules[name] = None  # any import of it raises ImportError
+"""
+
+
+def test_every_module_imports_without_torch_and_the_training_half() -> None:
+    code = BLOCK + (
+        "import importlib, pkgutil, analysis\n"
+        "names = [m.name for m in pkgutil.walk_packages(analysis.__path__, 'analysis.')]\n"
+        "for name in names:\n"
+        "    if name != 'analysis.__main__': importlib.import_module(name)\n"
+        "print(len(names))"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 25
+
+
+def test_commands_run_without_torch(table: Path) -> None:
+    words = ["python -m analysis", "fit", str(table), *columns("--bootstrap", "0", "--json")]
+    code = BLOCK + f"import sys; sys.argv = {words!r}; from analysis.cli import main; main()"
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["fits"]) == {"x", "y"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from analysis.cli import app\n"
+        "print([n for n in ('numpy', 'pandas', 'scipy', 'matplotlib') if n in sys.modules])"
+    )
+    done = python(code)
+    assert done.stdout.strip() == "[]", done.stderr
