@@ -87,6 +87,20 @@ def natural_segment(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> int:
     return segment_length(tokens, sequences * heads * tiles, multiprocessors(q.device))
 
 
+def empty_states(
+    q: Tensor, v: Tensor, cu_seqlens: Tensor | None, segment: int | None = None
+) -> Tensor:
+    """Room for the states before every segment, (entries, H, K, V); empty when nothing is cut."""
+    batch, tokens, heads, key_dim = q.shape
+    segment = natural_segment(q, v, cu_seqlens) if segment is None else segment
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    entries = segment_entries(tokens, sequences, segment, cu_seqlens is not None)
+    if segment >= tokens or entries == 0:
+        return torch.empty(0, dtype=torch.float32, device=q.device)
+    shape = (entries, heads, key_dim, v.shape[-1])
+    return torch.empty(shape, dtype=torch.float32, device=q.device)
+
+
 def launch_states(
     y: Tensor,
     z: Tensor,

@@ -38,9 +38,13 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.bfloat16
 
 
-def tile_levels(constants: dict[str, int]) -> int:
-    """log2 of the tokens in a tile, from a tuning entry."""
-    return constants["BT"].bit_length() - 1
+def empty_states(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Room for the states before every chunk, (entries, H, K, V)."""
+    batch, tokens, heads, key_dim = q.shape
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    entries = segment_entries(tokens, sequences, CHUNK, cu_seqlens is not None)
+    shape = (entries, heads, key_dim, v.shape[-1])
+    return torch.empty(shape, dtype=state_dtype(q.dtype), device=q.device)
 
 
 class _Call:
@@ -84,8 +88,15 @@ class _Call:
         }
 
     def config(self, kernel: str) -> dict[str, int]:
+        """Launch constants from the tuning table; its BT, tokens in a tile, becomes LEVELS."""
         mode = "gate" if self.gated else "vector"
-        return dict(tuned("vector", kernel, mode, self.q.dtype, self.K, self.V, self.arch))
+        config = dict(tuned("vector", kernel, mode, self.q.dtype, self.K, self.V, self.arch))
+        config["LEVELS"] = config.pop("BT").bit_length() - 1
+        return config
+
+    def tiles(self, config: dict[str, int]) -> int:
+        """Tiles of the whole call, for the grid."""
+        return self.entries * (CHUNK >> config["LEVELS"])
 
     def pointer(self, tensor: Tensor | None) -> Tensor:
         """The tensor, or one that stands for an absent pointer."""
@@ -104,7 +115,7 @@ class _Call:
     ) -> Tensor:
         """Chunk states (entries, H, K, V); `start` is the state to begin with, `end` receives the
         one left over."""
-        config = self.config("scan")
+        config = self.config("scan_reverse" if reverse else "scan")
         states = torch.empty(
             (self.entries, self.heads, self.K, self.V),
             dtype=state_dtype(self.q.dtype),
@@ -124,19 +135,16 @@ class _Call:
 
     def read(self, w: Tensor, states: Tensor, reverse: bool) -> Tensor:
         """o (B, T, H, V) from w = v and states, or dv from w = do and state gradients."""
-        config = self.config("read")
-        levels = tile_levels(config)
+        config = self.config("read_reverse" if reverse else "read")
         out = torch.empty(
             (self.batch, self.tokens, self.heads, self.V), dtype=w.dtype, device=w.device
         )
-        tiles = self.entries * (CHUNK >> levels)
-        del config["BT"]
-        read_states[(tiles * self.heads * -(-self.V // config["BV"]),)](
+        read_states[(self.tiles(config) * self.heads * -(-self.V // config["BV"]),)](
             self.q, self.k, self.gate, self.pointer(self.low), w, states, out,
             self.pointer(self.cu_seqlens),
             *self.q.stride(), *self.k.stride(), *self.gate.stride(), *self.low_strides,
             *w.stride(), *self.counts,
-            LEVELS=levels, REVERSE=reverse, **self.constants, **config,
+            REVERSE=reverse, **self.constants, **config,
         )  # fmt: skip
         return out
 
@@ -167,9 +175,7 @@ class _Call:
             dlow = None if self.low is None else torch.zeros_like(self.low)
             return dq, dk, torch.empty_like(self.v), dgate, dlow, dinitial
         config = self.config("gradients")
-        levels = tile_levels(config)
-        del config["BT"]
-        tiles = self.entries * (CHUNK >> levels)
+        tiles = self.tiles(config)
         dlow = None
         if self.low is not None:
             dlow = torch.empty(
@@ -183,7 +189,7 @@ class _Call:
                 dq, self.pointer(dk), dgate, self.pointer(dlow), self.pointer(self.cu_seqlens),
                 *self.q.stride(), *self.k.stride(), *self.gate.stride(), *self.low_strides,
                 *self.v.stride(), *do.stride(), *self.counts,
-                LEVELS=levels, **self.constants, **config,
+                **self.constants, **config,
             )  # fmt: skip
         if dlow is not None and self.low is not None:
             dlow = dlow.sum(0).to(self.low.dtype)

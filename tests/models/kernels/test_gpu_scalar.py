@@ -1,0 +1,137 @@
+"""Scalar-decay kernels on a GPU against the float64 recurrence (`make gpu-check`).
+
+RMS ratios: bfloat16 and float16 5e-3 forward and 1e-2 gradients, float32 1e-4 (three tf32 products
+for one float32 product, sums in another order).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.kernels.reference import recurrent_reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+SHAPES = [
+    # batch, tokens, heads, key_dim, value_dim
+    (2, 63, 2, 16, 16),
+    (1, 200, 3, 60, 36),
+    (2, 1000, 4, 64, 64),
+    (1, 513, 4, 128, 128),
+    (1, 300, 2, 128, 64),
+    (1, 257, 2, 256, 256),
+]
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def _decay(mode: str, strength: str, shape: tuple[int, ...]) -> Tensor | None:
+    if mode == "none":
+        return None
+    uniform = torch.rand(shape, device="cuda")
+    if strength == "resets":
+        return torch.where(uniform < 0.1, -20.0, -0.05 * uniform).double()
+    return (-0.1 * uniform if strength == "mild" else uniform * 0 + float(strength)).double()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("mode", "strength"),
+    [
+        ("none", ""), ("head", "mild"), ("head", "-10"), ("head_t", "mild"), ("head_t", "resets"),
+        ("head_t", "-1e4"),
+    ],
+)  # fmt: skip
+def test_matches_recurrence(
+    mode: str, strength: str, shape: tuple[int, ...], dtype: torch.dtype, packed: bool
+) -> None:
+    from models.kernels.triton import scalar_launch
+
+    batch, tokens, heads, key_dim, value_dim = shape
+    torch.manual_seed(0)
+    cu_seqlens = None
+    if packed:
+        tokens *= batch
+        cuts = [0, 1, 1, tokens // 3, tokens]
+        cu_seqlens, batch = torch.tensor(cuts, dtype=torch.int32, device="cuda"), 1
+    sequences = batch if cu_seqlens is None else len(cu_seqlens) - 1
+
+    def random(*size: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.randn(size, device="cuda").to(kind).double()
+
+    q = (random(batch, tokens, heads, key_dim) * key_dim**-0.5).to(dtype).double()
+    k, v = random(batch, tokens, heads, key_dim), random(batch, tokens, heads, value_dim)
+    size = (heads,) if mode == "head" else (batch, tokens, heads)
+    decay = _decay(mode, strength, size)
+    initial = random(sequences, heads, key_dim, value_dim, kind=torch.float32)
+    leaves = [x.requires_grad_() for x in (q, k, v, decay, initial) if x is not None]
+    o, final = recurrent_reference(q, k, v, decay, initial, cu_seqlens)
+    do, dfinal = random(*o.shape), random(*final.shape, kind=torch.float32)
+    expected = torch.autograd.grad([o, final], leaves, [do, dfinal])
+
+    inputs = [x.detach().to(dtype) for x in (q, k, v)]
+    inputs += [None if decay is None else decay.detach().float(), initial.detach().float()]
+    forward_limit, limit = (1e-4, 1e-4) if dtype == torch.float32 else (5e-3, 1e-2)
+    for segment in (None, 128):
+        actual_o, actual_final, states = scalar_launch.forward(*inputs, cu_seqlens, segment)
+        gradients = scalar_launch.backward(
+            *inputs, cu_seqlens, states, do.to(dtype), dfinal.float(), segment=segment
+        )
+        assert _error(actual_o, o.detach()) < forward_limit
+        assert _error(actual_final, final.detach()) < forward_limit
+        found = [x for x in gradients if x is not None]
+        errors = [_error(x, y) for x, y in zip(found, expected, strict=True)]
+        assert max(errors) < limit, errors
+
+
+def test_runs_in_a_cuda_graph() -> None:
+    """Nothing waits for the device, cu_seqlens' values included."""
+    from models.kernels.triton import scalar_launch
+
+    q, k, v, do = torch.randn(4, 1, 4096, 4, 64, device="cuda", dtype=torch.bfloat16).unbind(0)
+    decay = -torch.rand(1, 4096, 4, device="cuda")
+    cu_seqlens = torch.tensor([0, 100, 4096], dtype=torch.int32, device="cuda")
+
+    def run() -> tuple[Tensor, ...]:
+        o, final, states = scalar_launch.forward(q, k, v, decay, None, cu_seqlens)
+        return (o, final, *scalar_launch.backward(
+            q, k, v, decay, None, cu_seqlens, states, do, None
+        )[:4])  # fmt: skip
+
+    expected = run()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(captured, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_offsets_beyond_two_gigabytes() -> None:
+    """More than 2^31 elements in q: 64-bit offsets."""
+    from models.kernels.triton import scalar_launch
+
+    batch, tokens, heads, dim = 3, 65_536, 128, 96
+    if torch.cuda.mem_get_info()[0] < 30 * 2**30:
+        pytest.skip("needs 30 GiB of free GPU memory")
+    q = torch.randn(batch, tokens, heads, dim, device="cuda", dtype=torch.bfloat16)
+    assert q.numel() > 2**31
+    decay = torch.full((heads,), -0.1, device="cuda")
+    o, _, _ = scalar_launch.forward(q, q, q, decay)
+    last = slice(batch - 1, batch)
+    expected, _, _ = scalar_launch.forward(q[last], q[last], q[last], decay)
+    assert torch.equal(o[last], expected)
