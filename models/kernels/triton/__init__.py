@@ -102,39 +102,6 @@ def hgrn2_backward(
     )
 
 
-def hgrn2_forward(
-    q: Tensor,
-    gate_logits: Tensor,
-    v: Tensor,
-    lower_bound: Tensor,
-    initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`forward` of HGRN2: k and the per-channel decay come from gate logits inside the kernels."""
-    from models.kernels.triton import vector_launch
-
-    return vector_launch.hgrn2_forward(q, gate_logits, v, lower_bound, initial_state, cu_seqlens)
-
-
-def hgrn2_backward(
-    q: Tensor,
-    gate_logits: Tensor,
-    v: Tensor,
-    lower_bound: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    states: Tensor,
-    do: Tensor,
-    dfinal_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(dq, dgate_logits, dv, dlower_bound, dinitial_state)."""
-    from models.kernels.triton import vector_launch
-
-    return vector_launch.hgrn2_backward(
-        q, gate_logits, v, lower_bound, initial_state, cu_seqlens, states, do, dfinal_state
-    )
-
-
 def empty_states(q: Tensor, v: Tensor, decay: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """An uninitialised third result of `forward` (or, with a lower bound (H, K) as decay, of
     `hgrn2_forward`), from shapes alone: what fake tensors need."""
