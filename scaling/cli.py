@@ -119,10 +119,14 @@ def run(
 def status(
     directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
     as_json: AsJson = False,
+    live: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
 ) -> None:
     """Show the state of every run of a sweep, with reasons for those that failed."""
-    from scaling.status import status_rows, status_table
+    from scaling.status import status_rows, status_table, watch
 
+    if live:
+        watch(directory)
+        return
     rows = status_rows(directory)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
