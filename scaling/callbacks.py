@@ -101,7 +101,8 @@ class Journal:
         """Seconds trained over all segments and sessions."""
         return self.wall + time.perf_counter() - self.started
 
-    def keep(self) -> int:
+    @property
+    def kept_losses(self) -> int:
         """How many losses are kept: 5 % of the run, at least 8 and one record's worth."""
         return max(8, math.ceil(0.05 * self.config.steps), self.record_every)
 
@@ -109,7 +110,7 @@ class Journal:
         """Count one optimizer step."""
         self.step += 1
         self.losses.append(loss)
-        while len(self.losses) > self.keep():
+        while len(self.losses) > self.kept_losses:
             self.losses.popleft()
 
     def mean_loss(self, steps: int) -> float:

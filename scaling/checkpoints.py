@@ -60,10 +60,21 @@ class ResumePoint:
 class Checkpoints:
     """The checkpoints folder of one run."""
 
-    def __init__(self, folder: Path, segments: tuple[Segment, ...]) -> None:
+    def __init__(self, folder: Path, run_id: str, segments: tuple[Segment, ...]) -> None:
+        """Open it.
+
+        Raises:
+            CheckpointError: the manifest cannot be read, or is that of another run.
+        """
         self.folder = folder
+        self.run_id = run_id
         self.segments = segments
         manifest = _read_manifest(folder / MANIFEST)
+        if manifest["run_id"] not in (run_id, None):
+            raise CheckpointError(
+                f"{folder}: these are the checkpoints of {manifest['run_id']}, not of {run_id}; "
+                "put the run's own back, or delete the folder to start this run again."
+            )
         self.files: dict[str, dict[str, Any]] = manifest["files"]
         self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
 
@@ -175,8 +186,13 @@ class Checkpoints:
         self.files[name] = {"sha256": writer.digest(), "bytes": writer.written}
 
     def _write(self) -> None:
-        points = [asdict(point) for point in self.points]
-        write_json(self.folder / MANIFEST, {"schema": 1, "files": self.files, "resume": points})
+        manifest = {
+            "schema": 1,
+            "run_id": self.run_id,
+            "files": self.files,
+            "resume": [asdict(point) for point in self.points],
+        }
+        write_json(self.folder / MANIFEST, manifest)
 
 
 class _HashingWriter:
@@ -261,8 +277,18 @@ def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:
         model = build(config.model)
         model.load_state_dict(content["model"])
     except (KeyError, ConfigError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: does not fit this version's models: {error}") from error
+        raise misfit(path, error) from error
     return model.eval(), config
+
+
+def misfit(path: Path, error: Exception) -> CheckpointError:
+    """The error for a sound checkpoint that the code of today cannot take over."""
+    details = " ".join(str(error).split())  # torch's own message runs over many lines
+    details = details if len(details) < 240 else details[:240] + " ..."
+    return CheckpointError(
+        f"{path}: does not fit the model that this version builds ({details}). Use the revision "
+        "that began the run (environment.json names it), or delete the run to start it again."
+    )
 
 
 def _siblings(path: Path) -> str:
@@ -277,10 +303,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         CheckpointError: it exists and cannot be read.
     """
     if not path.exists():
-        return {"schema": 1, "files": {}, "resume": []}
+        return {"run_id": None, "files": {}, "resume": []}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return {"files": dict(value["files"]), "resume": list(value["resume"])}
+        return {
+            "run_id": str(value["run_id"]),
+            "files": dict(value["files"]),
+            "resume": list(value["resume"]),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). Restore it, or delete "

@@ -3,7 +3,7 @@
     runs/<sweep>/<run_id>/
         config.json       the RunConfig, with "schema", "run_id" and "sweep"
         accounting.json   parameters by group and training FLOPs per token, both conventions
-        environment.json  git revision, versions, machine, fingerprint of the data
+        environment.json  git revisions, versions, machine, fingerprint of the data
         status.json       state, reason, progress and a heartbeat; replaced as a whole
         metrics.jsonl     one line a recorded step: loss, rate, gradient norm, speed
         milestones.jsonl  one line a horizon: validation loss and the checkpoint's SHA-256
@@ -103,8 +103,16 @@ class RunRecord:
         write_json(self.path / "accounting.json", self.accounting)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        """Replace environment.json: what the run was last continued on."""
-        write_json(self.path / "environment.json", environment)
+        """Replace environment.json: what the run was last continued on.
+
+        Revisions of earlier sessions stay listed in `git_revisions`, so that a run which was not
+        trained by one version of the code can be told.
+        """
+        path = self.path / "environment.json"
+        revision = environment["git_revision"], environment["git_dirty_sha256"]
+        revisions = [tuple(r) for r in _read_json(path).get("git_revisions", [])]
+        revisions = list(dict.fromkeys([*revisions, revision]))
+        write_json(path, environment | {"git_revisions": revisions})
 
     def write_status(
         self,

@@ -32,7 +32,7 @@ from scaling.callbacks import (
     TokenCheckpoint,
     save,
 )
-from scaling.checkpoints import Checkpoints
+from scaling.checkpoints import Checkpoints, misfit
 from scaling.config import RunConfig
 from scaling.data import DataModule
 from scaling.environment import environment, peak_flops
@@ -64,7 +64,7 @@ class _Session:
         self._is_main = parallel.rank() == 0
         self._prepared = prepare(config.data, progress=progress and self._is_main)
         self._validation = DataModule(config, self._prepared).val_dataloader()
-        self._checkpoints = Checkpoints(record.checkpoints, record.segments)
+        self._checkpoints = self._open_checkpoints()
         self._journal = Journal(
             config=config,
             segments=record.segments,
@@ -106,20 +106,27 @@ class _Session:
             parallel.barrier()
         else:
             parallel.barrier()
-            self._checkpoints = Checkpoints(self._record.checkpoints, self._record.segments)
+            self._checkpoints = self._open_checkpoints()
             point, content = self._checkpoints.newest(self._say)
             assert point is not None
         if point.segment == len(self._record.segments):
             return None
         module = self._module or TrainingModule(self._config)
         self._module = module
-        module.restore(content)
+        try:
+            module.restore(content)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise misfit(self._checkpoints.folder / point.file, error) from error
         segment = self._record.segments[point.segment]
         module.start(segment, point.step)
         self._journal.begin(point.segment, point.step, point.wall, content["losses"].tolist())
         if self._is_main and point.step > segment.first:
             self._record.log(f"resuming {segment.name} at step {point.step}")
         return module
+
+    def _open_checkpoints(self) -> Checkpoints:
+        record = self._record
+        return Checkpoints(record.checkpoints, record.path.name, record.segments)
 
     def _start_afresh(self) -> None:
         """Write the checkpoint of step 0, from the seed alone."""

@@ -86,10 +86,11 @@ def _train_in_ranks(
 ) -> State:
     path, devices = record.path / "config.json", config.parallel.devices
     status = parallel.run_ranks(path, record.path.parent, devices, stop_event, progress)
-    state = record.state
-    if state in ("done", "diverged", "preempted"):
+    state, asked = record.state, stop_event is not None and stop_event.is_set()
+    if state in ("done", "diverged") or (state == "preempted" and (asked or status == 0)):
         return state
-    why = record.reason or f"a training process ended with exit status {status}; see its output"
+    # A rank that fails takes the others down, which then call themselves preempted.
+    why = record.reason if state == "failed" else f"a process ended with exit status {status}"
     raise LinscaleError(f"run {record.path.name}: {why}")
 
 

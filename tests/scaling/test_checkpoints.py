@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -14,6 +15,7 @@ import torch
 
 from scaling.checkpoints import CheckpointError, Checkpoints
 from scaling.config import RunConfig
+from scaling.module import TrainingModule
 from scaling.record import RecordError, RunRecord, load_model, read_states
 from scaling.schedule import segments
 from scaling.train import train
@@ -118,6 +120,36 @@ def test_unreadable_manifest_is_an_error_not_a_restart(whole: Any, tmp_path: Pat
     assert len(list(manifest.parent.glob("resume-*"))) >= 1  # nothing was thrown away
 
 
+def test_checkpoints_of_another_run_are_refused(whole: Any, tmp_path: Path, make_run: Any) -> None:
+    """Same shapes, so that they could be loaded; only the learning rate differs."""
+    config, other = whole[0], make_run("optim.lr=1e-2", arch="tnl")
+    train(config, tmp_path, stop_event=StopAfter(5))
+    train(other, tmp_path, stop_event=StopAfter(5))
+    folder, foreign = (tmp_path / c.run_id / "checkpoints" for c in (config, other))
+    shutil.rmtree(folder)
+    shutil.copytree(foreign, folder)
+    with pytest.raises(CheckpointError, match=f"of {other.run_id}, not of {config.run_id}"):
+        train(config, tmp_path)
+
+
+def test_checkpoint_of_another_version_of_the_model(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = whole
+    train(config, tmp_path, stop_event=StopAfter(5))
+    real = TrainingModule.__init__
+
+    def without_last_block(self: TrainingModule, config: RunConfig) -> None:
+        real(self, config)
+        self.net.blocks = self.net.blocks[:-1]
+
+    monkeypatch.setattr(TrainingModule, "__init__", without_last_block)
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the model.*Use the revision that began"
+    ):
+        train(config, tmp_path)
+
+
 def test_torn_last_line_is_dropped(whole: Any, tmp_path: Path) -> None:
     config, expected = whole
     train(config, tmp_path, stop_event=StopAfter(9))
@@ -185,20 +217,18 @@ def test_load_model_explains_what_is_wrong(whole: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"not a zip", torch.zeros(3), {"weights": torch.zeros(2)}])
 def test_foreign_checkpoints_are_named_so(make_run: Any, tmp_path: Path, content: Any) -> None:
     """Files with a correct checksum that Linscale did not write."""
-    checkpoints = Checkpoints(tmp_path, segments(make_run()))
+    checkpoints = Checkpoints(tmp_path, "run", segments(make_run()))
     name, _ = checkpoints.save_milestone(1, {"model": {}})
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    import hashlib
-
     entry = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
     }
-    manifest = {"schema": 1, "files": {name: entry}, "resume": []}
+    manifest = {"schema": 1, "run_id": "run", "files": {name: entry}, "resume": []}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"not a (Linscale )?checkpoint"):
         load_model(path)
@@ -211,7 +241,7 @@ def test_checkpoint_code_cannot_run(make_run: Any, tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "executed",))
 
-    checkpoints = Checkpoints(tmp_path, segments(make_run()))
+    checkpoints = Checkpoints(tmp_path, "run", segments(make_run()))
     name, _ = checkpoints.save_milestone(1, {"model": Evil()})
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_model(tmp_path / name)

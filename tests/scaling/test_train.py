@@ -71,6 +71,8 @@ def test_record_of_a_run(make_run: Any, tmp_path: Path) -> None:
     assert accounting == summary(config.model, config.data.sequence_length)
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
+    revision = [environment["git_revision"], environment["git_dirty_sha256"]]
+    assert environment["git_revisions"] == [revision]
     assert environment["data"]["bytes_per_token"] == prepare(config.data).bytes_per_token
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "done"
@@ -334,7 +336,8 @@ def test_a_process_killed_from_outside(
 
 
 def test_two_processes_equal_one(make_run: Any, tmp_path: Path) -> None:
-    one, two = make_run(arch="tnl"), make_run("parallel.devices=2", arch="tnl")
+    one = make_run(arch="tnl")
+    two = make_run("parallel.devices=2", "parallel.micro_batch_sequences=1", arch="tnl")
     assert one.run_id == two.run_id
     train(one, tmp_path / "one")
     assert train(two, tmp_path / "two") == "done"
@@ -358,6 +361,20 @@ def test_a_run_goes_on_with_another_number_of_devices(make_run: Any, tmp_path: P
     assert train(two, tmp_path / "mixed") == "done"
     a, b = result(one, tmp_path / "one")[1], result(one, tmp_path / "mixed")[1]
     assert [m["val_loss"] for m in a] == pytest.approx([m["val_loss"] for m in b], rel=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(make_run: Any, tmp_path: Path) -> None:
+    config = make_run("budget.tokens=51200", "parallel.devices=2")
+
+    class StopWhenTraining:
+        def is_set(self) -> bool:
+            path = tmp_path / config.run_id / "metrics.jsonl"
+            return path.exists() and path.stat().st_size > 0
+
+    assert train(config, tmp_path, stop_event=StopWhenTraining()) == "preempted"
+    assert train(config.override(["parallel.devices=1"]), tmp_path) == "done"
+    assert len(result(config, tmp_path)[1]) == 3
 
 
 def test_accumulation_shares_the_batch(make_run: Any) -> None:
