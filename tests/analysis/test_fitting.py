@@ -123,7 +123,9 @@ def test_draws_do_not_depend_on_row_order() -> None:
 def test_groups_are_fitted_as_if_alone() -> None:
     x = suite(noise=0.003, seed=1)
     y = suite(noise=0.003, seed=2, arch="y", law={**TRUTH, "A": 450.0})
-    both = fit_groups("chinchilla", pd.concat([x, y], ignore_index=True), group="arch", bootstrap=50)
+    both = fit_groups(
+        "chinchilla", pd.concat([x, y], ignore_index=True), group="arch", bootstrap=50
+    )
     alone = fit_law("chinchilla", y, bootstrap=50)
     np.testing.assert_array_equal(both["y"].values, alone.values)
     np.testing.assert_array_equal(both["y"].draws_of("a"), alone.draws_of("a"))
@@ -153,7 +155,9 @@ def test_record_predicts_exactly_what_the_fit_predicts() -> None:
     np.testing.assert_array_equal(again.predict(n=n, d=d), fit.predict(n=n, d=d))
     np.testing.assert_array_equal(again.predict_draws(n=n, d=d), fit.predict_draws(n=n, d=d))
     assert again.interval("a") == fit.interval("a")
-    np.testing.assert_array_equal(again.bootstrap(20).draws_of("E"), fit.bootstrap(20).draws_of("E"))
+    np.testing.assert_array_equal(
+        again.bootstrap(20).draws_of("E"), fit.bootstrap(20).draws_of("E")
+    )
     assert json.loads(fit.to_json())["parameters"] == fit.params
     rounded = {k: float(f"{v:.3g}") for k, v in fit.params.items()}
     values = np.array([[rounded[k] for k in fit.law.parameters]])

@@ -128,7 +128,9 @@ def test_hessian_equals_differences_of_the_gradient(form: str) -> None:
     np.testing.assert_allclose(found, gauss_newton + expected, atol=1e-7 * np.abs(found).max())
 
 
-@pytest.mark.parametrize("form", ["chinchilla", "chinchilla_tied", "overtraining", "kaplan", "gamma"])
+@pytest.mark.parametrize(
+    "form", ["chinchilla", "chinchilla_tied", "overtraining", "kaplan", "gamma"]
+)
 def test_optimum_is_the_minimum_along_the_budget(form: str) -> None:
     law = FORMS[form]
     values = np.array(VALUES[form])

@@ -23,7 +23,9 @@ def _setup(seed: int = 0):
     return law, x, centres, loss, lower, upper
 
 
-@pytest.mark.parametrize(("name", "delta"), [("huber", 1e-3), ("huber", 1e-2), ("least_squares", 1)])
+@pytest.mark.parametrize(
+    ("name", "delta"), [("huber", 1e-3), ("huber", 1e-2), ("least_squares", 1)]
+)
 def test_objective_is_no_worse_than_scipy(name: str, delta: float) -> None:
     law, x, _, loss, lower, upper = _setup()
     robust = Robust(name, delta)  # type: ignore[arg-type]
