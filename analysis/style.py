@@ -206,10 +206,16 @@ def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
     return np.clip(levels, 0.0, max(0.0, 1.0 - float(offsets[-1]))) + offsets
 
 
+def lay_out(figure: Figure) -> None:
+    """Places the axes as they will be drawn: for artists that depend on their size."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+
+
 def finish(figure: Figure) -> Figure:
     """Lays the figure out for good, so that every format and every drawing is the same."""
-    figure.draw_without_rendering()
-    figure.draw_without_rendering()  # labels that were placed after a first layout count now
+    lay_out(figure)
     figure.set_layout_engine("none")
     return figure
 

@@ -42,7 +42,7 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         _ratio_axis(axes)
         note(axes, f"above 1: needs less compute than {name}", y=0.97, va="top")
         note(axes, f"below 1: needs more compute than {name}")
-        figure.draw_without_rendering()
+        style.lay_out(figure)
         style.label_ends(axes, [*ends, End(extent(bands["x"])[1], 1.0, name, "black")], at=1.02)
         return style.finish(figure)
 
@@ -128,7 +128,7 @@ def throughput(runs: pd.DataFrame) -> Figure:
         axes.set_ylabel("training speed (tokens/s)")
         style.log_axis(axes, "x", si=True)
         style.log_axis(axes, "y", si=True)
-        figure.draw_without_rendering()
+        style.lay_out(figure)
         style.label_ends(axes, ends, at=1.02)
         return style.finish(figure)
 

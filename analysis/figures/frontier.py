@@ -81,7 +81,7 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
         style.log_axis(axes, "y")
         if "inside" in laws and not np.asarray(laws["inside"], dtype=bool).all():
             note(axes, "dashed: beyond the data")
-        figure.draw_without_rendering()
+        style.lay_out(figure)
         style.label_ends(axes, ends, at=1.02)
         return style.finish(figure)
 
@@ -147,6 +147,6 @@ def optimum(
             axes.set_title(title)
             style.log_axis(axes, "x")
             style.log_axis(axes, "y", si=True)
-            figure.draw_without_rendering()
+            style.lay_out(figure)
             style.label_ends(axes, ends, at=1.02, size=7.5)
         return style.finish(figure)

@@ -34,9 +34,10 @@ def sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     n = np.repeat(np.geomspace(1e7, 1e9, 5), 5)
     d = np.tile(np.geomspace(1e9, 1e11, 5), 5)
+    noise = np.exp(1e-4 * np.random.default_rng(0).standard_normal(len(n)))
     frames = [
         pd.DataFrame({"arch": arch, "size_m": n / 1e6, "tokens_b": d / 1e9,
-                      "final": 1.7 + a / n**0.34 + 410 / d**0.28})
+                      "final": (1.7 + a / n**0.34 + 410 / d**0.28) * noise})
         for arch, a in (("x", 400.0), ("y", 500.0))
     ]  # fmt: skip
     path = tmp_path_factory.mktemp("data") / "table.csv"
@@ -71,8 +72,9 @@ def test_fit_as_json_gives_the_truth(table: Path) -> None:
     record = json.loads(out)
     for name, a in (("x", 400.0), ("y", 500.0)):
         fit = record["fits"][name]
-        assert fit["parameters"]["A"] == pytest.approx(a, rel=1e-4)
-        assert fit["parameters"]["beta"] == pytest.approx(0.28, rel=1e-5)
+        # noise of 1e-4 moves log A by about 1e-2 and exponents by a few 1e-4
+        assert fit["parameters"]["A"] == pytest.approx(a, rel=0.05)
+        assert fit["parameters"]["beta"] == pytest.approx(0.28, abs=2e-3)
         assert fit["intervals_90"] is None
         assert fit["objective"]["name"] == "huber"
         assert fit["evidence"]["starts"] > 1
@@ -149,11 +151,24 @@ def test_errors_are_one_paragraph(
     assert out == ""
 
 
-def test_report_command(sweep_dir: Path, tmp_path: Path) -> None:
-    code, _, err = call("report", sweep_dir, "-o", tmp_path / "r", "--bootstrap", "100")
+def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options arrive; the writing itself is the matter of test_report.py."""
+    seen: dict[str, object] = {}
+
+    def write(directory: Path, out: Path, **options: object) -> Path:
+        seen.update(options, directory=directory, out=out)
+        return out / "index.html"
+
+    monkeypatch.setattr("analysis.report.write", write)
+    options = ("-o", tmp_path / "r", "--bootstrap", "150", "--seed", "3", "--baseline", "tnl")
+    code, _, err = call("report", sweep_dir, *options)
     assert code == 0
-    assert (tmp_path / "r" / "index.html").is_file()
-    assert "index.html" in err
+    assert str(tmp_path / "r" / "index.html") in err
+    assert callable(seen.pop("progress"))
+    assert seen == {"directory": sweep_dir, "out": tmp_path / "r", "baseline": "tnl",
+                    "bootstrap": 150, "seed": 3}  # fmt: skip
+    call("report", sweep_dir)
+    assert seen["out"] == sweep_dir / "report"
 
 
 def test_help_has_examples_and_every_form() -> None:
@@ -174,8 +189,13 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 FORBIDDEN = ("torch", "lightning", "pytorch_lightning", "scaling", "models", "experiments")
 BLOCK = f"""
 import sys
-for name in {FORBIDDEN!r}:
-    sys.modules[name] = None  # any import of it raises ImportError
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {FORBIDDEN!r}:
+            raise ImportError(name + " is not for analysis")
+
+sys.meta_path.insert(0, Block())
 """
 
 
