@@ -149,7 +149,11 @@ def _check_step(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: one step takes (B, H, K),"
             " (B, H, K) and (B, H, V)."
         )
-    if q.shape[2] > MAX_HEAD_DIM or v.shape[2] > MAX_HEAD_DIM or torch.float64 in (q.dtype, v.dtype):
+    if (
+        q.shape[2] > MAX_HEAD_DIM
+        or v.shape[2] > MAX_HEAD_DIM
+        or torch.float64 in (q.dtype, v.dtype)
+    ):
         raise ValueError(
             f"head dimensions {q.shape[2]} and {v.shape[2]}, dtype {q.dtype}: the kernels support "
             f"dimensions up to {MAX_HEAD_DIM} in float32, bfloat16 or float16."

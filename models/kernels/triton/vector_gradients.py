@@ -4,7 +4,7 @@ With S before and dS after a tile, D_ts = do_t . v_s, and the levels of `vector_
 
     dq_t = D_tt k_t + sum_levels F_t y_t + P(start, t) (S do_t)
     dk_s = D_ss q_s + sum_levels R_s y_s + P(s, end) (dS v_s)
-    dlog f_t = sum over everything that crosses t: pairs s < t <= r, S to r >= t, s < t to dS, S to dS.
+    dlog f_t = all that crosses t: pairs s < t <= r, S to r >= t, s < t to dS, S to dS
 
 Row r of a level carries x_r y_r, the weight of all its pairs, and a level's rows of second halves
 sum to what its rows of first halves sum to. So the pairs that cross t are a reverse running sum of
@@ -87,7 +87,7 @@ def gradients(
     # Pairs inside the tile.
     d_lower = tl.zeros([BT, BT], tl.float32)  # D
     d_upper = tl.zeros([BT, BT], tl.float32)  # D^T
-    for v0 in range(0, V, BV):
+    for v0 in tl.range(0, V, BV, disable_licm=True):
         cv = v0 + tl.arange(0, BV)
         bv = load_tile(v, row, cv, v_t, v_c, length, V).to(DOT)
         bdo = load_tile(do, row, cv, do_t, do_c, length, V).to(DOT)
@@ -136,7 +136,7 @@ def gradients(
     dq_state = tl.zeros([BT, BK], tl.float32)
     dk_state = tl.zeros([BT, BK], tl.float32)
     through = tl.zeros([BK], tl.float32)  # <S, dS>
-    for v0 in range(0, V, BV):
+    for v0 in tl.range(0, V, BV, disable_licm=True):
         cv = v0 + tl.arange(0, BV)
         inside = (cv < V)[:, None] & (ck < K)[None, :]
         block = ck[None, :] * V + cv[:, None]  # states transposed: (BV, BK)

@@ -110,17 +110,11 @@ class _Call:
     def counts(self) -> tuple[int, int, int]:
         return self.tokens, self.sequences, self.heads
 
-    def scan(
-        self, w: Tensor, start: Tensor | None, end: Tensor | None, reverse: bool
-    ) -> Tensor:
+    def scan(self, w: Tensor, start: Tensor | None, end: Tensor | None, reverse: bool) -> Tensor:
         """Chunk states (entries, H, K, V); `start` is the state to begin with, `end` receives the
         one left over."""
         config = self.config("scan_reverse" if reverse else "scan")
-        states = torch.empty(
-            (self.entries, self.heads, self.K, self.V),
-            dtype=state_dtype(self.q.dtype),
-            device=self.q.device,
-        )
+        states = empty_states(self.q, self.v, self.cu_seqlens)
         blocks = -(-self.K // config["BK"]) * -(-self.V // config["BV"])
         start = None if start is None else start.to(torch.float32).contiguous()
         scan_states[(self.sequences * self.heads * blocks,)](
@@ -155,7 +149,7 @@ class _Call:
             device=self.q.device,
         )
         if self.empty:
-            return torch.empty_like(self.v), final, final.new_empty(0)
+            return torch.empty_like(self.v), final, empty_states(self.q, self.v, self.cu_seqlens)
         with torch.cuda.device_of(self.q):
             states = self.scan(self.v, initial_state, final, reverse=False)
             return self.read(self.v, states, reverse=False), final, states

@@ -3,9 +3,9 @@
     forward   o_t  = sum_{s <= t} A_ts v_s  + (q_t P(start, t)) S
     reverse   dv_s = sum_{t >= s} A_ts do_t + (k_s P(s, end)) dS
 
-with S the state before and dS the state gradient after a tile. One program owns one tile of 2^LEVELS
-tokens of one head and BV value channels. States are stored once a chunk of C tokens, so the program
-first carries the nearest stored one across the (C / tile - 1 at most) tiles in between. Scores
+with S the state before and dS the state gradient after a tile. One program owns one tile of
+2^LEVELS tokens of one head and BV value channels. States are stored once a chunk of C tokens, so
+the program carries the nearest stored one across the tiles in between, at most C / tile - 1. Scores
 (`vector_tiles`), a (tile, tile) float32 accumulator summed over key blocks, never leave registers.
 Bytes moved a token and head with bfloat16, K = V = BV = 128: q, k (logits), v, o and one state a
 chunk, 1280.
@@ -67,7 +67,7 @@ def read_states(
     scores = tl.zeros([BT, BT], tl.float32)
     diagonal = tl.zeros([BT], tl.float32)
     read = tl.zeros([BT, BV], tl.float32)
-    for k0 in range(0, K, BK):
+    for k0 in tl.range(0, K, BK, disable_licm=True):
         ck = k0 + tl.arange(0, BK)
         if GATE:
             bound = tl.load(low + h * low_h + ck * low_c, mask=ck < K, other=0.0).to(tl.float32)

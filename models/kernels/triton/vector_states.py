@@ -1,11 +1,12 @@
 """Per-channel decay, first pass: the states between chunks of every sequence.
 
-    forward   S <- diag(total) S + sum_s (k_s P(s, end)) v_s^T          S before each chunk is stored
-    reverse   dS <- diag(total) dS + sum_t (q_t P(start, t)) do_t^T     dS after each chunk is stored
+    forward   S <- diag(total) S + sum_s (k_s P(s, end)) v_s^T         before each chunk S is stored
+    reverse   dS <- diag(total) dS + sum_t (q_t P(start, t)) do_t^T    after each chunk dS is stored
 
-One program carries a (BK, BV) block of one sequence's and head's state through its chunks in
-float32 registers. Stored copies are rounded to `states`' dtype; the carried one never is. Bytes
-moved a token and head with bfloat16, K = V = BV = 128, C = 128: 512 read, 256 written.
+One program carries a (BK, BV) block of one sequence's and head's state through its tokens, a tile
+of 2^LEVELS at a time, in float32 registers. Stored copies are rounded to `states`' dtype; the
+carried one never is. Bytes moved a token and head with bfloat16, K = V = BV = 128, C = 128: 512
+read, 256 written.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def scan_states(
     q_b, q_t, q_h, q_c, k_b, k_t, k_h, k_c, gate_b, gate_t, gate_h, gate_c, low_h, low_c,
     w_b, w_t, w_h, w_c, tokens, sequences, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    GATE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr, START: tl.constexpr,
-    END: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    LEVELS: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr,
+    START: tl.constexpr, END: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Store the state before (REVERSE: its gradient after) each chunk, and the one left at the end.
 
@@ -32,6 +33,8 @@ def scan_states(
     start_state, end_state: (N, H, K, V) float32, contiguous, used with START and END.
     states: (entries, H, K, V). Grid: (N * H * ceil(K / BK) * ceil(V / BV),).
     """
+    BT: tl.constexpr = 1 << LEVELS
+    TILES: tl.constexpr = C // BT
     pid = tl.program_id(0)
     v_blocks: tl.constexpr = (V + BV - 1) // BV
     blocks: tl.constexpr = ((K + BK - 1) // BK) * v_blocks
@@ -65,16 +68,19 @@ def scan_states(
     if START:
         at = (n.to(tl.int64) * heads + h) * (K * V)
         state = tl.load(start_state + at + block, mask=inside, other=0.0)
-    chunks = tl.maximum(tl.cdiv(length, C), 1)
-    for step in range(0, chunks):
-        i = chunks - 1 - step if REVERSE else step
-        at = ((entry + i) * heads + h) * (K * V)
-        tl.store(states + at + block, state.to(states.dtype.element_ty), mask=inside)
+    tiles = tl.maximum(tl.cdiv(length, BT), 1)
+    for step in tl.range(0, tiles, disable_licm=True):
+        i = tiles - 1 - step if REVERSE else step
+        # A chunk's state belongs to the end it is entered from.
+        entered = (i + 1) % TILES == 0 or i == tiles - 1 if REVERSE else i % TILES == 0
+        if entered:
+            at = ((entry + i // TILES) * heads + h) * (K * V)
+            tl.store(states + at + block, state.to(states.dtype.element_ty), mask=inside)
         weights, total = tile_update(
-            q, k, gate, bound, i * C, ck, q_t, q_c, k_t, k_c, gate_t, gate_c, length,
-            K, C, GATE, REVERSE,
+            q, k, gate, bound, i * BT, ck, q_t, q_c, k_t, k_c, gate_t, gate_c, length,
+            K, BT, GATE, REVERSE,
         )  # fmt: skip
-        value = load_tile(w, i * C + tl.arange(0, C), cv, w_t, w_c, length, V).to(DOT)
+        value = load_tile(w, i * BT + tl.arange(0, BT), cv, w_t, w_c, length, V).to(DOT)
         state = tl.dot(
             tl.trans(weights.to(DOT)), value, state * total[:, None], input_precision=PRECISION
         )

@@ -37,7 +37,7 @@ from models.kernels.triton.common import LOG2E
 
 @triton.jit
 def load_tile(base, row, column, row_stride, column_stride, length, WIDTH: tl.constexpr):
-    """Rows `row` and columns `column` of a matrix at `base`; zeros from row `length` and column WIDTH on."""
+    """Rows `row` and columns `column` of a matrix at `base`; zero from length and WIDTH on."""
     inside = row < length
     at = row[:, None].to(tl.int64) * row_stride + column[None, :] * column_stride
     return tl.load(base + at, mask=inside[:, None] & (column < WIDTH)[None, :], other=0.0)

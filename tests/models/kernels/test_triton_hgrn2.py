@@ -73,18 +73,18 @@ def errors(
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("spread", [1.0, 8.0], ids=["mild", "saturated"])
 def test_forward_and_all_gradients(spread: float, dtype: torch.dtype) -> None:
-    found = errors(dtype, 100, spread=spread)
+    found = errors(dtype, 70, spread=spread)
     assert max(found.values()) < TOLERANCE[dtype], found
 
 
-@pytest.mark.parametrize(("tokens", "dims"), [(1, (16, 16)), (64, (40, 24)), (130, (24, 40))])
+@pytest.mark.parametrize(("tokens", "dims"), [(1, (16, 16)), (64, (40, 24)), (130, (16, 24))])
 def test_lengths_and_head_dimensions(tokens: int, dims: tuple[int, int]) -> None:
     found = errors(torch.float32, tokens, dims)
     assert max(found.values()) < 1e-5, found
 
 
 def test_packed_sequences() -> None:
-    found = errors(torch.float32, 200, bounds=(0, 1, 1, 130, 200))
+    found = errors(torch.float32, 140, bounds=(0, 1, 1, 131, 140))
     assert max(found.values()) < 1e-5, found
 
 

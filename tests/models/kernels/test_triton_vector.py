@@ -7,7 +7,7 @@ loosens them: nothing in the kernels is floored or clamped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -117,34 +117,36 @@ def check(case: Case, seed: int = 0) -> None:
 STRENGTHS = ("mild", "slow", "resets", "zeros", "mixed", "-5", "-10", "-30", "-1e4")
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_decays(strength: str, dtype: torch.dtype) -> None:
-    check(Case(strength=strength, dtype=dtype, heads=1, tokens=150))
+    check(Case(strength=strength, dtype=dtype, heads=1, tokens=135))
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 127, 128, 129, 256, 300])
+def test_float16() -> None:
+    check(Case(dtype=torch.float16, strength="mixed"))
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 128, 129, 257])
 def test_lengths(tokens: int) -> None:
     check(Case(tokens=tokens, heads=1, strength="resets"))
 
 
 @pytest.mark.parametrize(
-    ("key_dim", "value_dim"), [(1, 1), (16, 40), (40, 16), (24, 100), (100, 24), (64, 160)]
+    ("key_dim", "value_dim"), [(1, 1), (16, 40), (40, 16), (24, 100), (100, 24)]
 )
 def test_head_dimensions(key_dim: int, value_dim: int) -> None:
-    check(Case(key_dim=key_dim, value_dim=value_dim, heads=1, tokens=130))
+    check(Case(key_dim=key_dim, value_dim=value_dim, heads=1, tokens=70))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("initial", [True, False], ids=["start", "zero"])
-def test_packed_sequences(initial: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "initial"), [(torch.float32, True), (torch.float32, False), (torch.bfloat16, True)]
+)
+def test_packed_sequences(dtype: torch.dtype, initial: bool) -> None:
     """Empty, one-token, tile-sized and two-chunk sequences in one row."""
-    bounds = (0, 0, 1, 65, 65, 260, 300)
-    check(
-        Case(
-            tokens=300, heads=2, cu_seqlens=bounds, initial=initial, dtype=dtype, strength="resets"
-        )
-    )
+    bounds = (0, 0, 1, 65, 65, 200)
+    packed = Case(tokens=200, heads=1, cu_seqlens=bounds, strength="resets")
+    check(replace(packed, dtype=dtype, initial=initial))
 
 
 def test_batch_without_initial_state() -> None:
@@ -187,7 +189,7 @@ def test_a_sequence_split_anywhere_carries_its_state() -> None:
     q, k, v = (torch.randn(1, 150, 1, 16) for _ in range(3))
     decay = log_decay("mixed", (1, 150, 1, 16), torch.Generator().manual_seed(1))
     whole, final, _ = forward(q, k, v, decay)
-    for cut in (1, 77, 128):
+    for cut in (1, 77):
         first, state, _ = forward(*(x[:, :cut] for x in (q, k, v, decay)))
         second, last, _ = forward(*(x[:, cut:] for x in (q, k, v, decay)), state)
         assert error(torch.cat([first, second], 1), whole.double()) < 1e-6
@@ -232,7 +234,7 @@ def test_wrong_arguments_are_named(bad: str) -> None:
     decay = torch.zeros(1, 8, 2, 8) if bad == "decay" else x
     q = x.double() if bad == "dtype" else x
     state = torch.zeros(1, 2, 16, 8) if bad == "state" else None
-    with pytest.raises(ValueError, match="has shape|have dtypes"):
+    with pytest.raises(ValueError, match=r"has shape|have dtypes"):
         forward(q, x, x, decay, state)
 
 
