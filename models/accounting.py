@@ -17,7 +17,10 @@ Two conventions, never mixed silently:
     real width, softmax over all n keys, chunks of d / h tokens in linear attention, no embedding
     and no head. All 24 FLOPs of its Table 7 follow to the printed digit.
 
-Parameters in the `paper` convention are 4 l d^2 + 3 l d g with the real g, plus the terms of the
+    Grouped-query attention and sliding windows are not in that table, and change nothing here.
+
+Parameters in the `paper` convention are 4 l d^2 + 3 l d g with the real g (and the real width of
+the projections, for LLaMA variants that the paper does not have), plus the terms of the
 appendix: 2 l d t for the low-rank gates, l d for HGRN2's lower bounds, d^2 / h for cosFormer2's
 TPE. The printed values of LLaMA contain 4 l d more and those of cosFormer2 7 l d more (vectors
 that the paper does not itemise; the factors are read off Table 7). With them 23 of the 24 printed
@@ -68,18 +71,26 @@ def parameters(config: ModelConfig) -> dict[str, int]:
         gate), channel_mixer, norm, position (LRPE angles, TPE), decay (lower bounds, slopes).
     """
     d, layers = config.dim, config.layers
+    attention = config.heads * config.head_dim
+    mixer_bias = config.qkv_bias * _qkv_dim(config) + config.out_bias * d
+    channel_bias = config.glu_bias * (2 * config.glu_dim + d)
     lrpe_layers = sum(key_dim(config, i) > config.head_dim for i in range(layers))
     gated = config.arch in ("tnl", "cosformer2")
     return {
         "embedding": config.vocab_size * d,
         "head": 0 if config.tie_embeddings else config.vocab_size * d,
-        "token_mixer": 4 * layers * d * d,
+        "token_mixer": layers * (d * (_qkv_dim(config) + attention) + mixer_bias),
         "gate": 2 * layers * d * config.gate_dim if gated else 0,
-        "channel_mixer": 3 * layers * d * config.glu_dim,
+        "channel_mixer": layers * (3 * d * config.glu_dim + channel_bias),
         "norm": 2 * layers * d + d if config.arch == "llama" else 0,
         "position": (lrpe_layers * d if config.lrpe_learned else 0) + _tpe_parameters(config),
         "decay": _decay_parameters(config),
     }
+
+
+def _qkv_dim(config: ModelConfig) -> int:
+    """Width of q, k and v together: 3 d, but for LLaMA with grouped or resized heads."""
+    return (config.heads + 2 * config.key_value_heads) * config.head_dim
 
 
 def _has_tpe(config: ModelConfig) -> bool:
@@ -109,7 +120,8 @@ def non_embedding_parameters(config: ModelConfig, convention: Convention = "exac
         "hgrn2": layers * d,
         "cosformer2": 2 * layers * d * t + d * t + 7 * layers * d,
     }
-    return 4 * layers * d * d + 3 * layers * d * config.glu_dim + extra[config.arch]
+    projections = layers * d * (_qkv_dim(config) + config.heads * config.head_dim)
+    return projections + 3 * layers * d * config.glu_dim + extra[config.arch]
 
 
 def forward_flops_per_token(config: ModelConfig, keys: float) -> dict[str, float]:
@@ -117,21 +129,32 @@ def forward_flops_per_token(config: ModelConfig, keys: float) -> dict[str, float
 
     Args:
         config: model.
-        keys: keys a softmax query sees: (n + 1) / 2 on average in training on length n, the
-            position (counted from 1) in decoding.
+        keys: keys a softmax query sees: `mean_keys` in training, `seen_keys` in decoding.
     """
     d, layers = config.dim, config.layers
     softmax = config.arch == "llama"
     state = sum(4 * config.heads * key_dim(config, i) * config.head_dim for i in range(layers))
     gated = config.arch in ("tnl", "cosformer2")
+    attention = config.heads * config.head_dim
     return {
-        "projections": 8.0 * layers * d * d,
+        "projections": 2.0 * layers * d * (_qkv_dim(config) + attention),
         "gate": 4.0 * layers * d * config.gate_dim if gated else 0.0,
-        "attention": 4.0 * layers * d * keys if softmax else float(state),
+        "attention": 4.0 * layers * attention * keys if softmax else float(state),
         "channel_mixer": 6.0 * layers * d * config.glu_dim,
         "position": 2.0 * d * config.head_dim if _has_tpe(config) else 0.0,
         "head": 2.0 * d * config.vocab_size,
     }
+
+
+def seen_keys(config: ModelConfig, position: int) -> int:
+    """Keys that the softmax query at `position` (counted from 1) sees, itself included."""
+    return position if config.window is None else min(position, config.window)
+
+
+def mean_keys(config: ModelConfig, sequence_length: int) -> float:
+    """Keys that a softmax query sees on average in a sequence: (n + 1) / 2 without a window."""
+    n, w = sequence_length, seen_keys(config, sequence_length)
+    return (w * (w + 1) / 2 + (n - w) * w) / n
 
 
 def train_flops_per_token(
@@ -145,7 +168,7 @@ def train_flops_per_token(
         convention: `exact` or `paper` (see the module docstring).
     """
     if convention == "exact":
-        terms = forward_flops_per_token(config, (sequence_length + 1) / 2)
+        terms = forward_flops_per_token(config, mean_keys(config, sequence_length))
         terms = {name: 3 * value for name, value in terms.items()}
     else:
         terms = _paper_flops(config, sequence_length)
@@ -177,7 +200,7 @@ def paper_pflops_per_step(config: ModelConfig) -> float:
 
 def decode_flops_per_token(config: ModelConfig, position: int) -> dict[str, float]:
     """FLOPs to decode the token at `position` (counted from 1), by term, with `total`."""
-    terms = forward_flops_per_token(config, position)
+    terms = forward_flops_per_token(config, seen_keys(config, position))
     return terms | {"total": sum(terms.values())}
 
 
@@ -197,10 +220,14 @@ def state_bytes(config: ModelConfig, batch_size: int = 1, itemsize: int = 4) -> 
 def kv_cache_bytes(
     config: ModelConfig, context: int, batch_size: int = 1, itemsize: int = 2
 ) -> int:
-    """Bytes of keys and values held after `context` tokens (0 for the linear models)."""
+    """Bytes of keys and values held after `context` tokens (0 for the linear models).
+
+    A sliding window does not shrink the cache: keys that have left it are masked, not dropped.
+    """
     if config.arch != "llama":
         return 0
-    return batch_size * itemsize * 2 * config.layers * context * config.dim
+    heads = config.key_value_heads * config.head_dim
+    return batch_size * itemsize * 2 * config.layers * context * heads
 
 
 def summary(config: ModelConfig, sequence_length: int) -> Summary:

@@ -9,7 +9,7 @@ values are used here: every head has dimension 128, so 70M, 160M and 1B have 4, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
@@ -25,8 +25,70 @@ PAPER_VOCAB = 100_280
 """Vocabulary of every run in the paper (cl100k_base plus special tokens, padded)."""
 
 
+LATER = {"later": True}
+"""Metadata of fields that came after the first runs were named. Such a field enters the identity of
+a run only where it differs from its default: a new option renames no run that does without it."""
+
+
 class ConfigError(ValueError):
     """A configuration value that cannot work; the message names field, value and remedy."""
+
+
+SOFTMAX_ONLY = (
+    "kv_heads",
+    "head_size",
+    "rope_scaling",
+    "window",
+    "qkv_bias",
+    "out_bias",
+    "glu_bias",
+)
+"""Fields of `ModelConfig` that only `llama` has."""
+
+RopeKind = Literal["linear", "dynamic", "yarn", "llama3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched to contexts beyond the trained one (`models.rope`)."""
+
+    kind: RopeKind
+    """`linear`: positions divided by `factor`. `dynamic`: NTK-aware base that grows with the length
+    of the call. `yarn`: by parts with a temperature (arXiv 2309.00071). `llama3`: by wavelength."""
+    factor: float
+    """Ratio of the wanted context to the trained one, at least 1."""
+    original_length: int | None = None
+    """Context of the original training in tokens (not for `linear`)."""
+    attention_factor: float | None = None
+    """`yarn`: multiplies cos and sin. None: 0.1 ln(factor) + 1."""
+    beta_fast: float = 32.0
+    """`yarn`: channels that turn more often than this in the original context keep their angle."""
+    beta_slow: float = 1.0
+    """`yarn`: channels that turn less often than this are interpolated in full."""
+    truncate: bool = True
+    """`yarn`: round the two channel boundaries outwards to whole channels."""
+    low_freq_factor: float = 1.0
+    """`llama3`: wavelengths above original_length / low_freq_factor are interpolated in full."""
+    high_freq_factor: float = 4.0
+    """`llama3`: wavelengths below original_length / high_freq_factor stay as they are."""
+
+    def __post_init__(self) -> None:
+        where = "model.rope_scaling."
+        if self.kind not in get_args(RopeKind):
+            choices = ", ".join(get_args(RopeKind))
+            raise ConfigError(f"{where}kind={self.kind!r}: choose one of {choices}.")
+        if not self.factor >= 1:
+            raise ConfigError(f"{where}factor={self.factor}: must be at least 1.")
+        if self.kind != "linear" and (self.original_length is None or self.original_length < 1):
+            raise ConfigError(
+                f"{where}original_length={self.original_length}: {self.kind} scaling needs the "
+                "context of the original training, a positive number of tokens."
+            )
+        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"{where}low_freq_factor={self.low_freq_factor}: must be above 0 and below "
+                f"high_freq_factor={self.high_freq_factor}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +109,7 @@ class ModelConfig:
     layers: int
     """Number of blocks l."""
     heads: int
-    """Heads h; the head dimension is dim / heads."""
+    """Heads h; the head dimension is dim / heads unless `head_size` says otherwise."""
     glu_dim: int
     """Hidden width g of the channel mixer (three d x g matrices)."""
     tie_embeddings: bool = True
@@ -74,20 +136,42 @@ class ModelConfig:
     """Standard deviation of every weight matrix. None: 0.02 at all widths (the paper does not
     state its initialisation; the authors' released configurations have 0.02)."""
 
+    kv_heads: int | None = field(default=None, metadata=LATER)
+    """Key and value heads of `llama`, each shared by heads / kv_heads query heads (grouped-query
+    attention, arXiv 2305.13245). None: as many as heads."""
+    head_size: int | None = field(default=None, metadata=LATER)
+    """Head dimension of `llama` where it is not dim / heads. None: dim / heads."""
+    rope_scaling: RopeScaling | None = field(default=None, metadata=LATER)
+    """Stretching of `llama`'s rotary frequencies; None: none."""
+    window: int | None = field(default=None, metadata=LATER)
+    """Keys that a query of `llama` sees, itself included (sliding-window attention). None: all."""
+    qkv_bias: bool = field(default=False, metadata=LATER)
+    """Biases of `llama`'s query, key and value projections."""
+    out_bias: bool = field(default=False, metadata=LATER)
+    """Bias of `llama`'s attention output projection."""
+    glu_bias: bool = field(default=False, metadata=LATER)
+    """Biases of `llama`'s channel mixer."""
+    glu_activation: Literal["silu", "none"] | None = field(default=None, metadata=LATER)
+    """Activation of the channel mixer's gate. None: that of the paper, SiLU for `llama` and none
+    for the linear models."""
+
     def __post_init__(self) -> None:
         for name, choices in (
             ("arch", ARCHS),
             ("decay_slopes", ("alibi", "linear", "none")),
             ("tnl_lrpe", ("none", "first", "all")),
+            ("glu_activation", ("silu", "none", None)),
         ):
             value = getattr(self, name)
             if value not in choices:
-                raise ConfigError(f"model.{name}={value!r}: choose one of {', '.join(choices)}.")
+                names = ", ".join(str(choice).lower() for choice in choices)
+                raise ConfigError(f"model.{name}={value!r}: choose one of {names}.")
         for name in ("vocab_size", "dim", "layers", "heads", "glu_dim"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"model.{name}={value!r}: must be a positive whole number.")
-        if self.dim % self.heads:
+        self._check_softmax_options()
+        if self.head_size is None and self.dim % self.heads:
             divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             near = min(divisors, key=lambda h: (abs(h - self.heads), h))
             raise ConfigError(
@@ -96,8 +180,9 @@ class ModelConfig:
             )
         if self.arch == "llama" and self.head_dim % 2:
             raise ConfigError(
-                f"model.dim={self.dim} with model.heads={self.heads} gives head dimension "
-                f"{self.head_dim}; rotary embeddings need an even one."
+                f"model.dim={self.dim} with model.heads={self.heads} and "
+                f"model.head_size={self.head_size} gives head dimension {self.head_dim}; rotary "
+                "embeddings need an even one."
             )
         if self.learn_decay and self.decay_slopes == "none":
             raise ConfigError(
@@ -109,10 +194,36 @@ class ModelConfig:
         if not self.norm_eps > 0:
             raise ConfigError(f"model.norm_eps={self.norm_eps}: must be above 0.")
 
+    def _check_softmax_options(self) -> None:
+        """Fields that only `llama` has, and their ranges."""
+        for name in ("kv_heads", "head_size", "window"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or value < 1):
+                raise ConfigError(
+                    f"model.{name}={value!r}: must be a positive whole number, or None."
+                )
+        if self.heads % self.key_value_heads:
+            raise ConfigError(
+                f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; every "
+                "key-value head must serve equally many query heads."
+            )
+        if self.arch != "llama":
+            for name in SOFTMAX_ONLY:
+                if (value := getattr(self, name)) not in (None, False):
+                    raise ConfigError(
+                        f"model.{name}={value!r} with model.arch={self.arch!r}: only llama has "
+                        "this option; leave it out."
+                    )
+
     @property
     def head_dim(self) -> int:
-        """Dimension of one head, d / h."""
-        return self.dim // self.heads
+        """Dimension of one head: d / h unless `head_size` is set."""
+        return self.dim // self.heads if self.head_size is None else self.head_size
+
+    @property
+    def key_value_heads(self) -> int:
+        """Key and value heads with the default resolved."""
+        return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def gate_dim(self) -> int:

@@ -107,6 +107,8 @@ class LanguageModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif (reset := getattr(module, "reset_parameters", None)) is not None:
                 reset()
 

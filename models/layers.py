@@ -123,15 +123,17 @@ class GLU(nn.Module):
     """Channel mixer [U * act(V)] W_down with U = x W_up and V = x W_gate.
 
     act is SiLU in LLaMA (SwiGLU, arXiv 2406.16690 eq. 7) and the identity in the linear models
-    (SGLU, eqs. 10, 14, 18).
+    (SGLU, eqs. 10, 14, 18), unless `config.glu_activation` names another.
     """
 
     def __init__(self, config: ModelConfig, activation: Activation | None) -> None:
         super().__init__()
+        if config.glu_activation is not None:
+            activation = F.silu if config.glu_activation == "silu" else None
         self.activation = activation
-        self.up = nn.Linear(config.dim, config.glu_dim, bias=False)
-        self.gate = nn.Linear(config.dim, config.glu_dim, bias=False)
-        self.down = nn.Linear(config.glu_dim, config.dim, bias=False)
+        self.up = nn.Linear(config.dim, config.glu_dim, bias=config.glu_bias)
+        self.gate = nn.Linear(config.dim, config.glu_dim, bias=config.glu_bias)
+        self.down = nn.Linear(config.glu_dim, config.dim, bias=config.glu_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate(x)  # (..., g)
@@ -158,38 +160,6 @@ class LowRankGate(nn.Module):
 def angle_dtype(dtype: torch.dtype) -> torch.dtype:
     """Angles and rotations are computed in float32, or in float64 for a float64 model."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def rotary_angles(
-    positions: Tensor, head_dim: int, base: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * base^(-2c / head_dim), c = 0 .. head_dim / 2 - 1.
-
-    Source: RoFormer, arXiv 2104.09864, section 3.2.2; LLaMA's layout (halves, not pairs).
-
-    Args:
-        positions: (B or 1, T) integers.
-        head_dim: even.
-        base: of the frequencies.
-        dtype: of the model.
-
-    Returns:
-        Two tensors (B or 1, T, 1, head_dim / 2).
-    """
-    dtype = angle_dtype(dtype)
-    channel = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype)
-    angles = positions.to(dtype)[..., None, None] * base ** (-channel / head_dim)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs (c, c + K/2) of x (B, T, H, K) by the angles of `rotary_angles`."""
-    first, second = x.chunk(2, dim=-1)  # (B, T, H, K/2)
-    turned = (
-        torch.addcmul(first * cos, second, sin, value=-1),
-        torch.addcmul(second * cos, first, sin),
-    )
-    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 class FullPrecision(nn.Module):

@@ -6,12 +6,17 @@ with R the rotary encoding, a causal mask, RMSNorm with weights and a SwiGLU cha
 paper does not state norm type and rotary base: RMSNorm and 10000 are LLaMA's own (arXiv
 2302.13971).
 
+Options for models of the family, all off in the paper's: grouped-query attention (`kv_heads`), a
+head dimension of its own (`head_size`), stretched rotary frequencies (`rope_scaling`, see
+`models.rope`), a sliding window (`window`; arXiv 2310.06825) and biases.
+
 Data flow: 1. one product gives q, k, v; 2. q and k are rotated by their positions; 3. softmax
 attention through `scaled_dot_product_attention`; 4. output projection.
 
-The state is a key-value cache (N, capacity, H, K): slot p holds the token at position p, and slots
-at or above a sequence's length are never read. Packed sequences use an explicit mask of T x T (or
-T x N capacity with a state), so that packing costs memory quadratic in the packed length.
+The state is a key-value cache (N, capacity, key-value heads, K): slot p holds the token at position
+p, and slots at or above a sequence's length are never read. Under a sliding window all keys stay in
+the cache and older ones are masked. Packed sequences and windows shorter than the call use an
+explicit mask of T x T (or T x N capacity with a state), memory quadratic in the packed length.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import ConfigError, ModelConfig
+from models.config import ModelConfig
 from models.layers import (
     Architecture,
     LayerState,
@@ -29,9 +34,8 @@ from models.layers import (
     Span,
     Stem,
     TokenMixer,
-    rotary_angles,
-    rotate,
 )
+from models.rope import rotary_angles, rotate, sequence_lengths
 
 INITIAL_CAPACITY = 128
 """Cache slots of a fresh state; `reserve` doubles it as needed."""
@@ -44,14 +48,14 @@ class RotaryStem(Stem):
         self, x: Tensor, span: Span, state: LayerState | None
     ) -> tuple[Tensor, list[Shared], LayerState]:
         config = self.config
-        angles = rotary_angles(span.positions, config.head_dim, config.rope_base, x.dtype)
+        angles = rotary_angles(config, span.positions, sequence_lengths(span), x.dtype)
         return x, [angles] * config.layers, {}
 
     def step(
         self, x: Tensor, positions: Tensor, state: LayerState
     ) -> tuple[Tensor, list[Shared], LayerState]:
         config = self.config
-        angles = rotary_angles(positions[:, None], config.head_dim, config.rope_base, x.dtype)
+        angles = rotary_angles(config, positions[:, None], positions[:, None] + 1, x.dtype)
         return x, [angles] * config.layers, state
 
 
@@ -62,25 +66,27 @@ class SoftmaxAttention(TokenMixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        if config.head_dim % 2:
-            raise ConfigError(
-                f"model.dim={config.dim} with model.heads={config.heads} gives head dimension "
-                f"{config.head_dim}; rotary embeddings need an even one."
-            )
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.heads, self.kv_heads = config.heads, config.key_value_heads
+        self.head_dim, self.window = config.head_dim, config.window
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv = nn.Linear(config.dim, width, bias=config.qkv_bias)
+        self.out = nn.Linear(self.heads * self.head_dim, config.dim, bias=config.out_bias)
 
     def _project(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated q and k, and v, each (B, T, H, K)."""
+        """Rotated q (B, T, H, K) and k, and v, (B, T, key-value heads, K)."""
         cos, sin = shared
-        qk, v = self.qkv(x).split((2 * x.shape[-1], x.shape[-1]), dim=-1)
-        qk = rotate(qk.unflatten(-1, (2 * self.heads, self.head_dim)), cos, sin)
-        q, k = qk.chunk(2, dim=2)
-        return q, k, v.unflatten(-1, (self.heads, self.head_dim))
+        rotated = self.heads + self.kv_heads
+        qkv = self.qkv(x).unflatten(-1, (rotated + self.kv_heads, self.head_dim))
+        qk, v = qkv.split((rotated, self.kv_heads), dim=2)
+        q, k = rotate(qk, cos, sin).split((self.heads, self.kv_heads), dim=2)
+        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax attention of q (B, T, H, K) over k, v (B, S, H, K); mask None: causal."""
+        """Softmax attention of q (B, T, H, K) over k, v (B, S, ., K); mask None: causal."""
+        if self.kv_heads < self.heads:
+            # On the CPU repeated keys are faster than the kernel's own grouping.
+            group = self.heads // self.kv_heads
+            k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -95,16 +101,19 @@ class SoftmaxAttention(TokenMixer):
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, shared)
         if state is None and span.sequence is None:
-            return self._attend(q, k, v, None), {"k": k, "v": v} if span.keep_state else {}
+            mask = None
+            if self.window is not None and self.window < x.shape[1]:
+                mask = _visible(span.positions[0][:, None], span.positions[0], self.window)
+            return self._attend(q, k, v, mask), {"k": k, "v": v} if span.keep_state else {}
         if state is None and not span.keep_state:
-            return self._attend(q, k, v, _packed_mask(span)), {}
+            return self._attend(q, k, v, _packed_mask(span, self.window)), {}
         if state is None:
             assert span.cu_seqlens is not None
-            empty = k.new_zeros(span.cu_seqlens.numel() - 1, 0, self.heads, self.head_dim)
+            empty = k.new_zeros(span.cu_seqlens.numel() - 1, 0, self.kv_heads, self.head_dim)
             state = {"k": empty, "v": empty}
         state = _write(state, k, v, span)
         keys, values = state["k"], state["v"]
-        mask = _cache_mask(span, keys)
+        mask = _cache_mask(span, keys, self.window)
         if span.sequence is not None:
             keys, values = keys.flatten(0, 1)[None], values.flatten(0, 1)[None]
         return self._attend(q, keys, values, mask), state
@@ -117,14 +126,18 @@ class SoftmaxAttention(TokenMixer):
         state["k"].index_put_((rows, positions), k[:, 0].to(state["k"].dtype))
         state["v"].index_put_((rows, positions), v[:, 0].to(state["v"].dtype))
         slots = torch.arange(state["k"].shape[1], device=x.device)
-        mask = (slots <= positions[:, None])[:, None, None]  # (B, 1, 1, S)
-        out = self._attend(q, state["k"].to(q.dtype), state["v"].to(q.dtype), mask)
-        return out[:, 0], state
+        mask = _visible(positions[:, None], slots, self.window)[:, None, None]  # (B, 1, 1, S)
+        # The query heads of a key-value head stand where queries of one head would: no key is
+        # read twice.
+        q = q.unflatten(2, (self.kv_heads, -1))[:, 0]  # (B, key-value heads, group, K)
+        keys, values = (state[name].transpose(1, 2).to(q.dtype) for name in ("k", "v"))
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return self.out(out.flatten(1)), state
 
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> LayerState:
-        shape = (batch_size, INITIAL_CAPACITY, self.heads, self.head_dim)
+        shape = (batch_size, INITIAL_CAPACITY, self.kv_heads, self.head_dim)
         return {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
 
     def reserve(self, state: LayerState, capacity: int) -> LayerState:
@@ -150,21 +163,27 @@ def _write(state: LayerState, k: Tensor, v: Tensor, span: Span) -> LayerState:
     return written
 
 
-def _packed_mask(span: Span) -> Tensor:
-    """(T, T): a token sees itself and earlier tokens of its own sequence."""
+def _visible(positions: Tensor, slots: Tensor, window: int | None) -> Tensor:
+    """Whether a query at a position sees the key in a slot: not later, and within the window."""
+    seen = slots <= positions
+    return seen if window is None else seen & (slots > positions - window)
+
+
+def _packed_mask(span: Span, window: int | None) -> Tensor:
+    """(T, T): which tokens of its own sequence a token sees."""
     assert span.sequence is not None
     same = span.sequence[:, None] == span.sequence
-    return same & (span.positions[0][:, None] >= span.positions[0])
+    return same & _visible(span.positions[0][:, None], span.positions[0], window)
 
 
-def _cache_mask(span: Span, cache: Tensor) -> Tensor:
-    """Which slots of the cache (N, S, H, K) each token sees: (B, 1, T, S) or (T, N S)."""
+def _cache_mask(span: Span, cache: Tensor, window: int | None) -> Tensor:
+    """Which slots of the cache (N, S, ., K) each token sees: (B, 1, T, S) or (T, N S)."""
     slots = torch.arange(cache.shape[1], device=cache.device)
     if span.sequence is None:
-        return (slots <= span.positions[..., None])[:, None]
+        return _visible(span.positions[..., None], slots, window)[:, None]
     rows = torch.arange(cache.shape[0], device=cache.device)
     same = span.sequence[:, None, None] == rows[:, None]  # (T, N, 1)
-    return (same & (slots <= span.positions[0][:, None, None])).flatten(1)
+    return (same & _visible(span.positions[0][:, None, None], slots, window)).flatten(1)
 
 
 ARCHITECTURE = Architecture(

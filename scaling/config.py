@@ -9,6 +9,8 @@ Identity. `run_id` is the run's name and eight hex digits of the SHA-256 of the 
 what is learnt. Names and labels, the checkpoint interval and `parallel` (devices, micro-batches,
 compilation) stay outside: a run started on one machine is the same run on another. The precision
 is the exception among the parallel fields: bf16 changes the numbers, so it is hashed.
+Fields that came later (`models.config.LATER`) are hashed only where they differ from their default:
+an option that a run does without does not rename it.
 A corpus of files is identified by the text of its pattern; give a relative one, so that a project
 can move. Its content is fingerprinted in the run record.
 """
@@ -20,10 +22,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from models.config import ConfigError, ModelConfig
-from scaling.fields import check, hints, parse, unknown_name
+from scaling.fields import check, hints, identity, parse, unknown_name
 
 
 class _Part:
@@ -314,7 +316,7 @@ class RunConfig(_Part):
     @property
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
-        semantic = self.to_json()
+        semantic = identity(self)
         semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel"):
             del semantic[label]
@@ -382,8 +384,9 @@ def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
         if name not in known:
             raise unknown_name(prefix + name, [prefix + n for n in known])
         hint = hints(cls)[name]
-        if is_dataclass(hint):
-            arguments[name] = _build(hint, value, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
+        part = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
+        if part is not None and (part is hint or isinstance(value, Mapping)):
+            arguments[name] = _build(part, cast("Any", value), f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
         else:
             arguments[name] = check(hint, value, prefix + name)
     missing = [

@@ -8,14 +8,18 @@ them, so that a value from Python, from JSON or from the command line passes thr
 2. `parse(hint, text, path)` reads command-line text by the same hints (`none`, `true`, `1e6`,
    `0.9,0.95`) and then checks it.
 3. `unknown_name(path, known)` is the error for a name that does not exist, with the nearest one.
+4. `identity(part)` is what a configuration is hashed by: its values, less those later fields
+   (`models.config.LATER`) that stand at their default.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import json
 import types
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from models.config import ConfigError
@@ -124,3 +128,13 @@ def unknown_name(path: str, known: Iterable[str]) -> ConfigError:
     ]
     remedy = f"did you mean {near[0]}?" if near else f"known names: {', '.join(sorted(names))}."
     return ConfigError(f"{path}: no such field; {remedy}")
+
+
+def identity(part: Any) -> dict[str, Any]:
+    """Plain JSON types of a dataclass, less the later fields that stand at their default."""
+    values: dict[str, Any] = {}
+    for known in fields(part):
+        value = getattr(part, known.name)
+        if not (known.metadata.get("later") and value == known.default):
+            values[known.name] = identity(value) if is_dataclass(value) else value
+    return json.loads(json.dumps(values))

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from mixer_contract import MixerContract
 
-from models.config import toy_config
+from models.config import RopeScaling, toy_config
 
 
 class TestLlama(MixerContract):
     config = toy_config("llama", 64, vocab_size=61, layers=2)
+
+
+class TestGroupedWindowedLlama(MixerContract):
+    config = toy_config("llama", 64, vocab_size=61, layers=2).replace(
+        kv_heads=2,
+        head_size=24,
+        window=70,
+        qkv_bias=True,
+        out_bias=True,
+        glu_bias=True,
+        rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_length=80),
+    )
 
 
 class TestTNL(MixerContract):

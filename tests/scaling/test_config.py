@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.config import ConfigError, toy_config
+from models.config import ConfigError, RopeScaling, toy_config
 from scaling.config import BudgetConfig, DataConfig, RunConfig, dotted_names
 
 RUN = RunConfig(
@@ -122,6 +123,18 @@ def test_what_changes_the_result_changes_the_identity(assignment: str) -> None:
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_the_identity(assignment: str) -> None:
     assert RUN.override([assignment]).run_id == RUN.run_id
+
+
+def test_later_options_rename_only_runs_that_use_them() -> None:
+    llama = dataclasses.replace(RUN, model=toy_config("llama", 32, vocab_size=257))
+    grouped = dataclasses.replace(llama, model=llama.model.replace(kv_heads=2))
+    stretched = llama.model.replace(rope_scaling=RopeScaling(kind="linear", factor=2.0))
+    stretched = dataclasses.replace(llama, model=stretched)
+    assert len({run.run_id for run in (llama, grouped, stretched)}) == 3
+    assert RunConfig.from_json(json.loads(json.dumps(stretched.to_json()))) == stretched
+    old = llama.to_json()
+    del old["model"]["kv_heads"], old["model"]["rope_scaling"]
+    assert RunConfig.from_json(old).run_id == llama.run_id
 
 
 def test_identity_is_stable() -> None:
