@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
 import tempfile
 import threading
@@ -187,6 +188,7 @@ def main() -> None:
                     "ratio_q3": round(high, 4),
                     "pairs": len(ratios),
                     "torch": torch.__version__,
+                    "load_average": round(os.getloadavg()[0], 1),
                     "cpu": cpu_name(),
                 }
             )

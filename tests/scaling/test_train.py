@@ -24,7 +24,7 @@ import torch
 
 from models.accounting import summary
 from models.config import ARCHS, Arch
-from scaling import parallel, record
+from scaling import callbacks, parallel, record
 from scaling.config import RunConfig
 from scaling.record import load_model, read_states
 from scaling.shards import prepare
@@ -203,6 +203,57 @@ def test_records_are_thinned_on_long_runs(
     assert of_twelve["loss"] == pytest.approx(sum(losses[s] for s in range(9, 13)) / 4)
     of_six = next(m for m in few if (m["segment"], m["step"]) == ("trunk", 6))
     assert of_six["loss"] == pytest.approx((losses[5] + losses[6]) / 2)
+
+
+def test_what_a_person_sees_while_it_trains(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Log line, heartbeat and progress bar, at every step instead of every few seconds."""
+    monkeypatch.setattr(callbacks, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "STATUS_SECONDS", 0.0)
+    config = make_run()
+    seen: list[dict[str, Any]] = []
+    real = record.RunRecord.write_status
+
+    def spy(self: record.RunRecord, state: record.State, **fields: Any) -> None:
+        real(self, state, **fields)
+        seen.append(json.loads((self.path / "status.json").read_text()))
+
+    monkeypatch.setattr(record.RunRecord, "write_status", spy)
+    train(config, tmp_path, progress=True)
+    beats = [s for s in seen if s["state"] == "running" and s["eta_seconds"] is not None]
+    steps = 6 + 2 + 2 + 4 + 9 + 7
+    per_step = config.tokens_per_step
+    assert [beat["tokens"] for beat in beats] == [s * per_step for s in range(1, steps + 1)]
+    assert all(beat["tokens_total"] == steps * per_step for beat in beats)
+    assert all(beat["tokens_per_second"] > 0 for beat in beats)
+    assert beats[-1]["eta_seconds"] == 0
+    (line,) = (
+        line
+        for line in (tmp_path / config.run_id / "log.txt").read_text().splitlines()
+        if "trunk step 17/17 | 2,176 tokens | loss " in line
+    )
+    assert all(part in line for part in (" bpb) | lr 0.003 | grad ", " tok/s | ETA 0:00:"))
+    assert config.name in capsys.readouterr().err
+
+
+def test_checkpoints_by_wall_time(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_run("budget.checkpoint_every_tokens=none")
+    train(config, tmp_path / "never")  # shorter than a minute
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    saved: list[int] = []
+    real = callbacks.save
+
+    def spy(journal: callbacks.Journal, *rest: Any) -> None:
+        saved.append(journal.step)
+        real(journal, *rest)
+
+    monkeypatch.setattr(callbacks, "save", spy)
+    train(config, tmp_path / "always")
+    assert saved == [*range(1, 6), 7, 7, *range(9, 12), *range(9, 17), *range(18, 24)]
+    assert result(config, tmp_path / "always") == result(config, tmp_path / "never")
 
 
 # --- killed -------------------------------------------------------------------------------------
