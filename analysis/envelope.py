@@ -19,6 +19,7 @@ power law, compute in PFLOP/s-days, N and D regressed independently.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -154,97 +155,121 @@ def envelope(
     Raises:
         AnalysisError: columns absent, fewer than three models, or no interior envelope.
     """
-    table, dropped = _curves(curves, options, c=c, n=n, d=d, loss=loss, run=run)
-    runs = np.unique(table["run"].to_numpy())
-    models = table["n"].nunique()
+    table, dropped = _curves(curves, options, {"c": c, "n": n, "d": d, "loss": loss}, run)
+    models = len(np.unique(table.n))
     if models < 3:
         raise AnalysisError(f"an envelope needs curves of at least 3 model sizes, got {models}")
     frontier = _frontier(table, options)
-    used = frontier[frontier["interior"]] if options.interior else frontier
-    if used["n"].nunique() < 2 or len(used) < 4:
+    used = frontier.take(frontier.interior) if options.interior else frontier
+    if not _regressable(used):
         raise AnalysisError(
-            f"the envelope has {len(used)} usable points on {used['n'].nunique()} model size(s): "
-            "the best model is the smallest or the largest almost everywhere. Train more sizes or "
-            "longer, or pass interior=False to regress on the edges as well"
+            f"the envelope has {len(used.c)} usable points on {len(np.unique(used.n))} model "
+            "size(s): the best model is the smallest or the largest almost everywhere. Train more "
+            "sizes or longer, or pass interior=False to regress on the edges as well"
         )
     params, n_line, d_line = _regress(used, options.form)
-    warnings = _warnings(curves, frontier, used, params, options, dropped)
-    draws = _bootstrap(table, options, runs, list(params), bootstrap, seed) if bootstrap else {}
-    return EnvelopeFit(options, frontier, params, n_line, d_line, draws, warnings)
+    cosine = "schedule" in curves.columns and "cosine" in set(curves["schedule"].astype(str))
+    warnings = _warnings(frontier, used, params, options, dropped, len(curves), cosine)
+    draws = _bootstrap(table, options, list(params), bootstrap, seed) if bootstrap else {}
+    frame = pd.DataFrame({
+        "c": frontier.c, "loss": frontier.loss, "n": frontier.n, "d": frontier.d,
+        "run": [table.names[k] for k in frontier.run], "interior": frontier.interior,
+    })  # fmt: skip
+    return EnvelopeFit(options, frame, params, n_line, d_line, draws, warnings)
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Points of curves or of their frontier, arrays of one length."""
+
+    c: Array
+    n: Array
+    d: Array
+    loss: Array
+    run: NDArray[np.intp]
+    """Index into `names`."""
+    interior: NDArray[np.bool_]
+    names: list[str]
+
+    def take(self, index: NDArray[np.bool_] | NDArray[np.intp]) -> _Points:
+        """Selected points."""
+        return _Points(self.c[index], self.n[index], self.d[index], self.loss[index],
+                       self.run[index], self.interior[index], self.names)  # fmt: skip
 
 
 def _curves(
-    curves: pd.DataFrame, options: EnvelopeOptions, *, c: str, n: str, d: str, loss: str, run: str
-) -> tuple[pd.DataFrame, int]:
-    """Columns c, n, d, loss, run: usable points, warm-up dropped, smoothed; and rows dropped."""
-    for name in (c, n, d, loss, run):
+    curves: pd.DataFrame, options: EnvelopeOptions, columns: dict[str, str], run: str
+) -> tuple[_Points, int]:
+    """Usable points sorted by run and compute, warm-up dropped, smoothed; and rows dropped."""
+    for name in (*columns.values(), run):
         if name not in curves.columns:
             raise AnalysisError(f"curves have no column {name!r}; they have "
                                 f"{', '.join(map(str, curves.columns))}")  # fmt: skip
-    table = pd.DataFrame({
-        key: pd.to_numeric(curves[name], errors="coerce").to_numpy(dtype=float)
-        for key, name in (("c", c), ("n", n), ("d", d), ("loss", loss))
-    })  # fmt: skip
-    table["c"] /= options.unit
-    table["run"] = curves[run].astype(str).to_numpy()
-    numbers = table[["c", "n", "d", "loss"]].to_numpy()
-    good = (np.isfinite(numbers) & (numbers > 0)).all(axis=1)
-    dropped = int((~good).sum())
-    table = table[good].sort_values(["run", "c"], kind="stable")
-    longest = table.groupby("run")["d"].transform("max")
-    table = table[table["d"] >= options.skip * longest].reset_index(drop=True)
+    values = {k: np.asarray(pd.to_numeric(curves[name], errors="coerce"), dtype=np.float64)
+              for k, name in columns.items()}  # fmt: skip
+    values["c"] = values["c"] / options.unit
+    names, code = np.unique(np.asarray(curves[run].astype(str), dtype=str), return_inverse=True)
+    good = np.ones(len(curves), dtype=bool)
+    for each in values.values():
+        good &= np.isfinite(each) & (each > 0)
+    longest = np.zeros(len(names))
+    np.maximum.at(longest, code[good], values["d"][good])
+    late = good & (values["d"] >= options.skip * longest[code])
+    order = np.flatnonzero(late)
+    order = order[np.lexsort((values["c"][order], code[order]))]
+    loss, which = values["loss"][order], code[order]
     if options.smooth > 1:
-        logs = pd.Series(np.log(table["loss"].to_numpy()))
-        rolled = logs.groupby(table["run"].to_numpy()).transform(
-            lambda v: v.rolling(options.smooth, center=True, min_periods=1).mean()
-        )
-        table["loss"] = np.exp(rolled.to_numpy())
-    return table, dropped
+        loss = np.concatenate([
+            _smooth(loss[which == k], options.smooth) for k in np.unique(which)
+        ])  # fmt: skip
+    points = _Points(values["c"][order], values["n"][order], values["d"][order], loss, which,
+                     np.ones(len(order), dtype=bool), [str(v) for v in names])  # fmt: skip
+    return points, int((~good).sum())
 
 
-def _frontier(table: pd.DataFrame, options: EnvelopeOptions) -> pd.DataFrame:
+def _smooth(loss: Array, width: int) -> Array:
+    """Centred moving average of log loss; the window shrinks at the ends."""
+    total = np.concatenate([[0.0], np.cumsum(np.log(loss))])
+    at = np.arange(len(loss))
+    low = np.maximum(at - (width - 1) // 2, 0)
+    high = np.minimum(at + width // 2 + 1, len(loss))
+    return np.exp((total[high] - total[low]) / (high - low))
+
+
+def _frontier(table: _Points, options: EnvelopeOptions) -> _Points:
+    """The lowest points in compute, marked `interior` unless on an edge of the design."""
     found = _hull(table) if options.method == "hull" else _grid(table, options.points)
-    sizes = table["n"]
-    edge = (found["n"] == sizes.min()) | (found["n"] == sizes.max()) | found["end"]
-    found["interior"] = ~edge
-    return found.drop(columns="end").reset_index(drop=True)
+    edge = (found.n == table.n.min()) | (found.n == table.n.max())
+    return dataclasses.replace(found, interior=found.interior & ~edge)
 
 
-def _grid(table: pd.DataFrame, points: int) -> pd.DataFrame:
+def _grid(table: _Points, points: int) -> _Points:
     """The lowest curve at log-spaced budgets; curves are interpolated in log C, log loss."""
-    c = table["c"].to_numpy()
-    grid = np.geomspace(c.min(), c.max(), points)
-    rows: list[tuple[Array, Array, Array, NDArray[np.bool_]]] = []
-    names: list[str] = []
-    sizes: list[float] = []
-    for name, part in table.groupby("run", sort=True):
-        x, start = np.unique(np.log(part["c"].to_numpy()), return_index=True)
-        y = np.log(part["loss"].to_numpy())[start]
-        z = np.log(part["d"].to_numpy())[start]
-        at = np.log(grid)
+    at = np.linspace(np.log(table.c.min()), np.log(table.c.max()), points)
+    runs = np.unique(table.run)
+    losses = np.full((len(runs), points), np.inf)
+    tokens, last = np.empty_like(losses), np.empty(losses.shape, dtype=bool)
+    sizes = np.empty(len(runs))
+    for k, run in enumerate(runs):
+        rows = np.flatnonzero(table.run == run)
+        x, start = np.unique(np.log(table.c[rows]), return_index=True)
         inside = (at >= x[0] - 1e-12) & (at <= x[-1] + 1e-12)
-        last = at > x[max(0, len(x) - 2)]
-        rows.append((np.where(inside, np.interp(at, x, y), np.inf), np.interp(at, x, z), at, last))
-        names.append(str(name))
-        sizes.append(float(part["n"].iloc[0]))
-    losses = np.stack([r[0] for r in rows])
+        losses[k, inside] = np.interp(at, x, np.log(table.loss[rows[start]]))[inside]
+        tokens[k] = np.interp(at, x, np.log(table.d[rows[start]]))
+        last[k] = at > x[max(0, len(x) - 2)]
+        sizes[k] = table.n[rows[0]]
     best = losses.argmin(axis=0)
     column = np.arange(points)
-    frame = pd.DataFrame({
-        "c": grid,
-        "loss": np.exp(losses[best, column]),
-        "n": np.array(sizes)[best],
-        "d": np.exp(np.stack([r[1] for r in rows])[best, column]),
-        "run": np.array(names)[best],
-        "end": np.stack([r[3] for r in rows])[best, column],
-    })  # fmt: skip
-    return frame[np.isfinite(losses[best, column])]
+    found = _Points(np.exp(at), sizes[best], np.exp(tokens[best, column]),
+                    np.exp(losses[best, column]), runs[best], ~last[best, column],
+                    table.names)  # fmt: skip
+    return found.take(np.isfinite(losses[best, column]))
 
 
-def _hull(table: pd.DataFrame) -> pd.DataFrame:
+def _hull(table: _Points) -> _Points:
     """Lower convex hull in (log C, log loss), from the left end to the lowest point."""
-    ordered = table.sort_values(["c", "loss"], kind="stable").reset_index(drop=True)
-    x, y = np.log(ordered["c"].to_numpy()), np.log(ordered["loss"].to_numpy())
+    order = np.lexsort((table.loss, table.c))
+    x, y = np.log(table.c[order]), np.log(table.loss[order])
     chain: list[int] = []
     for i in range(len(x)):  # Andrew's monotone chain
         while len(chain) >= 2:
@@ -257,20 +282,24 @@ def _hull(table: pd.DataFrame) -> pd.DataFrame:
     for i in chain[1:]:
         if y[i] < y[falling[-1]]:
             falling.append(i)
-    found = ordered.iloc[falling].copy()
-    final = table.groupby("run")["c"].max()
-    found["end"] = found["c"].to_numpy() >= final.loc[found["run"]].to_numpy()
-    return found
+    found = table.take(order[falling])
+    end = np.zeros(len(table.names))
+    np.maximum.at(end, table.run, table.c)
+    return dataclasses.replace(found, interior=found.c < end[found.run])
 
 
-def _regress(used: pd.DataFrame, form: str) -> tuple[dict[str, float], Line, Line]:
-    c = used["c"].to_numpy()
-    n_line, d_line = fit_line(c, used["n"].to_numpy()), fit_line(c, used["d"].to_numpy())
+def _regressable(used: _Points) -> bool:
+    return len(used.c) >= 4 and len(np.unique(used.n)) >= 2
+
+
+def _regress(used: _Points, form: str) -> tuple[dict[str, float], Line, Line]:
+    n_line, d_line = fit_line(used.c, used.n), fit_line(used.c, used.d)
     if form == "power_c":
-        line = fit_line(c, used["loss"].to_numpy())
+        line = fit_line(used.c, used.loss)
         law = {"A": line.coefficient, "alpha": -line.exponent}
     else:
-        fit = fit_law(form, used[["c", "loss"]], c="c", objective="least_squares", starts=4)
+        points = pd.DataFrame({"c": used.c, "loss": used.loss})
+        fit = fit_law(form, points, c="c", objective="least_squares", starts=4)
         law = {k: fit.params[k] for k in ("E", "A", "alpha")}
     split = {
         "n_coefficient": n_line.coefficient,
@@ -282,22 +311,20 @@ def _regress(used: pd.DataFrame, form: str) -> tuple[dict[str, float], Line, Lin
 
 
 def _bootstrap(
-    table: pd.DataFrame, options: EnvelopeOptions, runs: Array, names: list[str], samples: int,
-    seed: int,
-) -> dict[str, Array]:  # fmt: skip
+    table: _Points, options: EnvelopeOptions, names: list[str], samples: int, seed: int
+) -> dict[str, Array]:
     """Redraws whole runs; a draw whose envelope cannot be fitted is drawn again (bounded)."""
     rng = np.random.default_rng(seed)
-    parts = {name: part for name, part in table.groupby("run")}
-    coarse = EnvelopeOptions(**{**asdict(options), "points": min(options.points, 200)})
+    coarse = dataclasses.replace(options, points=min(options.points, 200))
+    runs = np.unique(table.run)
     found: list[list[float]] = []
     for _ in range(20 * samples):
-        chosen = np.unique(rng.choice(runs, len(runs)))
-        part = pd.concat([parts[name] for name in chosen], ignore_index=True)
-        if part["n"].nunique() < 3:
+        part = table.take(np.isin(table.run, rng.choice(runs, len(runs))))
+        if len(np.unique(part.n)) < 3:
             continue
         frontier = _frontier(part, coarse)
-        used = frontier[frontier["interior"]] if coarse.interior else frontier
-        if used["n"].nunique() < 2 or len(used) < 5:
+        used = frontier.take(frontier.interior) if coarse.interior else frontier
+        if not _regressable(used):
             continue
         params, _, _ = _regress(used, coarse.form)
         found.append([params[k] for k in names])
@@ -312,14 +339,14 @@ def _bootstrap(
 
 
 def _warnings(
-    curves: pd.DataFrame, frontier: pd.DataFrame, used: pd.DataFrame, params: dict[str, float],
-    options: EnvelopeOptions, dropped: int,
+    frontier: _Points, used: _Points, params: dict[str, float], options: EnvelopeOptions,
+    dropped: int, rows: int, cosine: bool,
 ) -> list[FitWarning]:  # fmt: skip
     found: list[FitWarning] = []
     if dropped:
-        text = f"{dropped} of {len(curves)} points of the curves are not positive numbers."
+        text = f"{dropped} of {rows} points of the curves are not positive numbers."
         found.append(FitWarning("rows_excluded", text, {"count": dropped}))
-    edge = float((~frontier["interior"]).mean())
+    edge = float((~frontier.interior).mean())
     if edge > 0.1:
         found.append(
             FitWarning(
@@ -330,7 +357,7 @@ def _warnings(
                 {"share": edge, "kept": not options.interior},
             )
         )
-    models = int(used["n"].nunique())
+    models = len(np.unique(used.n))
     if models < 4:
         found.append(FitWarning("few_models_on_envelope", f"Only {models} model sizes reach the "
                                 "envelope: a and b are slopes of a short staircase.",
@@ -345,7 +372,7 @@ def _warnings(
                 {"sum": total},
             )
         )
-    if "schedule" in curves.columns and (curves["schedule"] == "cosine").any():
+    if cosine:
         text = (
             "Some curves follow a cosine schedule: losses before its end are higher than those of "
             "runs that end there."

@@ -86,7 +86,7 @@ def test_seeds_of_one_configuration_are_not_duplicates() -> None:
 
 
 def test_too_few_points() -> None:
-    with pytest.raises(AnalysisError, match="5 parameters and 5 usable points.*at least 6"):
+    with pytest.raises(AnalysisError, match=r"5 parameters and 5 usable points.*at least 6"):
         _fit(suite().head(5))
     with pytest.raises(AnalysisError, match="0 usable points"):
         _fit(suite().head(0))
@@ -96,7 +96,7 @@ def test_too_few_points() -> None:
 
 def test_one_size_only() -> None:
     data = suite(sizes=1, ratios=tuple(np.geomspace(2, 300, 12)))
-    with pytest.raises(AnalysisError, match="n_params takes 1 distinct value.*at least 3"):
+    with pytest.raises(AnalysisError, match=r"n_params takes 1 distinct value.*at least 3"):
         _fit(data)
     assert _fit(data, "power_d_e").params["alpha"] > 0
 

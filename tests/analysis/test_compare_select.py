@@ -218,7 +218,7 @@ def test_forecast_states_its_leap_and_refuses_beyond_the_limit() -> None:
     assert near["leap"].iloc[1] == pytest.approx(6e20 / 1.8e20)
     assert (near["lo"] < near["loss"]).all()
     assert (near["loss"] < near["hi"]).all()
-    with pytest.raises(AnalysisError, match="beyond the limit of 10.*Pass limit=56"):
+    with pytest.raises(AnalysisError, match=r"beyond the limit of 10.*Pass limit=56"):
         forecast(fit, n=1e10, d=1e12)
     assert len(forecast(fit, n=1e10, d=1e12, limit=56)) == 1
 

@@ -54,7 +54,7 @@ def test_sigmoid_intervals_cover_and_survive_a_record() -> None:
 def test_nothing_is_predicted_at_chance() -> None:
     data = _tasks()
     data["accuracy"] = 0.25 + 0.005 * np.random.default_rng(0).standard_normal(len(data))
-    with pytest.raises(AnalysisError, match="every model is at chance.*not predictable yet"):
+    with pytest.raises(AnalysisError, match=r"every model is at chance.*not predictable yet"):
         fit_downstream(data, chance=0.25)
     data.loc[0, "accuracy"] = 0.4
     assert "at_chance" in {w.code for w in fit_downstream(data, chance=0.25).warnings}
@@ -97,7 +97,7 @@ def _candidates() -> pd.DataFrame:
 
 
 def test_ranking_agrees_with_refits_of_enlarged_designs() -> None:
-    """The run ranked most informative for E must shrink its simulated spread more than the least."""
+    """The run ranked most informative for E shrinks its simulated spread more than the least."""
     fit = fit_law("chinchilla", suite(noise=0.004, sizes=4), objective="least_squares")
     candidates = _candidates()
     ranked = rank_rungs(fit, candidates, quantity_name="E")
@@ -110,9 +110,15 @@ def test_ranking_agrees_with_refits_of_enlarged_designs() -> None:
             rng = np.random.default_rng(5000 + seed)
             n, d = row["n_params"], row["tokens"]
             loss = 1.69 + 406.4 / n**0.34 + 410.7 / d**0.28
-            more = pd.DataFrame({"run_id": [f"new{i}" for i in range(6)], "n_params": n,
-                                 "tokens": d, "flops": 6 * n * d,
-                                 "loss": loss * np.exp(0.004 * rng.standard_normal(6))})  # fmt: skip
+            more = pd.DataFrame(
+                {
+                    "run_id": [f"new{i}" for i in range(6)],
+                    "n_params": n,
+                    "tokens": d,
+                    "flops": 6 * n * d,
+                    "loss": loss * np.exp(0.004 * rng.standard_normal(6)),
+                }
+            )
             both = pd.concat([data, more], ignore_index=True)
             values.append(fit_law("chinchilla", both, objective="least_squares").params["E"])
         spread.append(np.subtract(*np.quantile(values, [0.8, 0.2])))

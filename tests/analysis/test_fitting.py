@@ -69,8 +69,8 @@ def test_data_constrained_law_is_recovered() -> None:
     data = pd.DataFrame(rows)
     values = np.array([1.87, 521.0, 0.353, 1488.0, 0.353, 15.4, 5.3])
     law = FORMS["data_constrained"]
-    data["loss"] = law.predict(values, {k: data[v].to_numpy() for k, v in
-                               (("n", "n_params"), ("d", "tokens"), ("u", "unique_tokens"))})  # fmt: skip
+    names = {"n": "n_params", "d": "tokens", "u": "unique_tokens"}
+    data["loss"] = law.predict(values, {k: data[v].to_numpy() for k, v in names.items()})
     fit = fit_law("data_constrained", data)
     np.testing.assert_allclose(fit.values, values, rtol=1e-3)
 
@@ -195,7 +195,7 @@ def test_bands_widen_for_a_run_and_outside_the_data() -> None:
     width = (mean["hi"] - mean["lo"]) / mean["loss"]
     assert width[1] > 2 * width[0]
     assert (run["hi"] - run["lo"])[0] > 1.5 * (mean["hi"] - mean["lo"])[0]
-    # The noise of a run is 0.5 %: a 90 % interval of about 2 x 1.64 x 0.5 % = 1.6 %, within a factor
+    # The noise of a run is 0.5 %: a 90 % interval of about 2 x 1.64 x 0.5 % = 1.6 %
     assert 0.01 < float((run["hi"] - run["lo"])[0] / run["loss"][0]) < 0.04
 
 
@@ -269,7 +269,7 @@ def test_outlier_is_reported_by_row_and_not_dropped() -> None:
 
 
 def test_heteroscedastic_weights_reduce_the_error() -> None:
-    """Cheap runs ten times as noisy: inverse-variance weights must help least squares on average."""
+    """Cheap runs are ten times as noisy: inverse-variance weights help least squares."""
     plain, weighted = [], []
     for seed in range(20):
         data = suite(sizes=6)

@@ -1,4 +1,4 @@
-"""Forms against their formulas as printed, derivatives against differences, optima against search."""
+"""Forms against printed formulas, derivatives against differences, optima against search."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_optimum_is_the_minimum_along_the_budget(form: str) -> None:
 
 
 def test_optimum_under_other_flops() -> None:
-    """A head and attention make small models dearer; the minimum is found by search as an oracle."""
+    """A head and attention make small models dearer; the oracle is a search."""
     inner = Inner(*(np.array(v) for v in (406.4, 0.34, 410.7, 0.28)))
 
     def per_token(n: np.ndarray) -> np.ndarray:

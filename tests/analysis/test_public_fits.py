@@ -80,7 +80,7 @@ def test_chinchilla_every_random_start_reaches_the_optimum(shared_data: Path) ->
 
 
 def test_chinchilla_bootstrap(shared_data: Path) -> None:
-    """Published: SE .0154, .0206, a .020; 95 % A (285, 744), E (1.769, 1.871), alpha (.317, .373)."""
+    """Published: SE .0154, .0206, a .020; 95 % intervals of A, E and alpha as below."""
     fit = fit_law("chinchilla", _chinchilla(shared_data), bootstrap=4000)
     assert fit.draws is not None
     assert fit.draws.method == "pairs"
@@ -162,7 +162,7 @@ def test_scalefit_and_vpnls_reproduction(shared_data: Path) -> None:
 
 
 def _gemstone_flops(width: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Training FLOPs per token of their models by term (context 2048, heads of 128, 2 queries a group).
+    """Training FLOPs per token of their models (context 2048, heads of 128, 2 queries a group).
 
     Forward terms per block and token; the backward of a product is twice its forward, of flash
     attention's core two and a half times.

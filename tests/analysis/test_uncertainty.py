@@ -91,7 +91,7 @@ def test_progress_is_reported_to_the_end() -> None:
 
 
 def test_inflated_residuals_equal_the_jackknife_for_a_linear_law() -> None:
-    """log L = a - alpha log C is linear: (I - H_gg)^-1 r is exactly the error of the left-out run."""
+    """log L = a - alpha log C is linear: (I - H_gg)^-1 r is the error of the left-out run."""
     data = suite(noise=0.01, runs="size", sizes=8, ratios=(5.0, 20.0, 80.0))
     data["loss"] = (
         30
