@@ -97,7 +97,7 @@ def keys() -> Iterator[tuple[str, str, int, torch.dtype, int]]:
 
 
 def _fits(kernel: str, constants: dict[str, int], run: Callable[[], None], arch: str) -> bool:
-    with trial(kernel, constants), record() as launches:
+    with trial("scalar", kernel, constants), record() as launches:
         run()
     chosen = [x for x in launches if x.kernel == FUNCTIONS[kernel]]
     for launch in chosen:
@@ -111,7 +111,7 @@ def _milliseconds(kernel: str, constants: dict[str, int], run: Callable[[], None
     """Median time of forward and backward with one kernel's constants changed."""
     from triton.testing import do_bench
 
-    with trial(kernel, constants):
+    with trial("scalar", kernel, constants):
         return float(do_bench(run, return_mode="median"))
 
 

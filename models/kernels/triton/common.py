@@ -54,6 +54,33 @@ def log2_decay(decay):
 
 
 @triton.jit
+def turns(theta):
+    """Angle in radians a step as a 32-bit fraction of a turn, the unit of `rotation`.
+
+    position * turns wraps around exactly, so phases keep 2^-32 of a turn times the position at any
+    position, where a float32 angle would lose a digit for every factor of ten.
+    """
+    fraction = theta.to(tl.float64) * 0.15915494309189535  # 1 / (2 pi)
+    fraction = fraction - tl.floor(fraction)
+    return (fraction * 4294967296.0 + 0.5).to(tl.int64).to(tl.int32)
+
+
+@triton.jit
+def rotation(angle):
+    """Cosine and sine of a 32-bit angle: quadrant from the top bits, Taylor series within it."""
+    quadrant = ((angle >> 29) + 1) >> 1
+    x = (angle - (quadrant << 30)).to(tl.float32) * 1.4629180792671596e-09  # 2 pi / 2^32
+    y = x * x
+    sin = x * (1 - y * (1 / 6 - y * (1 / 120 - y * (1 / 5040 - y * (1 / 362880)))))
+    cos = 1 - y * (1 / 2 - y * (1 / 24 - y * (1 / 720 - y * (1 / 40320))))
+    odd = (quadrant & 1) != 0
+    c = tl.where(odd, -sin, cos)
+    s = tl.where(odd, cos, sin)
+    back = (quadrant & 2) != 0
+    return tl.where(back, -c, c), tl.where(back, -s, s)
+
+
+@triton.jit
 def locate(entry, cu_seqlens, tokens, sequences, segment, PACKED: tl.constexpr):
     """Where segment number `entry` of a batch lies; every sequence has at least one segment.
 
@@ -235,13 +262,13 @@ _trials: dict[str, dict[str, int]] = {}
 
 
 @contextmanager
-def trial(kernel: str, constants: dict[str, int]) -> Iterator[None]:
+def trial(family: str, kernel: str, constants: dict[str, int]) -> Iterator[None]:
     """Launch `kernel` with these constants instead of the table's, to measure or compile them."""
-    _trials[kernel] = constants
+    _trials[f"{family}/{kernel}"] = constants
     try:
         yield
     finally:
-        del _trials[kernel]
+        del _trials[f"{family}/{kernel}"]
 
 
 def tuned(
@@ -252,8 +279,8 @@ def tuned(
     Raises:
         KeyError: the table has no entry, a defect of the table (a test covers every key).
     """
-    if kernel in _trials:
-        return _trials[kernel]
+    if f"{family}/{kernel}" in _trials:
+        return _trials[f"{family}/{kernel}"]
     bits = 16 if dtype.itemsize == 2 else 32
     rows, columns = block(k), block(v)
     entries = table(family, arch)

@@ -188,8 +188,12 @@ def compile_launch(launch: Launch, arch: str) -> Evidence:
         with tempfile.TemporaryDirectory() as folder:
             binary = os.path.join(folder, "kernel.cubin")
             Path(binary).write_bytes(compiled.asm["cubin"])
-            usage = subprocess.check_output([tool, "-res-usage", binary], text=True)
-            text = subprocess.check_output([tool, "-sass", binary], text=True)
+            usage, text = (
+                subprocess.run(
+                    [tool, flag, binary], capture_output=True, text=True, check=True
+                ).stdout
+                for flag in ("-res-usage", "-sass")
+            )
         registers = int(re.findall(r"REG:(\d+)", usage)[0])
         spilled = int(re.findall(r"STACK:(\d+)", usage)[0])
     counts = {kind: len(re.findall(pattern, text)) for kind, pattern in TENSOR_CORE.items()}

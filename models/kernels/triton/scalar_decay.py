@@ -10,7 +10,7 @@ gradient of the state after it, G the running sum inside it, and G_C its total:
 
 The usual identity, a reverse running sum of q.dq - k.dk over the whole sequence, is cheaper, but it
 subtracts numbers that agree in all digits bfloat16 keeps: its error grows with T and swamps the
-gradient of a fast decay. Here nothing larger than the answer is ever formed.
+gradient of a fast decay. Here sums stay inside a chunk and leave out a token's pair with itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.kernels.triton.common import locate
+from models.kernels.triton.common import FLOOR, LOG2E, locate
 from models.kernels.triton.scalar_scan import running_decay
 
 
@@ -75,9 +75,8 @@ def decay_gradient(
     # Strictly below the diagonal: a token paired with itself meets no decay.
     pairs = scores * dscores
     pairs = pairs * tl.exp2(tl.where(rows[:, None] > rows[None, :], span, float("-inf")))
-    # The pairs straddling t: sum over i >= t down each column, then over the columns j < t.
-    below = tl.cumsum(pairs, 0, reverse=True)
-    straddle = tl.sum(tl.where(rows[:, None] > rows[None, :], below, 0.0), 1)
+    # The pairs straddling t: those that end at or after t less those that begin there.
+    straddle = tl.cumsum(tl.sum(pairs, 1) - tl.sum(pairs, 0), 0, reverse=True)
 
     # Pairs with one or both ends outside.
     earlier = tl.zeros([C], tl.float32)
@@ -112,7 +111,10 @@ def decay_gradient(
     # product meets no decay and may exceed the answer by many orders. Padded rows hold zeros.
     gradient = straddle + tl.cumsum(earlier, 0, reverse=True) + both
     gradient += tl.sum(tl.where(rows[None, :] < rows[:, None], later[None, :], 0.0), 1)
-    gradient = tl.where(rows < count, gradient, 0.0)
+    # A factor below float32's smallest number has no gradient; rounding must not give it one.
+    step = tl.load(decay + rows * decay_t, mask=rows < count, other=0.0)
+    alive = (rows < count) & (step.to(tl.float32) * LOG2E > FLOOR)
+    gradient = tl.where(alive, gradient, 0.0)
     if MODE == 1:
         tl.store(ddecay + entry.to(tl.int64) * heads + h, tl.sum(gradient, 0))
     else:

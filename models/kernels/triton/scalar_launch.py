@@ -120,11 +120,12 @@ def launch_states(
     states = torch.empty((entries, heads, key_dim, value_dim), dtype=torch.float32, device=y.device)
     tiles = -(-key_dim // config["BK"]) * -(-value_dim // config["BV"])
     boundary_states[(sequences * heads * tiles,)](
-        y, z, y if decay is None else decay, y if edge is None else edge, states,
+        y, z, y if decay is None else decay, y, y, y if edge is None else edge, states,
         y if cu_seqlens is None else cu_seqlens,
-        *y.stride(), *z.stride(), *decay_strides(decay), *strides(edge, 4),
+        *y.stride(), *z.stride(), *decay_strides(decay), 0, 0, 0, *strides(edge, 4),
         tokens, segment, heads, K=key_dim, V=value_dim, MODE=mode, PACKED=packed,
-        EDGE=edge is not None, REVERSE=reverse, PRECISION=dot_precision(y.dtype, arch), **config,
+        EDGE=edge is not None, REVERSE=reverse, PHASE=False,
+        PRECISION=dot_precision(y.dtype, arch), **config,
     )  # fmt: skip
     return states
 

@@ -1,0 +1,76 @@
+"""Rotation inside the kernels against the float64 recurrence on rotated queries and keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.kernels.reference import recurrent_reference
+from models.kernels.triton import phase_launch
+from models.kernels.triton.common import interpreted
+
+pytestmark = [
+    pytest.mark.usefixtures("poison"),
+    pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "dims", "cu_seqlens", "segment", "initial"),
+    [
+        (torch.float32, 70, (16, 20), None, None, True),
+        (torch.float32, 300, (20, 16), None, 128, True),
+        (torch.float32, 300, (16, 16), (0, 3, 3, 200, 300), 128, True),
+        (torch.float32, 33, (16, 16), None, None, False),
+        (torch.bfloat16, 100, (32, 32), None, None, True),
+    ],
+    ids=["tail", "cut", "packed", "zero", "bf16"],
+)
+@pytest.mark.parametrize("offset", [0, "each"], ids=["start", "offsets"])
+def test_matches_rotated_recurrence(
+    dtype: torch.dtype,
+    tokens: int,
+    dims: tuple[int, int],
+    cu_seqlens: tuple[int, ...] | None,
+    segment: int | None,
+    initial: bool,
+    offset: int | str,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(kind).double()
+
+    heads, (key_dim, value_dim) = 2, dims
+    cu = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    sequences = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+    q, k = random(1, tokens, heads, key_dim), random(1, tokens, heads, key_dim)
+    v = random(1, tokens, heads, value_dim)
+    theta = random(heads, key_dim, kind=torch.float32)
+    start = random(sequences, heads, 2 * key_dim, value_dim, kind=torch.float32)
+    start = start if initial else None
+    offsets = torch.arange(sequences) * 17 + 5 if offset == "each" else torch.zeros(sequences)
+    position = torch.arange(tokens)
+    if cu_seqlens is not None:
+        lengths = torch.tensor(cu_seqlens).diff()
+        position = torch.cat([torch.arange(int(n)) for n in lengths])
+        position = position + torch.repeat_interleave(offsets, lengths)
+    else:
+        position = position + offsets
+    leaves = [x.requires_grad_() for x in (q, k, v, theta, start) if x is not None]
+    angle = position.double()[:, None, None] * theta
+    rotated = [torch.cat([x * angle.cos(), x * angle.sin()], -1) for x in (q, k)]
+    o, final = recurrent_reference(*rotated, v, None, start, cu)
+    do, dfinal = random(*o.shape), random(*final.shape, kind=torch.float32)
+    expected = [o, final, *torch.autograd.grad([o, final], leaves, [do, dfinal])]
+
+    inputs = [x.detach().to(dtype) for x in (q, k, v)] + [theta.detach().float()]
+    inputs += [None if start is None else start.detach().float(), cu]
+    inputs += [offsets.long() if offset == "each" else 0]
+    results = phase_launch.cosine_forward(*inputs, segment=segment)
+    results += phase_launch.cosine_backward(*inputs, do.to(dtype), dfinal.float(), segment=segment)
+    found = [x for x in results if x is not None]
+    errors = [
+        ((x.double() - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True)
+    ]
+    assert max(errors) < (1e-5 if dtype == torch.float32 else 2e-2), errors
