@@ -266,6 +266,7 @@ class MixerContract:
         self.check_compiled("eager")
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own
     def test_compiles_with_inductor(self) -> None:
         self.check_compiled("inductor")
 
