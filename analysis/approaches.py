@@ -19,6 +19,7 @@ from analysis.errors import AnalysisError, FitWarning
 from analysis.fitting import fit_law
 from analysis.isoflop import IsoflopFit, isoflop
 from analysis.law_fit import LawFit
+from analysis.power_sum import Array
 
 _DISAGREE = 0.03
 """Exponents further apart than this are worth a warning even without intervals."""
@@ -56,7 +57,7 @@ def three_approaches(
     seed: int = 0,
     level: float = 0.9,
     clusters: str | None = None,
-    **names: str,
+    **names: Any,
 ) -> Approaches:
     """Runs approaches 1 (needs curves), 2 and 3 on the same runs.
 
@@ -118,15 +119,23 @@ def three_approaches(
     return Approaches(first, second, third, frame, at, _disagreement(frame))
 
 
+def _column(frame: pd.DataFrame, name: str) -> Array:
+    return np.asarray(frame[name], dtype=np.float64)
+
+
 def _disagreement(frame: pd.DataFrame) -> list[FitWarning]:
-    known = frame[frame["a"].notna()] if "a" in frame.columns else frame.iloc[:0]
-    values = {str(r["approach"]): float(r["a"]) for r in known.to_dict("records")}
+    if "a" not in frame.columns:
+        return []
+    found = np.isfinite(_column(frame, "a"))
+    labels = [str(v) for v in np.asarray(frame["approach"])[found]]
+    values = dict(zip(labels, _column(frame, "a")[found].tolist(), strict=True))
     if len(values) < 2 or max(values.values()) - min(values.values()) <= _DISAGREE:
         return []
     text = ", ".join(f"{k}: {v:.3f}" for k, v in values.items())
     disjoint = False
-    if "a_lo" in known.columns:
-        disjoint = float(known["a_lo"].max()) > float(known["a_hi"].min())
+    if "a_lo" in frame.columns:
+        low, high = _column(frame, "a_lo")[found], _column(frame, "a_hi")[found]
+        disjoint = float(low.max()) > float(high.min())
     ending = (
         "their intervals do not overlap, so at least one is biased on this design"
         if disjoint

@@ -158,13 +158,13 @@ def isoflop(
     found = _minima(table, shape, best)
     minima, refused = found
     if len(minima) < 2:
-        reasons = "; ".join(f"{r.budget:.3g}: {r.reason}" for r in refused.itertuples())
+        reasons = "; ".join(_refusal_texts(refused))
         raise AnalysisError(
             f"{len(minima)} of {table['budget'].nunique()} budgets have an interior minimum, two "
             f"are needed ({reasons}). Add sizes on both sides of the minimum at each budget"
         )
-    n_line = fit_line(minima["budget"].to_numpy(), minima["n"].to_numpy())
-    d_line = fit_line(minima["budget"].to_numpy(), minima["d"].to_numpy())
+    n_line = fit_line(_column(minima, "budget"), _column(minima, "n"))
+    d_line = fit_line(_column(minima, "budget"), _column(minima, "d"))
     warnings = _refusals(refused, table)
     bias: dict[str, float] = {}
     try:
@@ -189,19 +189,19 @@ def measure_bias(
     (default: 100 times the largest budget), all without noise.
     """
     synthetic = table.copy()
-    n, d = synthetic["n"].to_numpy(), synthetic["d"].to_numpy()
+    n, d = _column(table, "n"), _column(table, "d")
     synthetic["loss"] = truth.predict(n=n, d=d)
     minima, _ = _minima(synthetic, shape, best)
     if len(minima) < 2:
         raise AnalysisError("on noise-free losses of the fitted law fewer than two budgets have an "
                             "interior minimum")  # fmt: skip
-    place = float(table["budget"].max()) * 100 if at is None else at
+    place = float(_column(table, "budget").max()) * 100 if at is None else at
     # The truth under the table's own relation of compute to N D, not 6 N D
-    factor = float(np.exp(np.mean(np.log(table["c"] / (6 * table["n"] * table["d"])))))
+    factor = float(np.exp(np.mean(np.log(_column(table, "c") / (6 * n * d)))))
     optimum = truth.optimal(np.array([place / factor]))
-    budgets = minima["budget"].to_numpy()
-    n_line = fit_line(budgets, minima["n"].to_numpy())
-    d_line = fit_line(budgets, minima["d"].to_numpy())
+    budgets = _column(minima, "budget")
+    n_line = fit_line(budgets, _column(minima, "n"))
+    d_line = fit_line(budgets, _column(minima, "d"))
     return {
         "a": n_line.exponent - truth.params["a"],
         "b": d_line.exponent - truth.params["b"],
@@ -218,7 +218,8 @@ def _table(
     columns: dict[str, Array] = {}
     for key, name in (("c", c), ("n", n), ("d", d), ("loss", loss), ("budget", budget)):
         if name is not None and name in data.columns:
-            columns[key] = pd.to_numeric(data[name], errors="coerce").to_numpy(dtype=float)
+            given = pd.to_numeric(data[name], errors="coerce")
+            columns[key] = np.asarray(given, dtype=np.float64)
     if budget is not None and "budget" not in columns:
         raise AnalysisError(f"no column {budget!r} for the budget")
     if "loss" not in columns or "n" not in columns or not columns.keys() & {"c", "d", "budget"}:
@@ -230,15 +231,22 @@ def _table(
         )
     if "d" not in columns:
         columns["d"] = columns["c"] / (6 * columns["n"])
-    table = pd.DataFrame(columns)
-    numbers = table.to_numpy()
-    table = table[(np.isfinite(numbers) & (numbers > 0)).all(axis=1)].drop_duplicates()
+    good = np.ones(len(data), dtype=bool)
+    for values in columns.values():
+        good &= np.isfinite(values) & (values > 0)
+    columns = {k: v[good] for k, v in columns.items()}
     if budget is None:
-        table = table.sort_values("c", kind="stable")
-        gaps = np.diff(np.log(table["c"].to_numpy()), prepend=-np.inf) > _SAME_BUDGET
-        label = np.cumsum(gaps)
-        table["budget"] = np.exp(np.log(table["c"]).groupby(label).transform("mean"))
-    return table.sort_values(["budget", "n"], kind="stable").reset_index(drop=True)
+        order = np.argsort(columns["c"], kind="stable")
+        columns = {k: v[order] for k, v in columns.items()}
+        log_c = np.log(columns["c"])
+        label = np.cumsum(np.diff(log_c, prepend=-np.inf) > _SAME_BUDGET) - 1
+        if len(label):
+            mean = np.bincount(label, weights=log_c) / np.bincount(label)
+            columns["budget"] = np.exp(mean[label])
+        else:
+            columns["budget"] = columns["c"]
+    table = pd.DataFrame(columns).drop_duplicates()
+    return table.sort_values(["budget", "n"], ignore_index=True)
 
 
 def _minima(
@@ -248,16 +256,15 @@ def _minima(
     rows: list[dict[str, float]] = []
     refused: list[dict[str, float | str]] = []
     degree = 2 if shape == "parabola" else 3
-    for value, part in table.groupby("budget", sort=True):
-        part = part.sort_values("loss", kind="stable")
-        if best is not None:
-            part = part.head(best)
+    for value in np.unique(_column(table, "budget")):
+        part = _lowest(table, float(value), best)
+        sizes = len(np.unique(part["n"]))
         reason = ""
-        if part["n"].nunique() < degree + 2:
-            reason = f"{part['n'].nunique()} sizes; a {shape} needs {degree + 2}"
-        row: dict[str, float] = {"budget": float(str(value)), "points": float(len(part))}
+        if sizes < degree + 2:
+            reason = f"{sizes} sizes; a {shape} needs {degree + 2}"
+        row: dict[str, float] = {"budget": float(value), "points": float(len(part["n"]))}
         for axis in () if reason else ("n", "d"):
-            x, y = np.log(part[axis].to_numpy()), part["loss"].to_numpy()
+            x, y = np.log(part[axis]), part["loss"]
             place, height, se = _minimum(x, y, degree)
             if not np.isfinite(place):
                 reason = "the profile has no minimum (it does not curve upwards)"
@@ -276,11 +283,22 @@ def _minima(
     return pd.DataFrame(rows), pd.DataFrame(refused, columns=["budget", "reason"])
 
 
+def _column(table: pd.DataFrame, name: str) -> Array:
+    return np.asarray(table[name], dtype=np.float64)
+
+
+def _lowest(table: pd.DataFrame, budget: float, best: int | None) -> dict[str, Array]:
+    """The points of one budget by rising loss, at most `best` of them."""
+    rows = np.flatnonzero(_column(table, "budget") == budget)
+    rows = rows[np.argsort(_column(table, "loss")[rows], kind="stable")][:best]
+    return {k: _column(table, k)[rows] for k in ("n", "d", "loss")}
+
+
 def _minimum(x: Array, y: Array, degree: int) -> tuple[float, float, float]:
     """Place, height and standard error of the place of a polynomial's minimum; NaN without one."""
     centre = x.mean()
     design = np.vander(x - centre, degree + 1)  # highest power first
-    solution = np.linalg.lstsq(design, y, rcond=None)[0]
+    solution: Array = np.linalg.lstsq(design, y, rcond=None)[0].astype(np.float64)
     place = float(_vertex(solution[None])[0])
     if not np.isfinite(place):
         return float("nan"), float("nan"), float("nan")
@@ -313,20 +331,19 @@ def _bootstrap(
     rng = np.random.default_rng(seed)
     degree = 2 if shape == "parabola" else 3
     places = {axis: np.empty((samples, len(minima))) for axis in ("n", "d")}
-    for column, value in enumerate(minima["budget"].to_numpy()):
-        part = table[table["budget"] == value].sort_values("loss", kind="stable")
-        part = part if best is None else part.head(best)
-        sign = rng.choice([-1.0, 1.0], (samples, len(part)))
-        factor = sign * rng.choice(_WEBB, (samples, len(part)))
+    for column, value in enumerate(_column(minima, "budget")):
+        part = _lowest(table, float(value), best)
+        sign = rng.choice([-1.0, 1.0], (samples, len(part["n"])))
+        factor = sign * rng.choice(_WEBB, sign.shape)
         for axis in ("n", "d"):
-            x, y = np.log(part[axis].to_numpy()), part["loss"].to_numpy()
+            x, y = np.log(part[axis]), part["loss"]
             design = np.vander(x - x.mean(), degree + 1)
             inverse = np.linalg.pinv(design)
             fitted = design @ (inverse @ y)
             hat = np.clip((design * inverse.T).sum(axis=1), 0, 0.9)
             redrawn = fitted + factor * (y - fitted) / (1 - hat)
             places[axis][:, column] = _vertex(redrawn @ inverse.T) + x.mean()
-    log_c = np.log(minima["budget"].to_numpy())
+    log_c = np.log(_column(minima, "budget"))
     draws: dict[str, Array] = {}
     good = np.ones(samples, dtype=bool)
     for axis, key in (("n", "a"), ("d", "b")):
@@ -343,10 +360,15 @@ def _bootstrap(
     return draws
 
 
+def _refusal_texts(refused: pd.DataFrame) -> list[str]:
+    pairs = zip(refused["budget"], refused["reason"], strict=True)
+    return [f"{budget:.3g} FLOPs: {reason}" for budget, reason in pairs]
+
+
 def _refusals(refused: pd.DataFrame, table: pd.DataFrame) -> list[FitWarning]:
     if not len(refused):
         return []
-    text = "; ".join(f"{r.budget:.3g} FLOPs: {r.reason}" for r in refused.itertuples())
+    text = "; ".join(_refusal_texts(refused))
     return [
         FitWarning(
             "budget_refused",
