@@ -94,7 +94,7 @@ def _compute(result: Study, group: str, variant: _Variant, target: float) -> flo
     points = where(result.points, arch=group)
     if variant.keep is not None:
         points = rows(points, variant.keep(points, result.laws[group]))
-    fit = fit_law("chinchilla", points, clusters="pair", **variant.options)
+    fit = fit_law("chinchilla", points, clusters="size_seed", **variant.options)
     n = variant.options.get("n", "n_params")
     c = variant.options.get("c", "flops")
     cost = flops_per_token(numbers(points, n), numbers(points, c) / numbers(points, "tokens"))
@@ -115,7 +115,7 @@ def sensitivity_table(result: Study) -> pd.DataFrame:
             where(result.points, arch=group),
             n_columns={"all": "n_total", "paper": "n_paper", "non-embedding": "n_non_embedding"},
             reference=result.laws[group],
-            clusters="pair",
+            clusters="size_seed",
         )
         table.insert(0, "arch", group)
         parts.append(table)

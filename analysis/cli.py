@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,22 +84,19 @@ def fit(
     left out with their reason.
     """
     with _one_paragraph():
-        from analysis.fitting import fit_groups
-
         sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
-        points = sweep.require_points()
-        options: dict[str, Any] = {"objective": objective, "delta": delta, "seed": seed}
+        options: dict[str, Any] = {"objective": objective, "delta": delta}
         with _progress(bootstrap, quiet=as_json) as progress:
-            fits = fit_groups(
-                form, points, group="arch", bootstrap=bootstrap, progress=progress, **options
+            fits, failures = _fit_each(
+                sweep, form, progress, options | {"bootstrap": bootstrap, "seed": seed}
             )
         if out is not None:
             full = {name: json.loads(each.to_json()) for name, each in fits.items()}
             _write(out, json.dumps(full))
         if as_json:
-            typer.echo(json.dumps(_fit_record(sweep, fits, options), indent=1))
+            typer.echo(json.dumps(_fit_record(sweep, fits, failures, options), indent=1))
         else:
-            _print_fits(sweep, fits)
+            _print_fits(sweep, fits, failures)
 
 
 @app.command(epilog="Example: `linscale report runs/quickstart -o report`")
@@ -153,7 +151,37 @@ def _read(
     )
 
 
-def _fit_record(sweep: Sweep, fits: dict[str, LawFit], options: dict[str, Any]) -> dict[str, Any]:
+def _fit_each(
+    sweep: Sweep, form: str, progress: Callable[[str, int, int], None] | None,
+    options: dict[str, Any],
+) -> tuple[dict[str, LawFit], dict[str, str]]:  # fmt: skip
+    """A fit of every group, and the reasons of those that cannot be fitted.
+
+    Raises:
+        AnalysisError: none can.
+    """
+    from analysis.errors import AnalysisError
+    from analysis.fitting import fit_law
+    from analysis.frames import groups, where
+
+    points = sweep.require_points()
+    fits: dict[str, LawFit] = {}
+    failures: dict[str, str] = {}
+    for name in groups(points, "arch"):
+        step = partial(progress, name) if progress is not None else None
+        try:
+            fits[name] = fit_law(form, where(points, arch=name), progress=step, **options)
+        except AnalysisError as error:
+            failures[name] = str(error)
+    if not fits:
+        reasons = (why if name == "all" else f"{name}: {why}" for name, why in failures.items())
+        raise AnalysisError("; ".join(reasons))
+    return fits, failures
+
+
+def _fit_record(
+    sweep: Sweep, fits: dict[str, LawFit], failures: dict[str, str], options: dict[str, Any]
+) -> dict[str, Any]:
     """What --json prints: everything but points and draws, which --out saves."""
     from analysis.checklist import checklist
     from analysis.frames import plain, where
@@ -164,7 +192,7 @@ def _fit_record(sweep: Sweep, fits: dict[str, LawFit], options: dict[str, Any]) 
     for name, each in fits.items():
         others = sensitivity(
             each.form, where(sweep.points, arch=name), reference=each,
-            objective=options["objective"], delta=options["delta"],
+            **options,
         )  # fmt: skip
         record[name] = {k: v for k, v in json.loads(each.to_json()).items() if k not in heavy} | {
             "n_points": len(each.observations.loss),
@@ -178,13 +206,12 @@ def _fit_record(sweep: Sweep, fits: dict[str, LawFit], options: dict[str, Any]) 
         "notes": sweep.notes,
         "exclusions": plain(sweep.exclusions),
         "fits": record,
+        "failures": failures,
     }
 
 
-def _print_fits(sweep: Sweep, fits: dict[str, LawFit]) -> None:
+def _print_fits(sweep: Sweep, fits: dict[str, LawFit], failures: dict[str, str]) -> None:
     from rich.console import Console
-
-    from analysis import style
 
     console = Console()
     console.print(f"{sweep.name}: {sweep.conventions}", highlight=False)
@@ -193,8 +220,9 @@ def _print_fits(sweep: Sweep, fits: dict[str, LawFit]) -> None:
     for row in sweep.exclusions.to_dict("records"):
         text = f"left out: {row['run_id']}: {row['reason']}"
         console.print(text, highlight=False, style="yellow")
-    for name in style.ordered(fits):
-        each = fits[name]
+    for name, why in failures.items():
+        console.print(f"not fitted: {name}: {why}", highlight=False, style="yellow")
+    for name, each in fits.items():
         console.print()
         console.print(_fit_table(name, each))
         quality = each.criteria()

@@ -112,8 +112,8 @@ def cautions(result: Study) -> list[str]:
         + " They hold noise between runs, not the choice of data, hyper-parameters or code."
     )
     found.append(
-        "Learning rates and batches follow one rule for all architectures and were not tuned for "
-        "each, so a difference between two may be one of tuning."
+        "Learning rates and batches come from the rule of the experiment file and were not "
+        "searched for every rung: a difference between two architectures may be one of tuning."
     )
     epochs = _epochs(result)
     if epochs > 1.5:

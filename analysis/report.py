@@ -96,7 +96,7 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
     )
     multipliers = [r.frame.assign(arch=g) for g, r in result.comparisons.items()]
     tables: dict[str, pd.DataFrame] = {
-        "points": result.residuals().drop(columns="pair"),
+        "points": result.residuals().drop(columns="size_seed"),
         "runs": result.sweep.runs,
         "exclusions": result.sweep.exclusions,
         "laws": pd.concat([law.table(LEVEL).assign(arch=g) for g, law in result.laws.items()]),
@@ -106,7 +106,7 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
         ),
         "optimum": pd.concat([f.assign(arch=g) for g, f in result.optima.items()]),
         "multipliers": pd.concat(multipliers) if multipliers else pd.DataFrame(columns=["arch"]),
-        "holdout": result.forecast.drop(columns="pair", errors="ignore"),
+        "holdout": result.forecast.drop(columns="size_seed", errors="ignore"),
         "multiplier_choices": multiplier_table(result),
         "sensitivity": sensitivity_table(result),
         "checklist": checklist_table(result),

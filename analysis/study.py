@@ -175,7 +175,7 @@ def study(
     pairs = [f"{size} seed {seed}" for size, seed in zip(
         words(points, "size"), words(points, "seed"), strict=True
     )]  # fmt: skip
-    points = points.assign(pair=pairs)
+    points = points.assign(size_seed=pairs)
     say = progress or (lambda _: None)
     laws: dict[str, LawFit] = {}
     tokens_cost: dict[str, PerToken] = {}
@@ -186,8 +186,9 @@ def study(
         own = where(points, arch=group)
         say(f"fitting {group}: {bootstrap} refits over {len(set(words(own, 'run_id')))} runs")
         try:
+            _enough_runs(own)
             laws[group] = fit_law(
-                "chinchilla", own, clusters="pair", bootstrap=bootstrap, seed=seed
+                "chinchilla", own, clusters="size_seed", bootstrap=bootstrap, seed=seed
             )
         except AnalysisError as error:
             failures[f"law of {group}"] = str(error)
@@ -251,6 +252,15 @@ def study(
     )
 
 
+def _enough_runs(points: pd.DataFrame) -> None:
+    runs = len(set(words(points, "size_seed")))
+    if runs < FEWEST_CLUSTERS:
+        raise AnalysisError(
+            f"{runs} usable run(s), and intervals need at least {FEWEST_CLUSTERS}: train more "
+            "sizes or seeds, or finish the runs that are left out"
+        )
+
+
 def flops_per_token(n: Array, cost: Array) -> PerToken:
     """Training FLOPs per token as a smooth function of N, through the runs' own accounting.
 
@@ -286,10 +296,10 @@ def hold_out_largest(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> 
     sizes = numbers(points, "n_params")
     seen = rows(points, sizes < sizes.max())
     unseen = rows(points, sizes == sizes.max())
-    enough = len(set(words(seen, "pair"))) >= FEWEST_CLUSTERS
-    seen = seen.assign(point=[f"{p} {d:.0f}" for p, d in zip(seen["pair"], seen["tokens"],
+    enough = len(set(words(seen, "size_seed"))) >= FEWEST_CLUSTERS
+    seen = seen.assign(point=[f"{p} {d:.0f}" for p, d in zip(seen["size_seed"], seen["tokens"],
                                                              strict=True)])  # fmt: skip
-    unit = "pair" if enough else "point"
+    unit = "size_seed" if enough else "point"
     fit = fit_law("chinchilla", seen, clusters=unit, bootstrap=bootstrap, seed=seed)
     band = fit.band(level=LEVEL, kind="run", n=unseen["n_params"], d=unseen["tokens"], seed=seed)
     return unseen.assign(

@@ -119,6 +119,21 @@ def test_exclusions_and_notes_are_printed(sweep_dir: Path) -> None:
     assert out.index("llama: L = E") < out.index("tnl: L = E")
 
 
+def test_a_group_that_cannot_be_fitted_does_not_stop_the_rest(table: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(table)
+    few = frame[frame["arch"] == "y"].head(3).assign(arch="z")
+    path = tmp_path / "t.csv"
+    pd.concat([frame, few]).to_csv(path, index=False)
+    code, out, _ = call("fit", path, *columns("--bootstrap", "0"))
+    assert code == 0
+    assert "not fitted: z: chinchilla has 5 parameters and 3 usable points" in " ".join(out.split())
+    assert "x: L = E" in out
+    few.to_csv(path, index=False)
+    code, _, err = call("fit", path, *columns("--bootstrap", "0"))
+    assert code == 2
+    assert "z: chinchilla has 5 parameters" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -169,6 +184,16 @@ def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
                     "bootstrap": 150, "seed": 3}  # fmt: skip
     call("report", sweep_dir)
     assert seen["out"] == sweep_dir / "report"
+
+
+def test_long_bootstraps_report_progress(table: Path) -> None:
+    """A bar appears on a terminal only; what is tested is that it is fed and changes nothing."""
+    short = columns("--group", "", "--form", "power_d_e", "--seed", "1")
+    code, out, _ = call("fit", table, *short, "--bootstrap", "2000")
+    assert code == 0
+    silent = json.loads(call("fit", table, *short, "--bootstrap", "2000", "--json")[1])
+    low, high = silent["fits"]["all"]["intervals_90"]["alpha"]
+    assert f"{low:.5g} … {high:.5g}" in out
 
 
 def test_help_has_examples_and_every_form() -> None:
