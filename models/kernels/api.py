@@ -54,7 +54,7 @@ def linear_attention(
 def linear_attention_step(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One token of the recurrence, for decoding.
+    """One token of the recurrence, for decoding. Differentiable on the CPU alone.
 
     Args:
         q: query, (B, H, K).
@@ -66,6 +66,15 @@ def linear_attention_step(
     Returns:
         o, (B, H, V) in v's dtype, and the state after the token, in `state`'s dtype.
     """
+    expected = (*q.shape, v.shape[-1])
+    if q.ndim != 3 or k.shape != q.shape or tuple(state.shape) != expected:
+        raise ValueError(
+            f"q, k, v and state have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} "
+            f"and {tuple(state.shape)}: they must be (batch, heads, key channels) twice, (batch, "
+            "heads, value channels) and (batch, heads, key channels, value channels)."
+        )
+    if q.device.type == "cuda":
+        return operators.linear_attention_step(q, k, v, state, decay)
     if decay is not None and decay.ndim == 1:
         decay = decay.expand(q.shape[:2])
     factor = None if decay is None else decay.to(state.dtype).exp()

@@ -113,6 +113,16 @@ def hgrn2_attention_backward(
         )
 
 
+@torch.library.custom_op("linscale::linear_attention_step", mutates_args=(), device_types="cuda")
+def linear_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """o and the state after one token. For decoding: it has no gradient. The kernel writes in
+    place, into a copy, so that `state` stays what it was."""
+    after = state.clone()
+    return kernels(q.device).step(q, k, v, after, decay), after
+
+
 def _tensors(q: Tensor, gradients: tuple[Tensor | None, ...]) -> Any:
     """An operator returns tensors, never None: an empty one stands for it."""
     return tuple(q.new_empty(0) if x is None else x for x in gradients)
@@ -175,6 +185,13 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dinitial_state = q.new_empty(0) if initial_state is None else _new(initial_state)
     return _new(q), _new(gate_logits), _new(v), _new(lower_bound), dinitial_state
+
+
+@linear_attention_step.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _new(v), torch.empty_like(state)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -332,6 +332,8 @@ def test_errors_of_the_models_forms() -> None:
         hgrn2_attention(Q, Q[:, 1:], V, torch.zeros(3, 4))
     with pytest.raises(ValueError, match="theta has shape"):
         cosine_attention(Q, Q, V, torch.zeros(3))
+    with pytest.raises(ValueError, match="q, k, v and state have shapes"):
+        linear_attention_step(Q[:, 0], Q[:, 0], V[:, 0], torch.zeros(2, 3, 4, 4))
 
 
 def test_a_device_without_kernels_is_an_error() -> None:
