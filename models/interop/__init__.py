@@ -1,0 +1,10 @@
+"""Checkpoints of other libraries: import as models of ours, export for theirs.
+
+`import_model` reads Llama-, Mistral- and Qwen2-family checkpoints, flash-linear-attention's HGRN2
+and our own exports; `export_model` writes any of our models for transformers.
+"""
+
+from models.interop.importing import Source, import_model, read_source
+from models.interop.tensors import InteropError
+
+__all__ = ["InteropError", "Source", "import_model", "read_source"]

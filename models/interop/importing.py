@@ -1,0 +1,162 @@
+"""Import a checkpoint directory of Hugging Face as a model of ours.
+
+    model, source = import_model("path/to/checkpoint", dtype=torch.float32)
+
+1. config.json decides the family: Llama, Mistral, Qwen2 (`models.interop.llama`), HGRN2 of
+   flash-linear-attention (`models.interop.fla_hgrn2`), or our own exports.
+2. The model is built without memory, then given some, on the wanted device in the wanted dtype.
+3. Tensors are read one after another into their places (`models.interop.tensors`), so that the peak
+   is the model and one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.config import ConfigError, ModelConfig, RopeScaling
+from models.interop import fla_hgrn2, llama
+from models.interop.tensors import (
+    InteropError,
+    Names,
+    StoredTensor,
+    read_json,
+    stored_tensors,
+)
+from models.language_model import LanguageModel, build
+
+LINSCALE = "linscale"
+"""model_type of our own exports of linear models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a checkpoint directory says beside its weights."""
+
+    directory: Path
+    """The checkpoint."""
+    config: ModelConfig
+    """Our configuration of its model."""
+    context: int | None
+    """Longest context it was made for, in tokens; None where it does not say."""
+    eos_ids: tuple[int, ...]
+    """Tokens that end a text."""
+
+
+def read_source(directory: Path | str) -> Source:
+    """Read config.json of a checkpoint directory.
+
+    Raises:
+        InteropError: it is missing, damaged, or of a model that cannot be imported.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InteropError(
+            f"{directory}: is not a directory with config.json and safetensors files; download the "
+            "checkpoint first and give its path."
+        )
+    values = read_json(directory / "config.json")
+    kind = values.get("model_type")
+    if kind == LINSCALE:
+        config = _own_config(directory, values)
+    elif kind == "hgrn2":
+        config = fla_hgrn2.model_config(directory)
+    else:
+        config = llama.model_config(directory)
+    generation = directory / "generation_config.json"
+    eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    eos = values.get("eos_token_id") if eos is None else eos
+    return Source(
+        directory=directory,
+        config=config,
+        context=values.get("max_position_embeddings"),
+        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    )
+
+
+def import_model(
+    directory: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[LanguageModel, Source]:
+    """The model of a checkpoint directory, in evaluation mode, and what the directory says of it.
+
+    Args:
+        directory: with config.json and safetensors files.
+        dtype: of the parameters; None: as stored.
+        device: where the model is wanted.
+
+    Raises:
+        InteropError: the checkpoint is incomplete, damaged, or of a model that cannot be imported.
+    """
+    source = read_source(directory)
+    tensors = list(stored_tensors(source.directory))
+    if not tensors:
+        raise InteropError(f"{source.directory}: its safetensors files hold no tensors.")
+    dtype = max(tensors, key=lambda t: t.bytes).dtype if dtype is None else dtype
+    model = _with_memory(source.config, dtype, device)
+    with torch.no_grad():
+        names = _read(model, tensors, read_json(source.directory / "config.json"))
+    for label, found in (("lacks", names.missing), ("has unknown tensors", names.unasked)):
+        if found:
+            first = ", ".join(sorted(found)[:3])
+            rest = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InteropError(
+                f"{source.directory}: the checkpoint {label} {first}{rest}; it does not fit its "
+                "config.json, or is of a variant that is not implemented."
+            )
+    return model.eval(), source
+
+
+def _read(model: LanguageModel, tensors: list[StoredTensor], values: dict[str, Any]) -> Names:
+    if values["model_type"] == LINSCALE:
+        return _read_own(model, tensors)
+    if values["model_type"] == "hgrn2":
+        return fla_hgrn2.read(model, tensors, values)
+    return llama.read(model, tensors)
+
+
+def _with_memory(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+) -> LanguageModel:
+    """A model whose matrices hold anything, and whose buffers are set."""
+    model = build(config, device="meta", dtype=dtype).to_empty(device=device)
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None and not isinstance(module, nn.Linear | nn.Embedding):
+            reset()
+    return model
+
+
+def _own_config(directory: Path, values: dict[str, Any]) -> ModelConfig:
+    stored = dict(values.get("linscale", {}))
+    known = {field.name for field in fields(ModelConfig)}
+    if unknown := sorted(set(stored) - known):
+        raise InteropError(
+            f"{directory / 'config.json'}: linscale.{unknown[0]} is not known to this version; it "
+            "was exported by a later one."
+        )
+    try:
+        if stored.get("rope_scaling") is not None:
+            stored["rope_scaling"] = RopeScaling(**stored["rope_scaling"])
+        return ModelConfig(**stored)
+    except (TypeError, ConfigError) as error:
+        raise InteropError(f"{directory / 'config.json'}: cannot be imported: {error}") from error
+
+
+def _read_own(model: LanguageModel, tensors: Iterable[StoredTensor]) -> Names:
+    slots = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    needed, unasked = set(slots), set[str]()
+    for tensor in tensors:
+        if tensor.name in slots:
+            tensor.read_into(slots[tensor.name])
+            needed.discard(tensor.name)
+        else:
+            unasked.add(tensor.name)
+    return Names(missing=needed, unasked=unasked)
