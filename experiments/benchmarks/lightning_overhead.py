@@ -4,13 +4,12 @@
 
 Question: how much longer does a step take through `TrainingModule`, the Trainer and our callbacks
 (recorder, guard, checkpoints, status) than a loop of forward, backward, clip and AdamW?
-Method: both train the largest quickstart rung (dim 128, 4 layers, T = 256, batch 16, one thread) on
-the same batches. They run in turn, a block of steps each, and each block starts from where the last
-one stopped; the ratio of a pair is one sample, the median over pairs is the result. Two clocks are
-read: wall time, and the CPU time of the one thread that trains, which a busy machine disturbs less
-but which does not see waits for the disk. The Lightning
-side writes a run record to a temporary directory, exactly as `linscale run` does; the few
-milliseconds of `Trainer.fit` before the first step are left out, since they come once a segment.
+Method: both train the largest quickstart rung with one thread on the same batches. They run in
+turn, a block of steps each, and each block goes on where the last one stopped; the ratio of a pair
+is one sample, the median over pairs is the result. Two clocks are read: wall time, and the CPU time
+of the one thread that trains, which a busy machine disturbs less but which does not see waits for
+the disk. The Lightning side writes a run record to a temporary directory, as `linscale run` does;
+what `Trainer.fit` does before the first step is left out, since it comes once a segment.
 Expected: at most 1.05.
 """
 
@@ -29,16 +28,10 @@ from pathlib import Path
 
 import torch
 
-from models.config import ARCHS, Arch, toy_config
+from experiments.quickstart import runs
+from models.config import ARCHS, Arch
 from models.language_model import LanguageModel, build
-from scaling.config import (
-    BudgetConfig,
-    DataConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config import RunConfig
 from scaling.data import Batch, DataModule
 from scaling.environment import cpu_name
 from scaling.optim import adamw
@@ -53,15 +46,15 @@ STEPS = 5
 
 def config_of(arch: Arch, steps: int) -> RunConfig:
     """The largest quickstart rung, as one constant-rate segment without an end in sight."""
-    model = toy_config(arch, 128, vocab_size=257, layers=4)
-    return RunConfig(
-        name=f"{arch}-overhead",
-        model=model,
-        data=DataConfig(sequence_length=256, batch_sequences=16),
-        optim=OptimConfig(lr=1e-3),
-        schedule=ScheduleConfig(kind="constant"),
-        budget=BudgetConfig(tokens=steps * 256 * 16),
-        parallel=ParallelConfig(accelerator="cpu", threads=1),
+    rung = max((r for r in runs() if r.model.arch == arch), key=lambda r: r.model.dim)
+    return rung.override(
+        [
+            "schedule.kind=constant",
+            "schedule.warmup_tokens=0",
+            "budget.horizons=()",
+            f"budget.tokens={steps * rung.tokens_per_step}",
+            "parallel.threads=1",
+        ]
     )
 
 

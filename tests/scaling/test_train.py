@@ -365,7 +365,9 @@ def _wait_for_line(process: subprocess.Popen[bytes], path: Path) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_process_killed_from_outside(
     make_run: Any, tmp_path: Path, number: signal.Signals
 ) -> None:
