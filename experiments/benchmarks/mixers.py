@@ -11,7 +11,7 @@ repeat gives one ratio each, so that other work on the machine meets all of them
 are medians over repeats. The floor is the matrix products of the chunked form at the rate of
 `torch.bmm` on as many matrices of the same size, measured in the same run.
 Expected: at least 3 for no decay and per-head decay and at least 2 for per-channel decay at
-T = 2048, and four times that at T = 8192.
+T = 2048, and two to four times that at T = 8192.
 
 Prints the tables and writes results/DATE-mixers-N-threads.md beside this file.
 """

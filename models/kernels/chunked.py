@@ -18,7 +18,8 @@ from models.kernels.layout import Layout, chunk_bound, layout
 from models.kernels.passes import backward_pass, forward_pass
 
 CHUNK = 64
-"""Tokens in a chunk. Fastest of 32, 64, 128 for head dimensions 32 to 128 on two cores."""
+"""Tokens in a chunk. At d = 64, 32 and 64 take the same time within 5 %, and 128 up to 30 % more;
+64 stores half the states of 32."""
 
 
 def forward(
