@@ -225,18 +225,19 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_speed_of_a_million_lines(tmp_path: Path) -> None:
-    """1,400 runs with 1 M metric lines in a few seconds (measured 3 to 4 s on two cores)."""
+    """1,400 runs with 1 M metric lines: the target is 5 s of an idle core."""
     root = write_sweep(tmp_path / "s", archs=("llama",), dims=(32,), log_lines=20)
     (run,) = (p for p in root.iterdir() if p.is_dir())
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join((lines * 20)[:715]))
+    (run / "metrics.jsonl").write_text("".join((lines * 40)[:715]))
     for i in range(1399):
         copy = root / f"{run.name}-{i}"
         copy.mkdir()
         for path in run.iterdir():
             (copy / path.name).write_bytes(path.read_bytes())
-    begin = time.perf_counter()
+    begin = time.process_time()
     sweep = load_sweep(root)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
+    print(f"{seconds:.2f} s")
     assert len(sweep.curves) == 1400 * 715
-    assert seconds < 15  # three times the target, for a shared machine
+    assert seconds < 15  # three times the target: a shared machine slows caches down
