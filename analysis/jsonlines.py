@@ -1,11 +1,11 @@
 """JSON-lines logs as columns: fast, and tolerant of a last line torn by a kill.
 
-    read_records(path)                    every complete record, as dictionaries
-    read_columns(path, numbers, words)    chosen fields as arrays of one length
-        1. text after the last newline that is not JSON by itself is a torn line: dropped, counted
-        2. parsed column-wise by pyarrow where it is installed and accepts the file (about five
-           times as fast), else by `json`: the same result
-        3. numbers -> float64 (null, absent or not a number: NaN), words -> object ("" when absent)
+read_records(path)                    every complete record, as dictionaries
+read_columns(path, numbers, words)    chosen fields as arrays of one length
+    1. text after the last newline that is not JSON by itself is a torn line: dropped, counted
+    2. parsed column-wise by pyarrow where it is installed and accepts the file (about five
+       times as fast), else by `json`: the same result
+    3. numbers -> float64 (null, absent or not a number: NaN), words -> object ("" when absent)
 """
 
 from __future__ import annotations
