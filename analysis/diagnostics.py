@@ -15,10 +15,13 @@ from analysis.errors import FitWarning
 from analysis.power_sum import Array
 from analysis.problem import Problem
 from analysis.solver import GRADIENT_TOLERANCE, Solution
+from analysis.uncertainty import jackknife
 
 _SAME_OPTIMUM = 1e-6
 _FLAT_E, _FLAT_EXPONENT = 0.15, 0.35
 _OUTLIER = 8.0
+_DECISIVE = 0.8
+"""Share of the jackknife variance from which one run is said to decide."""
 _NO_FLOOR = 0.01
 """An E below this share of the smallest loss is called zero."""
 
@@ -178,3 +181,22 @@ def _outliers(problem: Problem, residual: Array) -> list[FitWarning]:
             {"count": len(far), "rows": [str(r) for r in rows]},
         )
     ]
+
+
+def decisive_run(problem: Problem, theta: Array) -> FitWarning | None:
+    """The run that makes up most of the jackknife variance of a parameter, if there is one."""
+    labels, values = jackknife(problem, theta)
+    full = problem.natural(theta)
+    squares = (values - full) ** 2
+    share = squares / np.maximum(squares.sum(axis=0), 1e-300)
+    run, parameter = (int(k) for k in np.unravel_index(int(share.argmax()), share.shape))
+    largest, name = float(share[run, parameter]), problem.law.parameters[parameter]
+    if largest <= _DECISIVE:
+        return None
+    return FitWarning(
+        "one_run_decides",
+        f"{labels[run]} alone makes up {largest:.0%} of what leaving out runs one by one does to "
+        f"{name} (from {full[parameter]:.4g} to {values[run, parameter]:.4g} without it): check "
+        "that run first.",
+        {"run": labels[run], "parameter": name, "share": largest},
+    )

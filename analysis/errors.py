@@ -49,7 +49,6 @@ class FitWarning:
 
 WARNING_CODES: dict[str, str] = {
     "rows_excluded": "rows were left out of the fit, each with a reason",
-    "duplicate_rows": "identical rows were counted once",
     "assumed_compute": "no compute column: C = 6 N D was assumed",
     "units_suspect": "values look as if given in millions or billions",
     "compute_inconsistent": "compute does not follow from N and D in a single convention",
@@ -74,6 +73,6 @@ WARNING_CODES: dict[str, str] = {
     "exponents_do_not_close": "a + b is not what the compute model implies",
     "one_draw_source": "intervals come from unpaired draws",
     "at_chance": "the task is at chance for every model measured",
-    "one_run_decides": "leaving out one run moves the answer by more than its standard error",
+    "one_run_decides": "one run makes up most of what leaving runs out one by one changes",
 }
 """Every warning code and what it means."""

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.checks import Observations
-from analysis.diagnostics import Evidence
+from analysis.diagnostics import Evidence, decisive_run
 from analysis.errors import AnalysisError, FitWarning
 from analysis.laws import FORMS, PerToken, optimum
 from analysis.power_sum import Array, Law
@@ -33,6 +33,8 @@ from analysis.uncertainty import (
     quantiles,
 )
 
+_OF_DRAWS = ("few_clusters", "unstable_resamples", "one_run_decides")
+"""Warnings that belong to a bootstrap and are renewed with it."""
 EXTRAPOLATION_LIMIT = 10.0
 """Default factor in compute beyond the largest run up to which a forecast is given."""
 
@@ -229,9 +231,12 @@ class LawFit:
                     {"unconverged": draws.unconverged, "samples": samples},
                 )
             )
-        codes = {w.code for w in added} | {"few_clusters", "unstable_resamples"}
-        kept = [w for w in self.warnings if w.code not in codes]
-        return dataclasses.replace(self, draws=draws, warnings=[*kept, *added])
+        kept = [w for w in self.warnings if w.code not in _OF_DRAWS]
+        drawn = dataclasses.replace(self, draws=draws, warnings=[*kept, *added])
+        decisive = decisive_run(self.problem, self.theta)
+        if decisive is not None:
+            drawn.warnings.append(decisive)
+        return drawn
 
     def _need_draws(self) -> Draws:
         if self.draws is None:

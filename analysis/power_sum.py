@@ -261,9 +261,7 @@ class PowerSum(Law):
         )
         # What projection sets to zero starts far enough from zero for Newton to find its way back
         middle = float(np.median(loss))
-        coefficients = np.where(
-            coefficients > 1e-6 * middle, coefficients, _RESTART_SHARE * middle
-        )
+        coefficients = np.where(coefficients > 1e-6 * middle, coefficients, _RESTART_SHARE * middle)
         values = np.empty((count, self.size))
         for k, (i, j) in enumerate(self._slots):
             values[:, i] = np.log(coefficients[:, k])
