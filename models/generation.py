@@ -1,0 +1,385 @@
+"""Continue prompts: prefill in parallel, then decode one token a sequence and step.
+
+1. Prompts of any lengths are packed into one row with boundaries (`cu_seqlens`) and pass through
+   the model's parallel form once; nothing is padded, so no sequence can disturb another.
+2. The states that come out are stepped as a batch. Recurrent states keep their size; LLaMA's cache
+   grows. A sequence that ends leaves the batch.
+3. Each sequence draws from a generator of its own, seeded with `seed` plus its number in the batch,
+   so that a prompt is continued alike alone and in any company.
+
+Filters in their order, as in other libraries: repetition penalty (arXiv 1909.05858: positive logits
+of seen tokens divided by it, negative ones multiplied), temperature, top-k, top-p (the smallest set
+of most likely tokens that reaches probability p; arXiv 1904.09751), min-p (tokens at least min_p
+times as likely as the likeliest; arXiv 2407.01082).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from models.config import ConfigError
+from models.language_model import LanguageModel, State
+
+Reason = Literal["length", "end", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and when a sequence ends.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    max_new_tokens: int = 128
+    """Tokens after which a sequence ends."""
+    temperature: float = 1.0
+    """Divides the logits; 0: always the likeliest token."""
+    top_k: int | None = None
+    """Keep this many of the likeliest tokens."""
+    top_p: float | None = None
+    """Keep the smallest set of likeliest tokens that has this probability."""
+    min_p: float | None = None
+    """Keep tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens of prompt and continuation become less likely."""
+    seed: int = 0
+    """Sequence number i draws from a generator with seed + i."""
+    stop: tuple[str, ...] = ()
+    """A text that holds one of these ends before it."""
+
+    def __post_init__(self) -> None:
+        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        self._require("temperature", self.temperature >= 0, "at least 0 (0: greedy)")
+        self._require("top_k", self.top_k is None or self.top_k >= 1, "at least 1")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            self._require(name, value is None or 0 < value <= 1, "above 0 and at most 1")
+        self._require("repetition_penalty", self.repetition_penalty > 0, "above 0 (1: none)")
+        self._require("stop", all(self.stop), "texts of at least one character")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"{name}={getattr(self, name)!r}: must be {rule}.")
+
+
+class TextTokenizer(Protocol):
+    """What text generation needs of a tokenizer."""
+
+    eos_id: int
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Token numbers of a text."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token numbers."""
+        ...
+
+
+def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """Logits after penalty, temperature and filters; what may not be drawn is -inf.
+
+    Args:
+        logits: (B, V).
+        sampling: with a temperature above 0 (greedy choices need the penalty alone).
+        seen: (B, V) bool, tokens of each sequence so far; needed for a repetition penalty.
+    """
+    logits = logits.float()
+    if seen is not None and sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(
+            seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits
+        )
+    if sampling.temperature == 0:
+        return logits
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        share = ordered.softmax(-1)
+        # A token goes when those before it have the probability already; the first one stays.
+        beyond = share.cumsum(-1) - share >= sampling.top_p
+        gone = torch.zeros_like(beyond).scatter(-1, order, beyond)
+        logits = logits.masked_fill(gone, -torch.inf)
+    if sampling.min_p is not None:
+        share = logits.softmax(-1)
+        least = sampling.min_p * share.amax(-1, keepdim=True)
+        logits = logits.masked_fill(share < least, -torch.inf)
+    return logits
+
+
+class Decoder:
+    """A batch of sequences that are being continued.
+
+    decoder = Decoder(model, prompts, sampling, eos_ids)
+    while decoder.running:
+        for sequence, token in decoder.advance():
+            ...  # decoder.finish(sequence) ends one for a reason of the caller's
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        eos_ids: Iterable[int] = (),
+    ) -> None:
+        """Prefill.
+
+        Args:
+            model: in evaluation mode.
+            prompts: token numbers, at least one each.
+            sampling: shared by all.
+            eos_ids: tokens that end a sequence.
+
+        Raises:
+            ConfigError: no prompts, an empty one, or a token that the model does not have.
+        """
+        _check(prompts, model.config.vocab_size)
+        self._model, self._sampling, self._eos = model, sampling, frozenset(eos_ids)
+        self._device = model.embedding.weight.device
+        self.reasons: list[Reason | None] = [None] * len(prompts)
+        """Why each sequence has ended; None while it runs."""
+        self._rows = list(range(len(prompts)))  # sequence in each row of the batch
+        self._count = 0
+        self._generators = [
+            torch.Generator().manual_seed(sampling.seed + number) for number in self._rows
+        ]
+        self._seen: Tensor | None = None
+        if sampling.repetition_penalty != 1:
+            self._seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
+            for row, prompt in enumerate(prompts):
+                self._seen[row, torch.as_tensor(prompt)] = True
+            self._seen = self._seen.to(self._device)
+        self._logits, self._state = prefill(model, prompts)
+
+    @property
+    def running(self) -> bool:
+        """Whether a sequence has not ended."""
+        return None in self.reasons
+
+    @property
+    def state(self) -> State:
+        """State of the running sequences, in their order."""
+        return self._state
+
+    def finish(self, sequence: int, reason: Reason = "stop") -> None:
+        """End a sequence; it leaves the batch before the next step."""
+        self.reasons[sequence] = reason
+
+    @torch.no_grad()
+    def advance(self) -> list[tuple[int, int]]:
+        """The next token of every running sequence, as (sequence, token).
+
+        A sequence whose token ends it is part of the list, with that token.
+        """
+        if self._count:
+            self._step()
+        tokens = self._choose()
+        self._last = torch.tensor(tokens, device=self._device)
+        if self._seen is not None:
+            self._seen[torch.arange(len(tokens), device=self._device), self._last] = True
+        self._count += 1
+        chosen = list(zip(self._rows, tokens, strict=True))
+        for sequence, token in chosen:
+            if token in self._eos:
+                self.reasons[sequence] = "end"
+            elif self._count == self._sampling.max_new_tokens:
+                self.reasons[sequence] = "length"
+        return chosen
+
+    def _step(self) -> None:
+        keep = [row for row, number in enumerate(self._rows) if self.reasons[number] is None]
+        if len(keep) < len(self._rows):
+            index = torch.tensor(keep, device=self._device)
+            self._rows = [self._rows[row] for row in keep]
+            self._last = self._last[index]
+            self._seen = None if self._seen is None else self._seen[index]
+            self._state = tree_map(lambda tensor: tensor[index], self._state)
+        self._logits, self._state = self._model.step(self._last, self._state)
+
+    def _choose(self) -> list[int]:
+        logits = filter_logits(self._logits, self._sampling, self._seen)
+        if self._sampling.temperature == 0:
+            return logits.argmax(-1).tolist()
+        # Inversion of the distribution function: one number from each sequence's own generator.
+        heap = logits.double().softmax(-1).cumsum(-1)  # (B, V)
+        draws = [
+            torch.rand(1, generator=self._generators[n], dtype=torch.float64) for n in self._rows
+        ]
+        points = torch.stack(draws).to(self._device) * heap[:, -1:]
+        tokens = torch.searchsorted(heap, points, right=True)  # (B, 1)
+        likeliest = logits.argmax(-1, keepdim=True)
+        # A draw at the very end may round to one past the last token.
+        return torch.where(tokens < logits.shape[-1], tokens, likeliest)[:, 0].tolist()
+
+
+@torch.no_grad()
+def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
+    """Logits after each prompt (N, V) and the states, in one parallel pass without padding.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token numbers, at least one each, of any lengths.
+    """
+    device = model.embedding.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    rows = [torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]
+    if (lengths == lengths[0]).all():
+        hidden, state = model.hidden(torch.stack(rows).to(device), keep_state=True)
+        last = hidden[:, -1]  # (N, d)
+    else:
+        boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+        packed = torch.cat(rows)[None].to(device)  # (1, T)
+        hidden, state = model.hidden(packed, keep_state=True, cu_seqlens=boundaries)
+        last = hidden[0, boundaries[1:].to(torch.int64) - 1]
+    assert state is not None
+    return torch.nn.functional.linear(last, model.head_weight), state
+
+
+def _check(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    if not prompts:
+        raise ConfigError("prompts=[]: give at least one.")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ConfigError(
+                f"prompt {number} has no tokens; start it with the end-of-document token, which "
+                "precedes every document in training."
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            bad = next(token for token in prompt if not 0 <= token < vocab_size)
+            raise ConfigError(
+                f"prompt {number} holds token {bad}, and the model has {vocab_size}; this is not "
+                "its tokenizer."
+            )
+
+
+class TextStream:
+    """Turns the tokens of one sequence into text as it comes, up to a stop string.
+
+    Text is held back while it may change: bytes of an unfinished character, and an end that may be
+    the beginning of a stop string.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+        self._decode, self._stop = decode, stop
+        self._tokens: list[int] = []
+        self._context = self._read = 0  # tokens[context:read] is text already in `_text`
+        self._text = ""
+        self._given = 0
+        self.stopped = False
+        """A stop string has come; the text ends before it."""
+
+    @property
+    def text(self) -> str:
+        """All text so far, held back or not, up to a stop string."""
+        return self._text
+
+    def add(self, token: int) -> str:
+        """One more token; returns the text that is certain now."""
+        self._tokens.append(token)
+        # Decoding with the token before, because some tokenizers join words by their neighbours.
+        before = self._decode(self._tokens[self._context : self._read])
+        after = self._decode(self._tokens[self._context :])
+        if after.endswith("�"):  # may be the first bytes of a character
+            return ""
+        self._context, self._read = self._read, len(self._tokens)
+        return self._append(after[len(before) :])
+
+    def finish(self) -> str:
+        """No more tokens: the text that was held back."""
+        if self._read == len(self._tokens):
+            return self._give(len(self._text))
+        before = self._decode(self._tokens[self._context : self._read])
+        after = self._decode(self._tokens[self._context :])
+        self._read = len(self._tokens)
+        return self._append(after[len(before) :]) + self._give(len(self._text))
+
+    def _append(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        start = len(self._text) - max((len(stop) for stop in self._stop), default=0)
+        self._text += piece
+        places = [self._text.find(stop, max(start, 0)) for stop in self._stop]
+        if places := [place for place in places if place >= 0]:
+            self._text = self._text[: min(places)]
+            self.stopped = True
+            return self._give(len(self._text))
+        held = max((_overlap(self._text, stop) for stop in self._stop), default=0)
+        return self._give(len(self._text) - held)
+
+    def _give(self, end: int) -> str:
+        given, self._given = self._given, max(self._given, end)
+        return self._text[given:end]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of `text` with which `stop` begins."""
+    most = min(len(text), len(stop) - 1)
+    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """The continuation of one prompt."""
+
+    text: str
+    """Without the prompt, and without end or stop string."""
+    tokens: tuple[int, ...]
+    """All tokens that were generated, an end included."""
+    reason: Reason
+    """Why it ended: `length`, `end` (of the document) or `stop` (a stop string)."""
+
+
+def generate(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    eos_ids: Iterable[int] | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Completion]:
+    """Continue texts.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the model's.
+        prompts: texts; an empty one starts a document.
+        sampling: shared by all.
+        eos_ids: tokens that end a text; None: the tokenizer's.
+        on_text: called with (prompt number, new text) as soon as text is certain.
+
+    Raises:
+        ConfigError: no prompts, or a tokenizer that is not the model's.
+    """
+    encoded = [[int(t) for t in tokenizer.encode(text)] or [tokenizer.eos_id] for text in prompts]
+    decoder = Decoder(model, encoded, sampling, (tokenizer.eos_id,) if eos_ids is None else eos_ids)
+    streams = [TextStream(tokenizer.decode, sampling.stop) for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    say = on_text or (lambda number, text: None)
+    while decoder.running:
+        for number, token in decoder.advance():
+            tokens[number].append(token)
+            stream = streams[number]
+            if decoder.reasons[number] != "end" and (text := stream.add(token)):
+                say(number, text)
+            ended = stream.stopped or decoder.reasons[number] is not None
+            if ended and (text := stream.finish()):
+                say(number, text)
+            if stream.stopped:
+                decoder.finish(number)
+    return [
+        Completion(text=stream.text, tokens=tuple(ids), reason=reason or "length")
+        for stream, ids, reason in zip(streams, tokens, decoder.reasons, strict=True)
+    ]
