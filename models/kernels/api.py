@@ -93,7 +93,7 @@ def hgrn2_attention(
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """HGRN2's recurrence from gate logits x (arXiv 2404.07904, eqs. 3 and 4).
+    """HGRN2's recurrence from gate logits x (arXiv 2404.07904).
 
         f = lb + (1 - lb) sigmoid(x)        k = 1 - f        decay = log f
 
@@ -143,7 +143,7 @@ def cosine_attention(
         q~_t = [q_t cos(theta t), q_t sin(theta t)],  k~ alike:
         q~_t . k~_s = sum_c q_tc k_sc cos(theta_c (t - s))
 
-    (arXiv 2406.16690, eq. 7; arXiv 2307.09270 for LRPE.) The position t counts from 0 in every
+    (arXiv 2406.16690, eq. 17; arXiv 2307.09270 for LRPE.) The position t counts from 0 in every
     sequence, plus `position_offset`; a state carries absolute phases, so whoever carries it on
     passes the number of tokens before it.
 

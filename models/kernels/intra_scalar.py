@@ -4,7 +4,7 @@ With G_t the sum of the log decays of the chunk up to t, the pairs s <= t weigh
 
     W_ts = exp(G_t - G_s)        o_t += sum_{s <= t} (q_t . k_s) W_ts v_s
 
-(arXiv 2405.21060, eq. 16: the 1-semiseparable mask). G is accumulated in float64: a difference of
+(the 1-semiseparable mask of arXiv 2405.21060). G is accumulated in float64: a difference of
 float32 sums would lose what matters after a strong decay. The exponents of pairs s > t, which
 are positive, are cut to 0 before exp, and the pairs are dropped after it.
 """

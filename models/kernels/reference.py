@@ -5,8 +5,8 @@
 
 The state is updated first and read afterwards, and nothing is scaled: a model folds 1/sqrt(K) or
 its like into q. `decay` is the logarithm of the factor, in nats a step: absent (factor 1), one
-number a head (TNL, arXiv 2405.17381 eq. 9), one a token and head, or one a token, head and key
-channel (HGRN2, arXiv 2404.07904 eq. 4). A decay of -inf forgets everything before its token.
+number a head (TNL, arXiv 2405.17381), one a token and head, or one a token, head and key
+channel (HGRN2, arXiv 2404.07904). A decay of -inf forgets everything before its token.
 
 Plain differentiable PyTorch. Both products are matrix products, so `FlopCounterMode` counts
 4 K V FLOPs a token and head forward and twice that backward.
