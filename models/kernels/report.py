@@ -120,15 +120,19 @@ def peers(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     gate = new(1, TOKENS, HEADS, dim)
     yield operation(
         "fla linear_attn",
-        lambda q, k, v: chunk_linear_attn(q, k, v, normalize=False),
+        lambda q, k, v: chunk_linear_attn(q, k, v, normalize=False),  # pyright: ignore[reportCallIssue]
         (4 * unit, 7 * unit),
     )
     yield operation(
         "fla retention",
-        lambda q, k, v: chunk_simple_gla(q, k, v, g_gamma=slopes),
+        lambda q, k, v: chunk_simple_gla(q, k, v, g_gamma=slopes),  # pyright: ignore[reportCallIssue]
         (4 * unit, 7 * unit),
     )
-    yield operation("fla gla", lambda q, k, v: chunk_gla(q, k, v, gate), (5 * unit, 9 * unit))
+    yield operation(
+        "fla gla",
+        lambda q, k, v: chunk_gla(q, k, v, gate),  # pyright: ignore[reportCallIssue]
+        (5 * unit, 9 * unit),
+    )
 
 
 def rows(operation: Operation, target: str) -> Iterator[Row]:

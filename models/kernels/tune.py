@@ -112,7 +112,7 @@ def _milliseconds(kernel: str, constants: dict[str, int], run: Callable[[], None
     from triton.testing import do_bench
 
     with trial("scalar", kernel, constants):
-        return float(do_bench(run, return_mode="median"))
+        return float(do_bench(run, return_mode="median"))  # pyright: ignore[reportArgumentType]
 
 
 def tune(

@@ -4,7 +4,8 @@
 
 (arXiv 2406.16690 eq. 7.) The concatenation, twice as wide as q, never exists in memory: a program
 rotates its tile as it loads it and carries the cosine and sine halves of the state (2K, V). Two
-scans cover everything, as in `scalar_scan`:
+scans cover everything, as in `scalar_scan`. Two states and two rotated tiles cost registers: at
+K = 128 in 16 bits the compiler spills 72 to 448 bytes a thread on an H200.
 
     read     o  (x, y, z) = (q, k, v) forward;  dv: (k, q, do) backward; the contraction turns
     inputs   dq (x, y, z) = (do, v, k) forward; dk: (v, do, q) backward; values and outputs turn,

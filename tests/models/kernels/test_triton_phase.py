@@ -16,17 +16,16 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tokens", "dims", "cu_seqlens", "segment", "initial"),
+    ("dtype", "tokens", "dims", "cu_seqlens", "segment", "initial", "offset"),
     [
-        (torch.float32, 70, (16, 20), None, None, True),
-        (torch.float32, 300, (20, 16), None, 128, True),
-        (torch.float32, 300, (16, 16), (0, 3, 3, 200, 300), 128, True),
-        (torch.float32, 33, (16, 16), None, None, False),
-        (torch.bfloat16, 100, (32, 32), None, None, True),
+        (torch.float32, 70, (16, 20), None, None, True, "each"),
+        (torch.float32, 200, (20, 16), None, 128, True, 0),
+        (torch.float32, 200, (16, 16), (0, 3, 3, 150, 200), 128, True, "each"),
+        (torch.float32, 33, (16, 16), None, None, False, 0),
+        (torch.bfloat16, 64, (32, 32), None, None, True, 0),
     ],
     ids=["tail", "cut", "packed", "zero", "bf16"],
 )
-@pytest.mark.parametrize("offset", [0, "each"], ids=["start", "offsets"])
 def test_matches_rotated_recurrence(
     dtype: torch.dtype,
     tokens: int,
