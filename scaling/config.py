@@ -1,14 +1,15 @@
 """The configuration of one training run: frozen, validated, and free of torch.
 
-A `RunConfig` has a part for each concern: model, data, optimizer, schedule, budget, parallelism.
+A `RunConfig` has a part for each concern (`scaling.parts`): model, data, optimizer, schedule,
+budget, parallelism, divergence.
 Tokens are the only clock a user sets; budgets and horizons are rounded to whole optimizer steps
 of `sequence_length * batch_sequences` tokens. Values come from an experiment file and may be
 overridden by dotted text, `optim.lr=3e-4`; the command line wins.
 
 Identity. `run_id` is the run's name and eight hex digits of the SHA-256 of the fields that change
-what is learnt. Names and labels, the checkpoint interval and `parallel` (devices, micro-batches,
-compilation) stay outside: a run started on one machine is the same run on another. The precision
-is the exception among the parallel fields: bf16 changes the numbers, so it is hashed.
+what is learnt. Names and labels, the checkpoint interval, loggers and `parallel` (devices,
+micro-batches, compilation) stay outside: a run started on one machine is the same run on another.
+The precision is the exception among the parallel fields: bf16 changes the numbers, so it is hashed.
 Fields that came later (`models.config.LATER`) are hashed only where they differ from their default:
 an option that a run does without does not rename it.
 A corpus of files is identified by the text of its pattern; give a relative one, so that a project
@@ -24,177 +25,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, cast, get_args
 
-from models.config import ConfigError, ModelConfig
+from models.config import LATER, ConfigError, ModelConfig
 from scaling.fields import check, hints, identity, parse, unknown_name
+from scaling.parts import (
+    BudgetConfig,
+    DataConfig,
+    DivergenceConfig,
+    OptimConfig,
+    ParallelConfig,
+    Part,
+    ScheduleConfig,
+)
 
-
-class _Part:
-    """Checks the type of every field of a configuration part, then its own rules."""
-
-    _prefix = ""
-
-    def __post_init__(self) -> None:
-        for name, hint in hints(type(self)).items():
-            value = check(hint, getattr(self, name), self._prefix + name)
-            object.__setattr__(self, name, value)
-        self._validate()
-
-    def _validate(self) -> None:
-        """Rules beyond types; raises ConfigError."""
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ConfigError(f"{self._prefix}{name}={getattr(self, name)!r}: must be {rule}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(_Part):
-    """Which text, how it becomes tokens, and the shape of a batch."""
-
-    corpus: str = "kjv"
-    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH` or `hf:NAME[:CONFIG]`."""
-    tokenizer: str = "bytes"
-    """`bytes`, `bpe:VOCAB`, `file:PATH/tokenizer.json` or `tiktoken:NAME`."""
-    text_field: str = "text"
-    """Field that holds the text in `jsonl:` and `hf:` corpora."""
-    sequence_length: int = 256
-    """Tokens of a training sequence T."""
-    batch_sequences: int = 16
-    """Sequences of a global batch: one optimizer step, over all devices and micro-batches."""
-    validation_fraction: float = 0.05
-    """Share of the documents that is held out."""
-    validation_blocks: int = 64
-    """Most sequences of the fixed validation list that milestones are evaluated on."""
-
-    _prefix = "data."
-
-    def _validate(self) -> None:
-        kinds = ("text:", "jsonl:", "hf:")
-        known = self.corpus in ("kjv", "stdlib") or (
-            self.corpus.startswith(kinds) and self.corpus.split(":", 1)[1] != ""
-        )
-        self._require("corpus", known, "kjv, stdlib, text:GLOB, jsonl:PATH or hf:NAME[:CONFIG]")
-        known = self.tokenizer == "bytes" or (
-            self.tokenizer.startswith(("bpe:", "file:", "tiktoken:"))
-            and self.tokenizer.split(":", 1)[1] != ""
-        )
-        self._require("tokenizer", known, "bytes, bpe:VOCAB, file:PATH or tiktoken:NAME")
-        for name in ("sequence_length", "batch_sequences", "validation_blocks"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+__all__ = [
+    "BudgetConfig",
+    "DataConfig",
+    "DivergenceConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "dotted_names",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig(_Part):
-    """AdamW. The paper states lr 3e-4 and weight decay 0.1 for all sizes; betas, eps and clipping
-    are not stated there and are the common values of the field."""
-
-    lr: float = 3e-4
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the first and second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of matrices (norms, biases and other 1-D parameters have none)."""
-    clip_norm: float | None = 1.0
-    """Largest global gradient norm; None does not clip."""
-
-    _prefix = "optim."
-
-    def _validate(self) -> None:
-        self._require("lr", 0 < self.lr < float("inf"), "above 0 and finite")
-        self._require("betas", all(0 <= b < 1 for b in self.betas), "from 0 to below 1")
-        self._require("eps", 0 < self.eps < float("inf"), "above 0 and finite")
-        self._require("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
-        self._require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig(_Part):
-    """Learning rate over tokens; formulas in `scaling.schedule`."""
-
-    kind: Literal["wsd", "cosine", "constant"] = "wsd"
-    """`wsd`: warm-up, stable, decay branch at each horizon; `cosine`; `constant` (the paper's)."""
-    warmup_tokens: int = 0
-    """Tokens of the linear warm-up from 0."""
-    decay_fraction: float = 0.2
-    """Share of a horizon that its WSD decay branch takes."""
-    final_lr_ratio: float = 0.0
-    """Learning rate at the end of a decay, as a share of the peak."""
-
-    _prefix = "schedule."
-
-    def _validate(self) -> None:
-        self._require("warmup_tokens", self.warmup_tokens >= 0, "at least 0")
-        self._require("decay_fraction", 0 < self.decay_fraction < 1, "between 0 and 1")
-        self._require("final_lr_ratio", 0 <= self.final_lr_ratio < 1, "from 0 to below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetConfig(_Part):
-    """How long to train, in tokens. 300e9 is accepted as well as 300_000_000_000."""
-
-    tokens: int
-    """Tokens of the whole run, rounded to whole steps."""
-    horizons: tuple[int, ...] = ()
-    """Tokens at which a milestone is taken: with `wsd`, a decayed model; else the model as it is.
-    In increasing order, each at most `tokens`; the end of the run is always one."""
-    checkpoint_every_tokens: int | None = None
-    """Tokens between resume checkpoints. None: by wall time, about one a minute."""
-
-    _prefix = "budget."
-
-    def _validate(self) -> None:
-        self._require("tokens", self.tokens >= 1, "at least 1")
-        increasing = list(self.horizons) == sorted(set(self.horizons))
-        self._require("horizons", increasing, "in increasing order, without repeats")
-        if self.horizons:
-            self._require("horizons", self.horizons[0] >= 1, "positive token counts")
-            rule = f"at most budget.tokens={self.tokens}"
-            self._require("horizons", self.horizons[-1] <= self.tokens, rule)
-        every = self.checkpoint_every_tokens
-        self._require("checkpoint_every_tokens", every is None or every >= 1, "at least 1, or none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig(_Part):
-    """Where and how a run is executed. Not part of its identity, but for the precision."""
-
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes CUDA where there is one."""
-    devices: int = 1
-    """Devices of one node."""
-    strategy: Literal["auto", "single", "ddp"] = "auto"
-    """`auto`: `single` for one device, else `ddp`."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: autocast with fp32 weights and optimizer."""
-    micro_batch_sequences: int | None = None
-    """Sequences a device processes at once; the rest of the batch is accumulated. None: all."""
-    compile: bool = False
-    """Compile each block with torch.compile."""
-    workers: int = 0
-    """Data loading processes for each device."""
-    threads: int | None = None
-    """CPU threads of a training process. None: PyTorch's default."""
-
-    _prefix = "parallel."
-
-    def _validate(self) -> None:
-        self._require("devices", self.devices >= 1, "at least 1")
-        self._require("workers", self.workers >= 0, "at least 0")
-        for name in ("micro_batch_sequences", "threads"):
-            value = getattr(self, name)
-            self._require(name, value is None or value >= 1, "at least 1, or none")
-        if self.strategy == "single" and self.devices > 1:
-            raise ConfigError(
-                f"parallel.strategy='single' with parallel.devices={self.devices}: a single-device "
-                "strategy uses one device; choose parallel.strategy=ddp or parallel.devices=1."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(_Part):
+class RunConfig(Part):
     """One training run.
 
     Raises:
@@ -215,6 +71,10 @@ class RunConfig(_Part):
     """With which learning rate over tokens."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """On which devices; of these fields only the precision is part of the identity."""
+    divergence: DivergenceConfig = field(default=DivergenceConfig(), metadata=LATER)
+    """What happens when the loss spikes or is no longer a number."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go besides the run record (`scaling.loggers`). Not part of the identity."""
     seed: int = 0
     """Seeds initialisation and data order."""
     size: str = ""
@@ -318,7 +178,7 @@ class RunConfig(_Part):
         """Name and hash of the fields that change what is learnt."""
         semantic = identity(self)
         semantic["precision"] = self.parallel.precision
-        for label in ("name", "size", "parallel"):
+        for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
         del semantic["budget"]["checkpoint_every_tokens"]
         canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
