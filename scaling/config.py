@@ -132,10 +132,10 @@ class RunConfig(Part):
             )
 
     def _validate_batch(self) -> None:
-        batch, devices = self.data.batch_sequences, self.parallel.devices
+        batch, devices = self.data.batch_sequences, self.parallel.world_size
         if batch % devices:
             raise ConfigError(
-                f"data.batch_sequences={batch} cannot be shared by parallel.devices={devices}; "
+                f"data.batch_sequences={batch} cannot be shared by {self._devices}; "
                 f"the nearest multiple is {max(1, round(batch / devices)) * devices}."
             )
         share, micro = batch // devices, self.parallel.micro_batch_sequences
@@ -146,6 +146,12 @@ class RunConfig(Part):
                 f"parallel.micro_batch_sequences={micro} does not divide the {share} sequences of "
                 f"each device; the nearest number that does is {near}."
             )
+
+    @property
+    def _devices(self) -> str:
+        """The devices of the run, in the words of an error message."""
+        per_node, nodes = self.parallel.devices, self.parallel.nodes
+        return f"parallel.devices={per_node}" + (f" x parallel.nodes={nodes}" if nodes > 1 else "")
 
     @property
     def tokens_per_step(self) -> int:

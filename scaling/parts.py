@@ -150,10 +150,19 @@ class ParallelConfig(Part):
     """`auto` takes CUDA where there is one."""
     devices: int = 1
     """Devices of one node."""
-    strategy: Literal["auto", "single", "ddp"] = "auto"
-    """`auto`: `single` for one device, else `ddp`."""
+    nodes: int = 1
+    """Nodes of so many devices each; more than one are started by torchrun or a cluster."""
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
+    """`auto`: `single` for one device, else `ddp`, which holds the whole model on every device.
+    `fsdp`: weights, gradients and optimizer are shared out over the devices (FSDP2)."""
+    shard: int | None = None
+    """`fsdp`: devices that share one copy of the model; the copies, devices x nodes / shard, are
+    replicas. None: all devices share one copy."""
+    activation_checkpointing: Literal["none", "selective", "block"] = "none"
+    """What is computed again in the backward pass to save memory: nothing; the element-wise
+    operations (products and token mixers are kept); all of a block."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: autocast with fp32 weights and optimizer."""
+    """`bf16`: products in bf16; master weights, gradient sums and optimizer in fp32."""
     micro_batch_sequences: int | None = None
     """Sequences a device processes at once; the rest of the batch is accumulated. None: all."""
     compile: bool = False
@@ -167,15 +176,39 @@ class ParallelConfig(Part):
 
     def _validate(self) -> None:
         self._require("devices", self.devices >= 1, "at least 1")
+        self._require("nodes", self.nodes >= 1, "at least 1")
         self._require("workers", self.workers >= 0, "at least 0")
         for name in ("micro_batch_sequences", "threads"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1, or none")
-        if self.strategy == "single" and self.devices > 1:
+        if self.strategy == "single" and self.world_size > 1:
             raise ConfigError(
-                f"parallel.strategy='single' with parallel.devices={self.devices}: a single-device "
-                "strategy uses one device; choose parallel.strategy=ddp or parallel.devices=1."
+                f"parallel.strategy='single' with parallel.devices={self.devices} and "
+                f"parallel.nodes={self.nodes}: a single-device strategy uses one device; choose "
+                "parallel.strategy=ddp or fsdp, or one device."
             )
+        if self.shard is None:
+            return
+        if self.strategy != "fsdp":
+            raise ConfigError(
+                f"parallel.shard={self.shard} with parallel.strategy={self.strategy!r}: only fsdp "
+                "shares a model out; choose parallel.strategy=fsdp, or parallel.shard=none."
+            )
+        if self.shard < 1 or self.world_size % self.shard:
+            raise ConfigError(
+                f"parallel.shard={self.shard} does not divide the {self.world_size} devices of the "
+                f"run (parallel.devices={self.devices}, parallel.nodes={self.nodes})."
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all nodes."""
+        return self.devices * self.nodes
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the run's processes are ranks that torchrun starts."""
+        return self.world_size > 1 or self.strategy == "fsdp"
 
 
 @dataclass(frozen=True, kw_only=True)
