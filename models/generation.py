@@ -73,8 +73,11 @@ class TextTokenizer(Protocol):
     """What text generation needs of a tokenizer."""
 
     eos_id: int
+    vocab_size: int
+    prefix: tuple[int, ...]
+    """Tokens before every text."""
 
-    def encode(self, text: str) -> Sequence[int]:
+    def encode(self, text: str) -> Iterable[int]:
         """Token numbers of a text."""
         ...
 
@@ -133,6 +136,7 @@ class Decoder:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         eos_ids: Iterable[int] = (),
+        vocab_size: int | None = None,
     ) -> None:
         """Prefill.
 
@@ -141,11 +145,15 @@ class Decoder:
             prompts: token numbers, at least one each.
             sampling: shared by all.
             eos_ids: tokens that end a sequence.
+            vocab_size: tokens of the tokenizer, where the embedding is padded beyond them: the
+                rows of the padding are never drawn. None: all rows.
 
         Raises:
             ConfigError: no prompts, an empty one, or a token that the model does not have.
         """
-        _check(prompts, model.config.vocab_size)
+        rows = model.config.vocab_size
+        self._vocab_size = rows if vocab_size is None else min(vocab_size, rows)
+        _check(prompts, self._vocab_size)
         self._model, self._sampling, self._eos = model, sampling, frozenset(eos_ids)
         self._device = model.embedding.weight.device
         self.reasons: list[Reason | None] = [None] * len(prompts)
@@ -157,7 +165,7 @@ class Decoder:
         ]
         self._seen: Tensor | None = None
         if sampling.repetition_penalty != 1:
-            self._seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
+            self._seen = torch.zeros(len(prompts), self._vocab_size, dtype=torch.bool)
             for row, prompt in enumerate(prompts):
                 self._seen[row, torch.as_tensor(prompt)] = True
             self._seen = self._seen.to(self._device)
@@ -209,7 +217,7 @@ class Decoder:
         self._logits, self._state = self._model.step(self._last, self._state)
 
     def _choose(self) -> list[int]:
-        logits = filter_logits(self._logits, self._sampling, self._seen)
+        logits = filter_logits(self._logits[:, : self._vocab_size], self._sampling, self._seen)
         if self._sampling.temperature == 0:
             return logits.argmax(-1).tolist()
         # Inversion of the distribution function: one number from each sequence's own generator.
@@ -355,7 +363,7 @@ def generate(
     Args:
         model: in evaluation mode.
         tokenizer: the model's.
-        prompts: texts; an empty one starts a document.
+        prompts: texts; an empty one starts a document, after an end-of-document token.
         sampling: shared by all.
         eos_ids: tokens that end a text; None: the tokenizer's.
         on_text: called with (prompt number, new text) as soon as text is certain.
@@ -363,7 +371,10 @@ def generate(
     Raises:
         ConfigError: no prompts, or a tokenizer that is not the model's.
     """
-    encoded = [[int(t) for t in tokenizer.encode(text)] or [tokenizer.eos_id] for text in prompts]
+    encoded = [
+        [*tokenizer.prefix, *map(int, tokenizer.encode(text))] or [tokenizer.eos_id]
+        for text in prompts
+    ]
     decoder = Decoder(model, encoded, sampling, (tokenizer.eos_id,) if eos_ids is None else eos_ids)
     streams = [TextStream(tokenizer.decode, sampling.stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]

@@ -9,7 +9,8 @@ channel mixer is an SGLU without activation.
 
 Decay lambda = exp(-slope): arXiv 2405.17381 eq. 10 prints slope (8h/H)(1 - i/L) for head h of layer
 i (`decay_slopes="linear"`); the authors' released code has the slopes of ALiBi (powers of two)
-times 1 - i/(L-1) + 1e-5 (`"alibi"`, the default), so that the last layer hardly decays.
+times 1 - i/(L-1) + 1e-5 (`"alibi"`, the default), so that the last layer hardly decays. RetNet's
+lambda = 1 - 2^(-5-h) (arXiv 2307.08621, `"retnet"`) is the same in all layers.
 LRPE: not in eq. 9 and off by default (`tnl_lrpe`); the released models have it in layer 0.
 
 Data flow: 1. one product gives q, k, v; 2. SiLU on q and k; 3. `linear_attention` with the decay
@@ -56,9 +57,13 @@ def alibi_slopes(heads: int) -> list[float]:
 
 def decay_slopes(config: ModelConfig, layer: int) -> list[float]:
     """Decay of each head of a layer in nats a step, >= 0."""
+    if config.decay_slopes == "none":
+        return [0.0] * config.heads
     if config.decay_slopes == "linear":
         factor = 1 - layer / config.layers
         return [8 * h / config.heads * factor for h in range(config.heads)]
+    if config.decay_slopes == "retnet":
+        return [-math.log1p(-(2.0 ** (-5 - h))) for h in range(config.heads)]
     factor = 1 - layer / max(config.layers - 1, 1) + 1e-5
     return [slope * factor for slope in alibi_slopes(config.heads)]
 

@@ -3,6 +3,7 @@
     runs/<sweep>/<run_id>/
         config.json       the RunConfig, with "schema", "run_id" and "sweep"
         accounting.json   parameters by group and training FLOPs per token, both conventions
+        tokenizer.json    the tokenizer, where it is a file (trained here or brought along)
         environment.json  git revisions, versions, machine, fingerprint of the data
         status.json       state, reason, progress and a heartbeat; replaced as a whole
         metrics.jsonl     one line a recorded step: loss, rate, gradient norm, speed
@@ -34,8 +35,11 @@ from scaling.config import RunConfig
 from scaling.errors import LinscaleError
 from scaling.files import append_line, replacing, sync, write_json
 from scaling.schedule import Segment, segments
+from scaling.tokenizers import JsonTokenizer, Tokenizer
 
 SCHEMA = 1
+TOKENIZER = "tokenizer.json"
+"""The tokenizer of a run, in its directory."""
 RECORDS = 500
 """About how many training lines metrics.jsonl gets on the longest path."""
 State = Literal["planned", "running", "done", "diverged", "failed", "preempted"]
@@ -113,6 +117,12 @@ class RunRecord:
         revisions = [tuple(r) for r in _read_json(path).get("git_revisions", [])]
         revisions = list(dict.fromkeys([*revisions, revision]))
         write_json(path, environment | {"git_revisions": revisions})
+
+    def write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keep a tokenizer that is a file beside the weights that are of no use without it."""
+        if isinstance(tokenizer, JsonTokenizer):
+            with replacing(self.path / TOKENIZER) as file:
+                file.write(tokenizer.to_json().encode())
 
     def write_status(
         self,

@@ -77,6 +77,8 @@ class _Session:
         if self._is_main:
             self._checkpoints.sweep()
             record.write_environment(environment(config, self._prepared.fingerprint()))
+            if config.data.tokenizer.startswith(("bpe:", "file:")):
+                record.write_tokenizer(self._prepared.tokenizer())
 
     def run(self) -> State:
         """Segment after segment."""
@@ -96,18 +98,20 @@ class _Session:
 
     def _restore(self) -> TrainingModule | None:
         """Put everything to the newest resume point; None when all segments have ended."""
+        point, content = None, {}
         if self._is_main:
             point, content = self._checkpoints.newest(self._say)
-            if point is None:
-                self._start_afresh()
+        if parallel.agree(point is None):
+            self._start_afresh()
+            if self._is_main:
                 point, content = self._checkpoints.newest(self._say)
-                assert point is not None
+        if point is not None:
             self._record.truncate(point.segment, point.step)
             parallel.barrier()
         else:
             parallel.barrier()
             self._checkpoints = self._open_checkpoints()
-            point, content = self._checkpoints.newest(self._say)
+            point, content = self._checkpoints.newest(self._say, verify=False)
             assert point is not None
         if point.segment == len(self._record.segments):
             return None
@@ -132,6 +136,8 @@ class _Session:
         """Write the checkpoint of step 0, from the seed alone."""
         self._module = TrainingModule(self._config)
         self._journal.begin(0, 0, 0.0, [])
+        if not (self._is_main or self._module.sharded):
+            return
         save(self._journal, self._record, self._checkpoints, self._module, None)
 
     def _fit(self, module: TrainingModule, extra: list[pl.Callback]) -> None:

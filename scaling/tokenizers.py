@@ -53,6 +53,8 @@ class Tokenizer(ABC):
     """Token that ends a document."""
     fingerprint: str
     """SHA-256 of everything that decides an encoding."""
+    prefix: tuple[int, ...] = ()
+    """Tokens that a foreign model expects before every text (its beginning-of-sequence token)."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -102,6 +104,7 @@ class JsonTokenizer(Tokenizer):
             )
         self.eos_id = vocabulary[ends[0]]
         self.vocab_size = max(vocabulary.values()) + 1
+        self.prefix = tuple(inner.encode("", add_special_tokens=True).ids)
         canonical = json.dumps(json.loads(inner.to_str()), sort_keys=True)
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -122,7 +125,7 @@ class TiktokenTokenizer(Tokenizer):
 
     def __init__(self, name: str, inner: tiktoken.Encoding) -> None:
         self.name = name
-        self._inner = inner
+        self.inner = inner
         self.eos_id = inner.eot_token
         self.vocab_size = inner.n_vocab
         digest = hashlib.sha256(f"{inner.name} {self.eos_id} {self.vocab_size}".encode())
@@ -131,11 +134,11 @@ class TiktokenTokenizer(Tokenizer):
         self.fingerprint = digest.hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        encodings = self._inner.encode_ordinary_batch(list(texts))
+        encodings = self.inner.encode_ordinary_batch(list(texts))
         return [np.array(ids, dtype=np.int64) for ids in encodings]
 
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
-        return self._inner.decode([int(t) for t in tokens if t != self.eos_id])
+        return self.inner.decode([int(t) for t in tokens if t != self.eos_id])
 
 
 def bpe_vocabulary(name: str) -> int:
@@ -178,8 +181,8 @@ def load_tokenizer(name: str, trained: Path | None = None) -> Tokenizer:
     if kind == "bpe":
         if trained is None:
             raise ValueError("a bpe tokenizer is loaded from the file that its training wrote")
-        return _from_json(name, trained)
-    return _from_json(name, _file(name, argument))
+        return load_json_tokenizer(name, trained)
+    return load_json_tokenizer(name, _file(name, argument))
 
 
 def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
@@ -231,7 +234,8 @@ def _file(name: str, argument: str) -> Path:
     return path
 
 
-def _from_json(name: str, path: Path) -> JsonTokenizer:
+def load_json_tokenizer(name: str, path: Path) -> JsonTokenizer:
+    """A `tokenizer.json`; raises LinscaleError when it is none, or has no end of a document."""
     import tokenizers
 
     try:

@@ -27,6 +27,8 @@ class Letters:
     """A tokenizer of single characters from code point 32 on."""
 
     eos_id = 0
+    vocab_size = VOCAB - 3
+    prefix = ()
 
     def encode(self, text: str) -> list[int]:
         return [ord(c) - 32 for c in text]
@@ -211,6 +213,18 @@ def test_text_ends_stops_and_streams() -> None:
     assert cut.text == text[:place] == "".join(heard)
     assert len(cut.tokens) == place + len(stop)
     assert len(heard) > 3, "text must come while it is made"
+
+
+def test_padding_of_the_embedding_is_never_drawn() -> None:
+    model = toy("tnl")
+    prompts = [[5]] * 300
+    counts = [0, 0]
+    for number, limit in enumerate((None, 10)):
+        decoder = Decoder(model, prompts, Sampling(max_new_tokens=2), vocab_size=limit)
+        while decoder.running:
+            counts[number] += sum(token >= 10 for _, token in decoder.advance())
+    assert counts[0] > 100
+    assert counts[1] == 0
 
 
 def test_end_token_is_not_text() -> None:

@@ -279,3 +279,4 @@ def test_last_layer_hardly_decays() -> None:
     linear = config.replace(decay_slopes="linear")
     assert decay_slopes(linear, 0) == [0, 2, 4, 6]
     assert decay_slopes(linear, 3) == [0, 0.5, 1, 1.5]
+    assert decay_slopes(config.replace(decay_slopes="none"), 0) == [0, 0, 0, 0]

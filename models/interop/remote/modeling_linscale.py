@@ -1,0 +1,371 @@
+"""TNL, HGRN2 and cosFormer2 for transformers, in plain PyTorch.
+
+    S_t = diag(exp(decay_t)) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t        per head
+
+with a fixed decay per head (TNL), a data-dependent one per channel with k = 1 - exp(decay)
+(HGRN2), or none but rotated q and k (cosFormer2); arXiv 2406.16690, appendix A.1. The cache is the
+state S of every layer, whose size does not depend on the tokens seen.
+
+Rows may be padded on either side: a masked token leaves the state as it is and has no position.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_linscale import LinscaleConfig
+
+CHUNK = 16
+"""Tokens whose pairs are worked out at once."""
+
+
+class LinscaleCache:
+    """States of all layers after the tokens seen so far; first dimension: the sequence."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.states: dict[str, Tensor] = {}
+        self.seen = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of a row so far, padding included."""
+        return self.seen
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Choose rows, for beam search."""
+        self.states = {
+            name: state.index_select(0, beam_idx.to(state.device))
+            for name, state in self.states.items()
+        }
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence above in chunks, float32 inside.
+
+    Args:
+        q, k: (B, T, H, K).
+        v: (B, T, H, V).
+        decay: (B, T, H, K), or (B, T, H, 1) for one per head; at most 0. None: no decay.
+        state: (B, H, K, V); None: zeros.
+
+    Returns:
+        o (B, T, H, V) in v's dtype, and the state after the last token.
+    """
+    dtype = v.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    if decay is None:
+        decay = q.new_zeros(*q.shape[:3], 1)
+    if state is None:
+        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    outputs = []
+    for at in range(0, q.shape[1], CHUNK):
+        part = slice(at, at + CHUNK)
+        qc, kc, vc = q[:, part], k[:, part], v[:, part]
+        since = decay[:, part].to(wide).cumsum(1)  # (B, C, H, K or 1)
+        gap = since[:, :, None] - since[:, None]  # (B, C, C, H, .): from key s to query t
+        index = torch.arange(gap.shape[1], device=q.device)
+        later = (index > index[:, None])[..., None, None]
+        gap = gap.masked_fill(later, -torch.inf).exp()
+        if gap.shape[-1] == 1:
+            scores = torch.einsum("bthk,bshk->btsh", qc, kc) * gap[..., 0]
+        else:
+            scores = torch.einsum("bthk,bshk,btshk->btsh", qc, kc, gap)
+        read = torch.einsum("bthk,bhkv->bthv", qc * since.exp(), state)
+        outputs.append(read + torch.einsum("btsh,bshv->bthv", scores, vc))
+        last = since[:, -1:]
+        written = torch.einsum("bshk,bshv->bhkv", kc * (last - since).exp(), vc)
+        state = state * last[:, 0, :, :, None].exp() + written
+    return torch.cat(outputs, 1).to(dtype), state
+
+
+def normalize(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+
+def head_slopes(settings: dict[str, Any], layer: int) -> list[float]:
+    """TNL's decay of each head of a layer, in nats a step."""
+    heads, layers = settings["heads"], settings["layers"]
+    if settings["decay_slopes"] == "none":
+        return [0.0] * heads
+    if settings["decay_slopes"] == "linear":
+        return [8 * head / heads * (1 - layer / layers) for head in range(heads)]
+
+    def powers(count: int) -> list[float]:
+        below = 2 ** int(math.log2(count))
+        slopes = [2 ** (-8 * (head + 1) / below) for head in range(below)]
+        return slopes if below == count else slopes + powers(2 * below)[::2][: count - below]
+
+    return [slope * (1 - layer / max(layers - 1, 1) + 1e-5) for slope in powers(heads)]
+
+
+class Vector(nn.Module):
+    """Holds one learned vector under the name it has in checkpoints."""
+
+    def __init__(self, name: str, *shape: int) -> None:
+        super().__init__()
+        self.register_parameter(name, nn.Parameter(torch.empty(*shape)))
+
+
+class LinscaleMixer(nn.Module):
+    """Token mixer of one layer."""
+
+    def __init__(self, settings: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        self.settings, self.layer = settings, layer
+        dim = settings["dim"]
+        self.arch, self.heads = settings["arch"], settings["heads"]
+        rotated = self.arch == "cosformer2" or (
+            self.arch == "tnl" and (settings["tnl_lrpe"], layer > 0) in (
+                ("all", True), ("all", False), ("first", False)
+            )
+        )  # fmt: skip
+        self.rotated = rotated
+        if self.arch == "hgrn2":
+            self.qfv = nn.Linear(dim, 3 * dim, bias=False)
+        else:
+            rank = settings["gate_rank"] or dim // self.heads
+            self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+            self.gate = nn.ModuleDict(
+                {"down": nn.Linear(dim, rank, bias=False), "up": nn.Linear(rank, dim, bias=False)}
+            )
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.angles = Vector("theta", dim) if rotated and settings["lrpe_learned"] else None
+        learned = self.arch == "tnl" and settings["learn_decay"]
+        self.decay = Vector("slopes", self.heads) if learned else None
+
+    def forward(
+        self, x: Tensor, mask: Tensor, positions: Tensor, bound: Tensor | None, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mix x (B, T, d), normed; mask (B, T) is 0 at padding; bound (H, K) is HGRN2's."""
+        project = self.qfv if self.arch == "hgrn2" else self.qkv
+        q, k, v = project(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (B, T, H, K)
+        q = F.silu(q)
+        present = mask[..., None, None]  # (B, T, 1, 1)
+        decay = None
+        if bound is not None:
+            wide = k.to(torch.promote_types(k.dtype, torch.float32))
+            forget = bound + (1 - bound) * torch.sigmoid(wide)
+            # Below the smallest normal number a gate forgets everything either way.
+            decay = forget.clamp(min=torch.finfo(wide.dtype).tiny).log()
+            k = (1 - bound) * torch.sigmoid(-wide)
+        else:
+            k = F.silu(k)
+        if self.arch == "tnl":
+            decay = -self._slopes(x)[:, None] * torch.ones_like(present)
+        if self.rotated:
+            angles = positions[..., None, None] * self._theta(x)  # (B, T, H, K)
+            turn = torch.cat((angles.cos(), angles.sin()), dim=-1).to(x.dtype)
+            q, k = torch.cat((q, q), dim=-1) * turn, torch.cat((k, k), dim=-1) * turn
+        decay = None if decay is None else decay * present
+        o, state = linear_attention(q, k * present.to(k.dtype), v, decay, state)
+        o = normalize(o.flatten(-2), self.settings["norm_eps"])
+        if self.arch != "hgrn2":
+            o = o * torch.sigmoid(self.gate["up"](self.gate["down"](x)))
+        return self.out(o), state
+
+    def _slopes(self, x: Tensor) -> Tensor:
+        if self.decay is not None:
+            return self.decay.get_parameter("slopes").clamp(min=0)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return torch.tensor(head_slopes(self.settings, self.layer), dtype=wide, device=x.device)
+
+    def _theta(self, x: Tensor) -> Tensor:
+        if self.angles is not None:
+            theta = self.angles.get_parameter("theta")
+        else:
+            theta = fresh_angles(self.settings).to(
+                device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)
+            )
+        return theta.view(self.heads, -1)
+
+
+def fresh_angles(settings: dict[str, Any]) -> Tensor:
+    """Rotation angles of all channels of a layer before training, (d,) float64."""
+    channel = torch.arange(settings["dim"], dtype=torch.float64)
+    return settings["rope_base"] ** (-2 * channel / settings["dim"])
+
+
+class LinscaleBlock(nn.Module):
+    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x))."""
+
+    def __init__(self, settings: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        dim, width = settings["dim"], settings["glu_dim"]
+        self.eps = settings["norm_eps"]
+        self.activation = F.silu if settings["glu_activation"] == "silu" else nn.Identity()
+        self.mixer = LinscaleMixer(settings, layer)
+        self.channel = nn.ModuleDict(
+            {
+                "up": nn.Linear(dim, width, bias=False),
+                "gate": nn.Linear(dim, width, bias=False),
+                "down": nn.Linear(width, dim, bias=False),
+            }
+        )
+
+    def forward(
+        self, x: Tensor, mask: Tensor, positions: Tensor, bound: Tensor | None, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Arguments as in `LinscaleMixer.forward`, x not normed."""
+        mixed, after = self.mixer(normalize(x, self.eps), mask, positions, bound, state)
+        x = x + mixed
+        inner = normalize(x, self.eps)
+        gated = self.channel["up"](inner) * self.activation(self.channel["gate"](inner))
+        return x + self.channel["down"](gated), after
+
+
+class LinscaleModel(nn.Module):
+    """Embedding, blocks and final norm, under the parameter names of Linscale's checkpoints."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.settings = settings
+        dim, heads, layers = settings["dim"], settings["heads"], settings["layers"]
+        self.embedding = nn.Embedding(settings["vocab_size"], dim)
+        self.stem = nn.Module()
+        if settings["arch"] == "hgrn2":
+            self.stem = Vector("logits", layers * dim)
+        elif settings["arch"] == "cosformer2" and settings["tpe"]:
+            self.stem.tpe = Vector("pole", heads)
+            weight = nn.Parameter(torch.empty(heads, dim // heads, dim // heads))
+            self.stem.tpe.register_parameter("weight", weight)
+        self.blocks = nn.ModuleList(LinscaleBlock(settings, layer) for layer in range(layers))
+        tied = settings["tie_embeddings"]
+        self.head = None if tied else nn.Linear(dim, settings["vocab_size"], bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: LinscaleCache) -> Tensor:
+        """Normed hidden states of embedded tokens (B, T, d); the cache moves past them."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        states = cache.states
+        mask = mask.to(wide)
+        count = mask.cumsum(1)
+        if "count" in states:
+            count = count + states["count"]
+        positions = (count - 1).clamp(min=0)
+        states["count"] = count[:, -1:]
+        x = self._encode(x, mask, states)
+        for layer, (block, bound) in enumerate(zip(self.blocks, self._bounds(), strict=True)):
+            name = f"block {layer}"
+            x, states[name] = block(x, mask, positions, bound, states.get(name))
+        cache.seen += x.shape[1]
+        return normalize(x, self.settings["norm_eps"])
+
+    def _encode(self, x: Tensor, mask: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """cosFormer2's Toeplitz encoding: a one-pole filter and a matrix per head."""
+        if not hasattr(self.stem, "tpe"):
+            return x
+        pole = F.logsigmoid(self.stem.get_parameter("tpe.pole").to(mask.dtype))
+        present = mask[..., None, None]  # (B, T, 1, 1)
+        ones = present.expand(*x.shape[:2], self.settings["heads"], 1)
+        values = x.unflatten(-1, (self.settings["heads"], -1)) * present.to(x.dtype)
+        out, states["stem"] = linear_attention(
+            ones, ones, values, pole[:, None] * present, states.get("stem")
+        )
+        weight = self.stem.get_parameter("tpe.weight").to(x.dtype)
+        return torch.einsum("bthk,hvk->bthv", out, weight).flatten(-2)
+
+    def _bounds(self) -> list[Tensor | None]:
+        """HGRN2's lower bounds of the forget gates, (H, K) a layer."""
+        layers = self.settings["layers"]
+        if self.settings["arch"] != "hgrn2":
+            return [None] * layers
+        share = self.stem.get_parameter("logits").view(layers, -1).softmax(0)
+        bounds = share.cumsum(0) - share[:1]
+        return list(bounds.view(layers, self.settings["heads"], -1))
+
+
+class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
+    """A linear language model with a recurrent state as its cache."""
+
+    config_class = LinscaleConfig
+    base_model_prefix = "model"
+    _is_stateful = True
+    _no_split_modules = ["LinscaleBlock"]  # noqa: RUF012 (transformers' protocol)
+    _keep_in_fp32_modules_strict = ["stem", "angles", "decay"]  # noqa: RUF012
+
+    def __init__(self, config: LinscaleConfig) -> None:
+        super().__init__(config)
+        self.model = LinscaleModel(config.linscale)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        settings = self.config.linscale
+        for name, parameter in module.named_parameters(recurse=False):
+            if getattr(parameter, "_is_hf_initialized", False):
+                continue
+            if isinstance(module, nn.Linear | nn.Embedding):
+                parameter.normal_(std=self.config.initializer_range)
+            elif name == "theta":
+                parameter.copy_(fresh_angles(settings))
+            elif name == "weight":
+                parameter.copy_(torch.eye(parameter.shape[-1]))
+            elif name != "slopes":
+                parameter.zero_()
+        if isinstance(module, LinscaleMixer) and module.decay is not None:
+            slopes = module.decay.get_parameter("slopes")
+            if not getattr(slopes, "_is_hf_initialized", False):
+                slopes.copy_(torch.tensor(head_slopes(settings, module.layer)))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding."""
+        return self.model.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding."""
+        self.model.embedding = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: LinscaleCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the next tokens.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T) or (B, seen + T), 0 at padding; None: no padding.
+            past_key_values: where to continue from; it is moved on in place.
+            inputs_embeds: (B, T, d) instead of input_ids.
+            labels: (B, T), -100 where there is none; shifted here.
+            use_cache: return the state. None: as configured.
+            logits_to_keep: compute only so many last logits, or those at these indices; 0: all.
+            kwargs: for the loss function.
+        """
+        x: Tensor = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, length = x.shape[:2]
+        mask = x.new_ones(batch, length) if attention_mask is None else attention_mask[:, -length:]
+        cache = LinscaleCache() if past_key_values is None else past_key_values
+        hidden = self.model(x, mask, cache)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        head = self.model.embedding if self.model.head is None else self.model.head
+        logits = F.linear(hidden[:, keep], head.weight)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        if use_cache is None:
+            use_cache = not self.training and getattr(self.config, "use_cache", True)
+        kept: Any = cache if use_cache else None
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
