@@ -14,6 +14,7 @@ import typer
 
 from analysis.cli import app as analysis_app
 from models.config import ConfigError
+from scaling.checkpoint_cli import app as checkpoint_app
 from scaling.errors import LinscaleError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(analysis_app)
+app.add_typer(checkpoint_app)
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
 Overrides = Annotated[
