@@ -7,6 +7,7 @@ Their model and ours are the same function with other parameters:
 | norms with weights                       | none: each weight scales the columns of the next   |
 |                                          | projection, W diag(w)                              |
 | reads scaled by head_dim^(-1/2)          | none: the factor goes into the value projection    |
+| eps of the norm of the reads always 1e-6 | `norm_eps`: so does sqrt(norm_eps / 1e-6)          |
 | SwiGLU channel mixer                     | the same with `glu_activation="silu"`              |
 | no lower bounds (`use_lower_bound`)      | logits that leave every bound at 0                 |
 
@@ -27,6 +28,7 @@ from models.config import ConfigError, ModelConfig
 from models.interop.tensors import InteropError, Names, StoredTensor, read_json
 from models.language_model import LanguageModel
 
+_READ_EPS = 1e-6
 _NO_BOUNDS = 1e4
 """A logit of the first layer beside which the softmax gives all others exactly 0."""
 
@@ -118,7 +120,7 @@ def read(model: LanguageModel, tensors: Iterable[StoredTensor], values: dict[str
             weight.mul_(gain.to(weight))
     for name, weight in slots.items():
         if name.endswith("i_proj.weight"):
-            weight.mul_(model.config.head_dim**-0.5)
+            weight.mul_(_value_factor(model.config))
     return Names(missing=needed - optional, unasked=unasked)
 
 
@@ -135,7 +137,7 @@ def written(model: LanguageModel) -> dict[str, Callable[[], Tensor]]:
             "flash-linear-attention's HGRN2 has a SwiGLU channel mixer; train with "
             "model.arch=hgrn2 model.glu_activation=silu to export to it."
         )
-    scale = config.head_dim**0.5
+    scale = 1 / _value_factor(config)
     tensors: dict[str, Callable[[], Tensor]] = {}
     for name, tensor in _slots(model).items():
         factor = scale if name.endswith("i_proj.weight") else 1.0
@@ -169,6 +171,12 @@ def config_json(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
     }
+
+
+def _value_factor(config: ModelConfig) -> float:
+    """What turns their value projection into ours: a norm with eps of a vector times c is the norm
+    with eps / c^2 of the vector."""
+    return config.head_dim**-0.5 * (config.norm_eps / _READ_EPS) ** 0.5
 
 
 def _layer(model: LanguageModel, layer: int) -> dict[str, Tensor]:
