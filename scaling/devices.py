@@ -10,9 +10,14 @@ from __future__ import annotations
 import difflib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from models.config import ConfigError
+
+if TYPE_CHECKING:
+    from scaling.config import RunConfig
 
 GIB = 2**30
 
@@ -59,6 +64,17 @@ def find_device(name: str) -> Device:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}."
         raise ConfigError(f"device={name!r}: unknown; {hint}")
     return DEVICES[key]
+
+
+def device_for(runs: Sequence[RunConfig], name: str = "") -> Device:
+    """The device called `name`; without one this machine if all runs are set to a CPU, else h100.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    if not name:
+        name = "cpu" if all(run.parallel.accelerator == "cpu" for run in runs) else "h100"
+    return find_device(name)
 
 
 def dense_peak(torch_name: str) -> float | None:

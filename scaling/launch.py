@@ -3,8 +3,9 @@
 1. The sweep's record, `sweep.json`, is written; runs that are done or diverged are left out.
 2. The data of the others is prepared once, here, where its progress and its errors can be seen.
 3. `local`: a pool of worker processes trains them (`scaling.pool`). `inline`: this process does,
-   one after the other, which is what a debugger wants.
-4. A summary says how each ended.
+   one after the other, which is what a debugger wants. `slurm`: they are submitted
+   (`scaling.slurm`), and this process ends.
+4. A summary says how each ended, or which jobs are in the queue.
 
 A launch never needs to know of another: runs are claimed one by one (`scaling.claims`), so the same
 command in a second terminal helps, and after a crash it resumes.
@@ -32,10 +33,11 @@ from scaling.plan import trained_tokens
 from scaling.pool import Pool, Task
 from scaling.record import SCHEMA
 from scaling.shards import prepare
+from scaling.slurm import SlurmOptions, describe, submit
 from scaling.status import read_json, recorded
 from scaling.worker import attempt, find
 
-LAUNCHERS = ("local", "inline")
+LAUNCHERS = ("local", "inline", "slurm")
 TRAIN = "scaling.train:train"
 
 
@@ -45,6 +47,7 @@ def launch(
     *,
     launcher: str = "local",
     jobs: int | None = None,
+    slurm: SlurmOptions | None = None,
     train: str = TRAIN,
 ) -> bool:
     """Run a sweep, or what is left of it.
@@ -52,15 +55,17 @@ def launch(
     Args:
         experiment: its runs.
         sweep_dir: where their records go.
-        launcher: `local` or `inline`.
+        launcher: `local`, `inline` or `slurm`.
         jobs: workers of the local pool; None: as many as the cores or GPUs carry.
+        slurm: what the user says about the cluster.
         train: `MODULE:FUNCTION` with the signature of `scaling.train.train`.
 
     Returns:
-        True if every run ended, in a result or in divergence; False if one failed or was stopped.
+        True if every run ended, in a result or in divergence, or is submitted; False if one failed
+        or was stopped.
 
     Raises:
-        LinscaleError: the data cannot be prepared, or workers cannot start.
+        LinscaleError: the data cannot be prepared, workers cannot start, or SLURM refuses.
         ConfigError: a launcher or number of jobs that cannot work, or a model whose vocabulary is
             smaller than the tokenizer's.
     """
@@ -82,6 +87,9 @@ def launch(
         for task in left:
             if task.config.data == data:
                 prepared.check_rows(task.config.model.vocab_size)
+    if launcher == "slurm":
+        _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
+        return True
     with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
         if len(left) < len(tasks):
             display.say(f"{len(tasks) - len(left)} of {len(tasks)} runs have ended before")
@@ -151,6 +159,15 @@ def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
         }
         if read_json(path) != content:
             write_json(path, content)
+
+
+def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, train: str) -> None:
+    """Hand runs to SLURM and say where they are."""
+    arrays = submit(configs, sweep_dir, options, train)
+    for array in arrays:
+        print(describe(array))
+    submitted = sum(len(array.run_ids) for array in arrays)
+    print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
 
 
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
