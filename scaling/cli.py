@@ -63,16 +63,13 @@ def plan(
     Without --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine
     and others for an h100.
     """
-    from scaling.devices import find_device
+    from scaling.devices import device_for
     from scaling.experiment import load_experiment
     from scaling.plan import rung
     from scaling.record import read_states
 
     experiment = load_experiment(file, overrides or [], toy)
-    if not device:
-        on_cpu = all(run.parallel.accelerator == "cpu" for run in experiment.runs)
-        device = "cpu" if on_cpu else "h100"
-    target = find_device(device)
+    target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
     rungs = [rung(run, target, states.get(run.run_id, "planned")) for run in experiment.runs]
     if as_json:
@@ -96,24 +93,42 @@ def run(
     file: File,
     overrides: Overrides = None,
     launcher: Annotated[
-        str, typer.Option(help="local (a pool of workers) or inline (this process).")
+        str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
     ] = "local",
     jobs: Annotated[
         int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="SLURM nodes of each run (default: parallel.nodes).")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="SLURM time limit, such as 12:00:00 (default: from the plan)."),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     toy: Toy = False,
     out: Out = None,
 ) -> None:
     """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
 
-    The same command in a second terminal joins in and takes runs nobody has claimed.
+    The same command in a second terminal joins in and takes runs nobody has claimed. With
+    --launcher slurm the runs are submitted as job arrays and the command ends.
     """
     from scaling.experiment import load_experiment
     from scaling.launch import launch
+    from scaling.slurm import SlurmOptions, parse_extra
 
-    experiment = load_experiment(file, overrides or [], toy)
+    options = {"--partition": partition, "--nodes": nodes, "--time": time, "--slurm": slurm}
+    if launcher != "slurm" and (given := [name for name, value in options.items() if value]):
+        raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
+    on_nodes = [] if nodes is None else [f"parallel.nodes={nodes}"]
+    experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy)
     sweep_dir = out or Path("runs") / experiment.name
-    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs):
+    cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
+    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs, slurm=cluster):
         raise typer.Exit(1)
 
 
