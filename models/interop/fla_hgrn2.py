@@ -7,7 +7,7 @@ Their model and ours are the same function with other parameters:
 | norms with weights                       | none: each weight scales the columns of the next   |
 |                                          | projection, W diag(w)                              |
 | reads scaled by head_dim^(-1/2)          | none: the factor goes into the value projection    |
-| eps of the norm of the reads always 1e-6 | `norm_eps`: so does sqrt(norm_eps / 1e-6)          |
+| eps of the norm of the reads always 1e-5 | `norm_eps`: so does sqrt(norm_eps / 1e-5)          |
 | SwiGLU channel mixer                     | the same with `glu_activation="silu"`              |
 | no lower bounds (`use_lower_bound`)      | logits that leave every bound at 0                 |
 
@@ -28,7 +28,7 @@ from models.config import ConfigError, ModelConfig
 from models.interop.tensors import InteropError, Names, StoredTensor, read_json
 from models.language_model import LanguageModel
 
-_READ_EPS = 1e-6
+_READ_EPS = 1e-5
 _NO_BOUNDS = 1e4
 """A logit of the first layer beside which the softmax gives all others exactly 0."""
 

@@ -6,6 +6,7 @@ by the library's own naive reference, activations and norms by PyTorch's.
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,13 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def recurrence(q: Tensor, k: Tensor, v: Tensor, gk: Tensor, **_: Any) -> Any:
         return naive_recurrent_gla(q, k, v, gk)
 
+    # The layer gives no eps: the default of the function that is replaced is part of the model.
+    eps = inspect.signature(hgrn2_layer.rms_norm_linear).parameters["eps"].default
+
     def norm_linear(
         x: Tensor, weight: Tensor | None, bias: None, linear: Tensor, linear_bias: None
     ) -> Tensor:
-        # 1e-6 is the default of the function that is replaced; the layer gives no other.
-        return F.linear(F.rms_norm(x, x.shape[-1:], weight, 1e-6), linear)
+        return F.linear(F.rms_norm(x, x.shape[-1:], weight, eps), linear)
 
     monkeypatch.setattr(hgrn2_layer, "swish", F.silu)
     monkeypatch.setattr(hgrn2_layer, "fused_recurrent_gla", recurrence)
