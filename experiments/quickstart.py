@@ -6,7 +6,7 @@ Command: make quickstart    (or: linscale run experiments/quickstart.py)
 Expected: 60 points, 15 an architecture, on clean lines; at this scale HGRN2 needs the least compute
 for the same loss.
 
-The models have 7 to 158 thousand parameters besides the embedding and read at most two million bytes
+The models have 7 to 158 thousand parameters besides the embedding and read at most 1.6 million bytes
 of English: enough to see that the machinery works, far too little to say which architecture is
 better at the sizes that people use. Every size is trained past the point where it would be the best
 choice, so that the laws are read off inside the data.
@@ -19,7 +19,7 @@ from models.config import ARCHS, toy_config
 from scaling.config import RunConfig
 
 DIMS = (16, 24, 32, 48, 64)
-HORIZONS = (500_000, 1_000_000, 2_000_000)
+HORIZONS = (400_000, 800_000, 1_600_000)
 
 
 def runs() -> list[RunConfig]:
