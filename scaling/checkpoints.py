@@ -4,6 +4,8 @@
         manifest.json                        size and SHA-256 of every file; resume points
         milestone-<tokens>.pt                weights at a horizon, kept
         resume-<trunk or branch>-<step>.pt   weights, optimizer, random states; kept while of use
+        resume-<trunk or branch>-<step>.dcp  the same of a sharded model: a folder, with a file for
+                                             each rank (scaling.sharded_state)
 
 A file counts only when the manifest names it, and the manifest is replaced as a whole, so a run
 killed while it writes has lost nothing but an orphan. Files hold tensors and plain containers and
@@ -19,7 +21,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -27,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from models.config import ConfigError
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
-from scaling.files import disk_errors, replacing, write_json
+from scaling.files import disk_errors, replacing, sync, write_json
 from scaling.schedule import TRUNK, Segment
 
 if TYPE_CHECKING:
@@ -78,24 +82,27 @@ class Checkpoints:
         self.files: dict[str, dict[str, Any]] = manifest["files"]
         self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
 
-    def newest(self, say: Callable[[str], None]) -> tuple[ResumePoint | None, dict[str, Any]]:
+    def newest(
+        self, say: Callable[[str], None], *, verify: bool = True
+    ) -> tuple[ResumePoint | None, dict[str, Any]]:
         """The last resume point whose file is sound, with its content; (None, {}) to start afresh.
 
         A damaged file is forgotten, and so is every point that needs it.
 
         Args:
             say: receives a sentence for each damaged file.
+            verify: check the shares of a sharded model, which another rank may have done.
         """
         while self.points:
             point = self.points[-1]
             if not point.file:
                 return point, {}
             try:
-                return point, read_checkpoint(self.folder / point.file, self.files[point.file])
+                return point, self._read(point.file, verify)
             except CheckpointError as error:
                 bad = point.file
                 self.points = [p for p in self.points if bad not in (p.file, p.trunk_file)]
-                self.files.pop(bad, None)
+                self._forget(bad)
                 self._write()
                 back = self.points[-1] if self.points else None
                 where = f"step {back.step} ({back.file})" if back else "the very beginning"
@@ -105,13 +112,18 @@ class Checkpoints:
     def save_resume(self, segment: int, step: int, wall: float, content: dict[str, Any]) -> None:
         """Write a checkpoint of step `step` and make it the resume point.
 
-        At the end of a trunk segment this is also where the next one starts.
+        At the end of a trunk segment this is also where the next one starts. All ranks of a sharded
+        model must call it; rank 0 sets the point.
         """
         part = self.segments[segment]
         on_trunk = not part.is_branch or step == part.first
-        name = f"resume-{TRUNK if on_trunk else part.name}-{step}.pt"
+        kind = "dcp" if "shares" in content else "pt"
+        name = f"resume-{TRUNK if on_trunk else part.name}-{step}.{kind}"
+        if kind == "pt":
+            self._save(name, content)
+        elif not self._save_shares(name, content):
+            return
         trunk = name if on_trunk else self.points[-1].trunk_file
-        self._save(name, content)
         after = segment + 1 if step == part.last else segment
         self._set_point(
             ResumePoint(segment=after, step=step, file=name, wall=wall, trunk_file=trunk)
@@ -143,10 +155,10 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Remove files that the manifest does not name: what a kill left behind."""
+        named = {name.partition("/")[0] for name in self.files}
         for path in self.folder.iterdir():
-            if path.name != MANIFEST and path.name not in self.files:
-                with disk_errors(path):
-                    path.unlink()
+            if path.name != MANIFEST and path.name not in named:
+                _remove(path)
 
     def _set_point(self, point: ResumePoint) -> None:
         self.points.append(point)
@@ -164,13 +176,59 @@ class Checkpoints:
                 kept.append(old)
         self.points = kept[::-1]
         used = {name for p in self.points for name in (p.file, p.trunk_file)}
-        unused = [n for n in self.files if n.startswith("resume-") and n not in used]
-        for name in unused:
-            del self.files[name]
+        resume = {n.partition("/")[0] for n in self.files if n.startswith("resume-")}
+        for name in resume - used:
+            self._forget(name)
         self._write()
-        for name in unused:
-            with disk_errors(self.folder / name):
-                (self.folder / name).unlink(missing_ok=True)
+        for name in resume - used:
+            _remove(self.folder / name)
+
+    def _forget(self, name: str) -> None:
+        """Drop a file, or a folder with its files, from the manifest to be written."""
+        self.files = {n: e for n, e in self.files.items() if n.partition("/")[0] != name}
+
+    def _read(self, name: str, verify: bool) -> dict[str, Any]:
+        """The content of a resume file or, with its `folder`, the common part of a sharded one."""
+        path = self.folder / name
+        if path.suffix != ".dcp":
+            return read_checkpoint(path, self.files[name])
+        from scaling.sharded_state import COMMON
+
+        shares = {n: e for n, e in self.files.items() if n.startswith(f"{name}/")}
+        if verify:
+            with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
+                list(
+                    pool.map(
+                        lambda item: verify_file(self.folder / item[0], item[1]), shares.items()
+                    )
+                )
+        common = f"{name}/{COMMON}"
+        return read_checkpoint(self.folder / common, shares[common]) | {"folder": str(path)}
+
+    def _save_shares(self, name: str, content: dict[str, Any]) -> bool:
+        """Write a sharded model's state, all ranks together; returns whether this is rank 0."""
+        import torch.distributed as dist
+
+        from scaling import sharded_state
+
+        folder, main = self.folder / name, dist.get_rank() == 0
+        with disk_errors(folder):
+            if main:
+                _remove(folder)  # of a save that was killed
+                folder.mkdir()
+            dist.barrier()
+            sharded_state.save(content.pop("shares"), folder)
+        if main:
+            self._save(f"{name}/{sharded_state.COMMON}", content)
+        mine = [p for p in folder.glob(f"__{dist.get_rank()}_*")]
+        mine += [folder / ".metadata"] if main else []
+        entries = {f"{name}/{p.name}": _describe(p) for p in mine}
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, entries)
+        if main:
+            for entries in gathered:
+                self.files |= entries
+        return main
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         import torch
@@ -230,6 +288,22 @@ def read_checkpoint(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    verify_file(path, entry)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__}).") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a Linscale checkpoint of format {FORMAT}.")
+    return content
+
+
+def verify_file(path: Path, entry: dict[str, Any]) -> None:
+    """Check a file against its entry in the manifest.
+
+    Raises:
+        CheckpointError: missing, truncated or altered.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: the checkpoint is missing.")
     size = path.stat().st_size
@@ -241,13 +315,22 @@ def read_checkpoint(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != entry["sha256"]:
         raise CheckpointError(f"{path}: the checkpoint is damaged (its SHA-256 has changed).")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__}).") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a Linscale checkpoint of format {FORMAT}.")
-    return content
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """The entry of a file in the manifest, once it is on the device."""
+    sync(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _remove(path: Path) -> None:
+    with disk_errors(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:

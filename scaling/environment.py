@@ -39,7 +39,7 @@ def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "devices": config.parallel.devices,
+        "devices": config.parallel.world_size,
         "hostname": socket.gethostname(),
         "argv": sys.argv,
         "data": data,
@@ -52,7 +52,7 @@ def peak_flops(config: RunConfig) -> float | None:
     if config.parallel.precision != "bf16" or accelerator(config) != "cuda":
         return None
     one = dense_peak(torch.cuda.get_device_name())
-    return None if one is None else one * config.parallel.devices
+    return None if one is None else one * config.parallel.world_size
 
 
 def _git(*arguments: str) -> str | None:

@@ -17,10 +17,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from models.language_model import LanguageModel, build
+from scaling import fsdp, sharded_state
+from scaling.activations import checkpoint_blocks
 from scaling.config import RunConfig
 from scaling.optim import adamw
+from scaling.parallel import accelerator
 from scaling.randomness import random_state, seed_all, set_random_state
 from scaling.schedule import Segment, learning_rate
 
@@ -33,10 +37,7 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.config = config
         seed_all(config.seed)
-        self.net: LanguageModel = build(config.model)
-        if config.parallel.compile:
-            for block in self.net.blocks:
-                block.compile()  # in place: parameter names stay as they are
+        self.net: LanguageModel = build_model(config)
         self.segment: Segment | None = None
         self.optimizer_state: dict[str, Any] | None = None
         self.step = 0
@@ -45,6 +46,14 @@ class TrainingModule(pl.LightningModule):
         """Sum of the micro-batch losses of the step under way."""
         self.grad_norm = torch.zeros(())
         """Global gradient norm of the last step, before clipping."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold shares of the model, so that they must save and load together."""
+        return fsdp.is_sharded(self.net)
+
+    def configure_model(self) -> None:
+        """Lightning asks for this hook under FSDP2; the model is built and sharded by then."""
 
     def start(self, segment: Segment, step: int) -> None:
         """Train `segment` next, from `step` on, with the optimizer state given to `restore`."""
@@ -61,7 +70,10 @@ class TrainingModule(pl.LightningModule):
         """AdamW, with the moments of the checkpoint that training goes on from."""
         optimizer = adamw(self.net, self.config.optim)
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(self.optimizer_state)
+            state = self.optimizer_state
+            if self.sharded:
+                state = fsdp.shares_of_optimizer(state, optimizer)
+            optimizer.load_state_dict(state)
             self.optimizer_state = None
         return optimizer
 
@@ -77,30 +89,65 @@ class TrainingModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, keep their norm, and set the rate of the step."""
         limit = self.config.optim.clip_norm
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(
+        norm = torch.nn.utils.clip_grad_norm_(
             self.net.parameters(), float("inf") if limit is None else limit
         )
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.config.divergence.policy == "skip" and not self.grad_norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)  # the step that follows has nothing to do
         for group in optimizer.param_groups:
             group["lr"] = self.rate
 
     def state(self, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """Weights, optimizer and random states, as plain containers of tensors.
 
+        Of a sharded model these are the shares of this rank, under `shares`
+        (`scaling.sharded_state`), and what all ranks have alike.
+
         Args:
             optimizer: the one of `configure_optimizers`; None before the first step.
         """
-        return self.weights() | {
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
-            "random": random_state(),
-        }
+        content = self._head() | {"random": random_state()}
+        if self.sharded:
+            return content | sharded_state.collect(self.net, optimizer)
+        state = None if optimizer is None else optimizer.state_dict()
+        return content | {"model": self.net.state_dict(), "optimizer": state}
 
     def weights(self) -> dict[str, Any]:
-        """What a milestone keeps."""
-        weights = self.net.state_dict()
-        return {"config": self.config.to_json(), "step": self.step, "model": weights}
+        """What a milestone keeps. All ranks of a sharded model must call it; rank 0 gets it."""
+        return self._head() | {"model": fsdp.whole_weights(self.net)}
+
+    def _head(self) -> dict[str, Any]:
+        return {"config": self.config.to_json(), "step": self.step}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take over a checkpoint of `state`; the optimizer follows when it is built."""
-        self.net.load_state_dict(content["model"])
-        self.optimizer_state = content["optimizer"]
+        """Take over a checkpoint of `state`; the optimizer follows when it is built.
+
+        Any strategy goes on from a checkpoint of any other, with any number of ranks.
+        """
+        if "folder" in content:
+            self.optimizer_state = sharded_state.load(content, self.net)
+        else:
+            if self.sharded:
+                fsdp.load_whole(self.net, content["model"])
+            else:
+                self.net.load_state_dict(content["model"])
+            self.optimizer_state = content["optimizer"]
+        fsdp.release(self.net)
         set_random_state(content["random"])
+
+
+def build_model(config: RunConfig) -> LanguageModel:
+    """The model as `parallel` wants it: checkpointed, compiled, sharded, with fresh weights."""
+    parallel = config.parallel
+    sharded = parallel.strategy == "fsdp"
+    net = build(config.model, device="meta" if sharded else None)
+    checkpoint_blocks(net.blocks, parallel.activation_checkpointing)
+    if parallel.compile:
+        for block in net.blocks:
+            block.compile()  # in place: parameter names stay as they are
+    if sharded:
+        mesh = fsdp.device_mesh(parallel, accelerator(config))
+        fsdp.shard(net, mesh, bf16=parallel.precision == "bf16")
+        fsdp.init_weights(net)
+    return net

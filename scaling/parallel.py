@@ -1,11 +1,13 @@
 """From `parallel` of a run to Lightning's engines, and the processes of a run on several devices.
 
-    devices = 1    the calling process trains
-    devices > 1    one process a device under torchrun, distributed data parallel (gloo or NCCL)
+    single    the calling process trains
+    ddp       one process a device under torchrun (gloo or NCCL); every rank holds the whole model
+    fsdp      the same, and ranks share the model out (`scaling.fsdp`)
 
-Every rank holds the whole model and takes its share of each global batch; the gradient is the mean
-over ranks, so the run is the same up to the order of float additions. A rank process is
-`python -m scaling.train CONFIG.json SWEEP_DIR`, which an outer torchrun may start as well.
+Each rank takes its share of each global batch; the gradient is the mean over ranks, so the run is
+the same up to the order of float additions. A rank process is
+`python -m scaling.train CONFIG.json SWEEP_DIR`. On one node this module starts torchrun; on several
+an outer torchrun starts the ranks of every node.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +38,12 @@ _EXPECTED_WARNINGS = (
     ".*does not have many workers",
     # Validation takes place at milestones, in scaling.milestones.
     ".*have no `validation_step`",
+    # On a login node of a SLURM cluster.
+    ".*The `srun` command is available on your system but is not used",
     # Lightning's own use of PyTorch.
     ".*isinstance.treespec, LeafSpec.* is deprecated",
+    # The loss is a view of the loss by token; nothing changes it in place.
+    ".*FSDP2-wrapped module .* returned a view tensor",
     # The compiler's own doing: it looks at every input of a block, and imports old modules.
     r".*\.grad attribute of a Tensor that is not a leaf Tensor",
     ".*torch.jit.script_method. is deprecated",
@@ -52,6 +58,17 @@ def is_rank() -> bool:
 def rank() -> int:
     """Number of this process among those of the run."""
     return int(os.environ["RANK"]) if is_rank() else 0
+
+
+def agree(value: bool) -> bool:
+    """What rank 0 says; all ranks must ask."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    answer = [value]
+    dist.broadcast_object_list(answer)
+    return answer[0]
 
 
 def barrier() -> None:
@@ -91,7 +108,7 @@ def accelerator(config: RunConfig) -> str:
 
 def accumulation(config: RunConfig) -> int:
     """Micro-batches a device processes for one optimizer step."""
-    share = config.data.batch_sequences // config.parallel.devices
+    share = config.data.batch_sequences // config.parallel.world_size
     return share // (config.parallel.micro_batch_sequences or share)
 
 
@@ -100,17 +117,24 @@ def make_trainer(config: RunConfig, steps: int, callbacks: list[pl.Callback]) ->
     import lightning.pytorch as pl
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-    from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
     kind = accelerator(config)
+    backend = "nccl" if kind == "cuda" else "gloo"
     strategy: Any = "auto"
-    if config.parallel.devices > 1:
-        strategy = DDPStrategy(
-            process_group_backend="nccl" if kind == "cuda" else "gloo", gradient_as_bucket_view=True
+    if config.parallel.strategy == "fsdp":
+        # Lightning's default sizes take the devices of a node for tensor parallelism.
+        strategy = ModelParallelStrategy(
+            data_parallel_size=config.parallel.world_size,
+            tensor_parallel_size=1,
+            process_group_backend=backend,
         )
+    elif config.parallel.distributed:
+        strategy = DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
     return pl.Trainer(
         accelerator=kind,
         devices=config.parallel.devices,
+        num_nodes=config.parallel.nodes,
         strategy=strategy,
         # Named, so that a cluster's variables never change how a run starts or handles signals.
         plugins=[TorchElasticEnvironment() if is_rank() else LightningEnvironment()],
@@ -157,20 +181,26 @@ def process_settings(config: RunConfig) -> Iterator[None]:
 
 
 def run_ranks(
-    config_path: Path, sweep_dir: Path, devices: int, stop: StopEvent | None, progress: bool
+    config_path: Path,
+    sweep_dir: Path,
+    devices: int,
+    stop: StopEvent | None,
+    progress: bool,
+    meeting: Sequence[str] = ("--standalone",),
 ) -> int:
     """Train with one process a device on this machine; returns torchrun's exit status.
 
-    When `stop` is set the ranks are sent SIGTERM; they save at the next step and end.
+    When `stop` is set the ranks are sent SIGTERM; they save at the next step and end. `meeting`:
+    torchrun's options for where the ranks of all nodes meet.
     """
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(sys.executable, "-m", "torch.distributed.run", *meeting),
         *("--nproc-per-node", str(devices), "-m", "scaling.train"),
         *(str(config_path), str(sweep_dir)),
         *(["--progress"] if progress else []),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment, preexec_fn=_ignore_preemption)
     told = False
     try:
         while True:
@@ -186,6 +216,11 @@ def run_ranks(
         raise
 
 
+def _ignore_preemption() -> None:
+    """A cluster's warning reaches every process of a job; the ranks' parent passes it on."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 def start_process_group(config: RunConfig) -> None:
     """Join the other ranks, where torchrun started this process.
 
@@ -198,10 +233,11 @@ def start_process_group(config: RunConfig) -> None:
     import torch.distributed as dist
 
     world = int(os.environ["WORLD_SIZE"])
-    if world != config.parallel.devices:
+    wanted = config.parallel
+    if world != wanted.world_size:
         raise LinscaleError(
-            f"torchrun started {world} processes, but parallel.devices={config.parallel.devices}; "
-            "give both the same number."
+            f"torchrun started {world} processes, but parallel.devices={wanted.devices} x "
+            f"parallel.nodes={wanted.nodes} are {wanted.world_size}; give both the same number."
         )
     if not dist.is_initialized():
         if accelerator(config) == "cuda":

@@ -65,7 +65,7 @@ def train(
         if is_main:
             record.create()
             record.write_status("running")
-        if config.parallel.devices > 1 and not parallel.is_rank():
+        if config.parallel.distributed and not parallel.is_rank():
             return _train_in_ranks(config, record, stop_event, progress)
         from scaling.session import run_session
 
@@ -85,6 +85,12 @@ def _train_in_ranks(
     config: RunConfig, record: RunRecord, stop_event: StopEvent | None, progress: bool
 ) -> State:
     path, devices = record.path / "config.json", config.parallel.devices
+    if config.parallel.nodes > 1:
+        raise ConfigError(
+            f"parallel.nodes={config.parallel.nodes}: this process is one of one node. Start the "
+            f"ranks on every node with: torchrun --nnodes {config.parallel.nodes} "
+            f"--nproc-per-node {devices} -m scaling.train {path} {record.path.parent}"
+        )
     status = parallel.run_ranks(path, record.path.parent, devices, stop_event, progress)
     state, asked = record.state, stop_event is not None and stop_event.is_set()
     if state in ("done", "diverged") or (state == "preempted" and (asked or status == 0)):
