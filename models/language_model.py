@@ -105,12 +105,7 @@ class LanguageModel(nn.Module):
         `to_empty` and initialised here. Uses torch's global random state.
         """
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif (reset := getattr(module, "reset_parameters", None)) is not None:
-                reset()
+            init_module(module, self.config.std)
 
     def hidden(
         self,
@@ -227,6 +222,16 @@ class LanguageModel(nn.Module):
             for block, kept in zip(self._stack, state.blocks, strict=True)
         ]
         return state._replace(blocks=blocks)
+
+
+def init_module(module: nn.Module, std: float) -> None:
+    """Set a module's own parameters and buffers to their start, those of its children not."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif (reset := getattr(module, "reset_parameters", None)) is not None:
+        reset()
 
 
 def _advance(tokens: Tensor, offset: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
