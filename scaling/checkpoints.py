@@ -220,14 +220,12 @@ class Checkpoints:
             sharded_state.save(content.pop("shares"), folder)
         if main:
             self._save(f"{name}/{sharded_state.COMMON}", content)
-        mine = [p for p in folder.glob(f"__{dist.get_rank()}_*")]
-        mine += [folder / ".metadata"] if main else []
+        mine = [*folder.glob(f"__{dist.get_rank()}_*"), *([folder / ".metadata"] if main else [])]
         entries = {f"{name}/{p.name}": _describe(p) for p in mine}
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, entries)
         if main:
-            for entries in gathered:
-                self.files |= entries
+            self.files |= {n: e for entries in gathered for n, e in entries.items()}
         return main
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
