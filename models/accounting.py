@@ -18,6 +18,8 @@ Two conventions, never mixed silently:
     and no head. All 24 FLOPs of its Table 7 follow to the printed digit.
 
     Grouped-query attention and sliding windows are not in that table, and change nothing here.
+    Linearized LLaMAs are not in it either: their linear attention is counted as TNL's, on the
+    features they have, plus feature maps and, for LoLCATs, softmax over the 2 w keys of a window.
 
 Parameters in the `paper` convention are 4 l d^2 + 3 l d g with the real g (and the real width of
 the projections, for LLaMA variants that the paper does not have), plus the terms of the
@@ -32,7 +34,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from models.config import Arch, ModelConfig
+from models.config import LINEARIZED, Arch, ModelConfig
 
 Convention = Literal["exact", "paper"]
 CONVENTIONS: tuple[Convention, ...] = ("exact", "paper")
@@ -68,7 +70,8 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
     Returns:
         embedding, head (0 when tied), token_mixer (q, k, v, o projections), gate (low-rank output
-        gate), channel_mixer, norm, position (LRPE angles, TPE), decay (lower bounds, slopes).
+        gate), channel_mixer, norm, position (LRPE angles, TPE), decay (lower bounds, slopes),
+        feature_map (of linearized models, with LoLCATs' window factors).
     """
     d, layers = config.dim, config.layers
     attention = config.heads * config.head_dim
@@ -82,9 +85,10 @@ def parameters(config: ModelConfig) -> dict[str, int]:
         "token_mixer": layers * (d * (_qkv_dim(config) + attention) + mixer_bias),
         "gate": 2 * layers * d * config.gate_dim if gated else 0,
         "channel_mixer": layers * (3 * d * config.glu_dim + channel_bias),
-        "norm": 2 * layers * d + d if config.arch == "llama" else 0,
+        "norm": 2 * layers * d + d if config.arch in ("llama", *LINEARIZED) else 0,
         "position": (lrpe_layers * d if config.lrpe_learned else 0) + _tpe_parameters(config),
         "decay": _decay_parameters(config),
+        "feature_map": _linear_layers(config) * _feature_map_parameters(config),
     }
 
 
@@ -105,7 +109,45 @@ def _tpe_parameters(config: ModelConfig) -> int:
 def _decay_parameters(config: ModelConfig) -> int:
     if config.arch == "hgrn2":
         return config.layers * config.dim
-    return config.layers * config.heads if config.arch == "tnl" and config.learn_decay else 0
+    if config.arch in ("tnl", "supra") and config.learn_decay:
+        return _linear_layers(config) * config.heads
+    return 0
+
+
+def _linear_layers(config: ModelConfig) -> int:
+    """Layers without softmax attention over all keys."""
+    return config.layers - len(config.softmax_layers)
+
+
+def _feature_map_parameters(config: ModelConfig) -> int:
+    """Of one layer: SUPRA's keys share the queries' map where they have as many heads."""
+    options, size = config.linearized, config.head_dim
+    if options is None:
+        return 0
+    queries = options.map_parameters(config.heads, size)
+    if config.lolcats is not None:
+        return 2 * queries + config.heads
+    if config.key_value_heads == config.heads:
+        return queries
+    return queries + options.map_parameters(config.key_value_heads, size)
+
+
+def _feature_map_flops(config: ModelConfig) -> int:
+    """Of one layer and token, forward."""
+    options, size = config.linearized, config.head_dim
+    if options is None:
+        return 0
+    key_heads = config.heads if config.lolcats is not None else config.key_value_heads
+    return options.map_flops(config.heads, size) + options.map_flops(key_heads, size)
+
+
+def _state_size(config: ModelConfig, layer: int) -> int:
+    """Numbers in the recurrent state of a layer of linear attention: d_k x d_v a head, with one
+    more value channel in LoLCATs, the denominator's."""
+    if config.lolcats is not None:
+        features = config.lolcats.features(config.head_dim)
+        return config.heads * features * (config.head_dim + 1)
+    return config.heads * key_dim(config, layer) * config.head_dim
 
 
 def non_embedding_parameters(config: ModelConfig, convention: Convention = "exact") -> int:
@@ -119,27 +161,33 @@ def non_embedding_parameters(config: ModelConfig, convention: Convention = "exac
         "tnl": 2 * layers * d * t,
         "hgrn2": layers * d,
         "cosformer2": 2 * layers * d * t + d * t + 7 * layers * d,
+        **{arch: 4 * layers * d + parameters(config)["feature_map"] for arch in LINEARIZED},
     }
     projections = layers * d * (_qkv_dim(config) + config.heads * config.head_dim)
     return projections + 3 * layers * d * config.glu_dim + extra[config.arch]
 
 
-def forward_flops_per_token(config: ModelConfig, keys: float) -> dict[str, float]:
+def forward_flops_per_token(
+    config: ModelConfig, keys: float, near: float = 0.0
+) -> dict[str, float]:
     """Forward FLOPs of one token by term, `exact` convention.
 
     Args:
         config: model.
         keys: keys a softmax query sees: `mean_keys` in training, `seen_keys` in decoding.
+        near: keys in a window of LoLCATs: `LoLCATs.mean_seen` or `LoLCATs.seen`.
     """
     d, layers = config.dim, config.layers
-    softmax = config.arch == "llama"
-    state = sum(4 * config.heads * key_dim(config, i) * config.head_dim for i in range(layers))
+    linear = [i for i in range(layers) if i not in config.softmax_layers]
+    state = sum(4 * _state_size(config, i) for i in linear)
     gated = config.arch in ("tnl", "cosformer2")
     attention = config.heads * config.head_dim
     return {
         "projections": 2.0 * layers * d * (_qkv_dim(config) + attention),
         "gate": 4.0 * layers * d * config.gate_dim if gated else 0.0,
-        "attention": 4.0 * layers * attention * keys if softmax else float(state),
+        "attention": state
+        + 4.0 * attention * (len(config.softmax_layers) * keys + len(linear) * near),
+        "feature_map": float(len(linear) * _feature_map_flops(config)),
         "channel_mixer": 6.0 * layers * d * config.glu_dim,
         "position": 2.0 * d * config.head_dim if _has_tpe(config) else 0.0,
         "head": 2.0 * d * config.vocab_size,
@@ -168,7 +216,8 @@ def train_flops_per_token(
         convention: `exact` or `paper` (see the module docstring).
     """
     if convention == "exact":
-        terms = forward_flops_per_token(config, mean_keys(config, sequence_length))
+        near = 0 if config.lolcats is None else config.lolcats.mean_seen(sequence_length)
+        terms = forward_flops_per_token(config, mean_keys(config, sequence_length), near)
         terms = {name: 3 * value for name, value in terms.items()}
     else:
         terms = _paper_flops(config, sequence_length)
@@ -178,6 +227,8 @@ def train_flops_per_token(
 def _paper_flops(config: ModelConfig, n: int) -> dict[str, float]:
     """Table 1 of arXiv 2406.16690 per token: 72 l d^2 (1 + mixer share + vector share)."""
     d, h = config.dim, config.heads
+    if config.linearized is not None:
+        return _paper_flops_linearized(config, n)
     mixer, vector = {
         "llama": (n / (6 * d), 5 / (18 * d)),
         "tnl": (1 / (2 * h), 5 / (18 * d)),
@@ -192,6 +243,21 @@ def _paper_flops(config: ModelConfig, n: int) -> dict[str, float]:
     }
 
 
+def _paper_flops_linearized(config: ModelConfig, n: int) -> dict[str, float]:
+    """The table's terms for LLaMA and TNL, mixed by layer; see the module docstring."""
+    d, dense, linear = config.dim, 72.0 * config.dim**2, _linear_layers(config)
+    assert config.linearized is not None
+    share = config.linearized.features(config.head_dim) / config.head_dim / (2 * config.heads)
+    if config.lolcats is not None:
+        share += 2 * config.lolcats.window / (6 * d)
+    return {
+        "projections_and_channel_mixer": config.layers * dense,
+        "attention": dense * (linear * share + len(config.softmax_layers) * n / (6 * d)),
+        "vector": dense * config.layers * 5 / (18 * d),
+        "feature_map": 3.0 * linear * _feature_map_flops(config),
+    }
+
+
 def paper_pflops_per_step(config: ModelConfig) -> float:
     """PFLOPs of one step of 480 sequences of 8192 tokens: the FLOPs column of Table 7."""
     total = train_flops_per_token(config, SEQUENCE_LENGTH, "paper")["total"]
@@ -200,21 +266,22 @@ def paper_pflops_per_step(config: ModelConfig) -> float:
 
 def decode_flops_per_token(config: ModelConfig, position: int) -> dict[str, float]:
     """FLOPs to decode the token at `position` (counted from 1), by term, with `total`."""
-    terms = forward_flops_per_token(config, seen_keys(config, position))
+    near = 0 if config.lolcats is None else config.lolcats.seen(position)
+    terms = forward_flops_per_token(config, seen_keys(config, position), near)
     return terms | {"total": sum(terms.values())}
 
 
 def state_bytes(config: ModelConfig, batch_size: int = 1, itemsize: int = 4) -> int:
     """Bytes of recurrent state, constant in the context length (0 for LLaMA).
 
-    Each layer holds heads x d_k x d_v numbers; cosFormer2 also holds its TPE state, d numbers.
+    Each layer holds heads x d_k x d_v numbers, LoLCATs' two such states; cosFormer2 also holds its
+    TPE state, d numbers.
     """
-    if config.arch == "llama":
-        return 0
-    per_layer = sum(
-        config.heads * key_dim(config, i) * config.head_dim for i in range(config.layers)
+    states = sum(
+        _state_size(config, i) for i in range(config.layers) if i not in config.softmax_layers
     )
-    return batch_size * itemsize * (per_layer + (config.dim if _has_tpe(config) else 0))
+    copies = 2 if config.lolcats is not None else 1
+    return batch_size * itemsize * (copies * states + (config.dim if _has_tpe(config) else 0))
 
 
 def kv_cache_bytes(
@@ -223,11 +290,12 @@ def kv_cache_bytes(
     """Bytes of keys and values held after `context` tokens (0 for the linear models).
 
     A sliding window does not shrink the cache: keys that have left it are masked, not dropped.
+    LoLCATs' layers hold two windows, whatever the context.
     """
-    if config.arch != "llama":
-        return 0
-    heads = config.key_value_heads * config.head_dim
-    return batch_size * itemsize * 2 * config.layers * context * heads
+    slots = len(config.softmax_layers) * context
+    if config.lolcats is not None:
+        slots += _linear_layers(config) * 2 * config.lolcats.window
+    return batch_size * itemsize * 2 * slots * config.key_value_heads * config.head_dim
 
 
 def summary(config: ModelConfig, sequence_length: int) -> Summary:

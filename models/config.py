@@ -12,13 +12,21 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
-Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
-ARCHS: tuple[Arch, ...] = get_args(Arch)
+from models.errors import ConfigError
+from models.linearize.options import Linearized, LoLCATs, Supra
+
+Arch = Literal["llama", "tnl", "hgrn2", "cosformer2", "supra", "lolcats"]
+ARCHS: tuple[Arch, ...] = ("llama", "tnl", "hgrn2", "cosformer2")
+"""The architectures of the paper."""
+LINEARIZED: tuple[Arch, ...] = ("supra", "lolcats")
+"""LLaMA with other attentions (`models.linearize`): they share its options."""
 ARCH_NAMES: dict[Arch, str] = {
     "llama": "LLaMA",
     "tnl": "TNL",
     "hgrn2": "HGRN2",
     "cosformer2": "cosFormer2",
+    "supra": "SUPRA",
+    "lolcats": "LoLCATs",
 }
 
 PAPER_VOCAB = 100_280
@@ -30,10 +38,6 @@ LATER = {"later": True}
 a run only where it differs from its default: a new option renames no run that does without it."""
 
 
-class ConfigError(ValueError):
-    """A configuration value that cannot work; the message names field, value and remedy."""
-
-
 SOFTMAX_ONLY = (
     "kv_heads",
     "head_size",
@@ -43,7 +47,7 @@ SOFTMAX_ONLY = (
     "out_bias",
     "glu_bias",
 )
-"""Fields of `ModelConfig` that only `llama` has."""
+"""Fields of `ModelConfig` that only `llama` and its linearized forms have."""
 
 RopeKind = Literal["linear", "dynamic", "yarn", "llama3"]
 
@@ -101,7 +105,7 @@ class ModelConfig:
 
     arch: Arch
     """Token mixer: softmax (`llama`), per-head decay (`tnl`), per-channel data-dependent decay
-    (`hgrn2`) or no decay (`cosformer2`)."""
+    (`hgrn2`), no decay (`cosformer2`), or a linearized LLaMA's (`supra`, `lolcats`)."""
     vocab_size: int
     """Rows of the embedding table."""
     dim: int
@@ -120,11 +124,12 @@ class ModelConfig:
     """Base of the rotary frequencies (`llama`) and of the LRPE angles (`tnl`, `cosformer2`)."""
     gate_rank: int | None = None
     """Rank t of the low-rank output gate (`tnl`, `cosformer2`). None: d / h, as in the paper."""
-    decay_slopes: Literal["alibi", "linear", "none"] = "alibi"
-    """TNL decay per head: `alibi` as in the authors' code (powers of two times a layer factor
-    1 - i/(l-1) + 1e-5); `linear`, eq. 10 of arXiv 2405.17381: exp(-(8h/H)(1 - i/l)); or none."""
+    decay_slopes: Literal["alibi", "linear", "retnet", "none"] = "alibi"
+    """Decay per head of `tnl` and `supra`: `alibi` as in the authors' code (powers of two times a
+    layer factor 1 - i/(l-1) + 1e-5); `linear`, eq. 10 of arXiv 2405.17381: exp(-(8h/H)(1 - i/l));
+    `retnet`, arXiv 2307.08621: 1 - 2^(-5-h) in all layers; or none."""
     learn_decay: bool = False
-    """Train the TNL decay slopes (the authors found that this diverges; kept for ablations)."""
+    """Train the decay slopes (the authors found that this diverges; kept for ablations)."""
     tnl_lrpe: Literal["none", "first", "all"] = "none"
     """Layers of TNL that carry LRPE. 2406.16690 eq. 9 has none; the authors' released models have
     it in the first layer only."""
@@ -152,13 +157,17 @@ class ModelConfig:
     glu_bias: bool = field(default=False, metadata=LATER)
     """Biases of `llama`'s channel mixer."""
     glu_activation: Literal["silu", "none"] | None = field(default=None, metadata=LATER)
-    """Activation of the channel mixer's gate. None: that of the paper, SiLU for `llama` and none
-    for the linear models."""
+    """Activation of the channel mixer's gate. None: that of the paper, SiLU for `llama` and its
+    linearized forms, none for the other linear models."""
+    supra: Supra | None = field(default=None, metadata=LATER)
+    """Attention of `supra`; None becomes the published options there."""
+    lolcats: LoLCATs | None = field(default=None, metadata=LATER)
+    """Attention of `lolcats`; None becomes the published options there."""
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("arch", ARCHS),
-            ("decay_slopes", ("alibi", "linear", "none")),
+            ("arch", (*ARCHS, *LINEARIZED)),
+            ("decay_slopes", ("alibi", "linear", "retnet", "none")),
             ("tnl_lrpe", ("none", "first", "all")),
             ("glu_activation", ("silu", "none", None)),
         ):
@@ -178,7 +187,7 @@ class ModelConfig:
                 f"model.heads={self.heads} does not divide model.dim={self.dim}; "
                 f"the nearest number that does is {near}."
             )
-        if self.arch == "llama" and self.head_dim % 2:
+        if self._has_rotary and self.head_dim % 2:
             raise ConfigError(
                 f"model.dim={self.dim} with model.heads={self.heads} and "
                 f"model.head_size={self.head_size} gives head dimension {self.head_dim}; rotary "
@@ -189,13 +198,14 @@ class ModelConfig:
                 "model.learn_decay=True with model.decay_slopes='none': there is no slope to "
                 "train; choose alibi or linear as the start."
             )
+        self._check_linearized()
         if self.gate_rank is not None and self.gate_rank < 1:
             raise ConfigError(f"model.gate_rank={self.gate_rank}: must be at least 1, or None.")
         if not self.norm_eps > 0:
             raise ConfigError(f"model.norm_eps={self.norm_eps}: must be above 0.")
 
     def _check_softmax_options(self) -> None:
-        """Fields that only `llama` has, and their ranges."""
+        """Fields that only `llama` and its linearized forms have, and their ranges."""
         for name in ("kv_heads", "head_size", "window"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
@@ -207,13 +217,51 @@ class ModelConfig:
                 f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; every "
                 "key-value head must serve equally many query heads."
             )
-        if self.arch != "llama":
+        if not self._has_rotary:
             for name in SOFTMAX_ONLY:
                 if (value := getattr(self, name)) not in (None, False):
                     raise ConfigError(
                         f"model.{name}={value!r} with model.arch={self.arch!r}: only llama has "
                         "this option; leave it out."
                     )
+
+    def _check_linearized(self) -> None:
+        """The part of the method is there, and no other; its values fit the model."""
+        for name, part in (("supra", Supra), ("lolcats", LoLCATs)):
+            if self.arch == name and getattr(self, name) is None:
+                object.__setattr__(self, name, part())
+            elif self.arch != name and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"model.{name} with model.arch={self.arch!r}: only {name} has these options; "
+                    "leave them out."
+                )
+        options = self.linearized
+        if options is None:
+            return
+        if options.softmax_layers and options.softmax_layers[-1] >= self.layers:
+            raise options.error("softmax_layers", f"the last layer is {self.layers - 1}.")
+        if self.arch == "supra" and options.features(self.head_dim) != self.head_dim:
+            raise options.error(
+                "feature_map",
+                f"it has {options.features(self.head_dim)} features and the head dimension is "
+                f"{self.head_dim}; SUPRA rotates the features, so the two must be equal.",
+            )
+
+    @property
+    def _has_rotary(self) -> bool:
+        return self.arch == "llama" or self.arch in LINEARIZED
+
+    @property
+    def linearized(self) -> Linearized | None:
+        """Options of a linearized LLaMA; None for the other architectures."""
+        return self.supra if self.arch == "supra" else self.lolcats
+
+    @property
+    def softmax_layers(self) -> tuple[int, ...]:
+        """Layers with softmax attention over all keys (or LLaMA's window)."""
+        if self.linearized is not None:
+            return self.linearized.softmax_layers
+        return tuple(range(self.layers)) if self.arch == "llama" else ()
 
     @property
     def head_dim(self) -> int:

@@ -3,8 +3,9 @@
     x = Stem(embedding[tokens]);   x += TokenMixer(Norm(x));   x += ChannelMixer(Norm(x));   ...
     logits = Norm(x) W_head^T
 
-`build(config)` reads the architecture's parts from the module `models.<config.arch>`, so that a
-new architecture is one module with an `ARCHITECTURE` and its name in `models.config.Arch`.
+`build(config)` reads the architecture's parts from the module `models.<config.arch>` (for a
+linearized LLaMA `models.linearize.<config.arch>`), so that a new architecture is one module with an
+`ARCHITECTURE` and its name in `models.config.Arch`.
 
 Three ways through one set of weights, which agree:
 
@@ -74,7 +75,9 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        architecture: Architecture = importlib.import_module(f"models.{config.arch}").ARCHITECTURE
+        package = "models" if config.linearized is None else "models.linearize"
+        module = importlib.import_module(f"{package}.{config.arch}")
+        architecture: Architecture = module.ARCHITECTURE
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.stem = architecture.stem(config)

@@ -72,17 +72,25 @@ class SoftmaxAttention(TokenMixer):
         self.qkv = nn.Linear(config.dim, width, bias=config.qkv_bias)
         self.out = nn.Linear(self.heads * self.head_dim, config.dim, bias=config.out_bias)
 
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k in one, (B, T, H + key-value heads, K), and v, (B, T, key-value heads, K)."""
+        both = self.heads + self.kv_heads
+        qkv = self.qkv(x).unflatten(-1, (both + self.kv_heads, self.head_dim))
+        qk, v = qkv.split((both, self.kv_heads), dim=2)
+        return qk, v
+
     def _project(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q (B, T, H, K) and k, and v, (B, T, key-value heads, K)."""
-        cos, sin = shared
-        rotated = self.heads + self.kv_heads
-        qkv = self.qkv(x).unflatten(-1, (rotated + self.kv_heads, self.head_dim))
-        qk, v = qkv.split((rotated, self.kv_heads), dim=2)
-        q, k = rotate(qk, cos, sin).split((self.heads, self.kv_heads), dim=2)
+        qk, v = self._heads(x)
+        q, k = rotate(qk, *shared).split((self.heads, self.kv_heads), dim=2)
         return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax attention of q (B, T, H, K) over k, v (B, S, ., K); mask None: causal."""
+        """Softmax attention and output projection, (B, T, d); arguments as in `_softmax`."""
+        return self.out(self._softmax(q, k, v, mask).flatten(-2))
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax attention (B, T, H, K) of q over k, v (B, S, ., K); mask None: causal."""
         if self.kv_heads < self.heads:
             # On the CPU repeated keys are faster than the kernel's own grouping.
             group = self.heads // self.kv_heads
@@ -94,19 +102,15 @@ class SoftmaxAttention(TokenMixer):
             attn_mask=mask,
             is_causal=mask is None,
         )
-        return self.out(out.transpose(1, 2).flatten(-2))  # (B, T, d)
+        return out.transpose(1, 2)  # (B, T, H, K)
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, shared)
-        if state is None and span.sequence is None:
-            mask = None
-            if self.window is not None and self.window < x.shape[1]:
-                mask = _visible(span.positions[0][:, None], span.positions[0], self.window)
-            return self._attend(q, k, v, mask), {"k": k, "v": v} if span.keep_state else {}
-        if state is None and not span.keep_state:
-            return self._attend(q, k, v, _packed_mask(span, self.window)), {}
+        if state is None and (span.sequence is None or not span.keep_state):
+            kept = {"k": k, "v": v} if span.keep_state else {}
+            return self._attend(q, k, v, call_mask(span, self.window)), kept
         if state is None:
             assert span.cu_seqlens is not None
             empty = k.new_zeros(span.cu_seqlens.numel() - 1, 0, self.kv_heads, self.head_dim)
@@ -169,11 +173,15 @@ def _visible(positions: Tensor, slots: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (slots > positions - window)
 
 
-def _packed_mask(span: Span, window: int | None) -> Tensor:
-    """(T, T): which tokens of its own sequence a token sees."""
-    assert span.sequence is not None
-    same = span.sequence[:, None] == span.sequence
-    return same & _visible(span.positions[0][:, None], span.positions[0], window)
+def call_mask(span: Span, window: int | None) -> Tensor | None:
+    """(T, T): which tokens of its call a token sees when nothing is carried; None: all before."""
+    positions = span.positions[0]
+    if span.sequence is not None:
+        same = span.sequence[:, None] == span.sequence
+        return same & _visible(positions[:, None], positions, window)
+    if window is None or window >= len(positions):
+        return None
+    return _visible(positions[:, None], positions, window)
 
 
 def _cache_mask(span: Span, cache: Tensor, window: int | None) -> Tensor:

@@ -14,11 +14,16 @@ from models.config import (
     ASPECT_SHAPES,
     PAPER_SIZES,
     Arch,
+    LoLCATs,
+    Supra,
     paper_config,
     toy_config,
 )
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
+from models.layers import LayerState, Span
+from models.linearize import lolcats, supra
+from models.linearize.feature_maps import repeat_heads
 
 # Name fragments of each parameter group, first match wins.
 GROUPS = {
@@ -27,6 +32,7 @@ GROUPS = {
     "gate": ".mixer.gate.",
     "channel_mixer": ".channel.",
     "norm": "norm.",
+    "feature_map": ("_map.", ".factor."),
     "position": ("theta", "tpe."),
     "decay": ("slopes", "stem.logits"),
     "token_mixer": ".mixer.",
@@ -57,6 +63,14 @@ VARIANTS: list[tuple[Arch, dict[str, object]]] = [
     ("hgrn2", {"glu_activation": "silu"}),
     ("llama", {"kv_heads": 2, "qkv_bias": True, "window": 5}),
     ("llama", {"kv_heads": 1, "head_size": 6, "out_bias": True, "glu_bias": True}),
+    ("supra", {}),
+    ("supra", {"kv_heads": 2, "learn_decay": True, "supra": Supra(softmax_layers=(0,))}),
+    ("supra", {"head_size": 6, "supra": Supra(feature_map="t2r", norm=False)}),
+    ("supra", {"decay_slopes": "none", "supra": Supra(feature_map="elu")}),
+    ("lolcats", {}),
+    ("lolcats", {"kv_heads": 1, "lolcats": LoLCATs(window=4, softmax_layers=(0,))}),
+    ("lolcats", {"lolcats": LoLCATs(window=3, arrangement="sliding", feature_map="t2r")}),
+    ("lolcats", {"lolcats": LoLCATs(window=5, feature_map="taylor")}),
 ]
 
 
@@ -112,11 +126,34 @@ def one_pole_filter(
     return torch.stack(outputs, 1), state[:, :, None]
 
 
+def token_by_token(
+    mixer: lolcats.HybridAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Span,
+    state: LayerState | None = None,
+) -> tuple[Tensor, LayerState]:
+    """LoLCATs' attention with one product for each key that a token sees in its window, and one
+    update and one read of the state a token. The FLOPs are right; the result is not needed."""
+    q_map, k_map = mixer.query_map(q), mixer.key_map(repeat_heads(k, mixer.heads))
+    k, v = repeat_heads(k, mixer.heads), repeat_heads(v, mixer.heads)
+    outputs = []
+    for t in range(q.shape[1]):
+        start = t + 1 - mixer.options.seen(t + 1)
+        scores = torch.einsum("bhk,bshk->bhs", q[:, t], k[:, start : t + 1])
+        outputs.append(torch.einsum("bhs,bshv->bhv", scores, v[:, start : t + 1]))
+    values = torch.cat((v, torch.ones_like(v[..., :1])), -1)
+    far, _ = recurrent_reference(q_map, k_map, values)
+    return torch.stack(outputs, 1) * mixer.factor()[:, None] + far[..., :-1] / far[..., -1:], {}
+
+
 @pytest.fixture
 def reference_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the definitions in the place of the kernels."""
     monkeypatch.setattr(layers, "linear_attention", one_pole_filter)
-    for module in (tnl, cosformer2):
+    monkeypatch.setattr(lolcats.HybridAttention, "attend", token_by_token)
+    for module in (tnl, cosformer2, supra):
         monkeypatch.setattr(module, "linear_attention", recurrent_reference)
     monkeypatch.setattr(hgrn2, "hgrn2_attention", gated_reference)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", causal_softmax)
@@ -136,15 +173,18 @@ def test_flops_equal_the_counter(
     tokens = torch.randint(0, 61, (batch, length))
     with FlopCounterMode(display=False) as counter:
         model(tokens)
-    forward = accounting.forward_flops_per_token(config, accounting.mean_keys(config, length))
+    near = 0 if config.lolcats is None else config.lolcats.mean_seen(length)
+    keys = accounting.mean_keys(config, length)
+    forward = accounting.forward_flops_per_token(config, keys, near)
     total = batch * length * sum(forward.values())
     # Means over a window are fractions that float64 rounds.
-    assert counter.get_total_flops() == pytest.approx(total, rel=0 if not config.window else 1e-14)
+    exact = config.window is None and config.lolcats is None
+    assert counter.get_total_flops() == pytest.approx(total, rel=0 if exact else 1e-14)
     with FlopCounterMode(display=False) as counter:
         model.loss(tokens, tokens).mean().backward()
     training = accounting.train_flops_per_token(config, length)["total"]
     total = batch * length * training
-    assert counter.get_total_flops() == pytest.approx(total, rel=0 if not config.window else 1e-14)
+    assert counter.get_total_flops() == pytest.approx(total, rel=0 if exact else 1e-14)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

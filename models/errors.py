@@ -1,0 +1,7 @@
+"""The error of a configuration that cannot work."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot work; the message names field, value and remedy."""

@@ -1,0 +1,64 @@
+"""Exchange a LLaMA's attentions for linear ones, keeping every other weight.
+
+    student = linearize(model, LoLCATs())                        # all layers
+    student = linearize(model, Supra(softmax_layers=(0, 15)))    # some keep their softmax
+
+1. The student's configuration is the model's with another `arch` and the method's options.
+2. The student is built without memory and takes over the model's tensors: embedding, norms,
+   projections, channel mixers and head, name by name.
+3. What is new (feature maps, decays, window factors) is materialised and initialised.
+
+The two models share the tensors: training one changes the other. `copy.deepcopy` the model first
+to keep it; LoLCATs' attention transfer does not need it (`models.linearize.transfer`).
+"""
+
+from __future__ import annotations
+
+from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
+from models.language_model import LanguageModel, build, init_module
+
+
+def linearized_config(config: ModelConfig, options: Supra | LoLCATs) -> ModelConfig:
+    """The configuration of a linearized model.
+
+    Args:
+        config: of the softmax model, `arch="llama"`.
+        options: the method.
+
+    Raises:
+        ConfigError: the model is no LLaMA, or the options do not fit it.
+    """
+    if config.arch != "llama":
+        what = "is linearized already" if config.arch in LINEARIZED else "has no softmax attention"
+        raise ConfigError(
+            f"model.arch={config.arch!r} {what}; only llama (and Llama, Mistral and Qwen2 "
+            "checkpoints, which are imported as llama) can be linearized."
+        )
+    if isinstance(options, Supra):
+        return config.replace(arch="supra", supra=options)
+    return config.replace(arch="lolcats", lolcats=options)
+
+
+def linearize(model: LanguageModel, options: Supra | LoLCATs) -> LanguageModel:
+    """A linearized model on the tensors of a softmax model; see the module docstring.
+
+    Fresh weights come from torch's global random state. The mode (training or evaluation), dtype
+    and device are the model's.
+
+    Raises:
+        ConfigError: as `linearized_config`.
+    """
+    config = linearized_config(model.config, options)
+    weight = model.embedding.weight
+    if weight.is_meta:
+        return build(config, device="meta", dtype=weight.dtype)
+    student = build(config, device="meta", dtype=weight.dtype)
+    names = student.state_dict().keys()
+    taken = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    student.load_state_dict(taken, strict=False, assign=True)
+    for module in student.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(tensor.is_meta for tensor in own):
+            module.to_empty(device=weight.device, recurse=False)
+            init_module(module, config.std)
+    return student.train(model.training)

@@ -1,0 +1,187 @@
+"""Attention transfer, the first stage of LoLCATs (arXiv 2410.10254, section 3.1).
+
+    loss_l = 1000 mean (Y_softmax - Y_hybrid)^2  (+ factor x cross-entropy of attention weights)
+
+for every layer l, over the outputs of all heads before the output projection. Only feature maps and
+window factors learn. One pass and one set of weights serve teacher and student:
+
+1. The residual stream is the teacher's: each layer adds its softmax attention.
+2. In every linearized layer the same q, k, v also pass through the hybrid attention, with gradients
+   of the feature maps and the window factor alone, and the two outputs are compared.
+
+The layers' losses do not share a graph. `layer_losses` yields them one by one, so that a caller who
+runs `backward` on each holds one layer's activations at a time.
+
+Published: AdamW, learning rate 0.01 reduced on plateaus, no weight decay, 2 epochs of Alpaca in
+sequences of 1024, batch 8, MSE alone (`cross_entropy=0`), as in the authors' configurations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ConfigError
+from models.language_model import Block, LanguageModel
+from models.layers import Span, make_span
+from models.linearize.feature_maps import repeat_heads
+from models.linearize.lolcats import HybridAttention
+from models.llama import call_mask
+
+MSE_FACTOR = 1000.0
+"""Scale of the squared error in the authors' configurations."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How much of a model learns."""
+
+    parameters: int
+    """Parameters that learn."""
+    total: int
+    """All parameters."""
+
+    def __str__(self) -> str:
+        share = 100 * self.parameters / self.total
+        return (
+            f"{self.parameters:,} of {self.total:,} parameters learn ({share:.3g} %; LoLCATs "
+            "publishes 0.2 % for models of 7B and 8B parameters)"
+        )
+
+
+def count_trained(model: nn.Module) -> Trained:
+    """Count the parameters that require gradients."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return Trained(sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes))
+
+
+def hybrid_layers(model: LanguageModel) -> dict[int, HybridAttention]:
+    """The hybrid attentions of a model by layer.
+
+    Raises:
+        ConfigError: the model has none.
+    """
+    mixers = {layer: block.mixer for layer, block in enumerate(model.blocks)}
+    hybrid = {layer: m for layer, m in mixers.items() if isinstance(m, HybridAttention)}
+    if not hybrid:
+        raise ConfigError(
+            f"model.arch={model.config.arch!r}: no layer has LoLCATs' attention to transfer to; "
+            "linearize a LLaMA model with LoLCATs first."
+        )
+    return hybrid
+
+
+def freeze_for_transfer(model: LanguageModel) -> list[nn.Parameter]:
+    """Let feature maps and window factors learn, and nothing else; returns those parameters.
+
+    Raises:
+        ConfigError: as `hybrid_layers`.
+    """
+    model.requires_grad_(False)
+    learning: list[nn.Parameter] = []
+    for mixer in hybrid_layers(model).values():
+        for part in (mixer.query_map, mixer.key_map, mixer.factor):
+            learning.extend(part.requires_grad_(True).parameters())
+    return learning
+
+
+def layer_losses(
+    model: LanguageModel,
+    tokens: Tensor,
+    cu_seqlens: Tensor | None = None,
+    *,
+    mse: float = MSE_FACTOR,
+    cross_entropy: float = 0.0,
+) -> Iterator[tuple[int, Tensor]]:
+    """Loss of each linearized layer, in order: (layer, scalar in float32 or wider).
+
+    Args:
+        model: linearized by LoLCATs.
+        tokens: (B, T) integers.
+        cu_seqlens: boundaries of packed sequences, as in `LanguageModel.forward`.
+        mse: factor of the mean squared error of the outputs.
+        cross_entropy: factor of the cross-entropy of the student's attention weights against the
+            teacher's, mean over queries and heads. Not 0: takes T x T memory.
+
+    Raises:
+        ConfigError: as `hybrid_layers`.
+    """
+    hybrid = hybrid_layers(model)
+    span = make_span(tokens, None, cu_seqlens, False)
+    with torch.no_grad():
+        x, shared, _ = model.stem(model.embedding(tokens), span, None)
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        mixer = block.mixer
+        if layer not in hybrid:
+            with torch.no_grad():
+                x, _ = block(x, span, shared[layer], None)
+            continue
+        assert isinstance(mixer, HybridAttention)
+        with torch.no_grad():
+            normed = block.mixer_norm(x)
+        q, k, teacher, student = mixer.compare(normed, span, shared[layer])
+        wide = torch.promote_types(student.dtype, torch.float32)
+        loss = mse * (student.to(wide) - teacher.to(wide)).square().mean()
+        if cross_entropy:
+            mine, theirs = attention_weights(mixer, q, k, span)
+            entropy = -(theirs * mine.clamp(min=1e-12).log()).sum(-1).mean()
+            loss = loss + cross_entropy * entropy
+        yield layer, loss
+        with torch.no_grad():
+            x = x + mixer.out(teacher.flatten(-2))
+            x = x + block.channel(block.channel_norm(x))
+
+
+def attention_transfer_loss(
+    model: LanguageModel,
+    tokens: Tensor,
+    cu_seqlens: Tensor | None = None,
+    *,
+    mse: float = MSE_FACTOR,
+    cross_entropy: float = 0.0,
+) -> Tensor:
+    """Losses of all linearized layers, (layers,); the published objective is their mean.
+
+    Args: as `layer_losses`.
+    """
+    losses = layer_losses(model, tokens, cu_seqlens, mse=mse, cross_entropy=cross_entropy)
+    return torch.stack([loss for _, loss in losses])
+
+
+def attention_weights(
+    mixer: HybridAttention, q: Tensor, k: Tensor, span: Span
+) -> tuple[Tensor, Tensor]:
+    """Attention weights of student and teacher, each (B, H, T, T), rows sum to 1.
+
+    Args:
+        mixer: linearized layer.
+        q, k: rotated, (B, T, heads or key-value heads, K).
+        span: positions and packing, without a state.
+    """
+    options, positions = mixer.options, span.positions[0]
+    k = repeat_heads(k, mixer.heads)
+    scores = torch.einsum("bihk,bjhk->bhij", q, k) * mixer.head_dim**-0.5
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    seen = positions <= positions[:, None]  # (T, T): key j is not after query i
+    if span.sequence is not None:
+        seen = seen & (span.sequence == span.sequence[:, None])
+    with torch.no_grad():
+        mask = call_mask(span, mixer.window)
+        visible = seen if mask is None else mask
+        theirs = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    if options.arrangement == "terraced":
+        oldest = (positions // options.window - 1) * options.window
+    else:
+        oldest = positions - options.window + 1
+    near = seen & (positions >= oldest[:, None])
+    factor = mixer.factor()[:, None, None].to(scores.dtype)
+    scores = scores.masked_fill(~near, -torch.inf)
+    weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
+    products = torch.einsum("bihf,bjhf->bhij", mixer.query_map(q), mixer.key_map(k))
+    products = products.to(scores.dtype) * (seen & ~near)
+    weights = weights + products * (1 - factor if options.affine else 1)
+    return weights / weights.sum(-1, keepdim=True), theirs
