@@ -82,6 +82,11 @@ def _content(
     """config.json and the tensors of a layout."""
     if layout == "fla":
         return fla_hgrn2.config_json(model.config, context, eos_id), fla_hgrn2.written(model)
+    if model.config.linearized is not None:
+        raise InteropError(
+            f"model.arch={model.config.arch!r}: linearized models have no modeling code for "
+            "transformers; save model.state_dict() with model.config instead."
+        )
     if model.config.arch == "llama":
         return llama.config_json(model.config, context, eos_id), _made(llama.views(model))
     named = {f"model.{name}": p.detach() for name, p in model.named_parameters()}

@@ -29,6 +29,7 @@ from models.interop.tensors import InteropError, Names, StoredTensor, read_json
 from models.language_model import LanguageModel
 
 _READ_EPS = 1e-5
+"""The eps of their norm of the reads, whatever norm_eps says: the layer does not pass it on."""
 _NO_BOUNDS = 1e4
 """A logit of the first layer beside which the softmax gives all others exactly 0."""
 

@@ -1,0 +1,168 @@
+"""Decoding: time for a token and bytes of state by context length, for the four architectures.
+
+    python experiments/benchmarks/decoding.py [--write]
+
+Questions: is a token of the linear models as cheap after 8192 tokens as after 128, and is their
+state as small? What does recurrent decoding save over running the whole context again for each
+token, as a model without a state must?
+Method: random models of one shape on one CPU thread. Prompts of each length are prefilled once;
+then the models take turns, a few steps for every context in each round, and the median over rounds
+counts. Time is CPU time of the thread that decodes, which other work on the machine disturbs less
+than the wall clock. Recomputation is one parallel pass over the context for the token.
+Expected: TNL no slower at 8192 than at 128 within 10 %, and at least 5 times as fast as
+recomputation at 8192; LLaMA slower with the context, its cache growing with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.ticker import NullLocator
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from analysis import style
+from models.config import ARCH_NAMES, ARCHS, Arch, toy_config
+from models.generation import prefill
+from models.language_model import LanguageModel, State, build
+from scaling.environment import cpu_name
+
+RESULTS = Path(__file__).parents[1] / "results" / "decoding.csv"
+FIGURE = RESULTS.with_suffix(".png")
+CONTEXTS = (128, 512, 2048, 8192)
+DIM, LAYERS, HEAD_DIM, VOCAB = 256, 6, 64, 4096
+STEPS = 8
+"""Tokens of one measurement."""
+
+
+def clocked(work: Callable[[], object]) -> float:
+    """CPU seconds of this thread for a piece of work."""
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
+
+
+class Sequence:
+    """One model after a prompt of some length."""
+
+    def __init__(self, arch: Arch, model: LanguageModel, context: int) -> None:
+        self.arch: Arch = arch
+        self.model, self.context = model, context
+        prompt = torch.randint(0, VOCAB, (context,)).tolist()
+        logits, state = prefill(model, [prompt])
+        self.token: Tensor = logits.argmax(-1)
+        self.bytes = sum(tensor.nbytes for tensor in tree_leaves((state.stem, state.blocks)))
+        # Room for all that is measured, so that no measurement pays for a larger cache.
+        self.state: State = model.reserve(state, 1024)
+        self.times: list[float] = []
+
+    def steps(self, count: int = STEPS) -> None:
+        """Decode some tokens greedily."""
+        for _ in range(count):
+            logits, self.state = self.model.step(self.token, self.state, reserve=False)
+            self.token = logits.argmax(-1)
+
+    def again(self) -> Tensor:
+        """One token by running the whole context."""
+        tokens = torch.zeros(1, self.context, dtype=torch.int64)
+        with torch.no_grad():
+            hidden, _ = self.model.hidden(tokens)
+            return torch.nn.functional.linear(hidden[:, -1], self.model.head_weight).argmax(-1)
+
+
+def measure(rounds: int) -> tuple[list[Sequence], dict[str, float]]:
+    """Step times of every architecture and context, and recomputation at the longest."""
+    torch.manual_seed(0)
+    sequences: list[Sequence] = []
+    for arch in ARCHS:
+        config = toy_config(arch, DIM, vocab_size=VOCAB, layers=LAYERS, head_dim=HEAD_DIM)
+        model = build(config).eval()
+        sequences += [Sequence(arch, model, context) for context in CONTEXTS]
+    for number in range(rounds + 1):
+        for sequence in sequences:
+            seconds = clocked(sequence.steps) / STEPS
+            if number:  # the first round warms up
+                sequence.times.append(seconds)
+    longest = [s for s in sequences if s.context == CONTEXTS[-1]]
+    again = {s.arch: statistics.median(clocked(s.again) for _ in range(3)) for s in longest}
+    return sequences, again
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Time and state against the context."""
+    with style.context():
+        figure, (times, sizes) = style.panels(1, 2, width=style.DOUBLE, height=2.8)
+        for arch in ARCHS:
+            mine = [row for row in rows if row["arch"] == arch]
+            look = style.look(arch)
+            drawn = {"color": look.color, "marker": look.marker, "label": look.label}
+            contexts = [row["context"] for row in mine]
+            times.plot(contexts, [row["milliseconds_per_token"] for row in mine], **drawn)
+            sizes.plot(contexts, [row["state_bytes"] / 2**20 for row in mine], **drawn)
+        for axes, label in ((times, "milliseconds per token"), (sizes, "state (MiB)")):
+            axes.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel=label)
+            axes.set_xticks(CONTEXTS, [str(context) for context in CONTEXTS])
+            axes.xaxis.set_minor_locator(NullLocator())
+        sizes.legend()
+        style.lay_out(figure)
+        figure.savefig(FIGURE, dpi=150)
+
+
+def main() -> None:
+    """Print the table; `--write` keeps it, with the figure, as the dated result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    sequences, again = measure(arguments.rounds)
+    shortest = {s.arch: statistics.median(s.times) for s in sequences if s.context == CONTEXTS[0]}
+    rows: list[dict[str, Any]] = []
+    for sequence in sequences:
+        arch, ordered = sequence.arch, sorted(sequence.times)
+        middle = statistics.median(ordered)
+        longest = sequence.context == CONTEXTS[-1]
+        row: dict[str, Any] = {
+            "date": date.today().isoformat(),
+            "arch": arch,
+            "context": sequence.context,
+            "milliseconds_per_token": round(middle * 1e3, 4),
+            "q1": round(ordered[len(ordered) // 4] * 1e3, 4),
+            "q3": round(ordered[-1 - len(ordered) // 4] * 1e3, 4),
+            "relative_to_shortest": round(middle / shortest[arch], 3),
+            "state_bytes": sequence.bytes,
+            "recompute_over_step": round(again[arch] / middle, 1) if longest else "",
+            "dim": DIM,
+            "layers": LAYERS,
+            "threads": 1,
+            "torch": torch.__version__,
+            "machine": cpu_name(),
+        }
+        rows.append(row)
+        print(
+            f"{ARCH_NAMES[arch]:11} context {sequence.context:5}: "
+            f"{row['milliseconds_per_token']:7.3f} ms a token ({row['q1']} to {row['q3']}), "
+            f"{row['relative_to_shortest']:5.2f} of the shortest, "
+            f"state {sequence.bytes / 2**20:6.2f} MiB"
+            + (f", recomputation x {row['recompute_over_step']}" if longest else ""),
+            flush=True,
+        )
+    if arguments.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        draw(rows)
+
+
+if __name__ == "__main__":
+    main()
