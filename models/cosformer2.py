@@ -11,8 +11,8 @@ start). No denominator: the parameter-free SRMSNorm over all heads takes its pla
 mixer is an SGLU without activation.
 
 Data flow: 1. the stem applies TPE (`layers.ToeplitzEncoding`); 2. one product gives q, k, v;
-3. SiLU on q and k, rotated by their absolute positions (a row or packed sequence may continue from
-any position); 4. `linear_attention` without decay; 5. norm, gate, output.
+3. SiLU on q and k; 4. `cosine_attention` rotates them by their absolute positions (a row or packed
+sequence may continue from any position) and runs the recurrence; 5. norm, gate, output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.kernels.api import linear_attention, linear_attention_step
+from models.kernels.api import cosine_attention, linear_attention_step
 from models.layers import (
     Architecture,
     LayerState,
@@ -80,12 +80,11 @@ class CosineAttention(TokenMixer):
         self.norm = SRMSNorm(config.dim, config.norm_eps)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k (..., H, 2K) and v (..., H, V) of x (..., d)."""
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k, (..., 2, H, K), and v (..., H, V) of x (..., d)."""
         qk, v = self.qkv(x).split((2 * x.shape[-1], x.shape[-1]), dim=-1)
         qk = F.silu(qk).unflatten(-1, (2, self.heads, self.head_dim))  # (..., 2, H, K)
-        q, k = lrpe(qk, self.angles(), positions[..., None]).unbind(-3)
-        return q, k, v.unflatten(-1, (self.heads, self.head_dim))
+        return qk, v.unflatten(-1, (self.heads, self.head_dim))
 
     def _output(self, x: Tensor, o: Tensor) -> Tensor:
         return self.out(self.norm(o.flatten(-2)) * self.gate(x))
@@ -93,15 +92,18 @@ class CosineAttention(TokenMixer):
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
-        q, k, v = self._project(x, span.positions)
+        qk, v = self._project(x)
+        q, k = qk.unbind(-3)
         initial = None if state is None else state["kv"]
-        o, final = linear_attention(q, k, v, None, initial, span.cu_seqlens)
+        offset = 0 if span.offset is None else span.offset
+        o, final = cosine_attention(q, k, v, self.angles(), initial, span.cu_seqlens, offset)
         return self._output(x, o), {"kv": final}
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
-        q, k, v = self._project(x, positions)
+        qk, v = self._project(x)
+        q, k = lrpe(qk, self.angles(), positions[..., None]).unbind(-3)
         o, kv = linear_attention_step(q, k, v, state["kv"])
         return self._output(x, o), {"kv": kv}
 

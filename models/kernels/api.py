@@ -154,29 +154,54 @@ def cosine_attention(
         theta: angles in radians a step, (H, K).
         initial_state: (N, H, 2K, V); None is zero.
         cu_seqlens: as in `linear_attention`.
-        position_offset: position of every sequence's first token.
+        position_offset: position of the first token, of all sequences or of each, (N,).
 
     Returns:
         o, (B, T, H, V), and the state after each sequence, (N, H, 2K, V).
     """
-    _check(q, k, v, None, None, cu_seqlens)
+    _check(q, k, v, None, initial_state, cu_seqlens, key_copies=2)
     _check_channels(q, theta=theta)
+    if isinstance(position_offset, Tensor):
+        sequences = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        if tuple(position_offset.shape) not in {(), (1,), (sequences,)}:
+            raise ValueError(
+                f"position_offset has shape {tuple(position_offset.shape)}: give one number, or "
+                f"one for each of the {sequences} sequences."
+            )
+        if position_offset.is_floating_point() or position_offset.device != q.device:
+            raise ValueError(
+                f"position_offset has dtype {position_offset.dtype} and is on "
+                f"{position_offset.device}: it must hold integers, on {q.device} as q."
+            )
+    if q.device.type == "cuda":
+        if not isinstance(position_offset, Tensor):
+            position_offset = torch.full((1,), position_offset, device=q.device)
+        return operators.cosine_attention(
+            q, k, v, theta, initial_state, cu_seqlens, position_offset
+        )
     positions = torch.arange(q.shape[1], device=q.device)
+    if isinstance(position_offset, Tensor):
+        position_offset = position_offset.reshape(-1)
     if cu_seqlens is not None:
         sequence = torch.searchsorted(cu_seqlens[1:].to(positions.dtype), positions, right=True)
         positions = positions - cu_seqlens[sequence]
+        if isinstance(position_offset, Tensor) and len(position_offset) > 1:
+            position_offset = position_offset[sequence]
+    elif isinstance(position_offset, Tensor):
+        position_offset = position_offset[:, None]
     positions = positions + position_offset
     q, k = rotate(q, theta, positions), rotate(k, theta, positions)
     return linear_attention(q, k, v, None, initial_state, cu_seqlens)
 
 
 def rotate(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
-    """[x cos(theta t), x sin(theta t)], (..., T, H, 2K), for x (..., T, H, K) at `positions`, (T,).
+    """[x cos(theta t), x sin(theta t)], (..., T, H, 2K), for x (..., T, H, K) at `positions`
+    (..., T).
 
     Angles are in float32 or wider: at t = 8192 a float32 angle is good to 5e-4 radians.
     """
     dtype = torch.promote_types(theta.dtype, torch.float32)
-    angle = positions[:, None, None].to(dtype) * theta.to(dtype)  # (T, H, K)
+    angle = positions[..., None, None].to(dtype) * theta.to(dtype)  # (..., T, H, K)
     return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], -1)
 
 
@@ -188,9 +213,10 @@ def _check(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     key: str = "k",
+    key_copies: int = 1,
 ) -> None:
     """Raise ValueError, naming the argument, its value and the remedy, unless all fits. `key` is
-    the name of the argument in k's place."""
+    the name of the argument in k's place; states have `key_copies` rows a key channel."""
     if q.ndim != 4:
         raise ValueError(
             f"q has shape {tuple(q.shape)}: it must be (batch, tokens, heads, key channels)."
@@ -234,7 +260,7 @@ def _check(
             )
         sequences = len(cu_seqlens) - 1
     if initial_state is not None:
-        expected = (sequences, heads, key_dim, v.shape[-1])
+        expected = (sequences, heads, key_copies * key_dim, v.shape[-1])
         if tuple(initial_state.shape) != expected:
             raise ValueError(
                 f"initial_state has shape {tuple(initial_state.shape)}: it must be (sequences, "

@@ -113,6 +113,46 @@ def hgrn2_attention_backward(
         )
 
 
+@torch.library.custom_op("linscale::cosine_attention", mutates_args=())
+def cosine_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    position_offset: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """o and the final state, rotating inside the kernel. On CUDA alone: the CPU's form is the
+    composition in `api`."""
+    with torch.autocast(q.device.type, enabled=False):
+        return kernels(q.device).cosine_forward(
+            q, k, v, theta, initial_state, cu_seqlens, position_offset
+        )
+
+
+@torch.library.custom_op("linscale::cosine_attention_backward", mutates_args=())
+def cosine_attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    position_offset: Tensor,
+    do: Tensor,
+    dfinal_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv, dtheta and dinitial_state; the last empty where there is none."""
+    with torch.autocast(q.device.type, enabled=False):
+        return _tensors(
+            q,
+            kernels(q.device).cosine_backward(
+                q, k, v, theta, initial_state, cu_seqlens, position_offset, do, dfinal_state
+            ),
+        )
+
+
 @torch.library.custom_op("linscale::linear_attention_step", mutates_args=(), device_types="cuda")
 def linear_attention_step(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
@@ -187,6 +227,38 @@ def _(
     return _new(q), _new(gate_logits), _new(v), _new(lower_bound), dinitial_state
 
 
+@cosine_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    position_offset: Tensor,
+) -> tuple[Tensor, Tensor]:
+    batch, _, heads, key_dim = q.shape
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shape = (sequences, heads, 2 * key_dim, v.shape[3])
+    return _new(v), q.new_empty(shape, dtype=torch.float32)
+
+
+@cosine_attention_backward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    position_offset: Tensor,
+    do: Tensor,
+    dfinal_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dinitial_state = q.new_empty(0) if initial_state is None else _new(initial_state)
+    return _new(q), _new(k), _new(v), _new(theta), dinitial_state
+
+
 @linear_attention_step.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
@@ -230,8 +302,24 @@ def _hgrn2_gradients(
     return *gradients, dinitial_state if ctx.needs_input_grad[4] else None, None
 
 
+def _save_cosine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.set_materialize_grads(False)
+
+
+def _cosine_gradients(
+    ctx: Any, do: Tensor | None, dfinal_state: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the seven arguments of `cosine_attention`."""
+    inputs = ctx.saved_tensors
+    do = torch.zeros_like(inputs[2]) if do is None else do
+    *gradients, dinitial_state = cosine_attention_backward(*inputs, do, dfinal_state)
+    return *gradients, dinitial_state if ctx.needs_input_grad[4] else None, None, None
+
+
 linear_attention.register_autograd(_gradients, setup_context=_save)
 hgrn2_attention.register_autograd(_hgrn2_gradients, setup_context=_save)
+cosine_attention.register_autograd(_cosine_gradients, setup_context=_save_cosine)
 
 
 @register_flop_formula([torch.ops.linscale.linear_attention, torch.ops.linscale.hgrn2_attention])
@@ -252,3 +340,17 @@ def _backward_flops(
 ) -> int:
     """Two products for each one forward."""
     return 2 * _flops(q_shape, k_shape, v_shape)
+
+
+@register_flop_formula(torch.ops.linscale.cosine_attention)
+def _cosine_flops(q_shape: list[int], k_shape: Any, v_shape: list[int], *_: Any, **__: Any) -> int:
+    """The recurrence with 2 K key channels; the rotation is elementwise and not counted."""
+    return 2 * _flops(q_shape, k_shape, v_shape)
+
+
+@register_flop_formula(torch.ops.linscale.cosine_attention_backward)
+def _cosine_backward_flops(
+    q_shape: list[int], k_shape: Any, v_shape: list[int], *_: Any, **__: Any
+) -> int:
+    """Two products for each one forward."""
+    return 2 * _cosine_flops(q_shape, k_shape, v_shape)

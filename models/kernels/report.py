@@ -62,7 +62,8 @@ def _new(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
-    """Every mode of `linear_attention`, decays without and with gradient, and HGRN2's gate."""
+    """Every mode of `linear_attention`, decays without and with gradient, HGRN2's gate, the cosine
+    form and a step of decoding."""
     from models.kernels import triton as kernels
 
     size = dtype.itemsize
@@ -90,6 +91,42 @@ def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     yield operation("per head, learned", new(HEADS, kind=torch.float32), True)
     yield operation("per token", new(1, TOKENS, HEADS, kind=torch.float32), True)
     yield operation("per channel", new(1, TOKENS, HEADS, dim), True)
+
+    q, k, v, do = (new(1, TOKENS, HEADS, dim) for _ in range(4))
+    vector = new(HEADS, dim, kind=torch.float32)
+    offset = _new(1, dtype=torch.int64)
+
+    def gate_backward(kept: object) -> None:
+        states = kept[2]  # pyright: ignore[reportIndexIssue]
+        kernels.hgrn2_backward(q, k, v, vector, None, None, states, do, None)
+
+    yield Operation(
+        name="HGRN2 gate",
+        forward=lambda: kernels.hgrn2_forward(q, k, v, vector),
+        backward=gate_backward,
+        floor=(4 * dim * size, 7 * dim * size),
+    )
+    yield Operation(
+        name="cosine",
+        forward=lambda: kernels.cosine_forward(q, k, v, vector, None, None, offset),
+        backward=lambda _: void(
+            kernels.cosine_backward(q, k, v, vector, None, None, offset, do, None)
+        ),
+        floor=(4 * dim * size, 7 * dim * size),
+    )
+    # One token of TOKENS sequences, per head and token: the state is read and written in place.
+    one = [new(TOKENS, HEADS, dim) for _ in range(3)]
+    state = new(TOKENS, HEADS, dim, dim, kind=torch.float32)
+    yield Operation(
+        name="decode step",
+        forward=lambda: kernels.step(*one, state, new(HEADS, kind=torch.float32)),
+        backward=lambda _: None,
+        floor=(4 * dim * size + 8 * dim * dim, 0),
+    )
+
+
+def void(_: object) -> None:
+    """Drop a result."""
 
 
 def peers(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
@@ -167,7 +204,8 @@ def summary(operation: Operation, found: list[Row]) -> tuple[str, ...]:
     for direction, floor in zip(("forward", "backward"), operation.floor, strict=True):
         chosen = [row for row in found if row.direction == direction]
         moved = sum(row.moved for row in chosen)
-        cells += [str(len(chosen)), f"{moved:.0f}", str(floor), f"{floor / moved:.0%}"]
+        share = f"{floor / moved:.0%}" if chosen else "-"
+        cells += [str(len(chosen)), f"{moved:.0f}", str(floor), share]
     return tuple(cells)
 
 

@@ -102,6 +102,44 @@ def hgrn2_backward(
     )
 
 
+def cosine_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    position_offset: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """o (B, T, H, V) and the final state (N, H, 2K, V) float32 of `cosine_attention`.
+
+    theta: (H, K) radians a step; position_offset: integers, (1,) or (N,). Nothing is kept for
+    `cosine_backward`, which reads the inputs again.
+    """
+    from models.kernels.triton import phase_launch
+
+    return phase_launch.cosine_forward(q, k, v, theta, initial_state, cu_seqlens, position_offset)
+
+
+def cosine_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    position_offset: Tensor,
+    do: Tensor,
+    dfinal_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients (dq, dk, dv, dtheta, dinitial_state) of `cosine_forward`."""
+    from models.kernels.triton import phase_launch
+
+    return phase_launch.cosine_backward(
+        q, k, v, theta, initial_state, cu_seqlens, position_offset, do, dfinal_state
+    )
+
+
 def empty_states(q: Tensor, v: Tensor, decay: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """An uninitialised third result of `forward` (or, with a lower bound (H, K) as decay, of
     `hgrn2_forward`), from shapes alone: what fake tensors need."""

@@ -2,10 +2,10 @@
 
     q~_t = [q_t cos(theta t), q_t sin(theta t)],   k~ alike;   o_t = sum_{s <= t} (q~_t . k~_s) v_s
 
-(arXiv 2406.16690 eq. 7.) The concatenation, twice as wide as q, never exists in memory: a program
+(arXiv 2406.16690 eq. 17.) The concatenation, twice as wide as q, never exists in memory: a program
 rotates its tile as it loads it and carries the cosine and sine halves of the state (2K, V). Two
-scans cover everything, as in `scalar_scan`. Two states and two rotated tiles cost registers: at
-K = 128 in 16 bits the compiler spills 72 to 448 bytes a thread on an H200.
+scans cover everything, as in `scalar_scan`. Rotated tiles and their states would fill the registers
+at K = 128, so `read` takes the channels in up to four blocks, one after the other.
 
     read     o  (x, y, z) = (q, k, v) forward;  dv: (k, q, do) backward; the contraction turns
     inputs   dq (x, y, z) = (do, v, k) forward; dk: (v, do, q) backward; values and outputs turn,
@@ -18,6 +18,75 @@ import triton
 import triton.language as tl
 
 from models.kernels.triton.common import locate, rotation, turns
+
+
+@triton.jit
+def turned(x, cos, sin):
+    """(C, D) to (C, 2 D) in x's dtype: x cos and x sin, the two of a channel next to each other.
+
+    In pairs and not in halves, because the compiler then passes the result to the tensor cores
+    through shared memory. Halves it computes again in the registers of every warp group, which
+    spills.
+    """
+    wide = x.to(tl.float32)
+    pair = tl.join((wide * cos).to(x.dtype), (wide * sin).to(x.dtype))
+    return tl.reshape(pair, [x.shape[0], 2 * x.shape[1]])
+
+
+@triton.jit
+def block_rows(block: tl.constexpr, K: tl.constexpr, BR: tl.constexpr):
+    """Of block `block` of BR channels in pairs: row in a (2K, V) state in memory, all cosines
+    first, and whether it is inside; both (2 BR, 1)."""
+    pair = tl.arange(0, 2 * BR)
+    channel = block * BR + pair // 2
+    return (pair % 2 * K + channel)[:, None], (channel < K)[:, None]
+
+
+@triton.jit
+def load_block(
+    block: tl.constexpr, edge, states, edge_k, edge_v, n_v, h, entry, heads,
+    K: tl.constexpr, V: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr,
+    SEGMENTED: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """State (2 BR, BV) of one block of channels that a scan starts from."""
+    row, inside = block_rows(block, K, BR)
+    inside = inside & (n_v < V)
+    if SEGMENTED:
+        base = states + (entry.to(tl.int64) * heads + h) * (2 * K * V)
+        state = tl.load(base + row * V + n_v, mask=inside, other=0.0)
+    elif EDGE:
+        state = tl.load(edge + row * edge_k + n_v * edge_v, mask=inside, other=0.0).to(tl.float32)
+    else:
+        state = tl.zeros([2 * BR, BV], tl.float32)
+    return state
+
+
+@triton.jit
+def store_block(
+    block: tl.constexpr, final, state, n_v, K: tl.constexpr, V: tl.constexpr, BR: tl.constexpr
+):
+    """Write one block of channels of the state (2K, V)."""
+    row, inside = block_rows(block, K, BR)
+    tl.store(final + row * V + n_v, state, mask=inside & (n_v < V))
+
+
+@triton.jit
+def add_block(
+    block: tl.constexpr, scores, acc, state, x, y, z_c, x_t, x_d, y_t, y_d, near, position,
+    theta, theta_k, K: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One block of channels of a chunk: its part of scores (C, C) and acc (C, BV), its state."""
+    r = (block * BR + tl.arange(0, BR))[None, :]
+    step = turns(tl.load(theta + r * theta_k, mask=r < K, other=0.0))
+    x_c = tl.load(x + (near * x_t + r * x_d), mask=r < K, other=0.0)
+    y_c = tl.load(y + (near * y_t + r * y_d), mask=r < K, other=0.0)
+    cos, sin = rotation(position * step)
+    x_c = turned(x_c, cos, sin)
+    y_c = turned(y_c, cos, sin)
+    scores = tl.dot(x_c, tl.trans(y_c), scores, input_precision=PRECISION)
+    acc = tl.dot(x_c, state.to(x_c.dtype), acc, input_precision=PRECISION)
+    state = tl.dot(tl.trans(y_c), z_c, state, input_precision=PRECISION)
+    return scores, acc, state
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "segment", "heads"])
@@ -36,6 +105,8 @@ def phase_read(
     `final`: (N, H, 2K, V), the state it ends with (FINAL).
     """
     TILES: tl.constexpr = (V + BV - 1) // BV
+    BLOCKS: tl.constexpr = min(BK // 32, 4) if BK > 32 else 1
+    BR: tl.constexpr = BK // BLOCKS
     pid = tl.program_id(0)
     n_v = pid % TILES * BV + tl.arange(0, BV)[None, :]
     h = ((pid // TILES) % heads).to(tl.int64)
@@ -56,39 +127,49 @@ def phase_read(
     out += ((row * tokens + first) * heads + h) * V
     position0 = tl.load(offset + n * offset_n).to(tl.int32) + index * segment
 
-    r = tl.arange(0, BK)
-    step = turns(tl.load(theta + h * theta_h + r * theta_k, mask=r < K, other=0.0))[None, :]
-    inside = (r[:, None] < K) & (n_v < V)
-    if SEGMENTED:
-        base = states + (entry.to(tl.int64) * heads + h) * (2 * K * V) + r[:, None] * V + n_v
-        state_c = tl.load(base, mask=inside, other=0.0)
-        state_s = tl.load(base + K * V, mask=inside, other=0.0)
-    elif EDGE:
-        base = edge + n.to(tl.int64) * edge_n + h * edge_h + r[:, None] * edge_k + n_v * edge_v
-        state_c = tl.load(base, mask=inside, other=0.0).to(tl.float32)
-        state_s = tl.load(base + K * edge_k, mask=inside, other=0.0).to(tl.float32)
-    else:
-        state_c = tl.zeros([BK, BV], tl.float32)
-        state_s = tl.zeros([BK, BV], tl.float32)
+    edge += n.to(tl.int64) * edge_n + h * edge_h
+    theta += h * theta_h
+    state_0 = load_block(
+        0, edge, states, edge_k, edge_v, n_v, h, entry, heads, K, V, BR, BV, SEGMENTED, EDGE
+    )
+    if BLOCKS > 1:
+        state_1 = load_block(
+            1, edge, states, edge_k, edge_v, n_v, h, entry, heads, K, V, BR, BV, SEGMENTED, EDGE
+        )
+    if BLOCKS > 2:
+        state_2 = load_block(
+            2, edge, states, edge_k, edge_v, n_v, h, entry, heads, K, V, BR, BV, SEGMENTED, EDGE
+        )
+        state_3 = load_block(
+            3, edge, states, edge_k, edge_v, n_v, h, entry, heads, K, V, BR, BV, SEGMENTED, EDGE
+        )
     rows = tl.arange(0, C)
     for _ in range(0, chunks):
         count = tl.minimum(size - at, C)
         near = tl.minimum(rows, count - 1)[:, None]
         live = (rows < count)[:, None] & (n_v < V)
-        x_c = tl.load(x + (near * x_t + r[None, :] * x_d), mask=r[None, :] < K, other=0.0)
-        y_c = tl.load(y + (near * y_t + r[None, :] * y_d), mask=r[None, :] < K, other=0.0)
         z_c = tl.load(z + (rows[:, None] * z_t + n_v * z_d), mask=live, other=0.0)
-        cos, sin = rotation((position0 + at + rows)[:, None] * step)
-        x_cos = (x_c.to(tl.float32) * cos).to(x_c.dtype)
-        y_cos = (y_c.to(tl.float32) * cos).to(y_c.dtype)
-        scores = tl.dot(x_cos, tl.trans(y_cos), input_precision=PRECISION)
-        acc = tl.dot(x_cos, state_c.to(x_c.dtype), input_precision=PRECISION)
-        state_c = tl.dot(tl.trans(y_cos), z_c, state_c, input_precision=PRECISION)
-        x_sin = (x_c.to(tl.float32) * sin).to(x_c.dtype)
-        y_sin = (y_c.to(tl.float32) * sin).to(y_c.dtype)
-        scores = tl.dot(x_sin, tl.trans(y_sin), scores, input_precision=PRECISION)
-        acc = tl.dot(x_sin, state_s.to(x_c.dtype), acc, input_precision=PRECISION)
-        state_s = tl.dot(tl.trans(y_sin), z_c, state_s, input_precision=PRECISION)
+        position = (position0 + at + rows)[:, None]
+        scores = tl.zeros([C, C], tl.float32)
+        acc = tl.zeros([C, BV], tl.float32)
+        scores, acc, state_0 = add_block(
+            0, scores, acc, state_0, x, y, z_c, x_t, x_d, y_t, y_d, near, position, theta,
+            theta_k, K, BR, PRECISION,
+        )  # fmt: skip
+        if BLOCKS > 1:
+            scores, acc, state_1 = add_block(
+                1, scores, acc, state_1, x, y, z_c, x_t, x_d, y_t, y_d, near, position, theta,
+                theta_k, K, BR, PRECISION,
+            )  # fmt: skip
+        if BLOCKS > 2:
+            scores, acc, state_2 = add_block(
+                2, scores, acc, state_2, x, y, z_c, x_t, x_d, y_t, y_d, near, position, theta,
+                theta_k, K, BR, PRECISION,
+            )  # fmt: skip
+            scores, acc, state_3 = add_block(
+                3, scores, acc, state_3, x, y, z_c, x_t, x_d, y_t, y_d, near, position, theta,
+                theta_k, K, BR, PRECISION,
+            )  # fmt: skip
         steps = tl.minimum(rows + 1, count)
         distance = (steps[:, None] - steps[None, :]) * direction
         scores = tl.where(distance >= 0, scores, 0.0)
@@ -102,9 +183,13 @@ def phase_read(
     if FINAL:
         last = index == 0 if REVERSE else (index + 1) * segment >= length
         if last:
-            base = final + (n.to(tl.int64) * heads + h) * (2 * K * V) + r[:, None] * V + n_v
-            tl.store(base, state_c, mask=inside)
-            tl.store(base + K * V, state_s, mask=inside)
+            final += (n.to(tl.int64) * heads + h) * (2 * K * V)
+            store_block(0, final, state_0, n_v, K, V, BR)
+            if BLOCKS > 1:
+                store_block(1, final, state_1, n_v, K, V, BR)
+            if BLOCKS > 2:
+                store_block(2, final, state_2, n_v, K, V, BR)
+                store_block(3, final, state_3, n_v, K, V, BR)
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "segment", "heads"])
@@ -161,29 +246,27 @@ def phase_inputs(
     step = step[None, :]
 
     r = tl.arange(0, BV)
-    inside = (r[:, None] < V) & (n_k < K)
-    # Transposed states: rows are value channels.
-    state_c = tl.zeros([BV, BT], tl.float32)
-    state_s = tl.zeros([BV, BT], tl.float32)
+    # Transposed states: rows are value channels; columns in pairs, as in `phase_read`.
+    pair = tl.arange(0, 2 * BT)
+    pair_k = tile % TILES * BT + pair // 2
+    channel = (pair % 2 * K + pair_k)[None, :]
+    inside = (r[:, None] < V) & (pair_k[None, :] < K)
+    state = tl.zeros([BV, 2 * BT], tl.float32)
     if SEGMENTED:
         base = (states if role == 0 else dstates) + (entry.to(tl.int64) * heads + h) * (2 * K * V)
-        base = base + r[:, None] + n_k * V
-        state_c += tl.load(base, mask=inside, other=0.0)
-        state_s += tl.load(base + K * V, mask=inside, other=0.0)
+        state += tl.load(base + r[:, None] + channel * V, mask=inside, other=0.0)
     else:
-        forwards = inside & (r[:, None] * 0 + role == 0)
         if INITIAL:
             base = initial + n.to(tl.int64) * initial_n + h * initial_h
-            base = base + r[:, None] * initial_v + n_k * initial_k
-            state_c += tl.load(base, mask=forwards, other=0.0).to(tl.float32)
-            state_s += tl.load(base + K * initial_k, mask=forwards, other=0.0).to(tl.float32)
-        backwards = inside & (r[:, None] * 0 + role == 1)
+            base = base + r[:, None] * initial_v + channel * initial_k
+            forwards = inside & (r[:, None] * 0 + role == 0)
+            state += tl.load(base, mask=forwards, other=0.0).to(tl.float32)
         if DFINAL:
             base = dfinal + n.to(tl.int64) * dfinal_n + h * dfinal_h
-            base = base + r[:, None] * dfinal_v + n_k * dfinal_k
-            state_c += tl.load(base, mask=backwards, other=0.0).to(tl.float32)
-            state_s += tl.load(base + K * dfinal_k, mask=backwards, other=0.0).to(tl.float32)
-    turned = tl.zeros([BT], tl.float32)
+            base = base + r[:, None] * dfinal_v + channel * dfinal_k
+            backwards = inside & (r[:, None] * 0 + role == 1)
+            state += tl.load(base, mask=backwards, other=0.0).to(tl.float32)
+    gradient = tl.zeros([BT], tl.float32)
     rows = tl.arange(0, C)
     for _ in range(0, chunks):
         count = tl.minimum(size - at, C)
@@ -199,21 +282,18 @@ def phase_inputs(
         steps = tl.minimum(rows + 1, count)
         distance = (steps[:, None] - steps[None, :]) * direction
         weights = tl.where(distance >= 0, scores, 0.0).to(z_c.dtype)
-        z_cos = (z_c.to(tl.float32) * cos).to(z_c.dtype)
-        z_sin = (z_c.to(tl.float32) * sin).to(z_c.dtype)
-        acc_c = tl.dot(x_c, state_c.to(x_c.dtype), input_precision=PRECISION)
-        acc_c = tl.dot(weights, z_cos, acc_c, input_precision=PRECISION)
-        acc_s = tl.dot(x_c, state_s.to(x_c.dtype), input_precision=PRECISION)
-        acc_s = tl.dot(weights, z_sin, acc_s, input_precision=PRECISION)
+        z_c = turned(z_c, cos, sin)
+        acc = tl.dot(x_c, state.to(x_c.dtype), input_precision=PRECISION)
+        acc = tl.dot(weights, z_c, acc, input_precision=PRECISION)
+        acc_c, acc_s = tl.split(tl.reshape(acc, [C, BT, 2]))
         tl.store(
             out + (rows[:, None] * (heads * K) + n_k),
             (acc_c * cos + acc_s * sin).to(out.dtype.element_ty),
             mask=live,
         )
         across = (acc_s * cos - acc_c * sin) * own_c.to(tl.float32)
-        turned += tl.sum(across * position[:, None].to(tl.float32), 0)
-        state_c = tl.dot(tl.trans(y_c), z_cos, state_c, input_precision=PRECISION)
-        state_s = tl.dot(tl.trans(y_c), z_sin, state_s, input_precision=PRECISION)
+        gradient += tl.sum(across * position[:, None].to(tl.float32), 0)
+        state = tl.dot(tl.trans(y_c), z_c, state, input_precision=PRECISION)
         stride = direction * C
         at += stride
         x += stride * x_t
@@ -221,4 +301,4 @@ def phase_inputs(
         z += stride * z_t
         own += stride * own_t
         out += stride * heads * K
-    tl.store(share, turned, mask=column < K)
+    tl.store(share, gradient, mask=column < K)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.kernels import operators
@@ -285,6 +286,30 @@ def test_cosine_form_carries_its_state() -> None:
     )
     torch.testing.assert_close(torch.cat([first, second], 1), o, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(last, state, rtol=1e-11, atol=1e-11)
+    # The same position for both rows, one a row.
+    each, _ = cosine_attention(
+        q[:, 7:], k[:, 7:], v[:, 7:], theta, initial_state=carried,
+        position_offset=torch.tensor([7, 7]),
+    )  # fmt: skip
+    assert torch.equal(each, second)
+
+
+def test_cosine_form_on_cuda_is_one_operator() -> None:
+    """Tensors without memory on a CUDA device: shapes and FLOPs of the fused form, both ways."""
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        q, k, v = (torch.zeros(2, 20, 3, 8, device="cuda") for _ in range(3))
+        theta = torch.zeros(3, 8, device="cuda")
+        offset = torch.zeros(1, dtype=torch.int64, device="cuda")
+        o, state = cosine_attention(q, k, v, theta)
+        assert o.shape == v.shape
+        assert state.shape == (2, 3, 16, 8)
+        assert counter.get_total_flops() == 4 * 2 * 20 * 3 * 16 * 8
+        dq, dk, dv, dtheta, dstate = operators.cosine_attention_backward(
+            q, k, v, theta, state, None, offset, o, None
+        )
+        shapes = [tuple(x.shape) for x in (dq, dk, dv, dtheta, dstate)]
+        assert shapes == [(2, 20, 3, 8)] * 3 + [(3, 8), (2, 3, 16, 8)]
+    assert counter.get_total_flops() == 3 * 4 * 2 * 20 * 3 * 16 * 8
 
 
 Q = torch.zeros(2, 6, 3, 4)
@@ -332,6 +357,12 @@ def test_errors_of_the_models_forms() -> None:
         hgrn2_attention(Q, Q[:, 1:], V, torch.zeros(3, 4))
     with pytest.raises(ValueError, match="theta has shape"):
         cosine_attention(Q, Q, V, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"position_offset has shape \(3,\).*each of the 2"):
+        cosine_attention(
+            Q, Q, V, torch.zeros(3, 4), position_offset=torch.zeros(3, dtype=torch.int64)
+        )
+    with pytest.raises(ValueError, match=r"initial_state has shape.*\(2, 3, 8, 5\)"):
+        cosine_attention(Q, Q, V, torch.zeros(3, 4), torch.zeros(2, 3, 4, 5))
     with pytest.raises(ValueError, match="q, k, v and state have shapes"):
         linear_attention_step(Q[:, 0], Q[:, 0], V[:, 0], torch.zeros(2, 3, 4, 4))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.kernels import api, operators, triton
 from models.kernels.reference import recurrent_reference
 from models.kernels.triton import phase_launch
 from models.kernels.triton.common import interpreted
@@ -23,8 +24,10 @@ pytestmark = [
         (torch.float32, 200, (16, 16), (0, 3, 3, 150, 200), 128, True, "each"),
         (torch.float32, 33, (16, 16), None, None, False, 0),
         (torch.bfloat16, 64, (32, 32), None, None, True, 0),
+        (torch.float32, 40, (40, 16), None, None, True, "each"),
+        (torch.float32, 40, (72, 16), None, None, True, 0),
     ],
-    ids=["tail", "cut", "packed", "zero", "bf16"],
+    ids=["tail", "cut", "packed", "zero", "bf16", "two blocks", "four blocks"],
 )
 def test_matches_rotated_recurrence(
     dtype: torch.dtype,
@@ -73,3 +76,32 @@ def test_matches_rotated_recurrence(
         ((x.double() - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True)
     ]
     assert max(errors) < (1e-5 if dtype == torch.float32 else 2e-2), errors
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_operator_and_its_gradients(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `cosine_attention` calls on CUDA, on the interpreter, against its CPU composition."""
+    generator = torch.Generator().manual_seed(1)
+    batch, tokens, sequences = (1, 30, 3) if packed else (2, 30, 2)
+    q, k, v = torch.randn(3, batch, tokens, 2, 8, generator=generator).unbind()
+    theta = torch.rand(2, 8, generator=generator)
+    state = torch.randn(sequences, 2, 16, 8, generator=generator)
+    cu = torch.tensor([0, 11, 11, 30], dtype=torch.int32) if packed else None
+    offset = torch.arange(sequences) * 9 + 4
+    leaves = [x.requires_grad_() for x in (q, k, v, theta, state)]
+    expected = api.cosine_attention(*leaves, cu, offset)
+    weights = [torch.randn(x.shape, generator=generator) for x in expected]
+    expected += torch.autograd.grad(expected, leaves, weights)
+    monkeypatch.setattr(operators, "kernels", lambda device: triton)
+    found = operators.cosine_attention(*leaves, cu, offset)
+    # One output alone must do as well: the other's gradient is then absent.
+    alone = torch.autograd.grad(found[0], leaves, weights[0], retain_graph=True)
+    assert all(torch.isfinite(x).all() for x in alone)
+    found += torch.autograd.grad(found, leaves, weights)
+    for x, y in zip(found, expected, strict=True):
+        assert ((x - y).norm() / y.norm()).item() < 1e-5
+    torch.library.opcheck(
+        operators.cosine_attention,
+        (*leaves, cu, offset),
+        test_utils=["test_schema", "test_faketensor"],
+    )

@@ -130,6 +130,7 @@ DEFAULT = [
     *(Case(mode=mode, tokens=150, heads=1, cu_seqlens=PACKED, segment=128) for mode in MODES),
     *(Case(mode=mode, tokens=1, initial=False) for mode in MODES),
     Case(mode="head", dtype=torch.float16, batch=2, heads=1),
+    Case(mode="head", key_dim=1),
     *(Case(mode="head", strength=s, heads=1) for s in ("-10", "-30", "-1e4")),
     *(Case(mode="head_t", strength=s, heads=1) for s in ("-10", "-1e4", "resets", "zeros")),
     Case(mode="head_t", strength="resets", dtype=torch.bfloat16, tokens=130, heads=1),
@@ -258,3 +259,20 @@ def test_bad_inputs_are_named() -> None:
         scalar_launch.forward(x, x, x, None, torch.zeros(1, 2, 16, 8))
     with pytest.raises(ValueError, match="B = 1"):
         scalar_launch.forward(*(x.expand(2, 4, 2, 16),) * 3, cu_seqlens=torch.tensor([0, 4]))
+
+
+def test_one_broadcast_key_channel() -> None:
+    """TPE's call: queries and keys are one 1 in memory, expanded over everything."""
+    generator = torch.Generator().manual_seed(0)
+    v, do = torch.randn(2, 1, 40, 2, 24, generator=generator).unbind()
+    ones = torch.ones(1).expand(1, 40, 2, 1)
+    decay = torch.tensor([-0.1, -0.7])
+    state = torch.randn(1, 2, 1, 24, generator=generator)
+    leaves = [x.double().requires_grad_() for x in (v, decay, state)]
+    o, final = recurrent_reference(ones.double(), ones.double(), leaves[0], *leaves[1:])
+    expected = torch.autograd.grad(o, leaves, do.double())
+    found, found_final, states = scalar_launch.forward(ones, ones, v, decay, state)
+    gradients = scalar_launch.backward(ones, ones, v, decay, state, None, states, do, None)
+    for x, y in zip((found, found_final, *gradients[2:]), (o, final, *expected), strict=True):
+        assert x is not None
+        assert error(x, y.detach()) < 1e-5
