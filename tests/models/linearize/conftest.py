@@ -1,6 +1,7 @@
-"""Makes `mixer_contract` importable from the test modules of this folder."""
+"""Makes the helpers of this folder and `mixer_contract` importable from its test modules."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+here = Path(__file__).parent
+sys.path[:0] = [str(here), str(here.parent)]
