@@ -1,163 +1,269 @@
-"""Rewrite a tuning table: the launch constants of every kernel, dtype and head dimension.
+"""Rewrite the tuning tables: the launch constants of every kernel, dtype and head dimension.
 
-On a GPU each candidate is timed and the fastest kept (`linscale tune`, minutes). Without one, or
-with `offline=True`, candidates are compiled for the architecture and the first, in order of
-preference, that spills no register and fits shared memory is kept. Either way the result is a
-small JSON file that is checked in; nothing is tuned while a model runs.
+On a GPU each candidate that spills no register and fits shared memory is timed and the fastest
+kept (`linscale tune`, minutes). Offline, candidates are compiled for the architecture and the
+first such one, in order of preference, is kept. Where every candidate spills, the one that spills
+least is kept and its bytes are recorded under the table's key "spills". Entries that this module
+does not produce stay as they are; nothing is tuned while a model runs.
 
 Preference: wide tiles (fewer rereads of the inputs), chunks of 64 tokens (the height of a Hopper
-tensor-core instruction), four warps, two stages of prefetch.
+tensor-core instruction), few warps, two stages of prefetch.
+
+Families: "scalar" (no decay, per-head and per-token decays), "phase" (cosFormer2's rotation, kept
+in the scalar table) and "vector" (per-channel decay and HGRN2's gate).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from models.kernels.triton import scalar_launch
+from models.kernels.triton import phase_launch, scalar_launch, vector_launch
 from models.kernels.triton.common import (
     ARCHS,
-    HEAD,
-    HEAD_T,
-    MODE_NAMES,
-    NONE,
     TUNING,
     architecture,
     assume_architecture,
+    table,
     trial,
 )
 from models.kernels.triton.offline import SHARED_LIMIT, compile_launch, record
 
 DIMS = (16, 32, 64, 128, 256)
-FUNCTIONS = {
-    "states": "boundary_states",
-    "output": "output",
-    "gradients": "gradients",
-    "decay": "decay_gradient",
+MODES = {
+    "states": ("boundary_states", ("head_t",)),
+    "output": ("output", ("head_t", "none", "head")),
+    "gradients": ("gradients", ("head_t", "none", "head")),
+    "decay": ("decay_gradient", ("head_t",)),
+    "phase_read": ("phase_read", ("phase",)),
+    "phase_inputs": ("phase_inputs", ("phase",)),
 }
-"""Kernels of the scalar family: name in the table -> name of the kernel function."""
+"""Scalar table: name -> kernel function and modes. The first mode, the one that needs most
+registers, makes the entry of all modes; others have their own at 16 bits from dimension 64 on."""
+VECTOR = {
+    "scan": ("scan_states", False),
+    "scan_reverse": ("scan_states", True),
+    "read": ("read_states", False),
+    "read_reverse": ("read_states", True),
+    "gradients": ("gradients", None),
+}
+"""Vector table: name -> kernel function and direction. One entry serves both modes."""
+
+Run = Callable[[], None]
 
 
-def candidates(kernel: str, bits: int, dim: int) -> Iterator[dict[str, int]]:
-    """Launch constants worth trying, best guess first."""
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of a table."""
 
-    def constants(warps: int, stages: int, **tiles: int) -> dict[str, int]:
-        return {**tiles, "num_warps": warps, "num_stages": stages}
+    family: str
+    """Table it is in: "scalar" or "vector"."""
+    key: str
+    """Its key in the table."""
+    kernel: str
+    """Name of the kernel in the table."""
+    function: str
+    """Name of the kernel function."""
+    reverse: bool | None
+    """Direction that the entry is for; None for both."""
+    modes: tuple[str, ...]
+    """Modes it must fit; timed on the last."""
+    dtype: torch.dtype
+    """Dtype of the inputs."""
+    dim: int
+    """Head dimension, keys and values."""
 
-    if kernel == "states":
-        for side, chunk, warps, stages in ((64, 64, 4, 2), (32, 64, 4, 2), (32, 32, 4, 1)):
-            side = min(side, dim)
-            yield constants(warps, stages, BK=side, BV=side, C=chunk)
-    elif kernel == "decay":
-        for rows, columns, warps in ((64, 64, 8), (32, 32, 8), (32, 32, 16), (16, 16, 16)):
-            yield constants(warps, 1, BK=min(rows, dim), BV=min(columns, dim))
+
+def entries(families: tuple[str, ...]) -> Iterator[Entry]:
+    """Every row that `tune` produces."""
+    for dtype, bits in ((torch.bfloat16, 16), (torch.float32, 32)):
+        for dim in DIMS:
+            for kernel, (function, modes) in MODES.items():
+                if ("phase" if modes[0] == "phase" else "scalar") not in families:
+                    continue
+                for mode in modes:
+                    if mode != modes[0] and (bits == 32 or dim < 64):
+                        continue
+                    own = "" if mode == modes[0] else f"{mode}/"
+                    yield Entry(
+                        family="scalar", key=f"{kernel}/{own}{bits}/{dim}", kernel=kernel,
+                        function=function, reverse=None, modes=(mode,), dtype=dtype, dim=dim,
+                    )  # fmt: skip
+            if "vector" in families:
+                for kernel, (function, reverse) in VECTOR.items():
+                    yield Entry(
+                        family="vector", key=f"{kernel}/{bits}/{dim}", kernel=kernel,
+                        function=function, reverse=reverse, modes=("vector", "gate"),
+                        dtype=dtype, dim=dim,
+                    )  # fmt: skip
+
+
+def candidates(entry: Entry) -> Iterator[dict[str, int]]:
+    """Launch constants worth trying, best guess first, without repetitions."""
+    dim, wide = entry.dim, entry.dtype != torch.float32
+    if entry.family == "vector":
+        tiles = ((64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 8), (32, 32, 8), (16, 32, 8))
+        names = ("BK", "BV", "num_warps")
+        rest = {"BT": 64, "num_stages": 1}
+    elif entry.kernel == "states":
+        tiles = ((64, 64, 64, 4, 2), (32, 32, 64, 4, 2), (32, 32, 32, 4, 1), (16, 16, 32, 4, 1))
+        names, rest = ("BK", "BV", "C", "num_warps", "num_stages"), {}
+    elif entry.kernel == "decay":
+        tiles = ((64, 64, 8), (32, 32, 8), (32, 32, 16), (16, 16, 8), (16, 16, 16))
+        names, rest = ("BK", "BV", "num_warps"), {"num_stages": 1}
     else:
-        width = "BV" if kernel == "output" else "BT"
-        wide = ((64, 64, 4, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2), (16, 64, 4, 2))
-        narrow = ((32, 32, 4, 2), (16, 32, 4, 2), (16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1))
-        for tile, chunk, warps, stages in (*(wide if bits == 16 else ()), *narrow):
-            yield constants(warps, stages, **{width: min(tile, dim)}, C=chunk)
+        tiles = (
+            (64, 64, 4, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 4, 1), (32, 64, 8, 2),
+            (16, 64, 4, 2), (16, 64, 8, 2), (16, 64, 4, 1), (32, 32, 4, 2), (16, 32, 4, 2),
+            (16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+        )  # fmt: skip
+        tiles = tiles if wide else tiles[8:]
+        width = "BV" if entry.kernel in ("output", "phase_read") else "BT"
+        names, rest = (width, "C", "num_warps", "num_stages"), {}
+    seen = []
+    for tile in tiles:
+        constants = dict(zip(names, tile, strict=True)) | rest
+        for side in {"BK", "BV", "BT"} & set(names):
+            constants[side] = min(constants[side], dim)
+        if constants not in seen:
+            seen.append(constants)
+            yield constants
 
 
-def call(mode: int, dtype: torch.dtype, dim: int, device: str, tokens: int) -> Callable[[], None]:
+def call(mode: str, dtype: torch.dtype, dim: int, device: str, tokens: int) -> Run:
     """Forward and backward in the form that uses every kernel: both states, sequences cut."""
 
     def new(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=kind, device=device)
 
     q, k, v, do = (new(1, tokens, 16, dim) for _ in range(4))
-    state, dstate = (new(1, 16, dim, dim, kind=torch.float32) for _ in range(2))
-    shape = {NONE: None, HEAD: (16,), HEAD_T: (1, tokens, 16)}[mode]
-    decay = None if shape is None else new(*shape, kind=torch.float32) - 0.05
+    rows = 2 * dim if mode == "phase" else dim
+    state, dstate = (new(1, 16, rows, dim, kind=torch.float32) for _ in range(2))
+    vector = new(16, dim, kind=torch.float32)
 
-    def run() -> None:
-        _, _, states = scalar_launch.forward(q, k, v, decay, state, segment=512)
+    def phase() -> None:
+        phase_launch.cosine_forward(q, k, v, vector, state, segment=512)
+        phase_launch.cosine_backward(q, k, v, vector, state, None, 0, do, dstate, segment=512)
+
+    def gate() -> None:
+        states = vector_launch.hgrn2_forward(q, k, v, vector, state)[2]
+        vector_launch.hgrn2_backward(q, k, v, vector, state, None, states, do, dstate)
+
+    def channel() -> None:
+        decay = new(1, tokens, 16, dim) - 0.05
+        states = vector_launch.forward(q, k, v, decay, state)[2]
+        vector_launch.backward(q, k, v, decay, state, None, states, do, dstate)
+
+    def scalar() -> None:
+        shape = {"none": None, "head": (16,), "head_t": (1, tokens, 16)}[mode]
+        decay = None if shape is None else new(*shape, kind=torch.float32) - 0.05
+        states = scalar_launch.forward(q, k, v, decay, state, segment=512)[2]
         scalar_launch.backward(q, k, v, decay, state, None, states, do, dstate, segment=512)
 
-    return run
+    return {"phase": phase, "gate": gate, "vector": channel}.get(mode, scalar)
 
 
-def keys() -> Iterator[tuple[str, str, int, torch.dtype, int]]:
-    """(key, kernel, mode, dtype, dimension) of every entry. Entries without a mode serve all modes
-    and are tuned on the one that needs most registers; the tensor-core kernels of models have
-    their own for the modes of models."""
-    for dtype in (torch.bfloat16, torch.float32):
-        bits = 16 if dtype == torch.bfloat16 else 32
-        for kernel in FUNCTIONS:
-            for dim in DIMS:
-                yield f"{kernel}/{bits}/{dim}", kernel, HEAD_T, dtype, dim
-    for kernel in ("output", "gradients"):
-        for dim in (64, 128, 256):
-            for mode in (NONE, HEAD):
-                key = f"{kernel}/{MODE_NAMES[mode]}/16/{dim}"
-                yield key, kernel, mode, torch.bfloat16, dim
+def spilled(entry: Entry, constants: dict[str, int], arch: str) -> int | None:
+    """Most bytes that a launch of the entry's kernel spills; None when shared memory is short."""
+    most = 0
+    for mode in entry.modes:
+        run = call(mode, entry.dtype, entry.dim, "meta", 2048)
+        with trial(entry.family, entry.kernel, constants), record() as launches:
+            run()
+        for launch in launches:
+            reverse = launch.constants.get("REVERSE")
+            if launch.kernel != entry.function or entry.reverse not in (None, reverse):
+                continue
+            evidence = compile_launch(launch, arch)
+            if evidence.shared > SHARED_LIMIT[arch]:
+                return None
+            most = max(most, evidence.spilled)
+    return most
 
 
-def _fits(kernel: str, constants: dict[str, int], run: Callable[[], None], arch: str) -> bool:
-    with trial("scalar", kernel, constants), record() as launches:
-        run()
-    chosen = [x for x in launches if x.kernel == FUNCTIONS[kernel]]
-    for launch in chosen:
-        evidence = compile_launch(launch, arch)
-        if evidence.spilled or evidence.shared > SHARED_LIMIT[arch]:
-            return False
-    return True
+def choose(entry: Entry, arch: str, offline: bool) -> tuple[dict[str, int], int]:
+    """Constants of an entry and the bytes they spill.
 
+    Raises:
+        RuntimeError: no candidate fits shared memory.
+    """
+    fitting: list[dict[str, int]] = []
+    least: tuple[int, dict[str, int]] | None = None
+    for constants in candidates(entry):
+        spills = spilled(entry, constants, arch)
+        if spills == 0:
+            if offline:
+                return constants, 0
+            fitting.append(constants)
+        elif spills is not None and (least is None or spills < least[0]):
+            least = spills, constants
+    if fitting:
+        from triton.testing import do_bench
 
-def _milliseconds(kernel: str, constants: dict[str, int], run: Callable[[], None]) -> float:
-    """Median time of forward and backward with one kernel's constants changed."""
-    from triton.testing import do_bench
-
-    with trial("scalar", kernel, constants):
-        return float(do_bench(run, return_mode="median"))  # pyright: ignore[reportArgumentType]
+        run = call(entry.modes[-1], entry.dtype, entry.dim, "cuda", 8192)
+        times: list[float] = []
+        for constants in fitting:
+            with trial(entry.family, entry.kernel, constants):
+                times.append(float(do_bench(run, return_mode="median")))  # pyright: ignore
+        return fitting[times.index(min(times))], 0
+    if least is None:
+        raise RuntimeError(f"{arch} {entry.key}: no candidate fits {SHARED_LIMIT[arch]} bytes.")
+    return least[1], least[0]
 
 
 def tune(
     arch: str | None = None,
     *,
     offline: bool = False,
+    families: tuple[str, ...] = ("scalar", "phase", "vector"),
     output: Path | None = None,
     report: Callable[[str], None] = print,
-) -> Path:
-    """Tune the scalar kernels and write their table.
+) -> list[Path]:
+    """Tune the kernels of some families and write their tables; returns the files written.
 
     Args:
         arch: one of `ARCHS`; None is this machine's GPU. Naming one implies `offline`.
         offline: choose by compiler evidence alone.
-        output: file to write; None replaces the checked-in table.
+        families: of "scalar", "phase", "vector".
+        output: folder to write to; None replaces the checked-in tables.
         report: called with one line per entry.
 
     Raises:
-        ValueError: no GPU and no architecture given, or an unknown one.
+        ValueError: no GPU and no architecture given, or an unknown architecture or family.
     """
     if arch is None and not torch.cuda.is_available():
         raise ValueError(
-            f"tune needs a GPU, or arch (one of {', '.join(ARCHS)}) to choose by compiling only."
+            "tune needs a GPU. Without one, name an architecture to choose by compiling alone, "
+            f"--offline --arch {' | '.join(ARCHS)}."
         )
     if arch is not None and arch not in ARCHS:
         raise ValueError(f"arch={arch!r}: choose one of {', '.join(ARCHS)}.")
+    for family in families:
+        if family not in ("scalar", "phase", "vector"):
+            raise ValueError(f"families={family!r}: choose from scalar, phase and vector.")
     offline = offline or arch is not None
     arch = arch or architecture()
-    entries: dict[str, dict[str, int]] = {}
+    tables: dict[str, dict[str, dict[str, int]]] = {}
     with assume_architecture(arch):
-        for key, kernel, mode, dtype, dim in keys():
-            bits = 16 if dtype == torch.bfloat16 else 32
-            shapes = call(mode, dtype, dim, "meta", 2048)
-            fitting = (c for c in candidates(kernel, bits, dim) if _fits(kernel, c, shapes, arch))
-            if offline:
-                choice = next(fitting, None)
-            else:
-                run = call(mode, dtype, dim, "cuda", 8192)
-                timed = [(_milliseconds(kernel, c, run), i, c) for i, c in enumerate(fitting)]
-                choice = min(timed)[2] if timed else None
-            if choice is None:
-                raise RuntimeError(f"{arch} {key}: no candidate compiles without spilling.")
-            entries[key] = choice
-            report(f"{arch} {key} {choice}")
-    path = output or TUNING / f"scalar.{arch}.json"
-    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items())
-    path.write_text("{\n" + lines + "\n}\n")
-    return path
+        for entry in entries(families):
+            # A copy: `table` is cached, and launches read it while this one changes.
+            rows = tables.setdefault(entry.family, dict(table(entry.family, arch)))
+            constants, spills = choose(entry, arch, offline)
+            rows[entry.key] = constants
+            recorded = {k: n for k, n in rows.pop("spills", {}).items() if k != entry.key}
+            if spills:
+                recorded[entry.key] = spills
+            if recorded:
+                rows["spills"] = recorded
+            report(f"{arch} {entry.key} {constants}{f' spills {spills} bytes' if spills else ''}")
+    written: list[Path] = []
+    for family, rows in tables.items():
+        path = (output or TUNING) / f"{family}.{arch}.json"
+        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items())
+        path.write_text("{\n" + lines + "\n}\n")
+        written.append(path)
+    return written

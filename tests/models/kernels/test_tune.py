@@ -1,0 +1,76 @@
+"""Tuning tables: complete for every key that is looked up; the tuner's rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.kernels import tune
+from models.kernels.triton.common import ARCHS, TUNING, table, tuned
+
+FAMILIES = ("scalar", "phase", "vector")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_tables_have_every_entry(arch: str) -> None:
+    for entry in tune.entries(FAMILIES):
+        for mode in entry.modes:
+            constants = tuned(
+                entry.family, entry.kernel, mode, entry.dtype, entry.dim, entry.dim, arch
+            )
+            assert constants["num_warps"] in (1, 2, 4, 8, 16)
+
+
+def test_rule_for_dimensions_without_an_entry() -> None:
+    """The next power of two of the larger dimension, at least 16."""
+    for key_dim, value_dim, dim in ((60, 36, 64), (1, 128, 128), (3, 3, 16)):
+        found = tuned("scalar", "states", "head", torch.bfloat16, key_dim, value_dim, "sm_90")
+        assert found == table("scalar", "sm_90")[f"states/16/{dim}"]
+
+
+def test_candidates_are_distinct_and_fit_the_dimension() -> None:
+    for entry in tune.entries(FAMILIES):
+        found = list(tune.candidates(entry))
+        assert len(found) > 1
+        assert all(found.count(c) == 1 for c in found)
+        assert all(c.get(side, 0) <= entry.dim for c in found for side in ("BK", "BV"))
+
+
+def test_least_spill_is_kept_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All candidates of one kernel spill: the last, least, is kept; no key of the table goes."""
+    spills = iter(range(1000, 0, -1))
+
+    def compiled(entry: tune.Entry, constants: dict[str, int], arch: str) -> int | None:
+        return next(spills) if entry.kernel == "phase_read" else 0
+
+    monkeypatch.setattr(tune, "spilled", compiled)
+    [path] = tune.tune("sm_90", families=("phase",), output=tmp_path, report=lambda line: None)
+    rows = json.loads(path.read_text())
+    before = json.loads((TUNING / "scalar.sm_90.json").read_text())
+    assert rows.keys() - {"spills"} == before.keys() - {"spills"}
+    assert rows["states/16/128"] == before["states/16/128"]
+    reads = [e for e in tune.entries(("phase",)) if e.kernel == "phase_read"]
+    assert {e.key for e in reads} == set(rows["spills"])
+    for entry in reads:
+        assert rows[entry.key] == list(tune.candidates(entry))[-1]  # the last spilled least
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"arch": "sm_70"}, "choose one of sm_80"),
+        ({"arch": "sm_90", "families": ("softmax",)}, "choose from scalar"),
+    ],
+)
+def test_errors(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune.tune(**arguments)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_needs_a_gpu_or_an_architecture() -> None:
+    with pytest.raises(ValueError, match="--offline --arch"):
+        tune.tune()
