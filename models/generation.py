@@ -234,7 +234,14 @@ class Decoder:
 
 @torch.no_grad()
 def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
-    """Logits after each prompt (N, V) and the states, in one parallel pass without padding.
+    """Logits after each prompt (N, V) and the states; arguments as `prefill_hidden`."""
+    last, state = prefill_hidden(model, prompts)
+    return torch.nn.functional.linear(last, model.head_weight), state
+
+
+@torch.no_grad()
+def prefill_hidden(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
+    """Hidden state after each prompt (N, d) and the states, in one parallel pass without padding.
 
     Args:
         model: in evaluation mode.
@@ -252,7 +259,7 @@ def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Ten
         hidden, state = model.hidden(packed, keep_state=True, cu_seqlens=boundaries)
         last = hidden[0, boundaries[1:].to(torch.int64) - 1]
     assert state is not None
-    return torch.nn.functional.linear(last, model.head_weight), state
+    return last, state
 
 
 def _check(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
@@ -375,7 +382,21 @@ def generate(
         [*tokenizer.prefix, *map(int, tokenizer.encode(text))] or [tokenizer.eos_id]
         for text in prompts
     ]
-    decoder = Decoder(model, encoded, sampling, (tokenizer.eos_id,) if eos_ids is None else eos_ids)
+    ends = (tokenizer.eos_id,) if eos_ids is None else eos_ids
+    return generate_tokens(model, tokenizer, encoded, sampling, eos_ids=ends, on_text=on_text)
+
+
+def generate_tokens(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    eos_ids: Iterable[int],
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Completion]:
+    """Continue texts that are token numbers already, at least one each; as `generate`."""
+    decoder = Decoder(model, prompts, sampling, eos_ids)
     streams = [TextStream(tokenizer.decode, sampling.stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     say = on_text or (lambda number, text: None)

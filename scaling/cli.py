@@ -16,6 +16,7 @@ from analysis.cli import app as analysis_app
 from models.config import ConfigError
 from scaling.checkpoint_cli import app as checkpoint_app
 from scaling.errors import LinscaleError
+from scaling.evaluation.cli import app as evaluation_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(analysis_app)
 app.add_typer(checkpoint_app)
+app.add_typer(evaluation_app)
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
 Overrides = Annotated[

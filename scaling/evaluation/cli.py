@@ -1,0 +1,118 @@
+"""`linscale evaluate`: checkpoints on tasks, into evals.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: linscale evaluate runs/quickstart --tasks perplexity,sliding")
+def evaluate(
+    path: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint, a run, a sweep, or a Hugging Face directory."),
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="Names with commas: perplexity, position, context, sliding, ...")
+    ] = "",
+    suite: Annotated[str | None, typer.Option(help="A list of tasks: quick or csr.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of local task files, such as arc_easy.jsonl.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text file for sliding, document and needle.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="First so many questions or blocks.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
+    max_length: Annotated[
+        int | None, typer.Option(help="Context of harness tasks (default: as trained).")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="sliding: tokens of a window.")] = None,
+    stride: Annotated[int | None, typer.Option(help="sliding: tokens between windows.")] = None,
+    beyond: Annotated[int, typer.Option(help="context: training lengths in a block.")] = 4,
+    lengths: Annotated[
+        str, typer.Option(help="needle: lengths in tokens with commas (default: 35 to 16,000).")
+    ] = "",
+    depths: Annotated[int, typer.Option(help="needle: depths of the needle.")] = 35,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Evaluate every milestone of a run or sweep; what has a result already is skipped.
+
+    Numbers go to evals.jsonl in the directory of the run. The same command in a second terminal
+    joins in, run by run.
+    """
+    from scaling.evaluation.evaluate import evaluate as run
+    from scaling.evaluation.evaluate import expand
+    from scaling.evaluation.results import EvaluationError
+    from scaling.evaluation.settings import Settings
+    from scaling.pretrained import usable_device
+
+    pieces = [piece.strip() for piece in lengths.split(",") if piece.strip()]
+    if not all(piece.isdecimal() for piece in pieces):
+        raise EvaluationError(f"--lengths {lengths}: give whole numbers with commas: 1000,2000.")
+    settings = Settings(
+        batch_size=batch_size,
+        limit=limit,
+        max_length=max_length,
+        data=data,
+        text=tuple(text or ()),
+        window=window,
+        stride=stride,
+        beyond=beyond,
+        lengths=tuple(int(piece) for piece in pieces),
+        depths=depths,
+    )
+    names = expand([n.strip() for n in tasks.split(",") if n.strip()], suite, settings)
+    outcome = run(
+        path,
+        names,
+        settings,
+        device=usable_device(device),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(outcome.lines, indent=1))
+    elif outcome.lines:
+        from rich.console import Console
+
+        Console().print(_table(outcome.lines))
+    summary = f"{outcome.new} tasks evaluated, {outcome.kept} had a result already"
+    if outcome.elsewhere:
+        summary += f", {len(outcome.elsewhere)} runs are being evaluated by another process"
+    typer.echo(summary, err=True)
+    for failure in outcome.failures:
+        typer.echo(f"not evaluated: {failure}", err=True)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("run", "tokens", "task", "metric"):
+        table.add_column(title, justify="right" if title == "tokens" else "left")
+    for title in ("value", "stderr", "n"):
+        table.add_column(title, justify="right")
+    for line in lines:
+        stderr = "" if line["stderr"] is None else f"{line['stderr']:.4f}"
+        table.add_row(
+            line["run"],
+            "" if line["tokens"] is None else f"{line['tokens']:,}",
+            line["task"],
+            line["metric"],
+            f"{line['value']:.4f}",
+            stderr,
+            f"{line['n']:,}",
+        )
+    return table

@@ -1,0 +1,195 @@
+"""Every task by its name.
+
+`perplexity`, `position`, `context`, `sliding`, `document`,
+`needle` and `needle_standard` are at home here; every
+other name is one of lm-evaluation-harness, or a local file for it (`scaling.evaluation.harness`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from scaling.config import DataConfig
+from scaling.corpora import open_corpus
+from scaling.evaluation import needle
+from scaling.evaluation.perplexity import (
+    Document,
+    block_losses,
+    block_measures,
+    check_documents,
+    context_measures,
+    document_losses,
+    document_measures,
+    long_blocks,
+    position_measures,
+    read_documents,
+    read_text,
+    sliding_losses,
+    validation_documents,
+)
+from scaling.evaluation.results import EvaluationError, Measure
+from scaling.evaluation.settings import Settings, file_sha256
+from scaling.pretrained import Pretrained
+from scaling.shards import PreparedData, prepare
+
+DOCUMENTS = 32
+"""Validation documents of `sliding` and `document` without --limit."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model that is evaluated."""
+
+    pretrained: Pretrained
+    settings: Settings
+
+    @cached_property
+    def prepared(self) -> PreparedData:
+        """Data of the run that trained it.
+
+        Raises:
+            EvaluationError: no run trained it.
+        """
+        run = self.pretrained.run
+        if run is None:
+            raise EvaluationError(
+                f"{self.pretrained.name}: no run of this project, so it has no validation blocks; "
+                "evaluate `sliding` or `document` with --text FILE."
+            )
+        return prepare(run.data)
+
+    @property
+    def start(self) -> int:
+        """The token before every text."""
+        tokenizer = self.pretrained.tokenizer
+        return tokenizer.prefix[-1] if tokenizer.prefix else tokenizer.eos_id
+
+    @property
+    def context(self) -> int:
+        """Tokens of a training sequence."""
+        if self.pretrained.context is None:
+            raise EvaluationError(
+                f"{self.pretrained.name}: does not say on which length it was trained; give "
+                "--max-length for the harness's tasks, or --window."
+            )
+        return self.pretrained.context
+
+    def documents(self) -> list[Document]:
+        """The texts of `sliding` and `document`."""
+        if self.settings.text:
+            found = read_documents(self.settings.text, self.pretrained.tokenizer)
+            found = found[: self.settings.limit]
+        else:
+            found = validation_documents(self.prepared, self.settings.limit or DOCUMENTS)
+        check_documents(found)
+        return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that is at home here."""
+
+    options: tuple[str, ...]
+    """Fields of `Settings` that change its numbers."""
+    run: Callable[[Subject], list[Measure]]
+
+
+def _perplexity(subject: Subject) -> list[Measure]:
+    blocks = subject.prepared.validation[: subject.settings.limit]
+    losses = block_losses(subject.pretrained.model, blocks, subject.settings.batch_size)
+    return block_measures(losses, subject.prepared.bytes_per_token)
+
+
+def _position(subject: Subject) -> list[Measure]:
+    blocks = subject.prepared.validation[: subject.settings.limit]
+    losses = block_losses(subject.pretrained.model, blocks, subject.settings.batch_size)
+    return position_measures(losses)
+
+
+def _context(subject: Subject) -> list[Measure]:
+    settings, trained = subject.settings, subject.context
+    most = settings.limit or subject.prepared.data.validation_blocks
+    blocks = long_blocks(subject.prepared, settings.beyond * trained, most)
+    batch = max(1, settings.batch_size // settings.beyond)
+    return context_measures(block_losses(subject.pretrained.model, blocks, batch), trained)
+
+
+def _sliding(subject: Subject) -> list[Measure]:
+    settings, documents = subject.settings, subject.documents()
+    window = settings.window or subject.context
+    losses = (
+        sliding_losses(
+            subject.pretrained.model,
+            document.tokens,
+            start=subject.start,
+            window=window,
+            stride=settings.stride or max(1, window // 2),
+            batch_size=settings.batch_size,
+        )
+        for document in documents
+    )
+    return document_measures(documents, losses)
+
+
+def _document(subject: Subject) -> list[Measure]:
+    documents = subject.documents()
+    model = subject.pretrained.model
+    losses = (document_losses(model, d.tokens, start=subject.start) for d in documents)
+    return document_measures(documents, losses)
+
+
+def _haystack(subject: Subject) -> str:
+    if subject.settings.text:
+        return "\n\n".join(read_text(path) for path in subject.settings.text)
+    return "\n\n".join(open_corpus(DataConfig(corpus="kjv")).documents(0))
+
+
+def _needle(subject: Subject, easy: bool) -> list[Measure]:
+    settings = subject.settings
+    lengths = settings.lengths or needle.LENGTHS
+    outcomes = needle.grid(
+        subject.pretrained,
+        _haystack(subject),
+        lengths=lengths,
+        depth_count=settings.depths,
+        easy=easy,
+    )
+    return needle.measures(
+        outcomes,
+        lengths,
+        depth_growth=settings.depth_growth,
+        length_growth=settings.length_growth,
+    )
+
+
+_NEEDLE = ("text", "lengths", "depths", "depth_growth", "length_growth")
+TASKS: dict[str, Task] = {
+    "perplexity": Task(("limit",), _perplexity),
+    "position": Task(("limit",), _position),
+    "context": Task(("limit", "beyond"), _context),
+    "sliding": Task(("limit", "text", "window", "stride"), _sliding),
+    "document": Task(("limit", "text"), _document),
+    "needle": Task(_NEEDLE, functools.partial(_needle, easy=True)),
+    "needle_standard": Task(_NEEDLE, functools.partial(_needle, easy=False)),
+}
+
+
+def recorded(name: str, settings: Settings) -> dict[str, Any]:
+    """The settings that go into evals.jsonl; files as name and SHA-256."""
+    options = TASKS[name].options
+    out: dict[str, Any] = {option: getattr(settings, option) for option in options}
+    if "text" in out:
+        out["text"] = [[path.name, file_sha256(path)] for path in settings.text]
+    return out
+
+
+def nearest(name: str, known: Sequence[str]) -> EvaluationError:
+    """The error for a task that does not exist."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"those at home here are {', '.join(TASKS)}."
+    return EvaluationError(f"task {name!r}: is not known; {hint}")

@@ -1,0 +1,89 @@
+"""The scores of the needle grid by hand, and the prompts by count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scaling.evaluation.needle import (
+    LENGTHS,
+    Needle,
+    accuracy_at,
+    accuracy_upto,
+    depths,
+    is_match,
+    measures,
+    niah_score,
+    penalty,
+    prompt,
+    weighted_accuracy,
+)
+from scaling.evaluation.results import EvaluationError
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ([0, 0, 0, 0], 0),
+        ([1, 1, 1, 1], 1),
+        ([0, 0, 1, 1], 2**-0.5),
+        ([0, 1, 1, 0], 2**-1),
+        ([1, 0, 1, 0], 2**-1.5),
+    ],
+)
+def test_penalty(column, expected):
+    assert penalty(np.array(column, dtype=float)) == pytest.approx(expected)
+
+
+def test_scores_by_hand():
+    outcomes = np.array([[1, 0], [1, 1.0]])  # lengths 1000 (both depths), 2000 (the deep one)
+    # Weights 1, 3 (lengths) x 1, 2 (depths): sum 12; cells 1 + 2 + 0 + 6.
+    assert weighted_accuracy(outcomes, depth_growth=2, length_growth=3) == pytest.approx(9 / 12)
+    assert niah_score(outcomes, depth_growth=2, length_growth=3) == pytest.approx(
+        (3 + 6 * 2**-0.5) / 12
+    )
+    lengths = (1000, 2000)
+    assert accuracy_at(outcomes, lengths, 1500) == 1.0
+    assert accuracy_at(outcomes, lengths, 2048) == 0.5
+    assert accuracy_upto(outcomes, lengths, 2048) == 0.75
+    with pytest.raises(EvaluationError, match="the shortest is 1000"):
+        accuracy_at(outcomes, lengths, 999)
+    with pytest.raises(EvaluationError, match="at least 1"):
+        weighted_accuracy(outcomes, depth_growth=0.5, length_growth=1)
+    by = {m.metric: m.value for m in measures(outcomes, lengths, depth_growth=1, length_growth=1)}
+    assert by["accuracy"] == by["weighted_accuracy"] == 0.75
+    assert set(by) == {
+        "niah_score", "weighted_accuracy", "accuracy",
+        "acc@1024", "acc<=1024", "acc@2048", "acc<=2048",
+    }  # fmt: skip
+
+
+def test_the_default_grid():
+    assert (len(LENGTHS), LENGTHS[0], LENGTHS[-1]) == (35, 1000, 16000)
+    np.testing.assert_allclose(depths(35)[[0, 17, 34]], [0, 0.5, 1])
+
+
+def test_a_prompt_has_its_length_and_the_needle_its_depth():
+    straw = list(range(100, 200))
+    for depth, place in ((0.0, 0), (0.5, 7), (1.0, 14)):
+        tokens = prompt(straw, [1, 2, 3], [8, 9], 19, depth)
+        assert len(tokens) == 19
+        assert tokens[-2:] == [8, 9]
+        assert tokens[place : place + 3] == [1, 2, 3]
+        assert [t for t in tokens if t >= 100] == straw[:14]
+    with pytest.raises(EvaluationError, match="haystack has 100 tokens"):
+        prompt(straw, [1], [2], 1000, 0.5)
+    with pytest.raises(EvaluationError, match="do not hold needle and question"):
+        prompt(straw, [1], [2], 2, 0.5)
+
+
+def test_modes_and_matches():
+    needle = Needle()
+    assert needle.question in needle.hidden(easy=True)
+    assert needle.question not in needle.hidden(easy=False)
+    for easy in (True, False):
+        assert needle.cue.strip() + needle.answer in needle.hidden(easy)
+    assert is_match(" 4831.\n", needle.answer)
+    assert is_match("4831", needle.answer)
+    assert not is_match(" 48312", needle.answer)
+    assert not is_match(" The 4831", needle.answer)
