@@ -9,7 +9,7 @@ three_approaches(points, curves=...) -> Approaches
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,21 @@ import pandas as pd
 from analysis.envelope import FIELD, EnvelopeFit, EnvelopeOptions, envelope
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fitting import fit_law
+from analysis.frames import numbers, plain
 from analysis.isoflop import IsoflopFit, isoflop
 from analysis.law_fit import LawFit
 from analysis.power_sum import Array
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SPLIT = ("n", "n_lo", "n_hi", "d", "d_lo", "d_hi")
 _DISAGREE = 0.03
 """Exponents further apart than this are worth a warning even without intervals."""
+
+
+NAMES = ("1 envelope", "2 IsoFLOP", "3 parametric")
+Fit = EnvelopeFit | IsoflopFit | LawFit
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ class Approaches:
     isoflop: IsoflopFit | None
     parametric: LawFit | None
     frame: pd.DataFrame
-    """One row per approach: approach, a, b, n, d (at the reference budget), intervals, note."""
+    """One row per approach: approach, a, b, n, d (at the reference budget), note; with a bootstrap
+    the intervals *_lo, *_hi of a, n and d."""
     at: float
     """Reference budget in FLOPs."""
     warnings: list[FitWarning]
@@ -42,8 +52,32 @@ class Approaches:
         """The frame."""
         return self.frame
 
+    def fits(self) -> dict[str, Fit]:
+        """The approaches that could be applied, by the name that `frame` gives them."""
+        every = zip(NAMES, (self.envelope, self.isoflop, self.parametric), strict=True)
+        return {name: fit for name, fit in every if fit is not None}
+
+    def optimum(self, name: str, compute: Array | float, *, level: float = 0.9) -> pd.DataFrame:
+        """N* and D* of one approach at budgets in FLOPs."""
+        return _optimum(self.fits()[name], compute, level)
+
+    def plot(self, *, level: float = 0.9) -> Figure:
+        """N*(C) and D*(C) of every approach that could be applied."""
+        from analysis.plots import of_approaches
+
+        return of_approaches(self, level=level)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The frame, the reference budget and the warnings as JSON types."""
+        return {
+            "at": self.at,
+            "approaches": plain(self.frame),
+            "warnings": [w.as_dict() for w in self.warnings],
+        }
+
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        notes = "".join(f"<li>{w}</li>" for w in self.warnings)
+        return f"{self.frame.to_html(index=False)}<ul>{notes}</ul>"
 
 
 def three_approaches(
@@ -63,7 +97,9 @@ def three_approaches(
 
     Args:
         points: finished runs, one row each.
-        curves: logged points of the runs; without them approach 1 is skipped, and said so.
+        curves: logged points of the runs. Without them the points themselves serve as curves if
+            runs (`run_id`) give several each, as decayed checkpoints do; else approach 1 is
+            skipped, and said so.
         form: a law in N and D.
         at: budget at which N* and D* are compared; default the largest among the points.
         options: of the envelope.
@@ -77,10 +113,10 @@ def three_approaches(
     first: EnvelopeFit | None = None
     second: IsoflopFit | None = None
     third: LawFit | None = None
-    notes = {"1 envelope": "", "2 IsoFLOP": "", "3 parametric": ""}
+    notes = dict.fromkeys(NAMES, "")
     try:
         if curves is None:
-            raise AnalysisError("needs training curves")
+            curves = _as_curves(points)
         first = envelope(curves, options, bootstrap=bootstrap // 4, seed=seed, **names)
     except AnalysisError as error:
         notes["1 envelope"] = str(error)
@@ -98,19 +134,18 @@ def three_approaches(
     if at is None:
         column = names.get("c", "flops")
         if column in points.columns:
-            at = float(np.nanmax(points[column].to_numpy(dtype=float)))
+            at = float(np.nanmax(numbers(points, column)))
         else:
-            n, d = (points[names.get(k, v)].to_numpy(dtype=float)
+            n, d = (numbers(points, names.get(k, v))
                     for k, v in (("n", "n_params"), ("d", "tokens")))  # fmt: skip
             at = float(np.nanmax(6 * n * d))
     results = {"1 envelope": first, "2 IsoFLOP": second, "3 parametric": third}
     for name, result in results.items():
         row: dict[str, Any] = {"approach": name, "note": notes[name]}
         if result is not None:
-            unit = first.options.unit if first is not None and result is first else 1.0
-            optimal = result.optimal(at / unit)
+            optimal = _optimum(result, at, level)
             row |= {k: result.params[k] for k in ("a", "b")}
-            row |= {k: float(optimal[k].to_numpy()[0]) for k in ("n", "d")}
+            row |= {k: float(numbers(optimal, k)[0]) for k in _SPLIT if k in optimal}
             if bootstrap:
                 row["a_lo"], row["a_hi"] = result.interval("a", level)
             row["note"] = "; ".join(w.code for w in result.warnings)
@@ -119,22 +154,30 @@ def three_approaches(
     return Approaches(first, second, third, frame, at, _disagreement(frame))
 
 
-def _column(frame: pd.DataFrame, name: str) -> Array:
-    return np.asarray(frame[name], dtype=np.float64)
+def _as_curves(points: pd.DataFrame) -> pd.DataFrame:
+    """Points as curves, one for each run."""
+    if "run_id" not in points.columns or not points["run_id"].duplicated().any():
+        raise AnalysisError("needs training curves, or runs (run_id) with several checkpoints each")
+    return points
+
+
+def _optimum(fit: Fit, compute: Array | float, level: float) -> pd.DataFrame:
+    unit = fit.options.unit if isinstance(fit, EnvelopeFit) else 1.0
+    return fit.optimal(np.asarray(compute, dtype=float) / unit, level=level)
 
 
 def _disagreement(frame: pd.DataFrame) -> list[FitWarning]:
     if "a" not in frame.columns:
         return []
-    found = np.isfinite(_column(frame, "a"))
+    found = np.isfinite(numbers(frame, "a"))
     labels = [str(v) for v in np.asarray(frame["approach"])[found]]
-    values = dict(zip(labels, _column(frame, "a")[found].tolist(), strict=True))
+    values = dict(zip(labels, numbers(frame, "a")[found].tolist(), strict=True))
     if len(values) < 2 or max(values.values()) - min(values.values()) <= _DISAGREE:
         return []
     text = ", ".join(f"{k}: {v:.3f}" for k, v in values.items())
     disjoint = False
     if "a_lo" in frame.columns:
-        low, high = _column(frame, "a_lo")[found], _column(frame, "a_hi")[found]
+        low, high = numbers(frame, "a_lo")[found], numbers(frame, "a_hi")[found]
         disjoint = float(low.max()) > float(high.min())
     ending = (
         "their intervals do not overlap, so at least one is biased on this design"

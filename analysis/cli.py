@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from analysis.approaches import Approaches
     from analysis.law_fit import LawFit
     from analysis.records import Sweep
+    from analysis.refine import Refinement
 
 app = typer.Typer(
     help="Scaling laws from run records or anybody's table.",
@@ -38,6 +40,8 @@ _FIT_EXAMPLES = """Examples:
 - `linscale fit results.csv --tokens 'tokens_b*1e9' --form gamma --json`
 
 - `linscale fit runs/quickstart --params total --compute 6nd --bootstrap 4000`
+
+- `linscale fit runs/isoflop --approaches`
 """
 
 
@@ -72,6 +76,11 @@ def fit(
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Refits over runs for the intervals; 0 for none.")
     ] = 1000,
+    approaches: Annotated[
+        bool,
+        typer.Option("--approaches", help="Also the envelope and IsoFLOP profiles, and where the "
+                     "three disagree."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     out: Annotated[
@@ -90,13 +99,18 @@ def fit(
             fits, failures = _fit_each(
                 sweep, form, progress, options | {"bootstrap": bootstrap, "seed": seed}
             )
+        other = _approaches(sweep, list(fits), form, bootstrap, seed) if approaches else {}
         if out is not None:
             full = {name: json.loads(each.to_json()) for name, each in fits.items()}
             _write(out, json.dumps(full))
         if as_json:
-            typer.echo(json.dumps(_fit_record(sweep, fits, failures, options), indent=1))
+            record = _fit_record(sweep, fits, failures, options)
+            if approaches:
+                record["approaches"] = {name: each.as_dict() for name, each in other.items()}
+            typer.echo(json.dumps(record, indent=1))
         else:
             _print_fits(sweep, fits, failures)
+            _print_approaches(other)
 
 
 @app.command(epilog="Example: `linscale report runs/quickstart -o report`")
@@ -124,6 +138,61 @@ def report(
                 seed=seed, progress=status.update,
             )  # fmt: skip
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def plan_refinement(
+    rungs: list[dict[str, Any]], directory: Path, *, quantity: str, budget: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """What `linscale plan FILE --refine DIR` prints: candidate rungs, most informative first.
+
+    Args:
+        rungs: of the experiment file, as `linscale plan --json` gives them.
+        directory: a sweep whose finished runs are the laws so far.
+        quantity: what to determine better (analysis.design.quantity).
+        budget: FLOPs to spend; None ranks only.
+        as_json: print JSON.
+    """
+    with _one_paragraph():
+        from analysis.records import load_sweep
+        from analysis.refine import candidates_of, refine
+
+        sweep = load_sweep(directory)
+        result = refine(sweep, candidates_of(rungs), quantity=quantity, budget=budget)
+        if as_json:
+            typer.echo(json.dumps(result.as_dict(), indent=1))
+        else:
+            _print_refinement(sweep, result)
+
+
+def _print_refinement(sweep: Sweep, result: Refinement) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.refine import shrinkage
+
+    console = Console()
+    table = Table(
+        title=f"runs that would narrow {result.quantity}, given {sweep.name}", title_justify="left"
+    )
+    for name in ("run", "FLOPs", "± now", "± with it", "shrinks by", "per FLOP", "plan"):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for row in result.frame.to_dict("records"):
+        table.add_row(
+            str(row["run_id"]).rpartition("-")[0], f"{row['cost']:.2e}", f"{row['now']:.3g}",
+            f"{row['alone']:.3g}", f"{row['gain']:.1%}", f"{row['gain_per_flop']:.2f}",
+            str(row["order"]) if row["order"] else "",
+        )  # fmt: skip
+    console.print(table)
+    for arch, (now, after) in shrinkage(result.frame).items():
+        if result.budget is not None:
+            console.print(
+                f"{arch}: the plan narrows {result.quantity} from ± {now:.3g} to ± {after:.3g} "
+                f"({LEVEL:.0%} intervals of the linearised law).",
+                highlight=False,
+            )
+    for what, why in result.left_out.items():
+        console.print(f"left out: {what}: {why}", highlight=False, style="yellow")
 
 
 def _read(
@@ -177,6 +246,54 @@ def _fit_each(
         reasons = (why if name == "all" else f"{name}: {why}" for name, why in failures.items())
         raise AnalysisError("; ".join(reasons))
     return fits, failures
+
+
+def _approaches(
+    sweep: Sweep, names: list[str], form: str, bootstrap: int, seed: int
+) -> dict[str, Approaches]:
+    """The three approaches for every group whose law could be fitted."""
+    from analysis.approaches import three_approaches
+    from analysis.frames import where
+
+    return {
+        name: three_approaches(
+            where(sweep.points, arch=name), form=form, bootstrap=bootstrap, seed=seed
+        )
+        for name in names
+    }
+
+
+def _print_approaches(results: dict[str, Approaches]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for name, result in results.items():
+        table = Table(title=f"{name}: N* ~ C^a, and N*, D* at {result.at:.3g} FLOPs",
+                      title_justify="left")  # fmt: skip
+        for title in ("approach", "a", "N*", "D*", "note"):
+            table.add_column(title, justify="left" if title in ("approach", "note") else "right")
+        for row in result.frame.to_dict("records"):
+            cells = [_with_interval(row, key, form) for key, form in
+                     (("a", ".3f"), ("n", ".3g"), ("d", ".3g"))]  # fmt: skip
+            table.add_row(str(row["approach"]), *cells, str(row["note"]))
+        console.print()
+        console.print(table)
+        for warning in result.warnings:
+            _warn(console, str(warning))
+
+
+def _with_interval(row: dict[Any, Any], key: str, form: str) -> str:
+    """A value and its interval, as far as the row has them."""
+    value, low = row.get(key), row.get(f"{key}_lo")
+    if value is None or value != value:
+        return ""
+    text = format(value, form)
+    return (
+        text
+        if low is None or low != low
+        else (f"{text} ({format(low, form)} … {format(row[f'{key}_hi'], form)})")
+    )
 
 
 def _fit_record(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,9 @@ from analysis.law_fit import LawFit
 from analysis.laws import PerToken
 from analysis.power_sum import Array, Law
 from analysis.uncertainty import quantiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PATH_POINTS = 1600
 _NEGLIGIBLE = 0.05
@@ -88,6 +92,12 @@ class CompareResult:
             Crossing(**r["crossing"]), r["verdict"],
             [FitWarning.from_dict(w) for w in r["warnings"]],
         )  # fmt: skip
+
+    def plot(self) -> Figure:
+        """The multiplier against the compute of y."""
+        from analysis.plots import of_comparison
+
+        return of_comparison(self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self.verdict}</p>{self.frame.to_html(index=False)}"
@@ -246,6 +256,8 @@ def compute_multiplier(
     for spent, fit in ((c_x, x), (c_y, y)):
         least, most = reach(fit)
         inside &= (spent >= 0.999 * least) & (spent <= 1.001 * most)
+        # A law may promise, at a size nobody trained, losses that no run has shown.
+        inside &= losses >= fit.observations.loss.min()
     frame["inside"] = inside
     cross = crossing(x, y, level=level, flops_per_token=flops_per_token)
     warnings = _warnings(frame, paired, ratio is not None, names)

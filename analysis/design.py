@@ -3,7 +3,7 @@
     rank_rungs(fit, candidates, quantity="a", budget=1e20) -> DataFrame
         1. the information of the runs so far: J^T J / noise^2 of the linearised law
         2. the variance of the quantity q by the delta method: g^T information^-1 g, g = dq / dtheta
-        3. each candidate adds its own row of J: its gain is the fall of q's standard error
+        3. each candidate adds its own rows of J: its gain is the fall of q's standard error
         4. greedily candidates are bought until the budget is spent (the better of two orders)
 
 This is c-optimal design (Elfving) with a greedy exchange, local to the current estimate: it needs
@@ -80,24 +80,30 @@ def rank_rungs(
     n: str = "n_params",
     d: str = "tokens",
     c: str = "flops",
+    run: str | None = None,
+    cost: str | None = None,
     repeat: bool = False,
 ) -> pd.DataFrame:
     """Ranks candidate runs by how much they shrink the standard error of a quantity.
 
     Args:
         fit: the law so far.
-        candidates: runs that could be made, columns N, D and cost in FLOPs (default 6 N D).
+        candidates: points that could be measured, columns N and D and, if there is one, C.
         quantity_name: see `quantity`.
         budget: FLOPs to spend on the plan; None ranks only.
+        run: column that joins the points of one run (its horizons): they are bought together and
+            count as one run's worth of information, as in the fit. Default: each point is a run.
+        cost: column of a run's FLOPs, the largest of its points counts; default C, else 6 N D.
         repeat: whether the plan may buy a candidate more than once (a further seed).
 
     Returns:
-        `candidates` with se_now, se_alone (with this run alone added), gain (share by which it
-        falls), gain_per_flop (relative to the best), order (position in the plan, 0 if not
-        bought) and se_planned (after the plan up to that run); best first.
+        One row per run, the largest of its points, with cost, se_now, se_alone (with this run
+        alone added), gain (share by which it falls), gain_per_flop (relative to the best), order
+        (position in the plan, 0 if not bought) and se_planned (after the plan up to that run);
+        best first.
 
     Raises:
-        AnalysisError: no candidates, or none that fits the budget.
+        AnalysisError: no candidates, columns absent, or no candidate that fits the budget.
     """
     if not len(candidates):
         raise AnalysisError("no candidate rungs to rank")
@@ -111,25 +117,36 @@ def rank_rungs(
             f"candidates have no column {', '.join(missing)}, which {law.name} needs"
         )
     given["u"] = given.get("d", np.ones(len(candidates)))
-    cost = given["c"] if "c" in given else 6 * given["n"] * given["d"]
+    absent = [name for name in (run, cost) if name is not None and name not in candidates.columns]
+    if absent:
+        raise AnalysisError(f"candidates have no column {', '.join(absent)}")
+    spent = given["c"] if "c" in given else 6 * given["n"] * given["d"]
+    price = spent if cost is None else np.asarray(candidates[cost], dtype=float)
+    labels = np.arange(len(candidates)) if run is None else pd.factorize(candidates[run])[0]
     x, _ = law.features({r: given[r] for r in law.columns}, fit.problem.centres)
     _, jacobian, _ = law.evaluate(fit.theta[None], x)
     rows = jacobian[0].T / noise_of(fit)
+    count = int(labels.max()) + 1
+    added = np.stack([rows[k].T @ rows[k] / len(rows[k])
+                      for k in (labels == g for g in range(count))])  # fmt: skip
+    largest = [int(np.flatnonzero(labels == g)[spent[labels == g].argmax()]) for g in range(count)]
+    costs = np.array([price[labels == g].max() for g in range(count)])
     information = _information(fit)
     gradient = _gradient(fit, quantity(fit, quantity_name))
     now = _se(information, gradient)
-    alone = np.array([_se(information + np.outer(r, r), gradient) for r in rows])
+    alone = np.array([_se(information + each, gradient) for each in added])
     gain = 1 - alone / now
-    table = candidates.reset_index(drop=True).copy()
-    table["cost"], table["se_now"], table["se_alone"] = cost, now, alone
+    table = candidates.iloc[largest].reset_index(drop=True)
+    table["cost"], table["se_now"], table["se_alone"] = costs, now, alone
     table["gain"] = gain
-    per_flop = gain / cost
+    per_flop = gain / costs
     table["gain_per_flop"] = per_flop / max(float(per_flop.max()), 1e-300)
-    order, planned = _plan(information, rows, gradient, cost, budget, repeat)
+    order, planned = _plan(information, added, gradient, costs, budget, repeat)
     table["order"], table["se_planned"] = order, planned
     if budget is not None and not order.any():
         raise AnalysisError(
-            f"no candidate fits a budget of {budget:.3g} FLOPs; the cheapest costs {cost.min():.3g}"
+            f"no candidate fits a budget of {budget:.3g} FLOPs; the cheapest costs "
+            f"{costs.min():.3g}"
         )
     key = np.where(order > 0, order, len(table) + 1)
     ranked = np.lexsort((-table["gain_per_flop"].to_numpy(), key))
@@ -173,7 +190,7 @@ def _se(information: Array, gradient: Array) -> float:
 
 
 def _plan(
-    information: Array, rows: Array, gradient: Array, cost: Array, budget: float | None,
+    information: Array, added: Array, gradient: Array, cost: Array, budget: float | None,
     repeat: bool,
 ) -> tuple[NDArray[np.int64], Array]:  # fmt: skip
     """Position in the plan (0: not bought) and standard error after it.
@@ -182,31 +199,31 @@ def _plan(
     gains first can leave too little for the one large run that matters; the two together are
     within a constant factor of the best plan for gains that diminish.)
     """
-    nothing = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), np.nan)
+    nothing = np.zeros(len(added), dtype=np.int64), np.full(len(added), np.nan)
     if budget is None:
         return nothing
     plans = [
-        _greedy(information, rows, gradient, cost, budget, repeat, price)
+        _greedy(information, added, gradient, cost, budget, repeat, price)
         for price in (cost, np.ones_like(cost))
     ]
     return min(plans, key=lambda plan: float(np.nanmin(plan[1], initial=np.inf)))
 
 
 def _greedy(
-    information: Array, rows: Array, gradient: Array, cost: Array, budget: float, repeat: bool,
+    information: Array, added: Array, gradient: Array, cost: Array, budget: float, repeat: bool,
     price: Array,
 ) -> tuple[NDArray[np.int64], Array]:  # fmt: skip
     """Buys the candidate with the largest fall of the standard error per `price` while it can."""
-    order, planned = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), np.nan)
+    order, planned = np.zeros(len(added), dtype=np.int64), np.full(len(added), np.nan)
     current, left, position = information.copy(), budget, 0
-    while position < 10 * len(rows):
+    while position < 10 * len(added):
         able = np.flatnonzero((cost <= left) & (repeat | (order == 0)))
         if not len(able):
             break
-        after = np.array([_se(current + np.outer(rows[k], rows[k]), gradient) for k in able])
+        after = np.array([_se(current + added[k], gradient) for k in able])
         best = int(able[((_se(current, gradient) - after) / price[able]).argmax()])
         position += 1
-        current = current + np.outer(rows[best], rows[best])
+        current = current + added[best]
         left -= float(cost[best])
         if order[best] == 0:
             order[best] = position

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ from analysis.law_fit import LawFit
 from analysis.power_sum import Array
 from analysis.selection import forecast, leap_of
 from analysis.uncertainty import quantiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ITERATIONS = 200
 _AT_CHANCE = 2.0
@@ -89,8 +92,15 @@ class DownstreamFit:
         return DownstreamFit(r["chance"], r["parameters"], pd.DataFrame(r["points"]), r["residual"],
                              draws, [FitWarning.from_dict(w) for w in r["warnings"]])  # fmt: skip
 
+    def plot(self, *, level: float = 0.9, name: str = "task") -> Figure:
+        """Accuracy against loss with the band of the draws."""
+        from analysis.plots import of_task
+
+        return of_task(self, level=level, name=name)
+
     def _repr_html_(self) -> str:
-        return self.table().to_html(index=False)
+        notes = "".join(f"<li>{w}</li>" for w in self.warnings)
+        return f"{self.table().to_html(index=False)}<ul>{notes}</ul>"
 
 
 def fit_downstream(

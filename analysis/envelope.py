@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,12 @@ from numpy.typing import NDArray
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fitting import fit_law
 from analysis.laws import PFLOP_S_DAY
-from analysis.lines import Line, fit_line
+from analysis.lines import Line, fit_line, line_bands
 from analysis.power_sum import Array
 from analysis.uncertainty import quantiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +87,17 @@ class EnvelopeFit:
         p = self.params
         return p.get("E", 0.0) + p["A"] * np.asarray(c, dtype=float) ** -p["alpha"]
 
-    def optimal(self, c: Array | float) -> pd.DataFrame:
-        """N*, D*, loss at C (in the unit), from separate regressions: C = f(N) D need not hold."""
+    def optimal(self, c: Array | float, *, level: float = 0.9) -> pd.DataFrame:
+        """N*, D*, loss at C (in the unit), from separate regressions: C = f(N) D need not hold.
+
+        With draws also their intervals, as in `IsoflopFit.optimal`.
+        """
         budget = np.atleast_1d(np.asarray(c, dtype=float))
         n, d = self.n_line.predict(budget), self.d_line.predict(budget)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {"c": budget, "n": n, "d": d, "tokens_per_param": d / n, "loss": self.predict(budget)}
         )
+        return frame.assign(**line_bands(self.draws, budget, level))
 
     def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
         """Percentile interval of a parameter."""
@@ -132,6 +139,12 @@ class EnvelopeFit:
             draws={k: np.array(v) for k, v in record["draws"].items()},
             warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
         )
+
+    def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
+        """Loss against compute along the envelope."""
+        from analysis.plots import of_envelope
+
+        return of_envelope(self, level=level, name=name)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

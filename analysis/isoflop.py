@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,9 +27,12 @@ import pandas as pd
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fitting import fit_law
 from analysis.law_fit import LawFit
-from analysis.lines import Line, batched_lines, fit_line
+from analysis.lines import Line, batched_lines, fit_line, line_bands
 from analysis.power_sum import Array
 from analysis.uncertainty import quantiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Shape = Literal["parabola", "cubic"]
 _SAME_BUDGET = 0.12
@@ -44,7 +47,7 @@ class IsoflopFit:
 
     shape: Shape
     points: pd.DataFrame
-    """Columns budget, n, d, loss, used, fitted."""
+    """Columns budget, c, n, d, loss."""
     minima: pd.DataFrame
     """One row per accepted budget: budget, n, d, loss, n_se_log, d_se_log, points."""
     refused: pd.DataFrame
@@ -66,17 +69,12 @@ class IsoflopFit:
             "b": self.d_line.exponent,
         }
 
-    def optimal(self, c: Array | float) -> pd.DataFrame:
-        """N*, D* of the lines at C, with 90 % intervals when there are draws."""
+    def optimal(self, c: Array | float, *, level: float = 0.9) -> pd.DataFrame:
+        """N*, D* of the lines at C, with intervals when there are draws."""
         budget = np.atleast_1d(np.asarray(c, dtype=float))
         n, d = self.n_line.predict(budget), self.d_line.predict(budget)
         frame = pd.DataFrame({"c": budget, "n": n, "d": d, "tokens_per_param": d / n})
-        for name, key in (("n", "a"), ("d", "b")):
-            if self.draws:
-                log = np.log(self.draws[f"{name}_coefficient"])[:, None]
-                values = np.exp(log + self.draws[key][:, None] * np.log(budget))
-                frame[f"{name}_lo"], frame[f"{name}_hi"] = quantiles(values, 0.9)
-        return frame
+        return frame.assign(**line_bands(self.draws, budget, level))
 
     def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
         """Percentile interval of a parameter."""
@@ -94,6 +92,21 @@ class IsoflopFit:
             ends = [self.interval(p, level) for p in self.params]
             frame["lo"], frame["hi"] = [e[0] for e in ends], [e[1] for e in ends]
         return frame
+
+    def profiles(self, places: int = 60) -> pd.DataFrame:
+        """The fitted polynomial of every accepted budget: columns budget, n, loss."""
+        degree = 2 if self.shape == "parabola" else 3
+        parts: list[pd.DataFrame] = []
+        for budget, count in zip(_column(self.minima, "budget"), _column(self.minima, "points"),
+                                 strict=True):  # fmt: skip
+            part = _lowest(self.points, float(budget), int(count))
+            log_n = np.log(part["n"])
+            centre = log_n.mean()
+            fitted = np.polyfit(log_n - centre, part["loss"], degree)
+            x = np.linspace(log_n.min(), log_n.max(), places)
+            parts.append(pd.DataFrame({"budget": budget, "n": np.exp(x),
+                                       "loss": np.polyval(fitted, x - centre)}))  # fmt: skip
+        return pd.concat(parts, ignore_index=True)
 
     def to_json(self) -> str:
         """Minima, lines, bias, draws and warnings at full precision."""
@@ -121,6 +134,12 @@ class IsoflopFit:
             draws={k: np.array(v) for k, v in record["draws"].items()},
             warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
         )
+
+    def plot(self, *, name: str = "all") -> Figure:
+        """The valleys and their minima."""
+        from analysis.plots import of_isoflop
+
+        return of_isoflop(self, name=name)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,9 @@ from analysis.uncertainty import (
     profile,
     quantiles,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _OF_DRAWS = ("few_clusters", "unstable_resamples", "one_run_decides")
 """Warnings that belong to a bootstrap and are renewed with it."""
@@ -377,6 +380,12 @@ class LawFit:
             warnings=warnings,
             draws=Draws.from_dict(record["draws"]) if record["draws"] else None,
         )  # fmt: skip
+
+    def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
+        """Contours over (N, D) with the optimal line, or loss against the form's one variable."""
+        from analysis.plots import of_law
+
+        return of_law(self, level=level, name=name)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

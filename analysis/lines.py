@@ -6,12 +6,14 @@ weighted line agrees with published exponents that state them (Porian et al. 240
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.power_sum import Array
+from analysis.uncertainty import quantiles
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,16 @@ def batched_lines(x: Array, y: Array, weight: Array) -> tuple[Array, Array]:
     with np.errstate(divide="ignore", invalid="ignore"):  # one distinct x: no slope
         slope = (weight * centred * y).sum(axis=1) / (weight * centred**2).sum(axis=1)
     return slope, mean_y - slope * mean_x
+
+
+def line_bands(draws: Mapping[str, Array], compute: Array, level: float) -> dict[str, Array]:
+    """Intervals n_lo, n_hi, d_lo, d_hi of N* = n_coefficient C^a and D* = d_coefficient C^b.
+
+    `draws` holds these four parameters (b,); without draws there are no intervals.
+    """
+    bands: dict[str, Array] = {}
+    for name, exponent in (("n", "a"), ("d", "b")) if draws else ():
+        log = np.log(draws[f"{name}_coefficient"])[:, None]
+        values = np.exp(log + draws[exponent][:, None] * np.log(compute))
+        bands[f"{name}_lo"], bands[f"{name}_hi"] = quantiles(values, level)
+    return bands

@@ -48,6 +48,12 @@ class SharedExponents:
             {"exponents": ["shared", "separate"], "aicc": [self.aicc_shared, self.aicc_free]}
         )
 
+    def _repr_html_(self) -> str:
+        return (
+            f"<p>{self.verdict}</p>{self.table().to_html(index=False)}"
+            f"{self.differences.to_html(index=False)}"
+        )
+
 
 def shared_exponents(fits: Mapping[str, LawFit], *, level: float = 0.9) -> SharedExponents:
     """Compares one set of exponents for all groups with one set each.

@@ -140,16 +140,26 @@ def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.nda
     return np.array([m[0] for m in medians]), np.array([m[1] for m in medians])
 
 
+_TEXTS = {
+    "n_params": lambda v: f"N {style.si_text(v)}",
+    "tokens": lambda v: f"D {style.si_text(v)}",
+    "flops": lambda v: f"C {v:.3g} FLOPs",
+    "loss": lambda v: f"loss {v:.4f}",
+}
+
+
 def hover_texts(frame: pd.DataFrame) -> list[str]:
-    """One line a point: who, how large, how long, how good."""
+    """One line a point: who, how large, how long, how good, as far as the frame knows."""
     names = [look(arch).label for arch in words(frame, "arch")]
     if "size" in frame:
         sizes = words(frame, "size")
         names = [f"{name} {size}" for name, size in zip(names, sizes, strict=True)]
-    columns = [numbers(frame, c) for c in ("n_params", "tokens", "flops", "loss")]
+    given = {column: text for column, text in _TEXTS.items() if column in frame}
+    values = zip(*(numbers(frame, column) for column in given), strict=True)
     return [
-        f"{name}: N {style.si_text(n)}, D {style.si_text(d)}, C {c:.3g} FLOPs, loss {loss:.4f}"
-        for name, n, d, c, loss in zip(names, *columns, strict=True)
+        f"{name}: "
+        + ", ".join(text(v) for text, v in zip(given.values(), row, strict=True) if np.isfinite(v))
+        for name, row in zip(names, values, strict=True)
     ]
 
 

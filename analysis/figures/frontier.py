@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from analysis.figures.hover import points
 from analysis.frames import rows, where
 from analysis.style import End, look
 
+Axis = Literal["flops", "n_params", "tokens"]
+_LABELS: dict[Axis, str] = {"flops": FLOPS, "n_params": PARAMS, "tokens": TOKENS}
 PFLOP_DAY = 1e15 * 86400.0
 """FLOPs in one PFLOP/s-day, the unit of the published laws below."""
 
@@ -44,14 +47,18 @@ PUBLISHED: Mapping[str, Published] = {
 C = 6ND; "paper": arXiv 2406.16690 Table 3."""
 
 
-def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = True) -> Figure:
-    """L(C) of every architecture with its interval.
+def loss_compute(
+    milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = True, axis: Axis = "flops"
+) -> Figure:
+    """L(C) of every architecture with its interval (or L(N), L(D): `axis`).
 
     Args:
-        milestones: arch, size, n_params, tokens, flops, loss and optionally `used` (True for the
-            points that the law was fitted to; others are faint).
-        laws: bands by `group` (FLOPs, loss).
+        milestones: arch, loss, the column `axis`, and for hover texts size, n_params, tokens,
+            flops; optionally `used` (True for the points that the law was fitted to; others are
+            faint).
+        laws: bands by `group` (`axis`, loss).
         faint: draw the points that were not used.
+        axis: what the loss is drawn against.
     """
     groups = groups_of(milestones)
     with style.context():
@@ -64,20 +71,20 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
             kept, rest = rows(own, used), rows(own, ~used)
             if faint and len(rest):
                 points(
-                    axes, rest["flops"], rest["loss"], group=group, texts=hover_texts(rest),
+                    axes, rest[axis], rest["loss"], group=group, texts=hover_texts(rest),
                     s=11, alpha=0.3, linewidths=0, zorder=2,
                 )  # fmt: skip
             points(
-                axes, kept["flops"], kept["loss"], group=group, texts=hover_texts(kept),
+                axes, kept[axis], kept["loss"], group=group, texts=hover_texts(kept),
                 edgecolors="white", s=24,
             )  # fmt: skip
             law = where(laws, group=group)
             if len(law):
                 ends.append(band(axes, law, group, among=groups))
-        axes.set_xlabel(FLOPS)
+        axes.set_xlabel(_LABELS[axis])
         axes.set_ylabel(LOSS)
-        _fit_limits(axes, milestones, laws)
-        style.log_axis(axes, "x")
+        _fit_limits(axes, milestones[axis], milestones["loss"], laws)
+        style.log_axis(axes, "x", si=axis != "flops")
         style.log_axis(axes, "y")
         if "inside" in laws and not np.asarray(laws["inside"], dtype=bool).all():
             note(axes, "dashed: beyond the data")
@@ -86,10 +93,10 @@ def loss_compute(milestones: pd.DataFrame, laws: pd.DataFrame, *, faint: bool = 
         return style.finish(figure)
 
 
-def _fit_limits(axes: Axes, milestones: pd.DataFrame, laws: pd.DataFrame) -> None:
+def _fit_limits(axes: Axes, x: Iterable[float], loss: Iterable[float], laws: pd.DataFrame) -> None:
     """Limits from points and curves; a band may run off the panel without squeezing the rest."""
-    left, right = extent(milestones["flops"], laws["x"])
-    low, high = extent(milestones["loss"], laws["y"])
+    left, right = extent(x, laws["x"])
+    low, high = extent(loss, laws["y"])
     axes.set(xscale="log", yscale="log")
     axes.set_xlim(left / 1.25, right * 1.25)
     axes.set_ylim(low * 0.97, high * 1.03)
