@@ -139,7 +139,7 @@ def _check_step(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, cache_indices: Tensor | None
 ) -> None:
     """Raise ValueError, naming the argument and the remedy, for what `recurrent` cannot take."""
-    if q.device.type != "cuda" and not interpreted():
+    if q.device.type not in ("cuda", "meta") and not interpreted():
         raise ValueError(
             f"Triton kernels need tensors on a GPU, got {q.device}; on a CPU call "
             "models.kernels.linear_attention_step, which picks the PyTorch form."
