@@ -16,6 +16,7 @@ from analysis.cli import app as analysis_app
 from models.config import ConfigError
 from scaling.checkpoint_cli import app as checkpoint_app
 from scaling.errors import LinscaleError
+from scaling.evaluation.cli import app as evaluation_app
 from scaling.tune_cli import app as tune_app
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(analysis_app)
 app.add_typer(checkpoint_app)
 app.add_typer(tune_app)
+app.add_typer(evaluation_app)
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
 Overrides = Annotated[
@@ -56,14 +58,28 @@ def plan(
     device: Annotated[
         str, typer.Option(help="Device to plan for: cpu, a100, h100, h200, b200, mi300x.")
     ] = "",
+    refine: Annotated[
+        Path | None,
+        typer.Option(help="Finished sweep: rank the rungs by how much they would narrow "
+                     "--quantity."),
+    ] = None,
+    quantity: Annotated[
+        str,
+        typer.Option(help="With --refine: a parameter (alpha, E), a, b, loss@C, n@C, d@C or "
+                     "loss@N,D."),
+    ] = "a",
+    budget: Annotated[
+        float | None, typer.Option(help="With --refine: FLOPs to spend on new rungs.")
+    ] = None,
     toy: Toy = False,
     out: Out = None,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Show every rung of an experiment: size, tokens, FLOPs, memory, time. Writes nothing.
 
     Without --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine
-    and others for an h100.
+    and others for an h100. With --refine, the rungs that a finished sweep lacks are ranked by how
+    much each would narrow the interval of a quantity, within --budget.
     """
     from scaling.devices import device_for
     from scaling.experiment import load_experiment
@@ -74,6 +90,12 @@ def plan(
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
     rungs = [rung(run, target, states.get(run.run_id, "planned")) for run in experiment.runs]
+    if refine is not None:
+        from analysis.cli import plan_refinement
+
+        plan_refinement([r.to_json() for r in rungs], refine, quantity=quantity, budget=budget,
+                        as_json=as_json)  # fmt: skip
+        return
     if as_json:
         typer.echo(json.dumps([r.to_json() for r in rungs], indent=1))
         return
