@@ -1,10 +1,10 @@
 """What happens after every optimizer step: count, guard, record, save, show.
 
-The callbacks run in the order of this file. `Clock` goes first: it adds the step to the `Journal`,
+The callbacks run in this order. `Clock` goes first: it adds the step to the `Journal`,
 which the others read.
 
 1. `Clock`            step, mean loss over micro-batches and ranks, request to stop
-2. `DivergenceGuard`  a loss or gradient norm that is not finite ends the run as `diverged`
+2. `DivergenceGuard`  stop, skip or rewind where the run diverges (`scaling.guard`)
 3. `Recorder`         metrics.jsonl, status.json with its heartbeat, log.txt
 4. `TokenCheckpoint`  resume checkpoints by time or tokens, and at once when asked to stop
 5. `Progress`         a progress bar with the time left
@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import torch
 
+from scaling import parallel
 from scaling.checkpoints import Checkpoints
 from scaling.config import RunConfig
 from scaling.module import TrainingModule
@@ -71,6 +72,14 @@ class Journal:
     """Whether a stop was asked for."""
     diverged: str = ""
     """Why the run diverged; empty if it did not."""
+    rewinding: str = ""
+    """Why the run goes back to its last checkpoint; empty if it does not."""
+    skipped: int = 0
+    """Updates left out along the path."""
+    rewinds: int = 0
+    """Returns to a checkpoint along the path."""
+    passed_over: int = 0
+    """Batches along the path that are not trained on because of rewinds."""
     started: float = field(default_factory=time.perf_counter)
     """Clock when the current segment started in this session."""
 
@@ -78,6 +87,17 @@ class Journal:
     def segment(self) -> Segment:
         """The current segment."""
         return self.segments[self.index]
+
+    @property
+    def halted(self) -> bool:
+        """Whether the last step is not to be recorded or saved."""
+        return bool(self.diverged or self.rewinding)
+
+    @property
+    def remarks(self) -> str:
+        """What a reader of the result should know; usually empty."""
+        counts = {"updates skipped": self.skipped, "rewinds": self.rewinds}
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
     @property
     def tokens(self) -> int:
@@ -104,7 +124,9 @@ class Journal:
     @property
     def kept_losses(self) -> int:
         """How many losses are kept: 5 % of the run, at least 8 and one record's worth."""
-        return max(8, math.ceil(0.05 * self.config.steps), self.record_every)
+        divergence = self.config.divergence
+        window = divergence.window + 1 if divergence.policy == "rewind" else 0
+        return max(8, math.ceil(0.05 * self.config.steps), self.record_every, window)
 
     def add(self, loss: float) -> None:
         """Count one optimizer step."""
@@ -113,17 +135,20 @@ class Journal:
         while len(self.losses) > self.kept_losses:
             self.losses.popleft()
 
-    def mean_loss(self, steps: int) -> float:
-        """Mean training loss of the last steps."""
-        last = list(self.losses)[-steps:]
-        return math.fsum(last) / len(last)
+    def mean_loss(self, steps: int) -> float | None:
+        """Mean training loss of the last steps, without skipped ones; None if all were."""
+        last = [loss for loss in list(self.losses)[-steps:] if math.isfinite(loss)]
+        return math.fsum(last) / len(last) if last else None
 
     def bits_per_byte(self, loss: float) -> float:
         """A loss in nats per token as bits per byte of text."""
         return loss / (math.log(2) * self.bytes_per_token)
 
-    def begin(self, index: int, step: int, wall: float, losses: list[float]) -> None:
+    def begin(
+        self, index: int, step: int, wall: float, losses: list[float], skipped: int = 0
+    ) -> None:
         """Start a segment, or go on with it."""
+        self.skipped, self.rewinding = skipped, ""
         self.index, self.step, self.wall = index, step, wall
         self.losses = deque(losses)
         self.started = time.perf_counter()
@@ -174,26 +199,6 @@ class Clock(StepCallback):
             journal.stopping = trainer.should_stop = True
 
 
-class DivergenceGuard(StepCallback):
-    """Stops a run whose loss or gradient is no longer a number.
-
-    It comes before `Recorder` and `TokenCheckpoint`, so what is on disk is from before.
-    """
-
-    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        journal = self.journal
-        for what, value in (("loss", journal.losses[-1]), ("gradient norm", journal.grad_norm)):
-            if not math.isfinite(value):
-                journal.diverged = (
-                    f"the {what} became {value} at step {journal.step} of segment "
-                    f"{journal.segment.name} ({journal.tokens} tokens, learning rate "
-                    f"{journal.rate:.3g}); a lower optim.lr, a longer schedule.warmup_tokens or "
-                    "gradient clipping usually helps"
-                )
-                trainer.should_stop = True
-                return
-
-
 class Recorder(StepCallback):
     """Writes metrics, status and log."""
 
@@ -212,7 +217,7 @@ class Recorder(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         journal = self.journal
-        if journal.diverged or not trainer.is_global_zero:
+        if journal.halted or not trainer.is_global_zero:
             return
         now = time.perf_counter()
         segment, every = journal.segment, journal.record_every
@@ -236,16 +241,19 @@ class Recorder(StepCallback):
         self._record.write_status(
             "running",
             tokens=journal.trained_tokens,
-            loss=journal.losses[-1] if journal.losses else None,
+            reason=journal.remarks,
+            loss=journal.mean_loss(1),
             tokens_per_second=self._speed,
             eta_seconds=eta,
         )
 
-    def _line(self, loss: float) -> dict[str, Any]:
+    def _line(self, loss: float | None) -> dict[str, Any]:
         journal = self.journal
         assert self._speed is not None
         flops = self._record.exact_flops_per_token
         mfu = self._speed * flops / journal.peak_flops if journal.peak_flops else None
+        policy = journal.config.divergence.policy
+        counts = {"skip": {"skipped": journal.skipped}, "rewind": {"rewinds": journal.rewinds}}
         return {
             "segment": journal.segment.name,
             "step": journal.step,
@@ -254,12 +262,12 @@ class Recorder(StepCallback):
             "wall": round(journal.wall_now, 3),
             "split": "train",
             "loss": loss,
-            "bpb": journal.bits_per_byte(loss),
+            "bpb": None if loss is None else journal.bits_per_byte(loss),
             "lr": journal.rate,
-            "grad_norm": journal.grad_norm,
+            "grad_norm": journal.grad_norm if math.isfinite(journal.grad_norm) else None,
             "tokens_per_second": round(self._speed, 1),
             "mfu": mfu,
-        }
+        } | counts.get(policy, {})
 
 
 class TokenCheckpoint(StepCallback):
@@ -275,9 +283,16 @@ class TokenCheckpoint(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         journal = self.journal
-        if journal.diverged or journal.step == journal.segment.last or not trainer.is_global_zero:
+        if journal.halted or journal.step == journal.segment.last:
             return
-        if journal.stopping or self._is_due():
+        if not (trainer.is_global_zero or module.sharded):
+            return
+        # A rewind goes back to a checkpoint, so that it may not depend on when a run was stopped.
+        rewinds = journal.config.divergence.policy == "rewind"
+        due = self._is_due() or (journal.stopping and not rewinds)
+        if module.sharded and journal.config.budget.checkpoint_every_tokens is None:
+            due = parallel.agree(due)  # clocks differ
+        if due:
             save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
             self._due = time.perf_counter() + CHECKPOINT_SECONDS
 
@@ -296,10 +311,13 @@ def save(
     module: TrainingModule,
     optimizer: torch.optim.Optimizer | None,
 ) -> None:
-    """Write a resume checkpoint of the current step."""
+    """Write a resume checkpoint of the current step.
+
+    All ranks of a sharded model must call it; otherwise rank 0 does.
+    """
     record.sync_metrics()
     losses = torch.tensor(list(journal.losses), dtype=torch.float64)
-    content = module.state(optimizer) | {"losses": losses}
+    content = module.state(optimizer) | {"losses": losses, "skipped": journal.skipped}
     checkpoints.save_resume(journal.index, journal.step, journal.wall_now, content)
 
 

@@ -114,6 +114,12 @@ class RunConfig(Part):
                 f"two of them are the same step when rounded to whole steps of {per_step} tokens; "
                 "space them further apart."
             )
+        if self.divergence.policy == "rewind" and self.budget.checkpoint_every_tokens is None:
+            raise ConfigError(
+                "divergence.policy='rewind' with budget.checkpoint_every_tokens=None: a rewind "
+                "goes back to the last checkpoint, which may not depend on the clock; set "
+                "budget.checkpoint_every_tokens."
+            )
         warmup = self.schedule.warmup_tokens
         if self.schedule.kind == "wsd":
             # The decay takes at least one step and starts from a warmed-up trunk.
@@ -186,7 +192,8 @@ class RunConfig(Part):
         semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
-        del semantic["budget"]["checkpoint_every_tokens"]
+        if self.divergence.policy != "rewind":  # which goes back to a checkpoint
+            del semantic["budget"]["checkpoint_every_tokens"]
         canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 

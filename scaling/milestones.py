@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from scaling import fsdp
 from scaling.callbacks import Journal, StepCallback, save
 from scaling.checkpoints import Checkpoints
 from scaling.data import Batch
@@ -40,7 +42,7 @@ class SegmentEnd(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         journal = self.journal
-        if journal.diverged or journal.step < journal.segment.last:
+        if journal.halted or journal.step < journal.segment.last:
             return
         if journal.segment.milestone:
             losses = block_losses(trainer, module, self._validation)
@@ -50,22 +52,23 @@ class SegmentEnd(StepCallback):
                     f"segment {journal.segment.name} ({journal.tokens} tokens)"
                 )
                 return
+            weights = module.weights()
             if trainer.is_global_zero:
-                self._write_milestone(module, losses)
-        if trainer.is_global_zero:
-            last = journal.index + 1 == len(journal.segments)
-            if journal.segment.is_branch or last:
-                self._record.sync_metrics()
-                self._checkpoints.finish_segment(journal.index, journal.wall_now)
-            else:
+                self._write_milestone(weights, losses)
+        last = journal.index + 1 == len(journal.segments)
+        if not (journal.segment.is_branch or last):
+            if trainer.is_global_zero or module.sharded:
                 save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
+        elif trainer.is_global_zero:
+            self._record.sync_metrics()
+            self._checkpoints.finish_segment(journal.index, journal.wall_now)
         trainer.strategy.barrier("segment end")
 
-    def _write_milestone(self, module: TrainingModule, losses: Tensor) -> None:
+    def _write_milestone(self, weights: dict[str, Any], losses: Tensor) -> None:
         journal, segment = self.journal, self.journal.segment
         loss = losses.mean().item()
         bpb = journal.bits_per_byte(loss)
-        name, digest = self._checkpoints.save_milestone(journal.tokens, module.weights())
+        name, digest = self._checkpoints.save_milestone(journal.tokens, weights)
         exact = journal.tokens * self._record.exact_flops_per_token
         where = {"step": journal.step, "tokens": journal.tokens, "flops": exact}
         self._record.append_metrics(
@@ -111,14 +114,21 @@ def block_losses(trainer: pl.Trainer, module: TrainingModule, batches: list[Batc
     sizes = [len(tokens) for tokens, _ in batches]
     losses = torch.zeros(sum(sizes), dtype=torch.float64, device=module.device)
     module.net.eval()
+    world = trainer.world_size
+    starts = list(itertools.accumulate(sizes, initial=0))
     with torch.no_grad(), trainer.precision_plugin.forward_context():
-        first = 0
-        for number, (tokens, targets) in enumerate(batches):
-            if number % trainer.world_size == trainer.global_rank:
-                tokens, targets = tokens.to(module.device), targets.to(module.device)
-                of_block = module.net.loss(tokens, targets).double().mean(dim=1)  # (b,)
-                losses[first : first + len(tokens)] = of_block
-            first += sizes[number]
+        # Ranks that share a model out go through it together, so that all take as many batches;
+        # what a rank computes beyond the last batch is the last one again, and is left out.
+        for start in range(0, len(batches), world):
+            number = start + trainer.global_rank
+            tokens, targets = batches[min(number, len(batches) - 1)]
+            if number >= len(batches) and not module.sharded:
+                break
+            tokens, targets = tokens.to(module.device), targets.to(module.device)
+            of_block = module.net.loss(tokens, targets).double().mean(dim=1)  # (b,)
+            if number < len(batches):
+                losses[starts[number] : starts[number + 1]] = of_block
+    fsdp.release(module.net)
     module.net.train()
     if trainer.world_size > 1:
         total = trainer.strategy.reduce(losses, reduce_op="sum")

@@ -8,6 +8,7 @@
         status.json       state, reason, progress and a heartbeat; replaced as a whole
         metrics.jsonl     one line a recorded step: loss, rate, gradient norm, speed
         milestones.jsonl  one line a horizon: validation loss and the checkpoint's SHA-256
+        rewinds.jsonl     one line a return to a checkpoint after a loss spike (scaling.guard)
         log.txt           the same for people
         checkpoints/      see scaling.checkpoints
 
@@ -72,6 +73,8 @@ class RunRecord:
         self.path = Path(sweep_dir) / config.run_id
         self.segments: tuple[Segment, ...] = segments(config)
         self.accounting = summary(config.model, config.data.sequence_length)
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """Told of every line of metrics.jsonl."""
         self._check_owner()
 
     @property
@@ -164,14 +167,27 @@ class RunRecord:
         append_line(self.path / "log.txt", f"{stamp}  {text}")
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Append to metrics.jsonl."""
+        """Append to metrics.jsonl, and tell the listeners."""
         append_line(self.path / "metrics.jsonl", json.dumps(line, allow_nan=False))
+        for listener in self.listeners:
+            listener(line)
 
     def append_milestone(self, line: dict[str, Any]) -> None:
         """Append to milestones.jsonl, durably."""
         path = self.path / "milestones.jsonl"
         append_line(path, json.dumps(line, allow_nan=False))
         sync(path)
+
+    def append_rewind(self, line: dict[str, Any]) -> None:
+        """Append to rewinds.jsonl, durably."""
+        path = self.path / "rewinds.jsonl"
+        append_line(path, json.dumps(line, allow_nan=False))
+        sync(path)
+
+    def rewinds(self) -> list[dict[str, Any]]:
+        """The lines of rewinds.jsonl; `truncate` has cut off a torn one."""
+        path = self.path / "rewinds.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def sync_metrics(self) -> None:
         """Make metrics.jsonl durable, so that a checkpoint never knows more than the metrics."""
@@ -191,6 +207,10 @@ class RunRecord:
         )
         milestones = _filter_lines(
             self.path / "milestones.jsonl", lambda line: ends[line["step"]] < index
+        )
+        _filter_lines(
+            self.path / "rewinds.jsonl",
+            lambda line: (line["segment"], line["to"]) <= (index, step),
         )
         last = self._position(metrics[-1]) if metrics else None
         if last != self._last_recorded(index, step):

@@ -24,7 +24,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scaling import parallel
 from scaling.callbacks import (
     Clock,
-    DivergenceGuard,
     Journal,
     Progress,
     Recorder,
@@ -36,6 +35,8 @@ from scaling.checkpoints import Checkpoints, misfit
 from scaling.config import RunConfig
 from scaling.data import DataModule
 from scaling.environment import environment, peak_flops
+from scaling.guard import DivergenceGuard, passed_over, write_rewind
+from scaling.loggers import attached
 from scaling.milestones import SegmentEnd
 from scaling.module import TrainingModule
 from scaling.randomness import isolated_random
@@ -51,7 +52,8 @@ def run_session(
     """Train until the end of the run or until `stop_event` is set; see `scaling.train.train`."""
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
-        return _Session(config, record, stop_event, progress).run()
+        with attached(record) if parallel.rank() == 0 else nullcontext():
+            return _Session(config, record, stop_event, progress).run()
 
 
 class _Session:
@@ -93,7 +95,9 @@ class _Session:
                 if journal.stopping:
                     self._end("preempted", "asked to stop; run again to continue")
                     return "preempted"
-        self._end("done", "")
+                if journal.rewinding and self._is_main:
+                    write_rewind(journal, self._record, self._checkpoints.points[-1].step)
+        self._end("done", journal.remarks)
         return "done"
 
     def _restore(self) -> TrainingModule | None:
@@ -107,12 +111,11 @@ class _Session:
                 point, content = self._checkpoints.newest(self._say)
         if point is not None:
             self._record.truncate(point.segment, point.step)
-            parallel.barrier()
-        else:
-            parallel.barrier()
+        parallel.barrier()
+        if not self._is_main:
             self._checkpoints = self._open_checkpoints()
             point, content = self._checkpoints.newest(self._say, verify=False)
-            assert point is not None
+        assert point is not None
         if point.segment == len(self._record.segments):
             return None
         module = self._module or TrainingModule(self._config)
@@ -123,7 +126,16 @@ class _Session:
             raise misfit(self._checkpoints.folder / point.file, error) from error
         segment = self._record.segments[point.segment]
         module.start(segment, point.step)
-        self._journal.begin(point.segment, point.step, point.wall, content["losses"].tolist())
+        self._journal.begin(
+            point.segment,
+            point.step,
+            point.wall,
+            content["losses"].tolist(),
+            content.get("skipped", 0),
+        )
+        rewinds = passed_over(self._record, point.segment)
+        self._journal.rewinds = len(rewinds)
+        self._journal.passed_over = sum(rewind.skip for rewind in rewinds)
         if self._is_main and point.step > segment.first:
             self._record.log(f"resuming {segment.name} at step {point.step}")
         return module
@@ -153,7 +165,8 @@ class _Session:
         ]
         steps = journal.segment.last - journal.step
         trainer = parallel.make_trainer(self._config, steps, callbacks)
-        data = DataModule(self._config, self._prepared, start_step=journal.step)
+        first = journal.step + journal.passed_over
+        data = DataModule(self._config, self._prepared, start_step=first)
         with _plain_interrupts():
             try:
                 trainer.fit(module, datamodule=data)

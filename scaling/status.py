@@ -19,6 +19,8 @@ from scaling.errors import LinscaleError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+UNFINISHED = ("running", "planned", "interrupted")
+"""States that a sweep is watched for."""
 STYLES = {
     "done": "green",
     "running": "cyan",
@@ -140,7 +142,7 @@ def watch(directory: Path, seconds: float = 2.0) -> None:
 
     rows = status_rows(directory)
     with Live(status_table(directory, rows), auto_refresh=False) as live:
-        while any(row["state"] in ("running", "planned", "interrupted") for row in rows):
+        while any(row["state"] in UNFINISHED for row in rows):
             time.sleep(seconds)
             rows = status_rows(directory)
             live.update(status_table(directory, rows), refresh=True)

@@ -64,6 +64,26 @@ def test_rows_in_the_order_of_the_sweep_with_what_is_not_begun(tmp_path: Path) -
     assert "unlisted: nan" in text
 
 
+def test_a_static_page(tmp_path: Path) -> None:
+    """Every run and reason, escaped; the page renews itself while runs are left, not later."""
+    sweep = tmp_path / "sweep"
+    write_run(sweep, "a", state="done", tokens=2000)
+    write_run(sweep, "b", state="failed", reason="loss < 0 & <b>rising</b>")
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["status", str(sweep), "--html", str(page)])
+    assert result.exit_code == 0
+    text = page.read_text()
+    assert "<h1>sweep: 1 done, 1 failed</h1>" in text
+    assert "loss &lt; 0 &amp; &lt;b&gt;rising&lt;/b&gt;" in text
+    assert 'max="2000" value="2000"' in text
+    assert "refresh" not in text
+    with claim(write_run(sweep, "c")):  # pyright: ignore[reportOptionalContextManager]
+        CliRunner().invoke(app, ["status", str(sweep), "--html", str(page)])
+    text = page.read_text()
+    assert "1 running" in text
+    assert '<meta http-equiv="refresh"' in text
+
+
 def test_milestones_give_the_validation_loss(tmp_path: Path) -> None:
     run = write_run(tmp_path, "a")
     lines = [json.dumps({"tokens": t, "val_loss": loss}) for t, loss in ((500, 3.0), (900, 2.5))]
