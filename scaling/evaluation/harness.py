@@ -7,10 +7,6 @@ A name is looked up in this order:
    winogrande; `context`, `continuation` for lambada_openai. Prompts are those of the harness's task
    of the same name; COPA keeps the comma that the files have before the connecting word.
 2. The harness's own tasks, whose data come from the Hugging Face hub or its cache.
-
-Metrics of the paper's average of commonsense reasoning (arXiv 2406.16690, section 3.4 and its
-tables): accuracy for BoolQ, PIQA, WinoGrande and ARC-e, accuracy normalised by length for
-HellaSwag, ARC-c and OpenBookQA; the average is the plain mean of the seven.
 """
 
 from __future__ import annotations
@@ -30,16 +26,8 @@ if TYPE_CHECKING:
 
     from scaling.evaluation.tasks import Subject
 
-CSR: dict[str, str] = {
-    "boolq": "acc",
-    "piqa": "acc",
-    "hellaswag": "acc_norm",
-    "winogrande": "acc",
-    "arc_easy": "acc",
-    "arc_challenge": "acc_norm",
-    "openbookqa": "acc_norm",
-}
-"""Task -> metric of the paper's average of commonsense reasoning."""
+CSR = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+"""Tasks of the paper's average of commonsense reasoning; `analysis.evals` takes it."""
 
 _CHOICES = ("query", "choices", "gold")
 LOCAL: dict[str, tuple[str, ...]] = {
@@ -52,13 +40,6 @@ LOCAL: dict[str, tuple[str, ...]] = {
     "lambada_openai": ("context", "continuation"),
 }
 """Tasks that can be read from local files -> the fields of a line."""
-
-
-def csr_average(values: dict[tuple[str, str], float]) -> float | None:
-    """The paper's average from {(task, metric): value}; None unless all seven are there."""
-    wanted = [values.get(pair) for pair in CSR.items()]
-    found = [value for value in wanted if value is not None]
-    return math.fsum(found) / len(found) if len(found) == len(CSR) else None
 
 
 def local_file(name: str, settings: Settings) -> Path | None:

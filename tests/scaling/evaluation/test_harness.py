@@ -1,0 +1,173 @@
+"""The harness on our models: against its own `hf` model, and prefix reuse against whole texts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from models.config import toy_config
+from models.language_model import build
+from scaling.evaluation import harness
+from scaling.evaluation.results import EvaluationError
+from scaling.evaluation.settings import Settings
+from scaling.evaluation.tasks import Subject
+from scaling.pretrained import Pretrained
+from scaling.tokenizers import ByteTokenizer
+
+pytest.importorskip("lm_eval")
+
+ROWS = {
+    "arc_easy": [
+        {"query": "Question: What is warm?\n", "choices": ["sun", "ice", "a stone"], "gold": 0},
+        {"query": "Question: Who?\n", "choices": ["me", "them"], "gold": 1},
+    ],
+    "winogrande": [
+        {"context_options": ["Ann saw Bo so Ann", "Ann saw Bo so Bo"], "continuation": "ran.",
+         "gold": 1},
+    ],
+    "lambada_openai": [{"context": "The cat sat on the", "continuation": "mat"}],
+    "boolq": [{"query": "Passage: P.\nQuestion: q?\n", "choices": ["no", "yes"], "gold": 1}],
+}  # fmt: skip
+
+
+def toy(arch, context=64):
+    torch.manual_seed(0)
+    model = build(toy_config(arch, 32, vocab_size=256, layers=2, head_dim=16), dtype=torch.float64)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(5)
+    tokenizer = ByteTokenizer()
+    return Pretrained(
+        name="toy", model=model.eval(), tokenizer=tokenizer, context=context, eos_ids=(255,),
+        run=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, rows in ROWS.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("arch", ["llama", "tnl", "hgrn2", "cosformer2"])
+def test_shared_contexts_change_no_score(arch):
+    from scaling.evaluation.harness_model import HarnessModel
+
+    model = HarnessModel(toy(arch), max_length=20, batch_size=4)
+    contexts = [list(b"abcdefgh"), list(b"xyz"), list(b"a longer context than all the others")]
+    endings = [list(b"12345"), list(b"1"), list(b"xyz")]
+    pairs = [(context, ending) for context in contexts for ending in endings]
+    expected = []
+    for context, ending in pairs:
+        tokens = [*context, *ending][-21:]
+        with torch.no_grad():
+            logits = model._model(torch.tensor([tokens[:-1]]))[0, -len(ending) :]
+        targets = torch.tensor(ending)
+        score = logits.log_softmax(-1)[torch.arange(len(ending)), targets].sum().item()
+        expected.append((score, bool((logits.argmax(-1) == targets).all())))
+    for found in (model.score(pairs), [model.score([pair])[0] for pair in pairs]):
+        assert [f[1] for f in found] == [e[1] for e in expected]
+        assert [f[0] for f in found] == pytest.approx([e[0] for e in expected], abs=1e-6)
+    with pytest.raises(EvaluationError, match="continuation of 21 tokens"):
+        model.score([([1], [2] * 21)])
+
+
+def test_prompts_of_local_tasks(data):
+    prompts = {}
+    for name in ROWS:
+        task = harness.local_task(name, data / f"{name}.jsonl")
+        task.build_all_requests(limit=1)
+        prompts[name] = [instance.args for instance in task.instances]
+    question = "Question: What is warm?\nAnswer:"
+    assert prompts["arc_easy"] == [(question, " sun"), (question, " ice"), (question, " a stone")]
+    assert prompts["winogrande"] == [
+        ("Ann saw Bo so Ann", " ran."),
+        ("Ann saw Bo so Bo", " ran."),
+    ]
+    assert prompts["lambada_openai"] == [("The cat sat on the", " mat")]
+    assert prompts["boolq"] == [("P.\nQuestion: q?\nAnswer:", f" {c}") for c in ("no", "yes")]
+
+
+def test_a_local_task_gives_numbers(data):
+    settings = Settings(data=data)
+    measures = {m.metric: m for m in harness.run_task("arc_easy", Subject(toy("tnl"), settings))}
+    assert set(measures) == {"acc", "acc_norm"}
+    assert measures["acc"].n == 2
+    assert measures["acc"].value in (0, 0.5, 1)
+    assert harness.recorded("arc_easy", settings)["data"][0] == "arc_easy.jsonl"
+
+
+def test_damaged_local_files(data):
+    path = data / "arc_easy.jsonl"
+    for content, message in (('{"query": 1}\n', "line 1.*choices"), ("", "no questions")):
+        path.write_text(content)
+        with pytest.raises(EvaluationError, match=message):
+            harness.local_task("arc_easy", path)
+
+
+WORDS = "the cat sat on the mat and the dog saw the cat run home again"
+
+
+def instances(kind, requests):
+    from lm_eval.api.instance import Instance
+
+    return [
+        Instance(request_type=kind, doc={}, arguments=arguments, idx=0) for arguments in requests
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' and lm-eval's own
+def test_llama_scores_as_the_harness_hf_model(tmp_path):
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import Tokenizer
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from models.interop.export import export_model
+    from scaling.evaluation.harness_model import HarnessModel
+    from scaling.tokenizers import train_bpe
+
+    tokenizer = train_bpe(
+        "bpe:280", ["the cat sat on the mat and the dog saw the cat run home"] * 9
+    )
+    torch.manual_seed(1)
+    model = build(toy_config("llama", 32, vocab_size=280, layers=2, head_dim=16)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(5)
+    export_model(model, tmp_path / "hf", context=48, eos_id=tokenizer.eos_id)
+    ours = HarnessModel(
+        Pretrained(
+            name="toy", model=model, tokenizer=tokenizer, context=48,
+            eos_ids=(tokenizer.eos_id,), run=None,
+        ),
+        max_length=48,
+        batch_size=3,
+    )  # fmt: skip
+    theirs = HFLM(
+        pretrained=LlamaForCausalLM.from_pretrained(tmp_path / "hf"),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(tokenizer.to_json()), eos_token="<|endoftext|>"
+        ),
+        batch_size=3,
+        max_length=48,
+        device="cpu",
+    )
+    contexts = ["the cat sat", "", "on the mat and the dog saw " * 5, "the dog "]
+    pairs = [(c, e) for c in contexts for e in (" on the mat", " ran", " saw the dog home")]
+    found = ours.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+    expected = theirs.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+    assert [f[1] for f in found] == [e[1] for e in expected]
+    assert [f[0] for f in found] == pytest.approx([e[0] for e in expected], abs=1e-3)
+    texts = [("the cat",), ("the cat sat on the mat and the dog " * 6,)]
+    rolling = ours.loglikelihood_rolling(instances("loglikelihood_rolling", texts))
+    assert rolling == pytest.approx(
+        theirs.loglikelihood_rolling(instances("loglikelihood_rolling", texts)), abs=1e-3
+    )
+    options = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    prompts = [("the cat sat", options), ("the dog saw the", options)]
+    assert ours.generate_until(instances("generate_until", prompts)) == theirs.generate_until(
+        instances("generate_until", prompts)
+    )
