@@ -161,14 +161,22 @@ def status(
     directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
     as_json: AsJson = False,
     live: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write a static page to this file.")
+    ] = None,
 ) -> None:
     """Show the state of every run of a sweep, with reasons for those that failed."""
     from scaling.status import status_rows, status_table, watch
+    from scaling.status_page import write_page
 
     if live:
         watch(directory)
         return
     rows = status_rows(directory)
+    if page is not None:
+        write_page(directory, rows, page)
+        typer.echo(f"wrote {page}")
+        return
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
