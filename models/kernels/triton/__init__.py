@@ -165,6 +165,6 @@ def step(
     q, k: (B, H, K); v, o: (B, H, V); decay: None, (H,), (B, H) or (B, H, K); state: float32,
     (B, H, K, V), or (S, H, K, V) with cache_indices (B,).
     """
-    from models.kernels.triton.step import step as launch
+    from models.kernels.triton.decode import step as launch
 
     return launch(q, k, v, state, decay, cache_indices)

@@ -21,7 +21,7 @@ PROGRAM = """
 import json, sys
 from dataclasses import asdict
 import torch
-from models.kernels.triton import common, offline, step, vector_launch
+from models.kernels.triton import common, decode, offline, vector_launch
 
 cases, arch = json.loads(sys.argv[1]), sys.argv[2]
 found = []
@@ -42,7 +42,7 @@ for mode, dtype, kd, vd, packed in cases:
             decay = new(1, 2048, 16, kd, kind=torch.float32)
             states = vector_launch.forward(q, k, v, decay, state, cu)[2]
             vector_launch.backward(q, k, v, decay, state, cu, states, do, dstate)
-            step.recurrent_forward(q, k, v, decay, state, cu)
+            decode.recurrent_forward(q, k, v, decay, state, cu)
     for launch in launches:
         evidence = asdict(offline.compile_launch(launch, arch))
         found.append({"kernel": launch.kernel, "configuration": launch.configuration,
