@@ -14,7 +14,7 @@ import numpy as np
 from analysis.errors import FitWarning
 from analysis.power_sum import Array
 from analysis.problem import Problem
-from analysis.solver import GRADIENT_TOLERANCE, Solution
+from analysis.solver import EXACT, GRADIENT_TOLERANCE, Solution
 from analysis.uncertainty import jackknife
 
 _SAME_OPTIMUM = 1e-6
@@ -50,14 +50,16 @@ def evidence(problem: Problem, solution: Solution) -> Evidence:
     """Convergence of a multi-start solution."""
     best = int(solution.value.argmin())
     floor = float(solution.value[best])
-    gap = (solution.value - floor) / max(floor, 1e-300)
+    weight = problem.observations.weight
+    exact = float((weight * problem.robust.rho(np.full_like(weight, EXACT))).sum())
+    gap = np.maximum(solution.value - floor - exact, 0.0) / max(floor, exact)
     stationary = np.sort(gap[solution.converged])
     optima = 1 + int((np.diff(stationary) > _SAME_OPTIMUM).sum()) if len(stationary) else 0
     residual = problem.residuals(solution.theta[best])
     _, singular, _ = _directions(problem, solution.theta[best])
     return Evidence(
         starts=len(solution.value),
-        reached=int((gap <= _SAME_OPTIMUM).sum()) if floor > 1e-20 else len(solution.value),
+        reached=int((gap <= _SAME_OPTIMUM).sum()),
         optima=optima,
         gradient=float(solution.gradient[best]),
         iterations=int(solution.iterations[best]),

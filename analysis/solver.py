@@ -28,6 +28,8 @@ _STEP_CAP = 1.0
 _EIGENVALUE_FLOOR = 1e-10
 _DECREASE = 1e-13
 _TOUCH = 1e-12
+EXACT = 1e-8
+"""Log residuals below this are rounding: a fit that leaves no more is exact, and is finished."""
 GRADIENT_TOLERANCE = 1e-5
 
 
@@ -142,7 +144,8 @@ def _newton(
         if blocked.any():
             force = np.where(blocked, 0.0, force)
             step = _direction(hessian, force, diagonal, frozen | blocked)
-        small = -(force * step).sum(axis=1) <= _DECREASE * np.maximum(now, 1e-300)
+        exact = 0.5 * EXACT**2 * w.sum(axis=-1)  # objective of a fit to the last digits
+        small = -(force * step).sum(axis=1) <= _DECREASE * np.maximum(now, exact)
         step *= np.minimum(
             1.0, _STEP_CAP / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300)
         )
@@ -151,7 +154,7 @@ def _newton(
         uphill = descent >= 0
         clipped[uphill] = (step * _room(point, step, lower[rows], upper[rows]))[uphill]
         step, descent = clipped, (force * clipped).sum(axis=1)
-        decreased[rows] |= small
+        decreased[rows] |= small | (now <= exact)
 
         # Backtracking: full steps first, then only the problems that refused.
         scale = np.ones(len(rows))

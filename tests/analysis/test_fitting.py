@@ -300,3 +300,14 @@ def test_tables_and_html_name_every_parameter() -> None:
     np.testing.assert_allclose(
         np.exp(residuals["residual"]), residuals["loss"] / residuals["predicted"]
     )
+
+
+@pytest.mark.parametrize("objective", ["huber", "least_squares", "lad", "logcosh"])
+@pytest.mark.parametrize("form", ["chinchilla", "gamma", "power_c_e"])
+def test_exact_data_are_fitted_at_once_and_without_doubt(form: str, objective) -> None:
+    """Rounding errors of 1e-16 are not optima to tell apart, nor decreases to go on for."""
+    fit = fit_law(form, suite(sizes=9), objective=objective)
+    assert {"several_optima", "not_converged"}.isdisjoint(w.code for w in fit.warnings)
+    assert fit.evidence.iterations < 60
+    if form == "chinchilla":
+        assert fit.params["alpha"] == pytest.approx(0.34, rel=1e-10)

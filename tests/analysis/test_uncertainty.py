@@ -151,13 +151,17 @@ def test_quantiles_are_central() -> None:
     assert (low, high) == (pytest.approx(50.0), pytest.approx(950.0))
 
 
+FRESH = 50_000
+"""First seed of the worlds: none below it was looked at while the method was chosen."""
+
+
 def _coverage(trials: int, samples: int, **world) -> dict[str, float]:
-    """Share of 90 % intervals that hold the truth: E, alpha, a, and the frontier 100 times out."""
+    """Share of 90 % intervals that hold the truth: parameters, a, the frontier 100 times out."""
     objective = world.pop("objective")
-    truth = {"E": TRUTH["E"], "alpha": TRUTH["alpha"], "a": 0.28 / 0.62}
+    truth = {k: TRUTH[k] for k in ("E", "alpha", "beta")} | {"a": 0.28 / 0.62}
     target = optimum_of(1e22)[2]
     hits = dict.fromkeys([*truth, "loss"], 0)
-    for seed in range(trials):
+    for seed in range(FRESH, FRESH + trials):
         fit = fit_law("chinchilla", suite(noise=0.004, seed=seed, **world), objective=objective,
                       bootstrap=samples, seed=seed)  # fmt: skip
         for name, value in truth.items():
@@ -165,14 +169,17 @@ def _coverage(trials: int, samples: int, **world) -> dict[str, float]:
             hits[name] += low <= value <= high
         row = fit.optimal(1e22).iloc[0]
         hits["loss"] += row["loss_lo"] <= target <= row["loss_hi"]
-    return {k: v / trials for k, v in hits.items()}
+    shares = {k: v / trials for k, v in hits.items()}
+    print(objective, world, shares)
+    return shares
 
 
 def test_ninety_percent_intervals_cover_in_a_small_design() -> None:
-    """Nine runs of four horizons, noise in common within a run. 60 trials: 90 % +- 4 % (1 sd)."""
+    """Nine runs of four horizons, noise in common within a run. 60 trials: a coverage of 85 % (the
+    least allowed) falls short of 0.75 in 1.4 % of samples (binomial), one of 70 % in 76 %."""
     found = _coverage(60, 200, objective="least_squares", sizes=9, ratios=(5.0, 10.0, 20.0, 40.0),
                       runs="size")  # fmt: skip
-    assert min(found.values()) >= 0.78, found
+    assert min(found.values()) >= 0.75, found
 
 
 @pytest.mark.slow
@@ -187,6 +194,7 @@ def test_ninety_percent_intervals_cover_in_a_small_design() -> None:
     ids=["25 runs", "9 runs x 4 horizons", "54 runs"],
 )
 def test_ninety_percent_intervals_cover(objective: str, world) -> None:
-    """Nominal 90 % over 200 trials, sampling error 2.1 %: within 85 to 95 % plus two of those."""
+    """Nominal 90 % covers 85 to 95 %. The sampling error of 200 trials is 2.5 % at 85 % and 1.5 %
+    at 95 %: one of them is allowed on either side."""
     found = _coverage(200, 400, objective=objective, **world)
-    assert all(0.81 <= share <= 0.99 for share in found.values()), found
+    assert all(0.825 <= share <= 0.965 for share in found.values()), found
