@@ -92,14 +92,15 @@ def measure(rounds: int) -> tuple[list[Sequence], dict[str, float]]:
             if number:  # the first round warms up
                 sequence.times.append(seconds)
     longest = [s for s in sequences if s.context == CONTEXTS[-1]]
-    again = {s.arch: statistics.median(clocked(s.again) for _ in range(3)) for s in longest}
+    again = {sequence.arch: clocked(sequence.again) for sequence in longest}
     return sequences, again
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
     """Time and state against the context."""
     with style.context():
-        figure, (times, sizes) = style.panels(1, 2, width=style.DOUBLE, height=2.8)
+        figure, panels = style.panels(1, 2, width=style.DOUBLE, height=2.8)
+        times, sizes = panels.flat
         for arch in ARCHS:
             mine = [row for row in rows if row["arch"] == arch]
             look = style.look(arch)
