@@ -19,6 +19,7 @@ from models.config import (
     paper_config,
     toy_config,
 )
+from models.kernels.api import rotate
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
 from models.layers import LayerState, Span
@@ -113,6 +114,20 @@ def gated_reference(
     return recurrent_reference(q, 1 - forget, v, forget.log(), initial_state, cu_seqlens)
 
 
+def cosine_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    position_offset: int | Tensor = 0,
+) -> tuple[Tensor, Tensor]:
+    positions = torch.arange(q.shape[1]) + position_offset
+    q, k = rotate(q, theta, positions), rotate(k, theta, positions)
+    return recurrent_reference(q, k, v, None, initial_state, cu_seqlens)
+
+
 def one_pole_filter(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor | None, cu_seqlens: None
 ) -> tuple[Tensor, Tensor]:
@@ -140,9 +155,9 @@ def token_by_token(
     k, v = repeat_heads(k, mixer.heads), repeat_heads(v, mixer.heads)
     outputs = []
     for t in range(q.shape[1]):
-        start = t + 1 - mixer.options.seen(t + 1)
-        scores = torch.einsum("bhk,bshk->bhs", q[:, t], k[:, start : t + 1])
-        outputs.append(torch.einsum("bhs,bshv->bhv", scores, v[:, start : t + 1]))
+        seen = slice(t + 1 - mixer.options.seen(t + 1), t + 1)
+        scores = q[:, t, :, None] @ k[:, seen].permute(0, 2, 3, 1)  # (B, H, 1, S)
+        outputs.append((scores @ v[:, seen].transpose(1, 2))[:, :, 0])
     values = torch.cat((v, torch.ones_like(v[..., :1])), -1)
     far, _ = recurrent_reference(q_map, k_map, values)
     return torch.stack(outputs, 1) * mixer.factor()[:, None] + far[..., :-1] / far[..., -1:], {}
@@ -153,8 +168,9 @@ def reference_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the definitions in the place of the kernels."""
     monkeypatch.setattr(layers, "linear_attention", one_pole_filter)
     monkeypatch.setattr(lolcats.HybridAttention, "attend", token_by_token)
-    for module in (tnl, cosformer2, supra):
+    for module in (tnl, supra):
         monkeypatch.setattr(module, "linear_attention", recurrent_reference)
+    monkeypatch.setattr(cosformer2, "cosine_attention", cosine_reference)
     monkeypatch.setattr(hgrn2, "hgrn2_attention", gated_reference)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", causal_softmax)
 
