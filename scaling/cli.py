@@ -58,6 +58,10 @@ def plan(
     device: Annotated[
         str, typer.Option(help="Device to plan for: cpu, a100, h100, h200, b200, mi300x.")
     ] = "",
+    nodes: Annotated[
+        int | None, typer.Option(help="Plan for so many nodes; without, for the fewest devices.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="Devices of a node, with --nodes.")] = 8,
     refine: Annotated[
         Path | None,
         typer.Option(help="Finished sweep: rank the rungs by how much they would narrow "
@@ -77,19 +81,22 @@ def plan(
 ) -> None:  # fmt: skip
     """Show every rung of an experiment: size, tokens, FLOPs, memory, time. Writes nothing.
 
-    Without --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine
+    A rung that does not fit is refused, and the field that would make it fit is named. Without --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine
     and others for an h100. With --refine, the rungs that a finished sweep lacks are ranked by how
     much each would narrow the interval of a quantity, within --budget.
     """
     from scaling.devices import device_for
     from scaling.experiment import load_experiment
-    from scaling.plan import rung
+    from scaling.plan import placed, rung
     from scaling.record import read_states
 
     experiment = load_experiment(file, overrides or [], toy)
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
-    rungs = [rung(run, target, states.get(run.run_id, "planned")) for run in experiment.runs]
+    runs = experiment.runs
+    if nodes is not None:
+        runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
+    rungs = [rung(run, target, states.get(run.run_id, "planned")) for run in runs]
     if refine is not None:
         from analysis.cli import plan_refinement
 
@@ -201,9 +208,12 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "FLOPs/token": [si(r.flops_per_token) for r in rungs],
         "FLOPs": [f"{r.flops:.2e}" for r in rungs],
         "memory": [f"{r.devices} x {_bytes(r.memory_per_device)}" for r in rungs],
+        "strategy": [r.strategy for r in rungs],
         "device time": [_duration(r.device_hours) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
+    if all(r.strategy == "auto" for r in rungs):
+        del cells["strategy"]
     for spare in ("horizons", "FLOPs/token", "batch", "steps", "lr", "tokens"):
         if 2 + sum(3 + max(map(len, [title, *rows])) for title, rows in cells.items()) <= width:
             break

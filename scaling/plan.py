@@ -3,31 +3,29 @@
 1. `tokens_for_flops`, `tokens_for_ratio`: token budgets for equal compute or for a number of
    tokens per parameter, with each architecture's own accounting.
 2. `learning_rate`, `batch_tokens`: published hyper-parameter laws, by name.
-3. `memory`: bytes per device for one run; `rung`: the row that `linscale plan` shows.
+3. `placed`: a run on the devices of a cluster; `check_fits`: refuses what their memory cannot
+   hold; `rung`: the row that `linscale plan` shows.
 
-Estimates are labelled as such. Memory counts fp32 weights, gradients and both Adam moments
-(16 bytes a parameter) shared by the devices of a rung, bf16 copies of one block's weights, and
-the activations of one micro-batch with activation checkpointing at every block: the block inputs
-of all layers, the activations inside one block, and the logits of one loss chunk.
+Estimates are labelled as such; those of memory are explained in `scaling.memory`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from models.accounting import (
     Convention,
     non_embedding_parameters,
     parameters,
-    state_bytes,
     train_flops_per_token,
 )
 from models.config import ConfigError, ModelConfig
 from scaling.config import RunConfig
 from scaling.devices import GIB, Device
+from scaling.memory import memory
 
 Law = Literal["deepseek", "step"]
 LAWS: tuple[Law, ...] = get_args(Law)
@@ -85,63 +83,99 @@ def batch_tokens(law: Law, tokens: int, flops: float) -> float:
     return 0.2920 * flops**0.3271 if law == "deepseek" else 0.58 * tokens**0.571
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Estimated bytes on one device."""
-
-    states: float
-    """Weights, gradients and optimizer moments, sharded over the devices."""
-    activations: float
-    """One micro-batch, with checkpointing at every block."""
-    devices: int
-    """Devices that the states are sharded over."""
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.states + self.activations
-
-
-LOSS_CHUNK_TOKENS = 4096
-
-
-def memory(run: RunConfig, devices: int) -> Memory:
-    """Estimated bytes per device for `run` on `devices` devices (see the module docstring)."""
-    model, data = run.model, run.data
-    groups = parameters(model)
-    total = sum(groups.values())
-    micro = run.parallel.micro_batch_sequences or 1
-    tokens = micro * data.sequence_length
-    block_inputs = 4 * model.layers * model.dim * tokens
-    # One block: q, k, v, o, gate, norms and residuals at 2 or 4 bytes (about 24 d), GLU 3 g x 2.
-    inside = (24 * model.dim + 6 * model.glu_dim) * tokens
-    block_weights = 2 * (total - groups["embedding"] - groups["head"]) / model.layers
-    logits = 8 * min(LOSS_CHUNK_TOKENS, tokens) * model.vocab_size
-    chunk_states = state_bytes(model, 1) / model.layers * tokens / 128
-    return Memory(
-        states=16 * total / devices,
-        activations=block_inputs + inside + block_weights + logits + chunk_states,
-        devices=devices,
-    )
+USABLE = 0.92
+"""Share of a device's memory that a plan fills; the rest is the runtime's."""
 
 
 def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
     """The smallest power of two of devices whose memory holds the run, its states sharded.
 
     Raises:
-        ConfigError: the activations of one micro-batch alone do not fit.
+        ConfigError: what one device holds of a micro-batch alone does not fit.
     """
-    devices = max(1, run.parallel.devices)
+    devices = max(1, run.parallel.world_size)
     while devices <= limit:
-        if memory(run, devices).total <= 0.92 * device.memory:
+        if memory(run, devices).total <= USABLE * device.memory:
             return devices
         devices *= 2
-    need = memory(run, limit).activations / GIB
-    raise ConfigError(
-        f"{run.name}: one micro-batch of {run.parallel.micro_batch_sequences or 1} x "
-        f"{run.data.sequence_length} tokens needs about {need:.0f} GiB of activations and "
-        f"{device.name} has {device.memory / GIB:.0f} GiB; lower "
-        "parallel.micro_batch_sequences or data.sequence_length."
+    raise _too_large(run, device, memory(run, limit).total)
+
+
+def placed(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfig:
+    """The run on a cluster, as `parallel` would say it.
+
+    It gets as many whole nodes as share its batch evenly, or part of one node; micro-batches are
+    made smaller where they would not divide a device's share. Strategy `auto` becomes `ddp` where
+    every device can hold the whole model, and else `fsdp`.
+
+    Raises:
+        ConfigError: it does not fit; the message names the fields that would make it fit.
+    """
+    if nodes < 1 or per_node < 1:
+        raise ConfigError(f"nodes={nodes}, gpus-per-node={per_node}: must be at least 1 each.")
+    batch, parallel = run.data.batch_sequences, run.parallel
+    whole = [n for n in range(nodes, 0, -1) if batch % (n * per_node) == 0]
+    used = whole[0] if whole else 1
+    devices = per_node if whole else max(n for n in range(1, per_node + 1) if batch % n == 0)
+    share = batch // (used * devices)
+    micro = math.gcd(share, parallel.micro_batch_sequences or share)
+
+    def on(strategy: str, shard: int | None) -> RunConfig:
+        changed: dict[str, Any] = {"nodes": used, "devices": devices, "strategy": strategy}
+        changed |= {"shard": shard, "micro_batch_sequences": micro}
+        return replace(run, parallel=replace(parallel, **changed))
+
+    strategy = parallel.strategy
+    if strategy == "auto":
+        strategy = "ddp" if used * devices > 1 else "single"
+        if memory(on(strategy, None)).total > USABLE * device.memory:
+            strategy = "fsdp"
+    result = on(strategy, parallel.shard)
+    check_fits(result, device)
+    return result
+
+
+def check_fits(run: RunConfig, device: Device) -> None:
+    """Refuse a run that its devices cannot hold.
+
+    Raises:
+        ConfigError: with the fields that would make it fit.
+    """
+    need = memory(run).total
+    if need > USABLE * device.memory:
+        raise _too_large(run, device, need)
+
+
+def _too_large(run: RunConfig, device: Device, need: float) -> ConfigError:
+    """The error for a run that does not fit, with the first change that would make it fit."""
+    parallel = run.parallel
+    changes: list[dict[str, Any]] = [{}]
+    if parallel.strategy != "fsdp" and parallel.world_size > 1:
+        changes.append({"strategy": "fsdp"})
+    if parallel.activation_checkpointing != "block":
+        changes += [change | {"activation_checkpointing": "block"} for change in changes[:]]
+    share = run.data.batch_sequences // parallel.world_size
+    if (parallel.micro_batch_sequences or share) > 1:
+        changes += [change | {"micro_batch_sequences": 1} for change in changes[:]]
+    fitting = [
+        change
+        for change in sorted(changes[1:], key=len)
+        if memory(replace(run, parallel=replace(parallel, **change))).total
+        <= USABLE * device.memory
+    ]
+    if fitting:
+        knobs = " ".join(f"parallel.{name}={value}" for name, value in fitting[0].items())
+        remedy = f"{knobs} makes it fit."
+    else:
+        remedy = (
+            "take more devices with parallel.strategy=fsdp, parallel.activation_checkpointing="
+            "block and parallel.micro_batch_sequences=1, or a shorter data.sequence_length."
+        )
+    micro = parallel.micro_batch_sequences or share
+    return ConfigError(
+        f"{run.name}: needs about {need / GIB:.0f} GiB on each of {parallel.world_size} devices "
+        f"(micro-batches of {micro} x {run.data.sequence_length} tokens) and {device.name} has "
+        f"{device.memory / GIB:.0f} GiB; {remedy}"
     )
 
 
@@ -177,6 +211,10 @@ class Rung:
     """Devices that the estimate shards over."""
     memory_per_device: float
     """Estimated bytes."""
+    nodes: int
+    """Nodes of these devices."""
+    strategy: str
+    """How they share the work; `auto` where the run leaves it open."""
     device_hours: float
     """Estimated hours of one device, all segments."""
     state: str
@@ -197,12 +235,23 @@ def trained_tokens(run: RunConfig) -> int:
 
 
 def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
-    """The plan of one run on one kind of device."""
+    """The plan of one run on one kind of device.
+
+    A run whose strategy is left open is planned for the fewest devices that hold it sharded.
+
+    Raises:
+        ConfigError: it does not fit (see `check_fits`, `devices_needed`).
+    """
     model, length = run.model, run.data.sequence_length
     groups = parameters(model)
     exact = train_flops_per_token(model, length)["total"]
     paper = train_flops_per_token(model, length, "paper")["total"]
-    devices = devices_needed(run, device)
+    if run.parallel.strategy == "auto":
+        devices = devices_needed(run, device)
+        held = memory(run, devices)
+    else:
+        check_fits(run, device)
+        devices, held = run.parallel.world_size, memory(run)
     flops = exact * trained_tokens(run)
     return Rung(
         run_id=run.run_id,
@@ -221,7 +270,9 @@ def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
         flops_per_step_pf=paper * run.tokens_per_step / 1e15,
         flops=flops,
         devices=devices,
-        memory_per_device=memory(run, devices).total,
+        memory_per_device=held.total,
+        nodes=run.parallel.nodes,
+        strategy=run.parallel.strategy,
         device_hours=flops / (device.peak_flops * device.efficiency) / 3600,
         state=state,
     )

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 COMMON = "common.pt"
 
@@ -52,7 +53,7 @@ def save(shares: dict[str, Tensor], folder: Path) -> None:
         OSError: a rank could not write.
     """
     try:
-        dcp.save(dict(shares), checkpoint_id=folder)
+        save_distributed(dict(shares), checkpoint_id=folder)
     except CheckpointException as error:
         for failure, _ in error.failures.values():
             if isinstance(failure, OSError):
@@ -85,7 +86,7 @@ def load(content: dict[str, Any], model: nn.Module) -> dict[str, Any] | None:
             whole[index] = plain | moments
         state = {"param_groups": state["param_groups"], "state": whole}
     try:
-        dcp.load(wanted, checkpoint_id=content["folder"], no_dist=not dist.is_initialized())
+        load_distributed(wanted, checkpoint_id=content["folder"], no_dist=not dist.is_initialized())
     except CheckpointException as error:
         raise RuntimeError(str(error)) from error
     return state
