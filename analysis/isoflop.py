@@ -139,7 +139,7 @@ class IsoflopFit:
         """The valleys and their minima."""
         from analysis.plots import of_isoflop
 
-        return of_isoflop(self, name=name)
+        return of_isoflop({name: self})
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

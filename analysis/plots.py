@@ -11,6 +11,7 @@ three approaches     N*(C) and D*(C) of each
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,14 +79,18 @@ def of_envelope(fit: EnvelopeFit, *, level: float, name: str) -> Figure:
     return figures.loss_compute(points, law)
 
 
-def of_isoflop(fit: IsoflopFit, *, name: str) -> Figure:
-    """Every budget's points, its polynomial and its minimum."""
-    points = fit.points.rename(columns={"n": "n_params", "d": "tokens", "c": "flops"})
-    curves = fit.profiles().rename(columns={"n": "x", "loss": "y"})
-    minima = fit.minima.rename(columns={"n": "n_params"})
-    used = np.isin(numbers(points, "budget"), numbers(minima, "budget"))
-    return figures.valleys(points[used].assign(arch=name), curves.assign(arch=name),
-                           minima.assign(arch=name))  # fmt: skip
+def of_isoflop(fits: Mapping[str, IsoflopFit]) -> Figure:
+    """Every budget's points, its polynomial and its minimum; a panel a group."""
+    parts: list[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = []
+    for name, fit in fits.items():
+        points = fit.points.rename(columns={"n": "n_params", "d": "tokens", "c": "flops"})
+        used = np.isin(numbers(points, "budget"), numbers(fit.minima, "budget"))
+        curves = fit.profiles().rename(columns={"n": "x", "loss": "y"})
+        minima = fit.minima.rename(columns={"n": "n_params"})
+        parts.append((points[used].assign(arch=name), curves.assign(arch=name),
+                      minima.assign(arch=name)))  # fmt: skip
+    return figures.valleys(*(pd.concat(frames, ignore_index=True)
+                             for frames in zip(*parts, strict=True)))  # fmt: skip
 
 
 def of_comparison(result: CompareResult) -> Figure:

@@ -177,7 +177,7 @@ def _compose(
         "belongs to α and B to β: they cannot be read apart. Envelope: pure power law through the "
         "lowest checkpoints at each C. Full precision in `fits.json`.",
     )
-    show("contours", "optimum", "exponents")
+    show("contours", "optimum", "valleys", "exponents")
     page.section("Checks")
     show("holdout", "residuals", "collapse")
     if result.comparisons:

@@ -8,9 +8,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import figures
+from analysis.errors import AnalysisError
 from analysis.figures.curves import frontier_mask
 from analysis.figures.surface import Surface
 from analysis.frames import where, words
+from analysis.isoflop import IsoflopFit, isoflop
+from analysis.law_fit import LawFit
+from analysis.plots import of_isoflop
 from analysis.study import LEVEL, Study
 from analysis.style import look
 
@@ -103,6 +107,18 @@ def draw(result: Study) -> list[Drawn]:
                 f"for the same loss. {interval} Within the compute that both have seen.",
             ),
         )
+    profiles = isoflop_profiles(points, result.laws)
+    if profiles:
+        drawn.append(
+            Drawn(
+                "valleys",
+                of_isoflop(profiles),
+                "IsoFLOP profiles: loss against size at equal compute, with the minimum of each "
+                "parabola. A cross-check of the law: parabolas are biased on wide or off-centre "
+                "grids.",
+                wide=True,
+            )
+        )
     if len(result.forecast):
         drawn.append(
             Drawn(
@@ -131,6 +147,17 @@ def draw(result: Study) -> list[Drawn]:
         ),
     ]
     return drawn
+
+
+def isoflop_profiles(points: pd.DataFrame, laws: dict[str, LawFit]) -> dict[str, IsoflopFit]:
+    """Profiles of the architectures whose runs were laid out for them; others have none."""
+    found: dict[str, IsoflopFit] = {}
+    for group, law in laws.items():
+        try:
+            found[group] = isoflop(where(points, arch=group), law=law)
+        except AnalysisError:
+            continue  # a ladder, not a grid of equal budgets
+    return found
 
 
 def _surface(result: Study, group: str) -> Surface:

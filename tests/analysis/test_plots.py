@@ -14,7 +14,10 @@ from analysis.downstream import fit_downstream
 from analysis.envelope import envelope
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_law
+from analysis.frames import where
 from analysis.isoflop import isoflop
+from analysis.plots import of_isoflop
+from analysis.report_figures import isoflop_profiles
 from analysis.shared import shared_exponents
 
 
@@ -87,6 +90,15 @@ def test_envelope_and_isoflop_draw_what_they_fitted() -> None:
         best = part.loc[part["loss"].idxmin()]
         assert best["n"] == pytest.approx(minimum["n"], rel=0.05)
         assert best["loss"] == pytest.approx(minimum["loss"], abs=1e-4)
+
+
+def test_report_draws_valleys_where_there_are_some() -> None:
+    ladder, grid = suite(noise=0.004, arch="ladder"), _iso(0.001).assign(arch="grid")
+    table = pd.concat([ladder, grid], ignore_index=True)
+    laws = {g: fit_law("chinchilla", where(table, arch=g)) for g in ("ladder", "grid")}
+    profiles = isoflop_profiles(table, laws)
+    assert list(profiles) == ["grid"]
+    assert "grid" in _texts(of_isoflop(profiles))
 
 
 def test_comparison_and_task_draw_bands() -> None:
