@@ -1,0 +1,61 @@
+# %% [markdown]
+# # Three approaches to one table
+#
+# You will learn to reproduce a published fit, to challenge it by changing one choice at a time, and
+# to compare envelope, IsoFLOP and parametric fits. With `LINSCALE_DATA` set to a folder that holds
+# `chinchilla_epoch/svg_extracted_data.csv`, the points are those extracted from Chinchilla's
+# figure by Besiroglu et al. (arXiv 2404.10102); otherwise they are one architecture of the
+# quickstart.
+
+# %%
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.approaches import three_approaches
+from analysis.fitting import fit_law
+from analysis.frames import where
+from analysis.records import load_sweep
+from analysis.sensitivity import sensitivity
+
+SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+PUBLIC = Path(os.environ.get("LINSCALE_DATA", "data")) / "chinchilla_epoch/svg_extracted_data.csv"
+
+# %%
+if PUBLIC.is_file():
+    table = pd.read_csv(PUBLIC)
+    points = table.rename(columns={"Model Size": "n_params", "Training FLOP": "flops"})
+    points["tokens"] = points["flops"] / (6 * points["n_params"])
+    points = points.sort_values("loss").iloc[:-5].reset_index(drop=True)  # five outliers
+    source = "Chinchilla, extracted from its figure"
+else:
+    points = where(load_sweep(SWEEP).points, arch="llama")
+    source = "LLaMA of the quickstart (set LINSCALE_DATA to use Chinchilla's points)"
+print(f"{source}: {len(points)} points")
+
+# %% [markdown]
+# ## Reproduce
+# Huber loss of width 1e-3 on log loss, summed.
+
+# %%
+fit = fit_law("chinchilla", points, bootstrap=200)
+fit.table()
+
+# %%
+for warning in fit.warnings:
+    print(warning)
+
+# %% [markdown]
+# ## Challenge
+# The same data under other forms and objectives.
+
+# %%
+sensitivity("chinchilla", points, reference=fit)
+
+# %% [markdown]
+# ## Compare
+# An approach that the data cannot support is listed with its reason.
+
+# %%
+three_approaches(points, bootstrap=0).table()
