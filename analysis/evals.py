@@ -57,9 +57,10 @@ def load_evals(directory: str | Path, sweep: Sweep) -> pd.DataFrame:
 
 def csr_average(evals: pd.DataFrame) -> pd.DataFrame:
     """One row a checkpoint that has all seven tasks: run_id, arch, size, tokens, flops, csr."""
-    wanted = evals["task"].map(CSR) == evals["metric"]
+    wanted = evals["task"].map(lambda task: CSR.get(task)) == evals["metric"]
     where = ["run_id", "arch", "size", "checkpoint", "tokens", "flops"]
-    tasks = evals[wanted].drop_duplicates([*where, "task"], keep="last")
+    found: Any = evals[wanted]
+    tasks = found.drop_duplicates([*where, "task"], keep="last")
     means = tasks.groupby(where, as_index=False).agg(
         csr=("value", "mean"), tasks=("value", "count")
     )

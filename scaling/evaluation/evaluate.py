@@ -115,6 +115,7 @@ def _evaluate_one(
     say: Callable[[str], None],
 ) -> None:
     missing = [n for n in labels if not results.has(target.origin, n, labels[n])]
+    subject = None
     outcome.kept += len(labels) - len(missing)
     name = f"{target.directory.name}/{target.origin.checkpoint}"
     if missing:
@@ -122,8 +123,9 @@ def _evaluate_one(
             subject = Subject(load(target.path, device=device), settings)
         except (LinscaleError, ConfigError) as error:
             outcome.failures.append(str(error))
-            missing = []
     for task in missing:
+        if subject is None:
+            break
         try:
             measures = _run(task, subject)
             results.add(target.origin, task, labels[task], measures)

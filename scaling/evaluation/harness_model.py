@@ -19,7 +19,7 @@ encoding of pairs, truncation from the left to `max_length` inputs, and greedy c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from models.generation import Sampling, generate_tokens, prefill_hidden
-from models.language_model import State
+from models.language_model import Block, State
 from scaling.evaluation.perplexity import sliding_losses
 from scaling.evaluation.results import EvaluationError
 from scaling.pretrained import Pretrained
@@ -143,7 +143,8 @@ class HarnessModel(TemplateLM):
 
     def _read(self, contexts: list[list[int]]) -> tuple[Tensor, State]:
         """Hidden states after the contexts (N, d), and the states."""
-        if not all(block.mixer.growing for block in self._model.blocks):
+        blocks = cast(list[Block], list(self._model.blocks))
+        if not all(block.mixer.growing for block in blocks):
             return prefill_hidden(self._model, contexts)
         lengths = torch.tensor([len(context) for context in contexts], device=self._device)
         hidden, state = self._model.hidden(self._padded(contexts), keep_state=True)
@@ -188,13 +189,13 @@ class HarnessModel(TemplateLM):
         texts: list[str] = [""] * len(requests)
         kinds: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
-            kinds.setdefault(repr(request.args[1]), []).append(number)
+            kinds.setdefault(repr(_arguments(request)[1]), []).append(number)
         for numbers in kinds.values():
-            numbers.sort(key=lambda n: -len(requests[n].args[0]))
+            numbers.sort(key=lambda n: -len(_arguments(requests[n])[0]))
             for first in range(0, len(numbers), self._batch_size):
                 batch = numbers[first : first + self._batch_size]
-                prompts = [requests[n].args[0] for n in batch]
-                options = normalize_gen_kwargs(requests[batch[0]].args[1])
+                prompts = [_arguments(requests[n])[0] for n in batch]
+                options = normalize_gen_kwargs(_arguments(requests[batch[0]])[1])
                 for number, text in zip(batch, self._generate(prompts, options), strict=True):
                     texts[number] = text
         return texts
@@ -220,6 +221,11 @@ class HarnessModel(TemplateLM):
                 self._model, tokenizer, contexts, sampling, eos_ids=self._pretrained.eos_ids
             )
         ]
+
+
+def _arguments(request: Instance) -> tuple[Any, ...]:
+    """What the harness asks: texts and options."""
+    return request.args
 
 
 def _batches(questions: list[list[int]], rows: int) -> list[list[list[int]]]:

@@ -199,9 +199,9 @@ def _weights(
             f"depth_growth={depth_growth} and length_growth={length_growth}: must be at least 1 "
             "(1: all cells weigh the same)."
         )
-    by_depth = depth_growth ** np.arange(shape[0])
-    by_length = length_growth ** np.arange(shape[1])
-    return np.outer(by_depth, by_length)
+    by_depth = np.float64(depth_growth) ** np.arange(shape[0])
+    by_length = np.float64(length_growth) ** np.arange(shape[1])
+    return np.outer(by_depth, by_length).astype(np.float64)
 
 
 def _upto(lengths: Sequence[int], length: int) -> NDArray[np.intp]:

@@ -146,7 +146,7 @@ def _document(subject: Subject) -> list[Measure]:
 def _haystack(subject: Subject) -> str:
     if subject.settings.text:
         return "\n\n".join(read_text(path) for path in subject.settings.text)
-    return "\n\n".join(open_corpus(DataConfig(corpus="kjv")).documents(0))
+    return "\n\n".join(open_corpus(DataConfig(corpus="kjv")).read(0))
 
 
 def _needle(subject: Subject, easy: bool) -> list[Measure]:
