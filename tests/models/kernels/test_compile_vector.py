@@ -62,7 +62,8 @@ def check(cases: list[tuple[Any, ...]], arch: str) -> None:
     names = {launch["kernel"] for launch in found}
     assert names >= {"scan_states", "read_states", "gradients"}
     for launch in found:
-        assert launch["spilled"] == 0, launch
+        if launch["case"][1] != "torch.float32":  # see test_compile
+            assert launch["spilled"] == 0, launch
         assert launch["shared"] <= SHARED_LIMIT[arch], launch
         if launch["kernel"] != "recurrent" and launch["case"][1] != "torch.float32":
             assert sum(launch["tensor_core"].values()) > 0, launch
@@ -72,8 +73,10 @@ def check(cases: list[tuple[Any, ...]], arch: str) -> None:
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_default_configurations(arch: str) -> None:
-    """HGRN2 as the paper's models have it: fused gate, bfloat16, head dimension 128."""
-    check([("gate", "bfloat16", 128, 128, False)], arch)
+    """HGRN2 as the paper's models have it: fused gate, bfloat16, head dimension 128; on sm_90 also
+    per-channel decay and the recurrent kernel."""
+    modes = ("gate", "vector") if arch == "sm_90" else ("gate",)
+    check([(mode, "bfloat16", 128, 128, False) for mode in modes], arch)
 
 
 @pytest.mark.slow
