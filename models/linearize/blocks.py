@@ -29,7 +29,7 @@ class Blocks(NamedTuple):
 
     window: int
     """Tokens w of a block."""
-    count: int
+    blocks: int
     """Blocks n of a row."""
     slots: Tensor | None
     """Slot of each token, (R, T); None: token t is in slot t."""
@@ -83,7 +83,7 @@ def make_blocks(span: Span, batch: int, length: int, window: int) -> Blocks:
     position = first[..., None] + torch.arange(window, device=device)
     return Blocks(
         window=window,
-        count=count,
+        blocks=count,
         slots=slots,
         base=base,
         end=end,
@@ -100,7 +100,7 @@ def lay_out(x: Tensor, blocks: Blocks, ring: Tensor | None = None) -> Tensor:
 
     Slots that hold no token (`Blocks.held`) have any finite value.
     """
-    length = blocks.count * blocks.window
+    length = blocks.blocks * blocks.window
     if blocks.slots is None:
         buffer = _pad_tokens(x, length - x.shape[1])
     else:
@@ -112,7 +112,7 @@ def lay_out(x: Tensor, blocks: Blocks, ring: Tensor | None = None) -> Tensor:
             where = (blocks.start * blocks.window)[:, None] + index  # (N, 2w)
             buffer = buffer.index_put((blocks.row[:, None], where), old)
         buffer = buffer.index_put((rows, blocks.slots), x)
-    return buffer.unflatten(1, (blocks.count, blocks.window))
+    return buffer.unflatten(1, (blocks.blocks, blocks.window))
 
 
 def collect(buffer: Tensor, blocks: Blocks, length: int) -> Tensor:
