@@ -113,7 +113,7 @@ def three_approaches(
     first: EnvelopeFit | None = None
     second: IsoflopFit | None = None
     third: LawFit | None = None
-    notes = dict.fromkeys(NAMES, "")
+    notes: dict[str, str] = dict.fromkeys(NAMES, "")
     try:
         if curves is None:
             curves = _as_curves(points)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.figures.frontier import Axis
-from analysis.frames import numbers
+from analysis.frames import numbers, rows
 from analysis.uncertainty import quantiles
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def of_isoflop(fits: Mapping[str, IsoflopFit]) -> Figure:
 
 def of_comparison(result: CompareResult) -> Figure:
     """The compute multiplier of x over y against the compute of y."""
-    frame = result.frame[np.isfinite(numbers(result.frame, "multiplier"))]
+    frame = rows(result.frame, np.isfinite(numbers(result.frame, "multiplier")))
     bands = pd.DataFrame({"group": result.x, "x": frame["c_y"], "y": frame["multiplier"],
                           "inside": frame["inside"]})  # fmt: skip
     if np.isfinite(numbers(frame, "lo")).any():

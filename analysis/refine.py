@@ -24,7 +24,7 @@ import pandas as pd
 from analysis.design import rank_rungs
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_law
-from analysis.frames import groups, numbers, plain, where, words
+from analysis.frames import groups, numbers, plain, rows, where, words
 from analysis.records import Sweep
 
 LEVEL = 0.9
@@ -76,7 +76,7 @@ def refine(
     """
     points = sweep.require_points()
     left_out = _finished(sweep, candidates)
-    fresh = candidates[~candidates["run_id"].isin(list(left_out))]
+    fresh = rows(candidates, ~candidates["run_id"].isin(list(left_out)))
     archs = groups(fresh, "arch") if len(fresh) else []
     able = {}
     for arch in archs:
