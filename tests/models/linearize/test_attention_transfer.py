@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -33,14 +34,14 @@ def test_transfer_loss_is_the_error_of_the_heads_outputs() -> None:
     # The teacher's residual stream, from hooks on the softmax model itself.
     inputs: dict[int, Tensor] = {}
     heads: dict[int, Tensor] = {}
+
+    def keep(place: dict[int, Tensor], layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda _, args: place.update([(layer, args[0])])
+
     for layer in (0, 2):
         attention = mixer(model, layer)
-        attention.register_forward_pre_hook(
-            lambda _, args, layer=layer: inputs.update({layer: args[0]})
-        )
-        cast(nn.Module, attention.out).register_forward_pre_hook(
-            lambda _, args, layer=layer: heads.update({layer: args[0]})
-        )
+        attention.register_forward_pre_hook(keep(inputs, layer))
+        cast(nn.Module, attention.out).register_forward_pre_hook(keep(heads, layer))
     model(text)
     expected = []
     for layer in (0, 2):
@@ -79,14 +80,13 @@ def test_transfer_lowers_the_loss_of_every_layer(cross_entropy: float) -> None:
     learning = freeze_for_transfer(student)
     optimizer = torch.optim.AdamW(learning, lr=0.01, weight_decay=0)
     text = tokens(4, 48)
-    factors = {"mse": 1000.0, "cross_entropy": cross_entropy}
-    before = attention_transfer_loss(student, text, **factors)
+    before = attention_transfer_loss(student, text, cross_entropy=cross_entropy)
     for _ in range(30):
         optimizer.zero_grad()
-        for _, loss in layer_losses(student, text, **factors):
+        for _, loss in layer_losses(student, text, cross_entropy=cross_entropy):
             loss.backward()
         optimizer.step()
-    after = attention_transfer_loss(student, text, **factors)
+    after = attention_transfer_loss(student, text, cross_entropy=cross_entropy)
     assert (after < before * (0.8 if cross_entropy == 0 else 0.999)).all(), (before, after)
     for name, parameter in student.named_parameters():
         learns = "_map." in name or ".factor." in name
