@@ -68,7 +68,7 @@ def shard(model: LanguageModel, mesh: DeviceMesh, *, bf16: bool) -> None:
     for block in model.blocks:
         if bf16:
             for module in block.modules():
-                if isinstance(module, FullPrecision) and any(module.parameters()):
+                if isinstance(module, FullPrecision) and list(module.parameters()):
                     fully_shard(module, mesh=mesh, mp_policy=full)
         fully_shard(block, mesh=mesh, mp_policy=narrow if bf16 else full)
     fully_shard(model, mesh=mesh, mp_policy=full)
