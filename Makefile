@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test test-all check format figures gpu-check bench clean
+.PHONY: help setup quickstart test test-all check format figures docs notebooks gpu-check bench clean
 
 help:            ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ format: $(STAMP) ## Format and fix what can be fixed.
 figures: $(STAMP)  ## Rebuild the quickstart report and its figures from the run records.
 	$(BIN)/linscale report runs/quickstart -o runs/quickstart/report
 
+docs: $(STAMP)   ## Build the documentation into build/site; a warning is an error.
+	$(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP)  ## Execute the notebooks into build/notebooks.
+	$(BIN)/python notebooks/execute.py
+
 gpu-check:       ## On a CUDA machine, with its own Python: every kernel against fp64, forward and backward.
 	$(PYTHON) -m pytest -q -m gpu tests/models/kernels
 
@@ -49,6 +55,9 @@ bench: $(STAMP)  ## Measure the benchmarks that this machine can run; results un
 	$(BIN)/python -m experiments.benchmarks.llama_vs_transformers
 	$(BIN)/python -m experiments.benchmarks.lightning_overhead
 	$(BIN)/python -m experiments.benchmarks.fitting
+	$(BIN)/python -m experiments.benchmarks.decoding
+	@if command -v nvidia-smi > /dev/null; then $(BIN)/python -m experiments.benchmarks.kernels_gpu; \
+		else echo "No NVIDIA GPU here: the kernel benchmark is left out."; fi
 
 clean:           ## Remove caches; runs and data stay.
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

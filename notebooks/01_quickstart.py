@@ -6,6 +6,7 @@
 # repository without checkpoints (and with every fourth line of the training log).
 
 # %%
+# %matplotlib inline
 from pathlib import Path
 
 from analysis import figures

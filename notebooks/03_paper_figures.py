@@ -10,6 +10,7 @@
 # another tokenizer. Losses per token do not compare between the two: only slopes and shapes do.
 
 # %%
+# %matplotlib inline
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -62,6 +63,7 @@ def overlay(quantity: str, ours: pd.DataFrame, label: str):
         axes.loglog(paper * PF_DAY, scale * paper**power, "--", color=colour)
     axes.set(xlabel="training compute (FLOPs)", ylabel=label)
     axes.legend(title="solid: ours, dashed: paper")
+    plt.close(figure)  # the cell shows what it returns
     return figure
 
 
