@@ -6,10 +6,10 @@ Command: make quickstart    (or: linscale run experiments/quickstart.py)
 Expected: 60 points, 15 an architecture, on clean lines; at this scale HGRN2 needs the least compute
 for the same loss.
 
-The models have 7 to 158 thousand parameters besides the embedding and read at most 1.6 million bytes
-of English: enough to see that the machinery works, far too little to say which architecture is
-better at the sizes that people use. Every size is trained past the point where it would be the best
-choice, so that the laws are read off inside the data.
+The models have 7 to 158 thousand parameters besides the embedding and read at most 1.6 million
+bytes of English: enough to see that the machinery works, far too little to say which architecture
+is better at the sizes that people use. Every size is trained past the point where it would be the
+best choice, so that the laws are read off inside the data.
 """
 
 from __future__ import annotations

@@ -81,9 +81,10 @@ def plan(
 ) -> None:  # fmt: skip
     """Show every rung of an experiment: size, tokens, FLOPs, memory, time. Writes nothing.
 
-    A rung that does not fit is refused, and the field that would make it fit is named. Without --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine
-    and others for an h100. With --refine, the rungs that a finished sweep lacks are ranked by how
-    much each would narrow the interval of a quantity, within --budget.
+    A rung that does not fit is refused, and the field that would make it fit is named. Without
+    --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine and
+    others for an h100. With --refine, the rungs that a finished sweep lacks are ranked by how much
+    each would narrow the interval of a quantity, within --budget.
     """
     from scaling.devices import device_for
     from scaling.experiment import load_experiment

@@ -116,11 +116,13 @@ def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     )
     # One token of TOKENS sequences. The state is updated in place: counted once here and in the
     # floor, though it is read and written.
-    one = [new(TOKENS, HEADS, dim) for _ in range(3)]
+    token_q, token_k, token_v = (new(TOKENS, HEADS, dim) for _ in range(3))
     state = new(TOKENS, HEADS, dim, dim, kind=torch.float32)
     yield Operation(
         name="decode step",
-        forward=lambda: kernels.step(*one, state, new(HEADS, kind=torch.float32)),
+        forward=lambda: kernels.step(
+            token_q, token_k, token_v, state, new(HEADS, kind=torch.float32)
+        ),
         backward=lambda _: None,
         floor=(4 * dim * size + 4 * dim * dim, 0),
     )

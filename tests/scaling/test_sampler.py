@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -131,4 +131,4 @@ def test_sampler_never_ends() -> None:
     )
     batches = list(islice(sampler, 30))
     assert len(batches) == 30
-    assert sorted(sum(batches, [])) == sorted([0, 1, 2] * 20)
+    assert sorted(chain.from_iterable(batches)) == sorted([0, 1, 2] * 20)
