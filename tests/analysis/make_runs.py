@@ -1,8 +1,8 @@
 """Writes sweep directories as a training run would leave them, from laws that are known.
 
 The loss of a decayed checkpoint is L(N, D) = E + A / N^a + B / D^b with log-normal noise per run
-and per horizon; the trunk lies a few per cent above it (an undecayed model), falls from log V during
-warm-up, and every decay branch comes down to the law at its horizon. So a correct reader and fit
+and per horizon; the trunk lies a few per cent above it (an undecayed model), falls from log V
+during warm-up, and every decay branch comes down to the law at its horizon. So a correct reader and fit
 must give back `LAWS`.
 
     python tests/analysis/make_runs.py DIR      # a demonstration sweep to look at
@@ -123,7 +123,8 @@ def _write_run(
         "schema": 1, "run_id": run_id, "sweep": sweep, "name": f"{arch}-d{dim}", "size": f"d{dim}",
         "seed": seed,
         "model": {"arch": arch, "vocab_size": VOCAB, "dim": dim, "layers": layers,
-                  "heads": dim // 32, "glu_dim": -(-dim * 8 // 3 // 16) * 16, "tie_embeddings": True},
+                  "heads": dim // 32, "glu_dim": -(-dim * 8 // 3 // 16) * 16,
+                  "tie_embeddings": True},
         "data": {"corpus": "kjv", "tokenizer": "bytes", "sequence_length": CONTEXT,
                  "batch_sequences": BATCH, "validation_fraction": 0.05, "validation_blocks": 64},
         "optim": {"lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1,
