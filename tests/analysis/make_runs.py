@@ -2,8 +2,8 @@
 
 The loss of a decayed checkpoint is L(N, D) = E + A / N^a + B / D^b with log-normal noise per run
 and per horizon; the trunk lies a few per cent above it (an undecayed model), falls from log V
-during warm-up, and every decay branch comes down to the law at its horizon. So a correct reader and fit
-must give back `LAWS`.
+during warm-up, and every decay branch comes down to the law at its horizon. So a correct reader
+and fit must give back `LAWS`.
 
     python tests/analysis/make_runs.py DIR      # a demonstration sweep to look at
 """
