@@ -71,7 +71,12 @@ def paper_recipe(
             horizons=even if horizons is None else tuple(horizons),
             checkpoint_every_tokens=2_000_000_000,
         ),
-        parallel=ParallelConfig(precision="bf16", micro_batch_sequences=1, compile=True),
+        parallel=ParallelConfig(
+            precision="bf16",
+            micro_batch_sequences=1,
+            activation_checkpointing="block",
+            compile=True,
+        ),
     )
 
 
