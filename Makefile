@@ -27,7 +27,7 @@ test: $(STAMP)   ## Run the tests (a few minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 test-all: $(STAMP)  ## Run the tests with the long matrices.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not gpu'
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -n 2 -q -m 'not gpu'
 
 check: $(STAMP)  ## Lint, format and type checks.
 	$(BIN)/ruff check .
