@@ -281,7 +281,7 @@ def test_llama_3_parabola(shared_data: Path) -> None:
 def test_three_approaches_on_chinchilla(shared_data: Path) -> None:
     result = three_approaches(_chinchilla(shared_data), bootstrap=200)
     by_name = {row["approach"]: row for row in result.frame.to_dict("records")}
-    assert by_name["1 envelope"]["note"] == "needs training curves"
+    assert by_name["1 envelope"]["note"].startswith("needs training curves")
     assert by_name["3 parametric"]["a"] == pytest.approx(0.5139, abs=5e-5)
     assert by_name["2 IsoFLOP"]["a"] == pytest.approx(0.5139, abs=0.05)
 
