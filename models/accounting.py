@@ -28,13 +28,17 @@ TPE. The printed values of LLaMA contain 4 l d more and those of cosFormer2 7 l 
 that the paper does not itemise; the factors are read off Table 7). With them 23 of the 24 printed
 parameter counts follow to the digit; cosFormer2 3B prints 2799.0 M where this gives 2799.3 M, and
 no closed form found in l, d, h, g meets that cell together with the other five.
+
+An architecture that is in none of these papers is counted by `models.measured`; the `paper`
+convention, which has no row for it, is then the exact one without the head.
 """
 
 from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from models.config import LINEARIZED, Arch, ModelConfig
+from models import measured
+from models.config import ARCHS, LINEARIZED, Arch, ModelConfig
 
 Convention = Literal["exact", "paper"]
 CONVENTIONS: tuple[Convention, ...] = ("exact", "paper")
@@ -56,6 +60,11 @@ class Summary(TypedDict):
     sequence_length: int
 
 
+def _measured(config: ModelConfig) -> bool:
+    """Whether the architecture has no closed forms here."""
+    return config.arch not in (*ARCHS, *LINEARIZED)
+
+
 def key_dim(config: ModelConfig, layer: int) -> int:
     """Key dimension of one head's state: twice the head dimension where LRPE rotates the keys."""
     lrpe = config.arch == "cosformer2" or (
@@ -73,6 +82,8 @@ def parameters(config: ModelConfig) -> dict[str, int]:
         gate), channel_mixer, norm, position (LRPE angles, TPE), decay (lower bounds, slopes),
         feature_map (of linearized models, with LoLCATs' window factors).
     """
+    if _measured(config):
+        return measured.costs(config)[0]
     d, layers = config.dim, config.layers
     attention = config.heads * config.head_dim
     mixer_bias = config.qkv_bias * _qkv_dim(config) + config.out_bias * d
@@ -152,7 +163,7 @@ def _state_size(config: ModelConfig, layer: int) -> int:
 
 def non_embedding_parameters(config: ModelConfig, convention: Convention = "exact") -> int:
     """N without embedding and head: the N of the paper's fits."""
-    if convention == "exact":
+    if convention == "exact" or _measured(config):
         groups = parameters(config)
         return sum(groups.values()) - groups["embedding"] - groups["head"]
     d, layers, t = config.dim, config.layers, config.head_dim
@@ -177,6 +188,8 @@ def forward_flops_per_token(
         keys: keys a softmax query sees: `mean_keys` in training, `seen_keys` in decoding.
         near: keys in a window of LoLCATs: `LoLCATs.mean_seen` or `LoLCATs.seen`.
     """
+    if _measured(config):
+        return dict(measured.costs(config)[1])
     d, layers = config.dim, config.layers
     linear = [i for i in range(layers) if i not in config.softmax_layers]
     state = sum(4 * _state_size(config, i) for i in linear)
@@ -227,6 +240,9 @@ def train_flops_per_token(
 def _paper_flops(config: ModelConfig, n: int) -> dict[str, float]:
     """Table 1 of arXiv 2406.16690 per token: 72 l d^2 (1 + mixer share + vector share)."""
     d, h = config.dim, config.heads
+    if _measured(config):
+        terms = forward_flops_per_token(config, 0)
+        return {name: 3 * value for name, value in terms.items() if name != "head"}
     if config.linearized is not None:
         return _paper_flops_linearized(config, n)
     mixer, vector = {
@@ -277,6 +293,8 @@ def state_bytes(config: ModelConfig, batch_size: int = 1, itemsize: int = 4) -> 
     Each layer holds heads x d_k x d_v numbers, LoLCATs' two such states; cosFormer2 also holds its
     TPE state, d numbers.
     """
+    if _measured(config):
+        return batch_size * itemsize * measured.costs(config)[2]
     states = sum(
         _state_size(config, i) for i in range(config.layers) if i not in config.softmax_layers
     )

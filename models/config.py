@@ -15,7 +15,8 @@ from typing import Literal, get_args
 from models.errors import ConfigError
 from models.linearize.options import Linearized, LoLCATs, Supra
 
-Arch = Literal["llama", "tnl", "hgrn2", "cosformer2", "supra", "lolcats"]
+Arch = str
+"""Name of an architecture: a key of `ARCH_NAMES` and the module that builds it."""
 ARCHS: tuple[Arch, ...] = ("llama", "tnl", "hgrn2", "cosformer2")
 """The architectures of the paper."""
 LINEARIZED: tuple[Arch, ...] = ("supra", "lolcats")
@@ -28,6 +29,7 @@ ARCH_NAMES: dict[Arch, str] = {
     "supra": "SUPRA",
     "lolcats": "LoLCATs",
 }
+"""Every architecture with its name in print. A new one is `models/NAME.py` and one line here."""
 
 PAPER_VOCAB = 100_280
 """Vocabulary of every run in the paper (cl100k_base plus special tokens, padded)."""
@@ -105,7 +107,8 @@ class ModelConfig:
 
     arch: Arch
     """Token mixer: softmax (`llama`), per-head decay (`tnl`), per-channel data-dependent decay
-    (`hgrn2`), no decay (`cosformer2`), or a linearized LLaMA's (`supra`, `lolcats`)."""
+    (`hgrn2`), no decay (`cosformer2`), a linearized LLaMA's (`supra`, `lolcats`), or one of your
+    own: any key of `ARCH_NAMES`."""
     vocab_size: int
     """Rows of the embedding table."""
     dim: int
@@ -166,7 +169,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("arch", (*ARCHS, *LINEARIZED)),
+            ("arch", tuple(ARCH_NAMES)),
             ("decay_slopes", ("alibi", "linear", "retnet", "none")),
             ("tnl_lrpe", ("none", "first", "all")),
             ("glu_activation", ("silu", "none", None)),
