@@ -7,8 +7,8 @@ Expected: 208 points; a seed moves the loss by about one percent at the smallest
 the distance between the architectures.
 
 Seven sizes of 7 thousand to one million parameters besides the embedding, four decayed horizons of
-0.4 to 3.2 million bytes of English (less than one pass over the corpus), three seeds at the three smallest
-sizes. Learning rate and batch are the same at every size, as in the paper that the suite follows.
+0.4 to 3.2 million bytes of English (less than one pass over the corpus), three seeds at the three
+smallest sizes. Learning rate and batch are the same at every size, as in the paper.
 """
 
 from __future__ import annotations
