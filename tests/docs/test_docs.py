@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from scaling.config import dotted_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -40,10 +44,51 @@ def test_there_are_commands() -> None:
     assert COMMANDS
 
 
-def test_every_page_in_the_navigation_exists() -> None:
-    listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert listed
-    assert [name for name in listed if not (ROOT / "docs" / name).is_file()] == []
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    """The module that MkDocs loads from a path, as it does."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Strict: a page outside the navigation, a dead link or a name that is gone is an error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    mixers = (tmp_path / "explanation_mixers" / "index.html").read_text("utf-8")
+    assert "<math" in mixers
+    assert "$$" not in mixers
+
+
+def test_reference_has_every_field(hooks: ModuleType) -> None:
+    page = hooks.fields()
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| .* \| (.*) \|$", page, re.MULTILINE))
+    assert set(dotted_names()) <= set(rows)
+    assert [name for name in dotted_names() if not rows[name].strip()] == []
+
+
+def test_reference_has_every_command(hooks: ModuleType) -> None:
+    page = hooks.commands()
+    for command in ("plan", "run", "status", "fit", "report", "generate", "evaluate", "export"):
+        assert f"## `linscale {command}`" in page
+
+
+def test_equations_are_drawn_and_code_is_left_alone(hooks: ModuleType) -> None:
+    text = "costs $5 and $6, `$a$`, $x_t$\n\n```\n$b$\n```\n\n    $c$\n"
+    drawn = hooks.on_page_markdown(text)
+    assert drawn.count("<math") == 1
+    for kept in ("$5 and $6", "`$a$`", "$b$", "$c$"):
+        assert kept in drawn
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

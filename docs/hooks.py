@@ -1,0 +1,111 @@
+"""What MkDocs builds besides the pages: the command reference, the table of fields, equations.
+
+1. `on_files` adds two pages that are generated from the code, so that they cannot go stale: the
+   commands through typer's own documentation command, and every field of a run from the docstrings
+   of the configuration classes.
+2. `on_page_markdown` turns $...$ and $$...$$ outside code into MathML, which browsers draw without
+   a script and without a request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from typing import Any, get_args
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+CODE = re.compile(r"(^```.*?^```|^(?: {4}|\t).*?$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+INLINE = re.compile(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated reference pages."""
+    for name, content in {"reference_cli.md": commands(), "reference_fields.md": fields()}.items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace TeX by MathML everywhere but in code."""
+    parts = CODE.split(markdown)  # text and code in turn
+    for i in range(0, len(parts), 2):
+        text = DISPLAY.sub(lambda m: convert(m[1].strip(), display="block"), parts[i])
+        parts[i] = INLINE.sub(lambda m: convert(m[1]), text)
+    return "".join(parts)
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    typer = [sys.executable, "-m", "typer", "scaling.cli", "utils", "docs", "--name", "linscale"]
+    text = subprocess.run(typer, check=True, capture_output=True, text=True).stdout
+    return text.replace("# `linscale`", "# Commands", 1)
+
+
+def fields() -> str:
+    """A table for each part of a run: dotted name, type, default, meaning."""
+    from scaling.config import RunConfig
+
+    lines = [
+        "# Fields of a run",
+        "",
+        "Set them in an experiment file; names with at most one dot also as an override on the "
+        "command line, such as `optim.lr=3e-4`. An unknown name is refused with the nearest known "
+        "one.",
+    ]
+    _part(RunConfig, "", lines)
+    return "\n".join(lines)
+
+
+def _part(part: type, prefix: str, lines: list[str]) -> None:
+    documented = _docstrings(part)
+    nested: list[tuple[type, str]] = []
+    lines += ["", f"## {prefix.rstrip('.') or 'run'}", "", _first(part.__doc__), ""]
+    lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for field in dataclasses.fields(part):
+        hint = _hint(part, field.name)
+        inner = next((h for h in (hint, *get_args(hint)) if dataclasses.is_dataclass(h)), None)
+        if isinstance(inner, type):
+            nested.append((inner, f"{prefix}{field.name}."))
+        meaning = documented.get(field.name, "")
+        cells = (f"`{prefix}{field.name}`", f"`{_type(hint)}`", _default(field), meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for inner, inner_prefix in nested:
+        _part(inner, inner_prefix, lines)
+
+
+def _docstrings(part: type) -> dict[str, str]:
+    """Docstring of every field, those of base classes included."""
+    found: dict[str, str] = {}
+    for base in reversed(part.__mro__[:-1]):
+        for name, member in griffe.load(base.__module__)[base.__name__].members.items():
+            if member.is_attribute and member.docstring:
+                found[name] = " ".join(member.docstring.value.split())
+    return found
+
+
+def _hint(part: type, name: str) -> Any:
+    from scaling.fields import hints
+
+    return hints(part)[name]
+
+
+def _type(hint: Any) -> str:
+    text = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    return re.sub(r"typing\.|models\.[\w.]*\.|models\.|scaling\.[\w.]*\.", "", text)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING or dataclasses.is_dataclass(field.default):
+        return "see below"
+    return "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+
+
+def _first(docstring: str | None) -> str:
+    return (docstring or "").split("\n\n")[0].replace("\n", " ")
