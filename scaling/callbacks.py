@@ -250,19 +250,20 @@ class Recorder(StepCallback):
     def _line(self, loss: float | None) -> dict[str, Any]:
         journal = self.journal
         assert self._speed is not None
-        flops = self._record.exact_flops_per_token
-        mfu = self._speed * flops / journal.peak_flops if journal.peak_flops else None
+        transfer, record = journal.segment.is_transfer, self._record
+        flops = self._speed * record.flops_per_token(transfer)
+        mfu = flops / journal.peak_flops if journal.peak_flops else None
         policy = journal.config.divergence.policy
         counts = {"skip": {"skipped": journal.skipped}, "rewind": {"rewinds": journal.rewinds}}
         return {
             "segment": journal.segment.name,
             "step": journal.step,
             "tokens": journal.tokens,
-            "flops": journal.tokens * flops,
+            "flops": record.flops(journal.tokens),
             "wall": round(journal.wall_now, 3),
-            "split": "train",
+            "split": "transfer" if transfer else "train",
             "loss": loss,
-            "bpb": None if loss is None else journal.bits_per_byte(loss),
+            "bpb": None if loss is None or transfer else journal.bits_per_byte(loss),
             "lr": journal.rate,
             "grad_norm": journal.grad_norm if math.isfinite(journal.grad_norm) else None,
             "tokens_per_second": round(self._speed, 1),
@@ -358,6 +359,7 @@ class Progress(StepCallback):
             completed=journal.trained_tokens,
             note=f"{journal.segment.name} {journal.tokens:,} tokens, loss {journal.losses[-1]:.4f}",
         )
+    bits = "" if journal.segment.is_transfer else f" ({journal.bits_per_byte(loss):.4f} bpb)"
 
 
 def describe(journal: Journal, speed: float | None) -> str:
@@ -366,7 +368,7 @@ def describe(journal: Journal, speed: float | None) -> str:
     parts = [
         f"{journal.segment.name} step {journal.step}/{journal.segment.last}",
         f"{journal.tokens:,} tokens",
-        f"loss {loss:.4f} ({journal.bits_per_byte(loss):.4f} bpb)",
+        f"loss {loss:.4f}{bits}",
         f"lr {journal.rate:.3g}",
         f"grad {journal.grad_norm:.3g}",
     ]

@@ -17,6 +17,7 @@ from models.config import ConfigError
 from scaling.checkpoint_cli import app as checkpoint_app
 from scaling.errors import LinscaleError
 from scaling.evaluation.cli import app as evaluation_app
+from scaling.linearization.cli import app as linearization_app
 from scaling.tune_cli import app as tune_app
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app.add_typer(analysis_app)
 app.add_typer(checkpoint_app)
 app.add_typer(tune_app)
 app.add_typer(evaluation_app)
+app.add_typer(linearization_app)
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
 Overrides = Annotated[

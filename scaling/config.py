@@ -27,6 +27,7 @@ from typing import Any, Literal, cast, get_args
 
 from models.config import LATER, ConfigError, ModelConfig
 from scaling.fields import check, hints, identity, parse, unknown_name
+from scaling.linearization.config import LinearizeConfig
 from scaling.parts import (
     BudgetConfig,
     DataConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "BudgetConfig",
     "DataConfig",
     "DivergenceConfig",
+    "LinearizeConfig",
     "OptimConfig",
     "ParallelConfig",
     "RunConfig",
@@ -73,6 +75,8 @@ class RunConfig(Part):
     """On which devices; of these fields only the precision is part of the identity."""
     divergence: DivergenceConfig = field(default=DivergenceConfig(), metadata=LATER)
     """What happens when the loss spikes or is no longer a number."""
+    linearize: LinearizeConfig = field(default=LinearizeConfig(), metadata=LATER)
+    """Which transformer it starts from, if any."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where metrics go besides the run record (`scaling.loggers`). Not part of the identity."""
     seed: int = 0
@@ -85,6 +89,7 @@ class RunConfig(Part):
         self._require("name", slug, "1 to 64 letters, digits, dots, dashes or underscores")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         self._validate_model()
+        self.linearize.check(self.model, self.parallel.strategy)
         self._validate_budget()
         self._validate_batch()
 
@@ -120,10 +125,17 @@ class RunConfig(Part):
                 "goes back to the last checkpoint, which may not depend on the clock; set "
                 "budget.checkpoint_every_tokens."
             )
+        transfer = self.transfer_steps
+        if transfer >= steps[0]:
+            raise ConfigError(
+                f"linearize.transfer_tokens={self.linearize.transfer_tokens}: stage 1 must end "
+                f"before the first horizon, at {steps[0] * per_step} tokens; shorten it or raise "
+                "the budget, which counts the tokens of both stages."
+            )
         warmup = self.schedule.warmup_tokens
         if self.schedule.kind == "wsd":
             # The decay takes at least one step and starts from a warmed-up trunk.
-            stable = steps[0] - self.decay_steps(steps[0])
+            stable = steps[0] - self.decay_steps(steps[0]) - transfer
             if warmup > stable * per_step:
                 raise ConfigError(
                     f"schedule.warmup_tokens={warmup}: the warm-up must end before the first decay "
@@ -131,10 +143,11 @@ class RunConfig(Part):
                     f"schedule.decay_fraction={self.schedule.decay_fraction}); shorten the warm-up "
                     "or move the first horizon."
                 )
-        elif warmup >= self.steps * per_step:
+        elif warmup >= (self.steps - transfer) * per_step:
+            after = " after stage 1" if transfer else ""
             raise ConfigError(
                 f"schedule.warmup_tokens={warmup}: must be less than the run's "
-                f"{self.steps * per_step} tokens."
+                f"{(self.steps - transfer) * per_step} tokens{after}."
             )
 
     def _validate_batch(self) -> None:
@@ -178,9 +191,15 @@ class RunConfig(Part):
     def _horizons(self) -> tuple[int, ...]:
         return tuple(sorted({*self.budget.horizons, self.budget.tokens}))
 
+    @property
+    def transfer_steps(self) -> int:
+        """Optimizer steps of stage 1 (attention transfer); 0 where there is no such stage."""
+        tokens = self.linearize.transfer_tokens
+        return self._to_steps(tokens) if tokens else 0
+
     def decay_steps(self, horizon: int) -> int:
         """Optimizer steps of the WSD decay that ends at step `horizon`, at least one."""
-        return max(1, round(horizon * self.schedule.decay_fraction))
+        return max(1, round((horizon - self.transfer_steps) * self.schedule.decay_fraction))
 
     def _to_steps(self, tokens: int) -> int:
         return max(1, (2 * tokens + self.tokens_per_step) // (2 * self.tokens_per_step))

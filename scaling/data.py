@@ -19,28 +19,31 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scaling.config import RunConfig
+from scaling.losses import Batch
 from scaling.sampler import BlockOrder, StepSampler
 from scaling.shards import PreparedData, prepare
-from scaling.token_store import Split
-
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, int64 (B, T)."""
+from scaling.token_store import Source
 
 
 def to_batch(rows: NDArray[np.int64]) -> Batch:
-    """Inputs and targets, views of one tensor, from rows of T + 1 tokens: (B, T + 1)."""
+    """Inputs and targets, views of one tensor.
+
+    Args:
+        rows: T + 1 tokens each, (B, T + 1), or of a recall task inputs and targets, (B, 2, T).
+    """
     tokens = torch.from_numpy(rows)
+    if tokens.ndim == 3:
+        return tokens[:, 0], tokens[:, 1]
     return tokens[:, :-1], tokens[:, 1:]
 
 
 class Blocks(Dataset[Batch]):
     """Training blocks by number; a loader asks for all numbers of a batch at once."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Source) -> None:
         self._split = split
 
     def __len__(self) -> int:

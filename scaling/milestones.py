@@ -22,7 +22,8 @@ from torch import Tensor
 from scaling import fsdp
 from scaling.callbacks import Journal, StepCallback, save
 from scaling.checkpoints import Checkpoints
-from scaling.data import Batch
+from scaling.linearization.start import end_transfer
+from scaling.losses import Batch, block_means
 from scaling.module import TrainingModule
 from scaling.record import RunRecord
 
@@ -55,6 +56,8 @@ class SegmentEnd(StepCallback):
             weights = module.weights()
             if trainer.is_global_zero:
                 self._write_milestone(weights, losses)
+        elif journal.segment.is_transfer and trainer.is_global_zero:
+            end_transfer(module, self._record, self._validation)
         last = journal.index + 1 == len(journal.segments)
         if not (journal.segment.is_branch or last):
             if trainer.is_global_zero or module.sharded:
@@ -69,8 +72,8 @@ class SegmentEnd(StepCallback):
         loss = losses.mean().item()
         bpb = journal.bits_per_byte(loss)
         name, digest = self._checkpoints.save_milestone(journal.tokens, weights)
-        exact = journal.tokens * self._record.exact_flops_per_token
-        where = {"step": journal.step, "tokens": journal.tokens, "flops": exact}
+        tokens, flops = journal.tokens, self._record.flops
+        where = {"step": journal.step, "tokens": tokens, "flops": flops(tokens)}
         self._record.append_metrics(
             {
                 "segment": segment.name,
@@ -85,9 +88,8 @@ class SegmentEnd(StepCallback):
                 "mfu": None,
             }
         )
-        paper = self._record.accounting["flops_per_token"]["paper"]["total"]
         line: dict[str, Any] = where | {
-            "flops_paper": journal.tokens * paper,
+            "flops_paper": flops(tokens, "paper"),
             "train_loss": journal.mean_loss(max(8, math.ceil(0.05 * journal.step))),
             "val_loss": loss,
             "val_loss_std": losses.std().item() if len(losses) > 1 else None,
@@ -111,7 +113,7 @@ class SegmentEnd(StepCallback):
 
 def block_losses(trainer: pl.Trainer, module: TrainingModule, batches: list[Batch]) -> Tensor:
     """Mean loss of every validation block in nats per token, float64 (blocks,)."""
-    sizes = [len(tokens) for tokens, _ in batches]
+    sizes = [len(batch[0]) for batch in batches]
     losses = torch.zeros(sum(sizes), dtype=torch.float64, device=module.device)
     module.net.eval()
     world = trainer.world_size
@@ -121,11 +123,10 @@ def block_losses(trainer: pl.Trainer, module: TrainingModule, batches: list[Batc
         # what a rank computes beyond the last batch is the last one again, and is left out.
         for start in range(0, len(batches), world):
             number = start + trainer.global_rank
-            tokens, targets = batches[min(number, len(batches) - 1)]
+            batch = batches[min(number, len(batches) - 1)]
             if number >= len(batches) and not module.sharded:
                 break
-            tokens, targets = tokens.to(module.device), targets.to(module.device)
-            of_block = module.net.loss(tokens, targets).double().mean(dim=1)  # (b,)
+            of_block = block_means(module.net, tuple(t.to(module.device) for t in batch))  # (b,)
             if number < len(batches):
                 losses[starts[number] : starts[number + 1]] = of_block
     fsdp.release(module.net)

@@ -23,6 +23,8 @@ from models.language_model import LanguageModel, build
 from scaling import fsdp, sharded_state
 from scaling.activations import checkpoint_blocks
 from scaling.config import RunConfig
+from scaling.linearization import stages
+from scaling.losses import Batch, mean_loss
 from scaling.optim import adamw
 from scaling.parallel import accelerator
 from scaling.randomness import random_state, seed_all, set_random_state
@@ -46,6 +48,8 @@ class TrainingModule(pl.LightningModule):
         """Sum of the micro-batch losses of the step under way."""
         self.grad_norm = torch.zeros(())
         """Global gradient norm of the last step, before clipping."""
+        self.layer_losses: Tensor | None = None
+        """Losses of the layers in the last micro-batch of attention transfer, (layers,)."""
 
     @property
     def sharded(self) -> bool:
@@ -58,17 +62,26 @@ class TrainingModule(pl.LightningModule):
     def start(self, segment: Segment, step: int) -> None:
         """Train `segment` next, from `step` on, with the optimizer state given to `restore`."""
         self.segment, self.step = segment, step
+        stages.enter(self.net, self.config, segment)
+        if step == self.config.transfer_steps:
+            self.optimizer_state = None  # other parameters learn from here on
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss in nats per token of tokens and targets, (b, T) each."""
-        tokens, targets = batch
-        loss = self.net.loss(tokens, targets).mean()
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean loss in nats per token, or in attention transfer the mean over layers."""
+        assert self.segment is not None
+        if self.segment.is_transfer:
+            losses = stages.transfer_losses(self.net, self.config, batch)
+            self.layer_losses = losses.detach()
+            loss = losses.mean()
+        else:
+            loss = mean_loss(self.net, batch)
         self.loss_sum += loss.detach()
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, with the moments of the checkpoint that training goes on from."""
-        optimizer = adamw(self.net, self.config.optim)
+        assert self.segment is not None
+        optimizer = adamw(self.net, stages.optim(self.config, self.segment))
         if self.optimizer_state is not None:
             state = self.optimizer_state
             if self.sharded:
@@ -88,7 +101,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, keep their norm, and set the rate of the step."""
-        limit = self.config.optim.clip_norm
+        assert self.segment is not None
+        limit = stages.optim(self.config, self.segment).clip_norm
         norm = torch.nn.utils.clip_grad_norm_(
             self.net.parameters(), float("inf") if limit is None else limit
         )
@@ -115,7 +129,7 @@ class TrainingModule(pl.LightningModule):
 
     def weights(self) -> dict[str, Any]:
         """What a milestone keeps. All ranks of a sharded model must call it; rank 0 gets it."""
-        return self._head() | {"model": fsdp.whole_weights(self.net)}
+        return self._head() | {"model": stages.merged_weights(self.net)}
 
     def _head(self) -> dict[str, Any]:
         return {"config": self.config.to_json(), "step": self.step}
@@ -131,6 +145,7 @@ class TrainingModule(pl.LightningModule):
             if self.sharded:
                 fsdp.load_whole(self.net, content["model"])
             else:
+                stages.match_lora(self.net, self.config, content["model"])
                 self.net.load_state_dict(content["model"])
             self.optimizer_state = content["optimizer"]
         fsdp.release(self.net)

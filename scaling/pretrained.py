@@ -63,12 +63,24 @@ def load(
         LinscaleError: nothing there, or a checkpoint that is damaged or incomplete.
         ConfigError: a foreign checkpoint that cannot be imported (`models.interop.InteropError`).
     """
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None:
+        return _foreign(Path(path), device, dtype)
+    return _from_run(checkpoint, device, dtype)
+
+
+def find_checkpoint(path: Path | str) -> Path | None:
+    """The checkpoint that a path of the table means; None for a foreign model's directory.
+
+    Raises:
+        LinscaleError: there is no model at the path.
+    """
     path = Path(path)
     values = _head(path / "config.json") if path.is_dir() else {}
     if path.is_file() or "run_id" in values:
-        return _from_run(path if path.is_file() else _last_milestone(path), device, dtype)
+        return path if path.is_file() else _last_milestone(path)
     if "model_type" in values:
-        return _foreign(path, device, dtype)
+        return None
     if runs := sorted(p.parent.name for p in path.glob("*/config.json") if path.is_dir()):
         raise LinscaleError(
             f"{path}: is a sweep; give one of its runs, such as {path / runs[0]} "

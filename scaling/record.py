@@ -29,12 +29,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from models.accounting import summary
+from models.accounting import Convention, summary
 from models.config import ConfigError
 from scaling.checkpoints import load_model as load_model  # part of the record's interface
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
 from scaling.files import append_line, replacing, sync, write_json
+from scaling.linearization.costs import stages
 from scaling.schedule import Segment, segments
 from scaling.tokenizers import JsonTokenizer, Tokenizer
 
@@ -72,7 +73,9 @@ class RunRecord:
         self.config = config
         self.path = Path(sweep_dir) / config.run_id
         self.segments: tuple[Segment, ...] = segments(config)
-        self.accounting = summary(config.model, config.data.sequence_length)
+        self.accounting: dict[str, Any] = {**summary(config.model, config.data.sequence_length)}
+        if config.linearize.teacher:
+            self.accounting["stages"] = stages(config)
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         """Told of every line of metrics.jsonl."""
         self._check_owner()
@@ -97,10 +100,17 @@ class RunRecord:
         """Steps between two training lines; the last step of a segment has one as well."""
         return max(1, round(self.config.steps / RECORDS))
 
-    @property
-    def exact_flops_per_token(self) -> float:
-        """Training FLOPs per token, `exact` convention."""
-        return self.accounting["flops_per_token"]["exact"]["total"]
+    def flops(self, tokens: int, convention: Convention = "exact") -> float:
+        """Training FLOPs of the first `tokens` of the run's path."""
+        transfer = min(tokens, self.config.transfer_steps * self.config.tokens_per_step)
+        after = (tokens - transfer) * self.flops_per_token(False, convention)
+        return transfer * self.flops_per_token(True, convention) + after
+
+    def flops_per_token(self, transfer: bool, convention: Convention = "exact") -> float:
+        """Training FLOPs of a token in attention transfer, or anywhere else."""
+        if stages := self.accounting.get("stages"):
+            return stages[("transfer_" if transfer else "") + "flops_per_token"][convention]
+        return self.accounting["flops_per_token"][convention]["total"]
 
     def create(self) -> None:
         """Write what is known before training: configuration and accounting."""

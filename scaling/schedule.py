@@ -15,6 +15,9 @@ Linear decay after a constant rate: Haegele et al., arXiv 2405.18392, section 3.
 With `wsd` one run yields a decayed model at each horizon: a branch leaves the trunk at
 h - decay_steps(h), decays to h and is measured; the trunk then goes on from where it was left.
 `segments` lists those parts in the order in which they are trained.
+
+A run that begins with attention transfer (`scaling.linearization`) has a segment of its own for it,
+at a constant rate; t, D and h above then count from the end of that segment.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from scaling.config import RunConfig, ScheduleConfig
 
 TRUNK = "trunk"
+TRANSFER = "transfer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Segment:
     """A stretch of steps trained in one go. Steps count along the path from initialisation."""
 
     name: str
-    """`trunk`, or `decay-<tokens>` after its horizon in tokens."""
+    """`trunk`, `decay-<tokens>` after its horizon in tokens, or `transfer`."""
     first: int
     """Steps taken before the segment starts."""
     last: int
@@ -43,13 +47,20 @@ class Segment:
     @property
     def is_branch(self) -> bool:
         """Whether the state is put back to the one at `first` when the segment has ended."""
-        return self.name != TRUNK
+        return self.name not in (TRUNK, TRANSFER)
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether this is stage 1 of a linearization."""
+        return self.name == TRANSFER
 
 
 def segments(config: RunConfig) -> tuple[Segment, ...]:
     """The parts of a run in training order; the last one ends the run."""
     parts: list[Segment] = []
-    trunk = 0
+    trunk = config.transfer_steps
+    if trunk:
+        parts.append(Segment(name=TRANSFER, first=0, last=trunk, milestone=False))
     for horizon in config.horizon_steps:
         decay = config.decay_steps(horizon) if config.schedule.kind == "wsd" else 0
         branch = horizon - decay
@@ -64,12 +75,14 @@ def segments(config: RunConfig) -> tuple[Segment, ...]:
 
 def learning_rate(config: RunConfig, segment: Segment, step: int) -> float:
     """Learning rate of the optimizer step that follows `step` earlier ones in a segment's path."""
-    per_step = config.tokens_per_step
-    middle = (step + 0.5) * per_step
+    if segment.is_transfer:
+        return config.linearize.transfer_lr
+    per_step, before = config.tokens_per_step, config.transfer_steps
+    middle = (step - before + 0.5) * per_step
     if segment.is_branch:
-        share = (middle / per_step - segment.first) / (segment.last - segment.first)
+        share = (middle / per_step - (segment.first - before)) / (segment.last - segment.first)
         return config.optim.lr * decay_factor(share, config.schedule.final_lr_ratio)
-    return config.optim.lr * factor(config.schedule, middle, config.steps * per_step)
+    return config.optim.lr * factor(config.schedule, middle, (config.steps - before) * per_step)
 
 
 def factor(schedule: ScheduleConfig, tokens: float, total: float) -> float:

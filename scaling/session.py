@@ -36,6 +36,7 @@ from scaling.config import RunConfig
 from scaling.data import DataModule
 from scaling.environment import environment, peak_flops
 from scaling.guard import DivergenceGuard, passed_over, write_rewind
+from scaling.linearization.start import begin
 from scaling.loggers import attached
 from scaling.milestones import SegmentEnd
 from scaling.module import TrainingModule
@@ -130,7 +131,8 @@ class _Session:
             point.segment,
             point.step,
             point.wall,
-            content["losses"].tolist(),
+            # Losses of attention transfer are no losses of the language model.
+            [] if point.step == self._config.transfer_steps else content["losses"].tolist(),
             content.get("skipped", 0),
         )
         rewinds = passed_over(self._record, point.segment)
@@ -148,6 +150,8 @@ class _Session:
         """Write the checkpoint of step 0, from the seed alone."""
         self._module = TrainingModule(self._config)
         self._journal.begin(0, 0, 0.0, [])
+        if self._config.linearize.teacher and (self._is_main or self._module.sharded):
+            begin(self._module, self._record, self._prepared, self._validation)
         if not (self._is_main or self._module.sharded):
             return
         save(self._journal, self._record, self._checkpoints, self._module, None)

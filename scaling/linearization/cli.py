@@ -1,0 +1,223 @@
+"""`linscale linearize`: a transformer without softmax, from one command.
+
+A run like any other: the same command goes on with it after a kill, `linscale status` shows it, and
+its checkpoints can be generated from, evaluated and exported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from models.config import ConfigError, LoLCATs, ModelConfig, Supra
+from scaling.errors import LinscaleError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from scaling.config import DataConfig, RunConfig
+
+app = typer.Typer()
+
+ALPACA = "instructions:hf:yahma/alpaca-cleaned"
+
+
+@app.command(
+    epilog="Example: linscale linearize runs/quickstart/RUN --method lolcats --tokens 4e5 "
+    "--window 16 optim.lr=1e-3"
+)
+def linearize(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The transformer: a run's directory, one of its checkpoints, or a directory in "
+            "Hugging Face's layout."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Dotted overrides, such as optim.lr=1e-3.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="supra or lolcats.")] = "supra",
+    tokens: Annotated[
+        float | None, typer.Option(help="Budget of all stages (default: as published).")
+    ] = None,
+    transfer_tokens: Annotated[
+        float | None, typer.Option(help="Of these, LoLCATs' first stage (default: half).")
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Text, as data.corpus, or instructions:PATH.jsonl (default: the teacher's; for "
+            "LoLCATs on a foreign model Alpaca)."
+        ),
+    ] = None,
+    feature_map: Annotated[
+        str | None, typer.Option(help="supra, t2r, hedgehog, relu, elu, taylor or identity.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="LoLCATs: softmax window.")] = None,
+    arrangement: Annotated[
+        str | None, typer.Option(help="LoLCATs: terraced or sliding window.")
+    ] = None,
+    no_decay: Annotated[bool, typer.Option(help="SUPRA: heads that forget nothing.")] = False,
+    no_norm: Annotated[bool, typer.Option(help="SUPRA: no norm after attention.")] = False,
+    keep_softmax: Annotated[
+        str, typer.Option(help="Layers that keep their softmax, such as 0,15.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Seeds new weights and data order.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
+        "runs/linearize"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
+) -> None:
+    """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
+
+    Prints how much is trained, and the validation loss of the teacher, after surgery and after
+    each stage. The same command goes on with a run that was stopped.
+    """
+    from scaling.experiment import Experiment
+    from scaling.launch import launch
+
+    options: dict[str, Any] = {
+        "feature_map": feature_map,
+        "window": window,
+        "arrangement": arrangement,
+        "norm": False if no_norm else None,
+        "softmax_layers": _layers(keep_softmax),
+    }
+    config = _config(
+        _relative(model),
+        method,
+        {name: value for name, value in options.items() if value is not None},
+        corpus=corpus,
+        tokens=tokens,
+        no_decay=no_decay,
+        seed=seed,
+    )
+    transfer = [] if transfer_tokens is None else [f"linearize.transfer_tokens={transfer_tokens}"]
+    config = config.override([*transfer, *(overrides or [])])
+    command = f"linscale linearize {model} --method {method}"
+    experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
+    if not launch(experiment, out, launcher="inline"):
+        raise typer.Exit(1)
+    _show(out / config.run_id, as_json)
+
+
+def _config(
+    teacher: str,
+    method: str,
+    options: dict[str, Any],
+    *,
+    corpus: str | None,
+    tokens: float | None,
+    no_decay: bool,
+    seed: int,
+) -> RunConfig:
+    """The published recipe of a method for a teacher."""
+    from scaling.linearization import recipes
+    from scaling.linearization.teacher import teacher_config
+
+    if method not in recipes.METHODS:
+        raise ConfigError(f"method={method!r}: choose one of {', '.join(recipes.METHODS)}.")
+    student = _student(teacher_config(teacher), method, options, no_decay)
+    data = _data(teacher, method, corpus)
+    name = f"{method}-{Path(teacher).stem if teacher.endswith('.pt') else Path(teacher).name}"
+    recipe = recipes.supra_run if method == "supra" else recipes.lolcats_run
+    budget = {} if tokens is None else {"tokens": int(tokens)}
+    return recipe(name[:64], teacher, student, data, seed=seed, parallel=_parallel(), **budget)
+
+
+def _student(
+    teacher: ModelConfig, method: str, options: dict[str, Any], no_decay: bool
+) -> ModelConfig:
+    part = Supra if method == "supra" else LoLCATs
+    names = part.__dataclass_fields__
+    if wrong := [name for name in options if name not in names]:
+        raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
+    if no_decay and method != "supra":
+        raise ConfigError(f"no_decay with method={method!r}: only supra has decays.")
+    slopes = {"decay_slopes": "none"} if no_decay else {}
+    return teacher.replace(arch=method, **{method: part(**options)}, **slopes)
+
+
+def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
+    """The teacher's text and shape of a batch, or the published shape for a foreign model."""
+    from dataclasses import replace
+
+    from scaling.checkpoints import load_model
+    from scaling.config import DataConfig
+    from scaling.linearization import recipes
+    from scaling.pretrained import find_checkpoint
+
+    checkpoint = find_checkpoint(teacher)
+    if checkpoint is not None:
+        data = load_model(checkpoint)[1].data
+        return data if corpus is None else replace(data, corpus=corpus)
+    if corpus is None and method == "supra":
+        raise LinscaleError(
+            f"{teacher}: a foreign model says nothing of the text it was trained on; give some "
+            "with --corpus, such as --corpus hf:tiiuae/falcon-refinedweb or text:'DIR/*.txt'."
+        )
+    length, per_step = (2048, recipes.SUPRA_TOKENS_PER_STEP) if method == "supra" else (
+        1024, recipes.LOLCATS_TOKENS_PER_STEP)  # fmt: skip
+    return DataConfig(
+        corpus=corpus or ALPACA,
+        tokenizer=f"file:{teacher}/tokenizer.json",
+        sequence_length=length,
+        batch_sequences=per_step // length,
+    )
+
+
+def _parallel() -> Any:
+    """A GPU takes the recipe's devices; without one the run is for this machine's CPU."""
+    import torch
+
+    from scaling.config import ParallelConfig
+
+    return None if torch.cuda.is_available() else ParallelConfig(accelerator="cpu")
+
+
+def _layers(text: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise ConfigError(f"keep_softmax={text!r}: give layers from 0 on, such as 0,15.") from None
+
+
+def _relative(path: Path) -> str:
+    """A path below the working directory relative to it: it is part of the run's identity."""
+    inside = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return os.path.relpath(path) if inside else str(path)
+
+
+def _show(run_dir: Path, as_json: bool) -> None:
+    """What is trained, and losses before and after, to standard output."""
+    from rich.console import Console
+
+    from scaling.linearization.record import describe, losses, read
+
+    content = read(run_dir)
+    rows = losses(run_dir)
+    if as_json:
+        typer.echo(json.dumps({"run": str(run_dir), **content, "losses": rows}, indent=1))
+        return
+    console = Console(highlight=False)
+    for line in describe(content):
+        console.print(line, soft_wrap=True)
+    console.print(_table(run_dir, rows))
+
+
+def _table(run_dir: Path, rows: list[dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=str(run_dir), title_justify="left", box=SIMPLE_HEAD)
+    for title in ("", "tokens", "validation loss", "of the gap recovered"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for row in rows:
+        recovered = "" if row["recovered"] is None else f"{row['recovered']:.1%}"
+        table.add_row(row["what"], f"{row['tokens']:,}", f"{row['loss']:.4f}", recovered)
+    return table

@@ -1,0 +1,141 @@
+"""The teacher of a linearization: found by path, checked against the run, loaded.
+
+1. `teacher_config` reads the configuration alone, to build a run from.
+2. `load_teacher` reads the weights, once, when the run starts: a run that goes on has them in its
+   checkpoints. It checks that the run's model is the teacher with other attentions, and that its
+   text is tokenised as the teacher's was.
+3. `adopt` copies every weight that teacher and student both have.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.config import ConfigError, ModelConfig
+from scaling.config import RunConfig
+from scaling.errors import LinscaleError
+from scaling.pretrained import find_checkpoint, load
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+    from scaling.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A softmax model, and what it cost where that is known."""
+
+    name: str
+    """Run and checkpoint, or the directory's name."""
+    model: LanguageModel
+    """On the CPU, in evaluation mode."""
+    cost: dict[str, Any]
+    """`tokens`, `flops`, `flops_paper` and `sha256` of its milestone; empty for a foreign model."""
+
+
+def teacher_config(path: Path | str) -> ModelConfig:
+    """The configuration of a teacher, without reading its weights.
+
+    Raises:
+        LinscaleError: there is no model at the path.
+        ConfigError: a model that cannot be read (attention other than rotary softmax, such as MLA
+            or ALiBi) or cannot be linearized.
+    """
+    checkpoint = _find(path)
+    if checkpoint is None:
+        from models.interop.importing import read_source
+
+        return _softmax(read_source(path).config, path)
+    stored = checkpoint.parent.parent / "config.json"
+    if not stored.is_file():
+        raise LinscaleError(
+            f"linearize.teacher={path}: there is no {stored}, which says what the checkpoint is; "
+            "point at a checkpoint inside the directory of its run."
+        )
+    values = json.loads(stored.read_text(encoding="utf-8"))
+    for key in ("schema", "run_id", "sweep"):
+        values.pop(key, None)
+    return _softmax(RunConfig.from_json(values).model, path)
+
+
+def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
+    """The teacher of a run.
+
+    Args:
+        config: the run.
+        tokenizer: of its data.
+
+    Raises:
+        LinscaleError: the teacher is missing or damaged, has another tokenizer than the data, or
+            is not the transformer that the run's model was made from.
+        ConfigError: as `teacher_config`.
+    """
+    path = config.linearize.teacher
+    checkpoint = _find(path)
+    loaded = load(path)
+    theirs, model = _softmax(loaded.model.config, path), config.model
+    same = ("arch", "supra", "lolcats", "decay_slopes", "learn_decay", "init_std")
+    changes = {name: getattr(theirs, name) for name in same}
+    if model.replace(**changes) != theirs:
+        names = [n for n in vars(theirs) if getattr(model.replace(**changes), n) != vars(theirs)[n]]
+        raise LinscaleError(
+            f"linearize.teacher={path}: has model.{names[0]}={getattr(theirs, names[0])!r} and the "
+            f"run model.{names[0]}={getattr(model, names[0])!r}; a run keeps everything of its "
+            "teacher but the attention. Make the run from this teacher, with linscale linearize."
+        )
+    if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise LinscaleError(
+            f"linearize.teacher={path}: was trained with another tokenizer than "
+            f"data.tokenizer={config.data.tokenizer} (the fingerprints differ); set "
+            "data.tokenizer to the teacher's, file:PATH/tokenizer.json for a directory in Hugging "
+            "Face's layout."
+        )
+    return Teacher(
+        name=loaded.name,
+        model=loaded.model,
+        cost={} if checkpoint is None else _cost(checkpoint),
+    )
+
+
+def adopt(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Copy the teacher's weights into the student; what is new there stays as initialised."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    from scaling.fsdp import share_of
+
+    weights = student.state_dict()
+    with torch.no_grad():
+        for name, whole in teacher.state_dict().items():
+            own = weights[name]
+            own.copy_(share_of(whole, own) if isinstance(own, DTensor) else whole)
+
+
+def _find(path: Path | str) -> Path | None:
+    try:
+        return find_checkpoint(path)
+    except LinscaleError as error:
+        raise LinscaleError(f"linearize.teacher: {error}") from None
+
+
+def _softmax(config: ModelConfig, path: Path | str) -> ModelConfig:
+    if config.arch != "llama":
+        raise ConfigError(
+            f"linearize.teacher={path}: is a model of arch={config.arch!r}; only a transformer "
+            "with rotary softmax attention can be a teacher (llama here; Llama, Mistral and Qwen2 "
+            "in Hugging Face's layout)."
+        )
+    return config
+
+
+def _cost(checkpoint: Path) -> dict[str, Any]:
+    """The line of the checkpoint in its run's milestones.jsonl."""
+    lines = checkpoint.parent.parent / "milestones.jsonl"
+    stored = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
+    for line in map(json.loads, stored):
+        if line["checkpoint"] == f"checkpoints/{checkpoint.name}":
+            return {name: line[name] for name in ("tokens", "flops", "flops_paper", "sha256")}
+    return {}

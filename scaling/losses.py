@@ -1,0 +1,35 @@
+"""The loss of a batch: a mean over the targets that count.
+
+A batch is (tokens, targets), (B, T) each; a target of -100 does not count. Where its rows are
+packed with several sequences that do not see each other, a third tensor, `cu_seqlens`, has their
+boundaries over the rows one after another.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.cross_entropy import IGNORE_INDEX
+from models.language_model import LanguageModel
+
+Batch = tuple[Tensor, ...]
+"""Inputs and targets, int64 (B, T), and for packed rows cu_seqlens, int32 (N + 1,)."""
+
+
+def mean_loss(net: LanguageModel, batch: Batch) -> Tensor:
+    """Mean loss in nats over the targets of a batch, a scalar."""
+    return token_losses(net, batch).sum() / (batch[1] != IGNORE_INDEX).sum()
+
+
+def block_means(net: LanguageModel, batch: Batch) -> Tensor:
+    """Mean loss of every row over its targets, float64 (B,)."""
+    return token_losses(net, batch).double().sum(1) / (batch[1] != IGNORE_INDEX).sum(1)
+
+
+def token_losses(net: LanguageModel, batch: Batch) -> Tensor:
+    """Loss of every token, (B, T); 0 where the target does not count."""
+    tokens, targets, *packing = batch
+    if not packing:
+        return net.loss(tokens, targets)
+    losses = net.loss(tokens.reshape(1, -1), targets.reshape(1, -1), packing[0])
+    return losses.view(tokens.shape)
