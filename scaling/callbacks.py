@@ -359,12 +359,12 @@ class Progress(StepCallback):
             completed=journal.trained_tokens,
             note=f"{journal.segment.name} {journal.tokens:,} tokens, loss {journal.losses[-1]:.4f}",
         )
-    bits = "" if journal.segment.is_transfer else f" ({journal.bits_per_byte(loss):.4f} bpb)"
 
 
 def describe(journal: Journal, speed: float | None) -> str:
     """One dense line for log.txt."""
     loss = journal.losses[-1]
+    bits = "" if journal.segment.is_transfer else f" ({journal.bits_per_byte(loss):.4f} bpb)"
     parts = [
         f"{journal.segment.name} step {journal.step}/{journal.segment.last}",
         f"{journal.tokens:,} tokens",
