@@ -4,6 +4,7 @@
 |------------------------------|----------------------------------------------------------------|
 | llama                        | a plain Llama (Mistral, Qwen2) checkpoint; no code             |
 | tnl, hgrn2, cosformer2       | config.json with `auto_map`, the code of `models.interop.remote`|
+| supra, lolcats               | the same; LoRA has to be merged first                          |
 | hgrn2, layout `fla`          | flash-linear-attention's HGRN2 (`models.interop.fla_hgrn2`)    |
 
 The tokenizer is the caller's to write: this package knows no text.
@@ -18,16 +19,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
+from models.config import ModelConfig
 from models.interop import fla_hgrn2, llama
 from models.interop.importing import LINSCALE
 from models.interop.tensors import SHARD_BYTES, InteropError, write_tensors
 from models.language_model import LanguageModel
+from models.linearize.lora import LoRALinear
+from models.rope import rotary_angles
 
 Layout = Literal["transformers", "fla"]
 _CODE = Path(__file__).parent / "remote"
 _CODE_FILES = ("configuration_linscale.py", "modeling_linscale.py")
+_LINEARIZED_CODE = "modeling_linscale_linearized.py"
 
 
 def export_model(
@@ -72,7 +78,8 @@ def export_model(
         generation["suppress_tokens"] = list(range(vocab_size, rows))
     _write_json(directory / "generation_config.json", generation)
     if config["model_type"] == LINSCALE:
-        for name in _CODE_FILES:
+        linearized = model.config.linearized is not None
+        for name in (*_CODE_FILES, _LINEARIZED_CODE) if linearized else _CODE_FILES:
             shutil.copyfile(_CODE / name, directory / name)
 
 
@@ -82,15 +89,42 @@ def _content(
     """config.json and the tensors of a layout."""
     if layout == "fla":
         return fla_hgrn2.config_json(model.config, context, eos_id), fla_hgrn2.written(model)
-    if model.config.linearized is not None:
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise InteropError(
-            f"model.arch={model.config.arch!r}: linearized models have no modeling code for "
-            "transformers; save model.state_dict() with model.config instead."
+            f"model.arch={model.config.arch!r}: it has LoRA that is not merged; call "
+            "models.linearize.lora.merge_lora(model) first."
         )
     if model.config.arch == "llama":
         return llama.config_json(model.config, context, eos_id), _made(llama.views(model))
     named = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    return _own_config(model, context, eos_id), _made(named)
+    own = _own_config(model, context, eos_id)
+    if model.config.linearized is not None:
+        own["architectures"] = ["LinearizedForCausalLM"]
+        code = _LINEARIZED_CODE.removesuffix(".py")
+        own["auto_map"] = {
+            "AutoConfig": f"{code}.LinearizedConfig",
+            "AutoModelForCausalLM": f"{code}.LinearizedForCausalLM",
+        }
+        own["rotary"] = _rotary(model.config)
+    return own, _made(named)
+
+
+def _rotary(config: ModelConfig) -> dict[str, Any]:
+    """Angles a position of the rotary encoding, (K / 2,), and the factor on their cosines."""
+    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+        raise InteropError(
+            "model.rope_scaling.kind='dynamic': its angles change with the length of the text, "
+            "which the exported code of linearized models does not follow; linearize the model "
+            "without scaling, or with linear, yarn or llama3."
+        )
+    # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
+    # frequencies never exceed one radian a position.
+    one = torch.ones(1, 1, dtype=torch.float64)
+    cos, sin = rotary_angles(config, one, one, torch.float64)
+    return {
+        "frequencies": torch.atan2(sin, cos).flatten().tolist(),
+        "scale": float(torch.hypot(sin, cos).flatten()[0]),
+    }
 
 
 def _made(tensors: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:

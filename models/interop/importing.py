@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.config import ConfigError, ModelConfig, RopeScaling
+from models.config import ConfigError, LoLCATs, ModelConfig, RopeScaling, Supra
 from models.interop import fla_hgrn2, llama
 from models.interop.tensors import (
     InteropError,
@@ -145,6 +145,9 @@ def _own_config(directory: Path, values: dict[str, Any]) -> ModelConfig:
     try:
         if stored.get("rope_scaling") is not None:
             stored["rope_scaling"] = RopeScaling(**stored["rope_scaling"])
+        for name, part in (("supra", Supra), ("lolcats", LoLCATs)):
+            if stored.get(name) is not None:
+                stored[name] = part(**stored[name])
         return ModelConfig(**stored)
     except (TypeError, ConfigError) as error:
         raise InteropError(f"{directory / 'config.json'}: cannot be imported: {error}") from error

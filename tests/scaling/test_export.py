@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from models.config import ARCHS, ConfigError
+from models.config import ARCHS, LINEARIZED, ConfigError
 from scaling.cli import app
 from scaling.errors import LinscaleError
 from scaling.export import to_json_tokenizer
@@ -67,7 +67,7 @@ def test_generate_streams_and_repeats(trained: Any) -> None:
     assert cli("generate", checkpoint, *arguments[2:]) == text
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", (*ARCHS, *LINEARIZED))
 def test_pipeline_of_transformers_gives_our_text(arch: str, trained: Any, tmp_path: Path) -> None:
     run, out = trained(arch), tmp_path / "exported"
     cli("export", run, "-o", out)
@@ -75,7 +75,8 @@ def test_pipeline_of_transformers_gives_our_text(arch: str, trained: Any, tmp_pa
         # transformers' loader of code from a directory leaves files for the collector to close.
         warnings.simplefilter("ignore", ResourceWarning)
         pipe = transformers.pipeline("text-generation", model=str(out), trust_remote_code=True)
-    prompts = ["the quick brown fox", "a lazy", "é"]
+    # One reaches past two of LoLCATs' windows.
+    prompts = ["the quick brown fox " * 8, "a lazy", "é"]
     results = pipe(prompts, max_new_tokens=25, batch_size=3, return_full_text=False)
     arguments = [part for prompt in prompts for part in ("-p", prompt)]
     greedy = ("--temperature", "0", "--max-new-tokens", "25", "--json")

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 
 class LinscaleConfig(PretrainedConfig):
-    """TNL, HGRN2 or cosFormer2 as exported by Linscale."""
+    """A linear model as exported by Linscale."""
 
     model_type = "linscale"
 

@@ -102,6 +102,8 @@ def head_slopes(settings: dict[str, Any], layer: int) -> list[float]:
         return [0.0] * heads
     if settings["decay_slopes"] == "linear":
         return [8 * head / heads * (1 - layer / layers) for head in range(heads)]
+    if settings["decay_slopes"] == "retnet":
+        return [-math.log1p(-(2.0 ** (-5 - head))) for head in range(heads)]
 
     def powers(count: int) -> list[float]:
         below = 2 ** int(math.log2(count))
@@ -297,8 +299,13 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LinscaleConfig) -> None:
         super().__init__(config)
-        self.model = LinscaleModel(config.linscale)
+        self.model: LinscaleModel = self.make_model(config)
         self.post_init()
+
+    @staticmethod
+    def make_model(config: LinscaleConfig) -> Any:
+        """The model without its head's product and loss."""
+        return LinscaleModel(config.linscale)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -12,7 +11,6 @@ from mixer_contract import parallel, prefill, recur
 from torch import Tensor, nn
 
 from models.config import ConfigError, LoLCATs, Supra, toy_config
-from models.interop import InteropError, export_model
 from models.language_model import build
 from models.layers import make_span
 from models.linearize.feature_maps import feature_map
@@ -218,9 +216,3 @@ def test_only_softmax_models_are_linearized() -> None:
 def test_options_that_cannot_work(options, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         options()
-
-
-def test_export_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InteropError, match=r"'supra'.*no modeling code"):
-        export_model(linearize(teacher(), Supra()), tmp_path / "out", context=64, eos_id=None)
-    assert not (tmp_path / "out").exists()

@@ -1,0 +1,352 @@
+"""Linearized LLaMAs for transformers, in plain PyTorch: SUPRA and LoLCATs.
+
+    SUPRA    S_t = lambda S_{t-1} + R phi(k_t) v_t^T,   o_t = Norm(S_t^T R phi(q_t) / sqrt(K))
+    LoLCATs  a_ts = sigmoid(g) exp(q_t.k_s / sqrt(K) - max)  in the window of t,
+             a_ts = c phi(q_t).phi(k_s)  before it,   o_t = sum_s a_ts v_s / sum_s a_ts
+
+(arXiv 2405.06640 and 2410.10254), R the rotary encoding, and softmax attention in the layers that
+keep it. The cache of a linear layer does not grow: the state S, or the keys and values of two
+windows and the sums over all keys before.
+
+Rows may be padded on either side: a masked token changes no state and has no position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_linscale import LinscaleConfig
+from .modeling_linscale import (
+    LinscaleCache,
+    LinscaleForCausalLM,
+    Vector,
+    head_slopes,
+    linear_attention,
+    normalize,
+)
+
+FLOOR = 1e-12
+PIECE = 64
+"""Queries that LoLCATs' attention works on at a time, at least."""
+_POSITIVE = ("t2r", "hedgehog", "relu", "elu")
+
+
+class LinearizedConfig(LinscaleConfig):
+    """A class of its own, because transformers keeps one model class for each configuration's.
+
+    `rotary` holds the angles a position of the rotary encoding, `frequencies` (K / 2,), and the
+    factor on their cosines and sines, `scale`.
+    """
+
+
+class FeatureMap(nn.Module):
+    """phi, from (..., H, K) to (..., H, F)."""
+
+    def __init__(self, options: dict[str, Any], heads: int, size: int) -> None:
+        super().__init__()
+        self.kind = options["feature_map"]
+        columns = options["feature_size"] or (size // 2 if self.kind == "hedgehog" else size)
+        if self.kind == "supra":
+            self.project = nn.Linear(heads * size, heads * size)
+        elif self.kind in ("t2r", "hedgehog"):
+            self.weight = nn.Parameter(torch.empty(heads, size, columns))
+            if self.kind == "t2r":
+                self.bias = nn.Parameter(torch.empty(heads * columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "supra":
+            return F.relu(self.project(x.flatten(-2))).view(x.shape)
+        if self.kind in ("t2r", "hedgehog"):
+            x = torch.einsum("...hk,hkf->...hf", x, self.weight.to(x.dtype))
+        if self.kind == "t2r":
+            x = F.relu(x + self.bias.view(x.shape[-2:]))
+        elif self.kind == "hedgehog":
+            x = torch.cat((x.softmax(-1), (-x).softmax(-1)), dim=-1)
+        elif self.kind == "relu":
+            x = F.relu(x)
+        elif self.kind == "elu":
+            x = 1 + F.elu(x)
+        elif self.kind == "taylor":
+            x = x * x.shape[-1] ** -0.25
+            squares = (x[..., :, None] * x[..., None, :]).flatten(-2) * 0.5**0.5
+            x = torch.cat((torch.ones_like(x[..., :1]), x, squares), dim=-1)
+        return x.clamp(min=FLOOR) if self.kind in _POSITIVE else x
+
+
+class LinearizedMixer(nn.Module):
+    """Attention of one layer, by the layer's method: `supra`, `lolcats` or `softmax`."""
+
+    def __init__(self, settings: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        self.settings, self.layer = settings, layer
+        dim, self.heads = settings["dim"], settings["heads"]
+        self.groups = settings["kv_heads"] or self.heads
+        self.size = settings["head_size"] or dim // self.heads
+        self.options: dict[str, Any] = settings[settings["arch"]]
+        width = (self.heads + 2 * self.groups) * self.size
+        self.qkv = nn.Linear(dim, width, bias=settings["qkv_bias"])
+        self.out = nn.Linear(self.heads * self.size, dim, bias=settings["out_bias"])
+        kept = layer in self.options["softmax_layers"]
+        self.method = "softmax" if kept else settings["arch"]
+        if self.method == "supra":
+            self.feature_map = FeatureMap(self.options, self.heads, self.size)
+            if self.groups < self.heads:
+                self.key_feature_map = FeatureMap(self.options, self.groups, self.size)
+            self.decay = Vector("slopes", self.heads) if settings["learn_decay"] else None
+        elif self.method == "lolcats":
+            self.query_map = FeatureMap(self.options, self.heads, self.size)
+            self.key_map = FeatureMap(self.options, self.heads, self.size)
+            self.factor = Vector("logit", self.heads)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], state: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mix x (B, T, d), normed.
+
+        Args:
+            x: (B, T, d).
+            positions: (B, T), -1 at padding.
+            angles: cosines and sines of the rotary angles.
+            state: of this layer; empty before the first token.
+        """
+        sizes = self.heads, self.groups, self.groups
+        q, k, v = self.qkv(x).unflatten(-1, (-1, self.size)).split(sizes, dim=2)  # (B, T, ., K)
+        if self.method == "supra":
+            out, state = self._supra(q, k, v, positions, angles, state)
+        elif self.method == "lolcats":
+            out, state = self._lolcats(rotate(q, *angles), rotate(k, *angles), v, positions, state)
+        else:
+            out, state = self._softmax(rotate(q, *angles), rotate(k, *angles), v, positions, state)
+        return self.out(out.flatten(-2).to(x.dtype)), state
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """Each key-value head serves heads / groups query heads in a row."""
+        return x.repeat_interleave(self.heads // self.groups, dim=2)
+
+    def _supra(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        angles: tuple[Tensor, Tensor],
+        state: dict[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        present = (positions >= 0)[..., None, None]  # (B, T, 1, 1)
+        q = rotate(self.feature_map(q) * self.size**-0.5, *angles)
+        own = self.feature_map if self.groups == self.heads else self.key_feature_map
+        k = self._repeat(rotate(own(k), *angles)) * present.to(k.dtype)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        if self.decay is None:
+            fixed = head_slopes(self.settings, self.layer)
+            slopes = torch.tensor(fixed, dtype=wide, device=q.device)
+        else:
+            slopes = self.decay.get_parameter("slopes").to(wide).clamp(min=0)
+        decay = -slopes[:, None] * present
+        out, kv = linear_attention(q, k, self._repeat(v), decay, state.get("kv"))
+        if self.options["norm"]:
+            out = F.layer_norm(out, out.shape[-1:], eps=1e-5)
+        return out, {"kv": kv}
+
+    def _softmax(
+        self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        state = append(state, k, v, positions)
+        where = state["position"][:, None]  # (B, 1, S)
+        seen = (where >= 0) & (where <= positions[..., None])  # (B, T, S)
+        if (window := self.settings["window"]) is not None:
+            seen = seen & (where > positions[..., None] - window)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            self._repeat(state["k"]).transpose(1, 2),
+            self._repeat(state["v"]).transpose(1, 2),
+            attn_mask=never_empty(seen)[:, None],
+        )
+        return out.transpose(1, 2), state
+
+    def _lolcats(
+        self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        window = self.options["window"]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        factor = torch.sigmoid(self.factor.get_parameter("logit").to(wide))[:, None, None]
+        weight = 1 - factor if self.options["affine"] else torch.ones_like(factor)
+        outputs = []
+        for at in range(0, q.shape[1], max(window, PIECE)):
+            part = slice(at, at + max(window, PIECE))
+            now = positions[:, part]
+            sums = state.get("kv")
+            cache = append(state, k[:, part], v[:, part], now)
+            where, keys = cache["position"], self._repeat(cache["k"])  # (B, S), (B, S, H, K)
+            values = F.pad(self._repeat(cache["v"]).to(wide), (0, 1), value=1)  # [v, 1]
+            q_map, k_map = self.query_map(q[:, part]).to(wide), self.key_map(keys).to(wide)
+            seen = (where >= 0)[:, None] & (where[:, None] <= now[..., None])  # (B, C, S)
+            near = seen & (where[:, None] >= self._oldest(now)[..., None])
+            far = (seen & ~near)[:, None]
+            near = never_empty(near)[:, None]
+            scores = torch.einsum("bchk,bshk->bhcs", q[:, part], keys).to(wide) * self.size**-0.5
+            scores = scores.masked_fill(~near, -torch.inf)
+            weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
+            weights = weights + weight * far * torch.einsum("bchf,bshf->bhcs", q_map, k_map)
+            total = torch.einsum("bhcs,bshv->bchv", weights, values)
+            if sums is not None:
+                read = torch.einsum("bchf,bhfv->bchv", q_map, sums)
+                total = total + weight.transpose(0, 1) * read
+            outputs.append(total[..., :-1] / total[..., -1:])
+            # Keys that no later window holds join the sums; two windows' worth stay.
+            oldest = self._oldest(where.amax(1, keepdim=True) + 1)
+            gone = (where >= 0) & (where < oldest)
+            joined = torch.einsum("bshf,bs,bshv->bhfv", k_map, gone.to(wide), values)
+            order = where.masked_fill(gone, -1).sort(dim=1, stable=True)
+            kept = order.indices[:, -2 * window :]
+            rows = torch.arange(q.shape[0], device=q.device)[:, None]
+            state = {name: cache[name][rows, kept] for name in ("k", "v")}
+            state["position"] = order.values[:, -2 * window :]
+            state["kv"] = joined if sums is None else sums + joined
+        return torch.cat(outputs, 1), state
+
+    def _oldest(self, positions: Tensor) -> Tensor:
+        """First position in the window of each position."""
+        window = self.options["window"]
+        if self.options["arrangement"] == "terraced":
+            return (positions // window - 1) * window
+        return positions - window + 1
+
+
+def append(state: dict[str, Tensor], k: Tensor, v: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    """Keys, values and positions of a cache with those of new tokens after them."""
+    new = {"k": k, "v": v, "position": positions}
+    if "k" not in state:
+        return new
+    return {name: torch.cat((state[name], added), 1) for name, added in new.items()}
+
+
+def never_empty(seen: Tensor) -> Tensor:
+    """The mask, with rows that see nothing, which are padding, seeing all: no division by zero."""
+    return seen | ~seen.any(-1, keepdim=True)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel pairs (c, c + K/2) of x (B, T, H, K)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x.dtype)
+
+
+class Norm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(x, self.eps) * self.weight.to(x.dtype)
+
+
+class LinearizedBlock(nn.Module):
+    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x))."""
+
+    def __init__(self, settings: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        dim, width, bias = settings["dim"], settings["glu_dim"], settings["glu_bias"]
+        plain = settings["glu_activation"] == "none"
+        self.activation = nn.Identity() if plain else nn.SiLU()
+        self.mixer_norm = Norm(dim, settings["norm_eps"])
+        self.mixer = LinearizedMixer(settings, layer)
+        self.channel_norm = Norm(dim, settings["norm_eps"])
+        self.channel = nn.ModuleDict(
+            {
+                "up": nn.Linear(dim, width, bias=bias),
+                "gate": nn.Linear(dim, width, bias=bias),
+                "down": nn.Linear(width, dim, bias=bias),
+            }
+        )
+
+    def forward(
+        self, x: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], state: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Arguments as in `LinearizedMixer.forward`, x not normed."""
+        mixed, after = self.mixer(self.mixer_norm(x), positions, angles, state)
+        x = x + mixed
+        inner = self.channel_norm(x)
+        gated = self.channel["up"](inner) * self.activation(self.channel["gate"](inner))
+        return x + self.channel["down"](gated), after
+
+
+class LinearizedModel(nn.Module):
+    """Embedding, blocks and final norm, under the parameter names of Linscale's checkpoints."""
+
+    def __init__(self, settings: dict[str, Any], rotary: dict[str, Any]) -> None:
+        super().__init__()
+        self.rotary = rotary
+        dim = settings["dim"]
+        self.embedding = nn.Embedding(settings["vocab_size"], dim)
+        self.blocks = nn.ModuleList(
+            LinearizedBlock(settings, layer) for layer in range(settings["layers"])
+        )
+        self.norm = Norm(dim, settings["norm_eps"])
+        tied = settings["tie_embeddings"]
+        self.head = None if tied else nn.Linear(dim, settings["vocab_size"], bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: LinscaleCache) -> Tensor:
+        """Normed hidden states of embedded tokens (B, T, d); the cache moves past them."""
+        states, present = cache.states, mask.to(torch.bool)
+        count = present.to(torch.int64).cumsum(1)
+        if "count" in states:
+            count = count + states["count"]
+        states["count"] = count[:, -1:]
+        positions = (count - 1).masked_fill(~present, -1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        turns = torch.tensor(self.rotary["frequencies"], dtype=wide, device=x.device)
+        turned = positions.to(wide)[..., None, None] * turns  # (B, T, 1, K / 2)
+        scale = self.rotary["scale"]
+        angles = turned.cos() * scale, turned.sin() * scale
+        for layer, block in enumerate(self.blocks):
+            prefix = f"block {layer} "
+            before = {n[len(prefix) :]: s for n, s in states.items() if n.startswith(prefix)}
+            x, after = block(x, positions, angles, before)
+            states.update({prefix + name: state for name, state in after.items()})
+        cache.seen += x.shape[1]
+        return self.norm(x)
+
+
+class LinearizedForCausalLM(LinscaleForCausalLM):
+    """A linearized LLaMA with its recurrent state and window as its cache."""
+
+    config_class = LinearizedConfig
+    _no_split_modules = ["LinearizedBlock"]  # noqa: RUF012 (transformers' protocol)
+    _keep_in_fp32_modules_strict = ["factor", "decay"]  # noqa: RUF012
+
+    @staticmethod
+    def make_model(config: LinscaleConfig) -> Any:
+        """The model without its head's product and loss."""
+        return LinearizedModel(config.linscale, config.rotary)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        settings = self.config.linscale
+        for name, parameter in module.named_parameters(recurse=False):
+            if getattr(parameter, "_is_hf_initialized", False):
+                continue
+            if isinstance(module, nn.Linear | nn.Embedding) and name == "weight":
+                parameter.normal_(std=self.config.initializer_range)
+            elif isinstance(module, FeatureMap) and name == "weight":
+                nn.init.kaiming_uniform_(parameter)
+            elif isinstance(module, Norm):
+                parameter.fill_(1)
+            elif name == "logit":
+                share = torch.tensor(settings["lolcats"]["window_factor"], dtype=torch.float64)
+                parameter.fill_(float(torch.logit(share)))
+            elif name != "slopes":
+                parameter.zero_()
+        decay = getattr(module, "decay", None)
+        if isinstance(module, LinearizedMixer) and decay is not None:
+            slopes = decay.get_parameter("slopes")
+            if not getattr(slopes, "_is_hf_initialized", False):
+                slopes.copy_(torch.tensor(head_slopes(settings, module.layer)))
