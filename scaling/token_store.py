@@ -19,7 +19,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -110,6 +110,19 @@ class Index:
         if index.format != FORMAT:
             raise damaged(folder, f"{INDEX} has format {index.format}, not {FORMAT}")
         return index
+
+
+class Source(Protocol):
+    """Training blocks by number."""
+
+    @property
+    def n_blocks(self) -> int:
+        """How many there are."""
+        ...
+
+    def gather(self, blocks: NDArray[np.int64] | list[int]) -> NDArray[np.int64]:
+        """The blocks of the given numbers: (n, T + 1), or (n, 2, T) with targets of their own."""
+        ...
 
 
 class Split:
