@@ -21,6 +21,9 @@ def tune(
     families: Annotated[
         str, typer.Option(help="Of scalar, phase and vector, comma-separated.")
     ] = "scalar,phase,vector",
+    dims: Annotated[
+        str, typer.Option(help="Head dimensions: of 16, 32, 64, 128 and 256, comma-separated.")
+    ] = "16,32,64,128,256",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder (default: the checked-in tables).")
     ] = None,
@@ -39,8 +42,9 @@ def tune(
     from models.kernels import tune as tuning
 
     try:
+        sizes = [int(dim) for dim in dims.split(",")]
         paths = tuning.tune(
-            arch or None, offline=offline, families=tuple(families.split(",")), output=out,
+            arch or None, offline=offline, families=families.split(","), dims=sizes, output=out,
             report=typer.echo,
         )  # fmt: skip
     except ValueError as error:

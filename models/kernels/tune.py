@@ -1,13 +1,18 @@
 """Rewrite the tuning tables: the launch constants of every kernel, dtype and head dimension.
 
 On a GPU each candidate that spills no register and fits shared memory is timed and the fastest
-kept (`linscale tune`, minutes). Offline, candidates are compiled for the architecture and the
-first such one, in order of preference, is kept. Where every candidate spills, the one that spills
-least is kept and its bytes are recorded under the table's key "spills". Entries that this module
-does not produce stay as they are; nothing is tuned while a model runs.
+kept (`linscale tune`). Offline, candidates are compiled for the architecture and the first such
+one, in order of preference, is kept. Where every candidate spills, the one that spills least is
+kept and its bytes are recorded under the table's key "spills". A table is written after each of
+its rows, so that a run that is cut short keeps what it has. Nothing is tuned while a model runs.
 
-Preference: wide tiles (fewer rereads of the inputs), chunks of 64 tokens (the height of a Hopper
-tensor-core instruction), few warps, two stages of prefetch.
+Preference: what the table holds already (compiling cannot tell which of two that do not spill is
+the faster, so a second offline run changes nothing); then wide tiles (fewer rereads of the inputs),
+chunks of 64 tokens (the height of a Hopper tensor-core instruction), few warps, two stages of
+prefetch.
+
+A row `kernel/bits/dim` serves all modes of a kernel that have no row `kernel/mode/bits/dim` of
+their own; which modes have one is what the checked-in tables say.
 
 Families: "scalar" (no decay, per-head and per-token decays), "phase" (cosFormer2's rotation, kept
 in the scalar table) and "vector" (per-channel decay and HGRN2's gate).
@@ -16,7 +21,7 @@ in the scalar table) and "vector" (per-channel decay and HGRN2's gate).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,24 +39,27 @@ from models.kernels.triton.common import (
 from models.kernels.triton.offline import SHARED_LIMIT, compile_launch, record
 
 DIMS = (16, 32, 64, 128, 256)
-MODES = {
-    "states": ("boundary_states", ("head_t",)),
-    "output": ("output", ("head_t", "none", "head")),
-    "gradients": ("gradients", ("head_t", "none", "head")),
-    "decay": ("decay_gradient", ("head_t",)),
-    "phase_read": ("phase_read", ("phase",)),
-    "phase_inputs": ("phase_inputs", ("phase",)),
+KERNELS = {
+    "scalar": {
+        "states": ("boundary_states", None, ("none", "head", "head_t")),
+        "output": ("output", None, ("none", "head", "head_t")),
+        "gradients": ("gradients", None, ("none", "head", "head_t")),
+        "decay": ("decay_gradient", None, ("head_t",)),
+        "slope": ("slope_gradient", None, ("head",)),
+    },
+    "phase": {
+        "phase_read": ("phase_read", None, ("phase",)),
+        "phase_inputs": ("phase_inputs", None, ("phase",)),
+    },
+    "vector": {
+        "scan": ("scan_states", False, ("vector", "gate")),
+        "scan_reverse": ("scan_states", True, ("vector", "gate")),
+        "read": ("read_states", False, ("vector", "gate")),
+        "read_reverse": ("read_states", True, ("vector", "gate")),
+        "gradients": ("gradients", None, ("vector", "gate")),
+    },
 }
-"""Scalar table: name -> kernel function and modes. The first mode, the one that needs most
-registers, makes the entry of all modes; others have their own at 16 bits from dimension 64 on."""
-VECTOR = {
-    "scan": ("scan_states", False),
-    "scan_reverse": ("scan_states", True),
-    "read": ("read_states", False),
-    "read_reverse": ("read_states", True),
-    "gradients": ("gradients", None),
-}
-"""Vector table: name -> kernel function and direction. One entry serves both modes."""
+"""Family -> name in the tables -> kernel function, direction (None for both) and modes."""
 
 Run = Callable[[], None]
 
@@ -78,35 +86,33 @@ class Entry:
     """Head dimension, keys and values."""
 
 
-def entries(families: tuple[str, ...]) -> Iterator[Entry]:
-    """Every row that `tune` produces."""
-    for dtype, bits in ((torch.bfloat16, 16), (torch.float32, 32)):
-        for dim in DIMS:
-            for kernel, (function, modes) in MODES.items():
-                if ("phase" if modes[0] == "phase" else "scalar") not in families:
-                    continue
-                for mode in modes:
-                    if mode != modes[0] and (bits == 32 or dim < 64):
-                        continue
-                    own = "" if mode == modes[0] else f"{mode}/"
-                    yield Entry(
-                        family="scalar", key=f"{kernel}/{own}{bits}/{dim}", kernel=kernel,
-                        function=function, reverse=None, modes=(mode,), dtype=dtype, dim=dim,
-                    )  # fmt: skip
-            if "vector" in families:
-                for kernel, (function, reverse) in VECTOR.items():
-                    yield Entry(
-                        family="vector", key=f"{kernel}/{bits}/{dim}", kernel=kernel,
-                        function=function, reverse=reverse, modes=("vector", "gate"),
-                        dtype=dtype, dim=dim,
-                    )  # fmt: skip
+def entries(families: Sequence[str], arch: str, dims: Sequence[int] = DIMS) -> Iterator[Entry]:
+    """Every row of an architecture's tables: those of several modes, then the modes' own."""
+    for family in families:
+        name = "vector" if family == "vector" else "scalar"
+        rows = table(name, arch)
+        for dtype, bits in ((torch.bfloat16, 16), (torch.float32, 32)):
+            for dim in dims:
+                for kernel, (function, reverse, modes) in KERNELS[family].items():
+                    own = {mode: f"{kernel}/{mode}/{bits}/{dim}" for mode in modes}
+                    shared = tuple(mode for mode in modes if own[mode] not in rows)
+                    keys = {f"{kernel}/{bits}/{dim}": shared or modes}
+                    keys |= {key: (mode,) for mode, key in own.items() if key in rows}
+                    for key, served in keys.items():
+                        yield Entry(
+                            family=name, key=key, kernel=kernel, function=function,
+                            reverse=reverse, modes=served, dtype=dtype, dim=dim,
+                        )  # fmt: skip
 
 
 def candidates(entry: Entry) -> Iterator[dict[str, int]]:
     """Launch constants worth trying, best guess first, without repetitions."""
     dim, wide = entry.dim, entry.dtype != torch.float32
     if entry.family == "vector":
-        tiles = ((64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 8), (32, 32, 8), (16, 32, 8))
+        tiles = (
+            (64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 8), (32, 32, 8), (16, 64, 8),
+            (16, 32, 8), (16, 16, 8),
+        )  # fmt: skip
         names = ("BK", "BV", "num_warps")
         rest = {"BT": 64, "num_stages": 1}
     elif entry.kernel == "states":
@@ -118,11 +124,11 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
     else:
         tiles = (
             (64, 64, 4, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 4, 1), (32, 64, 8, 2),
-            (16, 64, 4, 2), (16, 64, 8, 2), (16, 64, 4, 1), (32, 32, 4, 2), (16, 32, 4, 2),
-            (16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+            (16, 64, 4, 2), (16, 64, 8, 2), (16, 64, 4, 1), (16, 64, 8, 1), (32, 32, 4, 2),
+            (16, 32, 4, 2), (16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
         )  # fmt: skip
-        tiles = tiles if wide else tiles[8:]
-        width = "BV" if entry.kernel in ("output", "phase_read") else "BT"
+        tiles = tiles if wide else tiles[9:]
+        width = "BT" if entry.kernel in ("gradients", "phase_inputs") else "BV"
         names, rest = (width, "C", "num_warps", "num_stages"), {}
     seen = []
     for tile in tiles:
@@ -186,14 +192,16 @@ def spilled(entry: Entry, constants: dict[str, int], arch: str) -> int | None:
 
 
 def choose(entry: Entry, arch: str, offline: bool) -> tuple[dict[str, int], int]:
-    """Constants of an entry and the bytes they spill.
+    """Constants of an entry and the bytes they spill; its present ones are tried first.
 
     Raises:
         RuntimeError: no candidate fits shared memory.
     """
     fitting: list[dict[str, int]] = []
     least: tuple[int, dict[str, int]] | None = None
-    for constants in candidates(entry):
+    present = table(entry.family, arch).get(entry.key)
+    first = [] if present is None else [present]
+    for constants in [*first, *(c for c in candidates(entry) if c != present)]:
         spills = spilled(entry, constants, arch)
         if spills == 0:
             if offline:
@@ -219,7 +227,8 @@ def tune(
     arch: str | None = None,
     *,
     offline: bool = False,
-    families: tuple[str, ...] = ("scalar", "phase", "vector"),
+    families: Sequence[str] = tuple(KERNELS),
+    dims: Sequence[int] = DIMS,
     output: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> list[Path]:
@@ -229,11 +238,13 @@ def tune(
         arch: one of `ARCHS`; None is this machine's GPU. Naming one implies `offline`.
         offline: choose by compiler evidence alone.
         families: of "scalar", "phase", "vector".
+        dims: head dimensions, of `DIMS`.
         output: folder to write to; None replaces the checked-in tables.
         report: called with one line per entry.
 
     Raises:
-        ValueError: no GPU and no architecture given, or an unknown architecture or family.
+        ValueError: no GPU and no architecture given, or an unknown architecture, family or
+            dimension.
     """
     if arch is None and not torch.cuda.is_available():
         raise ValueError(
@@ -243,27 +254,28 @@ def tune(
     if arch is not None and arch not in ARCHS:
         raise ValueError(f"arch={arch!r}: choose one of {', '.join(ARCHS)}.")
     for family in families:
-        if family not in ("scalar", "phase", "vector"):
-            raise ValueError(f"families={family!r}: choose from scalar, phase and vector.")
+        if family not in KERNELS:
+            raise ValueError(f"families={family!r}: choose from {', '.join(KERNELS)}.")
+    for dim in dims:
+        if dim not in DIMS:
+            raise ValueError(f"dims={dim}: choose from {', '.join(map(str, DIMS))}.")
     offline = offline or arch is not None
     arch = arch or architecture()
     tables: dict[str, dict[str, dict[str, int]]] = {}
+    written: dict[str, Path] = {}
     with assume_architecture(arch):
-        for entry in entries(families):
+        for entry in entries(families, arch, dims):
             # A copy: `table` is cached, and launches read it while this one changes.
             rows = tables.setdefault(entry.family, dict(table(entry.family, arch)))
             constants, spills = choose(entry, arch, offline)
-            rows[entry.key] = constants
             recorded = {k: n for k, n in rows.pop("spills", {}).items() if k != entry.key}
+            rows[entry.key] = constants
             if spills:
                 recorded[entry.key] = spills
             if recorded:
                 rows["spills"] = recorded
+            path = written[entry.family] = (output or TUNING) / f"{entry.family}.{arch}.json"
+            lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items())
+            path.write_text("{\n" + lines + "\n}\n")
             report(f"{arch} {entry.key} {constants}{f' spills {spills} bytes' if spills else ''}")
-    written: list[Path] = []
-    for family, rows in tables.items():
-        path = (output or TUNING) / f"{family}.{arch}.json"
-        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items())
-        path.write_text("{\n" + lines + "\n}\n")
-        written.append(path)
-    return written
+    return list(written.values())

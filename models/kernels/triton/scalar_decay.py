@@ -1,4 +1,4 @@
-"""Gradient of scalar decays, chunk by chunk and without cancellation.
+"""Gradient of decays per token and head, chunk by chunk and without cancellation.
 
 The log decay of token t multiplies every pair (j < t <= i). With S the state before a chunk, dS the
 gradient of the state after it, G the running sum inside it, and G_C its total:
@@ -29,20 +29,17 @@ def decay_gradient(
     decay_b, decay_t, decay_h,
     tokens, sequences, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    MODE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dlog f of one chunk of C tokens and head, from states stored every C tokens.
 
-    ddecay: (B, T, H) float32 per token (HEAD_T), or (entries, H), summed over the chunk (HEAD).
-    Grid: (entries * heads,).
+    ddecay: (B, T, H) float32. Grid: (entries * heads,).
     """
     pid = tl.program_id(0)
     h = (pid % heads).to(tl.int64)
     entry = pid // heads
     n, index, start, length = locate(entry, cu_seqlens, tokens, sequences, C, PACKED)
     if n >= sequences:
-        if MODE == 1:
-            tl.store(ddecay + entry.to(tl.int64) * heads + h, 0.0)
         return
     row = (0 if PACKED else n) + n.to(tl.int64) * 0
     begin = start.to(tl.int64) + index.to(tl.int64) * C
@@ -70,7 +67,7 @@ def decay_gradient(
         do_c = tl.load(do + rows[:, None] * do_t + b * do_d, mask=live & (b < V), other=0.0)
         v_c = tl.load(v + rows[:, None] * v_t + b * v_d, mask=live & (b < V), other=0.0)
         dscores = tl.dot(do_c, tl.trans(v_c), dscores, input_precision=PRECISION)
-    hi, lo, total_hi, total_lo = running_decay(decay, decay_t, rows, count, MODE)
+    hi, lo, total_hi, total_lo = running_decay(decay, decay_t, rows, count, 2)
     span = (hi[:, None] - hi[None, :]) + (lo[:, None] - lo[None, :])
     # Strictly below the diagonal: a token paired with itself meets no decay.
     pairs = scores * dscores
@@ -115,8 +112,5 @@ def decay_gradient(
     step = tl.load(decay + rows * decay_t, mask=rows < count, other=0.0)
     alive = (rows < count) & (step.to(tl.float32) * LOG2E > FLOOR)
     gradient = tl.where(alive, gradient, 0.0)
-    if MODE == 1:
-        tl.store(ddecay + entry.to(tl.int64) * heads + h, tl.sum(gradient, 0))
-    else:
-        token = row * tokens + begin
-        tl.store(ddecay + (token + rows) * heads + h, gradient, mask=rows < count)
+    token = row * tokens + begin
+    tl.store(ddecay + (token + rows) * heads + h, gradient, mask=rows < count)

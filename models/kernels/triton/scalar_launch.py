@@ -5,7 +5,8 @@ Launches:
               boundary states, output                             otherwise
     backward  gradients                                           when they fill the GPU
               boundary gradients, gradients                       otherwise
-              2 boundary passes, gradients, decay gradient        when decays want gradients
+              and the slope gradient                              when slopes (H,) want gradients
+              2 boundary passes, gradients, decay gradient        when decays (B, T, H) do
 
 `segment_length` decides from shapes alone (never from cu_seqlens' values), so nothing waits for the
 device and a CUDA graph can capture the calls. No input is copied: all strides are passed on.
@@ -32,6 +33,7 @@ from models.kernels.triton.common import (
 )
 from models.kernels.triton.scalar_decay import decay_gradient as decay_gradient_kernel
 from models.kernels.triton.scalar_scan import gradients, output
+from models.kernels.triton.scalar_slope import slope_gradient as slope_gradient_kernel
 from models.kernels.triton.scalar_states import boundary_states
 
 STATE_INTERVAL = 128
@@ -220,24 +222,30 @@ def backward(
     ddecay = None
     if sequences == 0 or heads == 0:
         return dq, dk, dv, torch.zeros_like(decay) if wants_decay else None, dinitial
+    per_token = wants_decay and mode == HEAD_T
     with torch.cuda.device_of(q):
         dstates = states
-        if wants_decay:
+        if per_token:
             # Both boundary states every STATE_INTERVAL tokens; the scan reuses them if it is cut.
             if not (segmented and segment == STATE_INTERVAL):
                 states = launch_states(
                     k, v, decay, initial_state, cu_seqlens, sequences, STATE_INTERVAL, reverse=False
                 )
             segment = STATE_INTERVAL if segmented else segment
-        if wants_decay or segmented:
+        if per_token or segmented:
             dstates = launch_states(
                 q, do, decay, dfinal_state, cu_seqlens, sequences,
-                STATE_INTERVAL if wants_decay else segment, reverse=True,
+                STATE_INTERVAL if per_token else segment, reverse=True,
             )  # fmt: skip
-        if wants_decay:
+        if per_token:
             ddecay = launch_decay_gradient(
                 q, k, v, do, decay, states, dstates, cu_seqlens, sequences
             )
+        elif wants_decay:
+            ddecay = launch_slope_gradient(
+                q, k, v, do, decay, initial_state, states, dfinal_state, dstates, cu_seqlens,
+                sequences, segment,
+            )  # fmt: skip
         config = tuned("scalar", "gradients", MODE_NAMES[mode], q.dtype, key_dim, value_dim, arch)
         tiles = 2 * -(-key_dim // config["BT"]) + -(-value_dim // config["BT"])
         entries = segment_entries(tokens, sequences, segment, packed)
@@ -269,18 +277,52 @@ def launch_decay_gradient(
     cu_seqlens: Tensor | None,
     sequences: int,
 ) -> Tensor:
-    """ddecay in decay's shape and dtype, from states every `STATE_INTERVAL` tokens."""
+    """ddecay (B, T, H) in decay's dtype, from states every `STATE_INTERVAL` tokens."""
     tokens, heads, key_dim = q.shape[1:]
     value_dim = v.shape[-1]
-    arch, mode, packed = architecture(q.device), decay_mode(decay, q), cu_seqlens is not None
-    config = tuned("scalar", "decay", MODE_NAMES[mode], q.dtype, key_dim, value_dim, arch)
+    arch, packed = architecture(q.device), cu_seqlens is not None
+    config = tuned("scalar", "decay", "head_t", q.dtype, key_dim, value_dim, arch)
     entries = segment_entries(tokens, sequences, STATE_INTERVAL, packed)
-    shape = (entries, heads) if mode == HEAD else decay.shape
-    ddecay = torch.empty(shape, dtype=torch.float32, device=q.device)
+    ddecay = torch.empty(decay.shape, dtype=torch.float32, device=q.device)
     decay_gradient_kernel[(entries * heads,)](
         q, k, v, do, decay, states, dstates, ddecay, q if cu_seqlens is None else cu_seqlens,
-        *q.stride(), *k.stride(), *v.stride(), *do.stride(), *decay_strides(decay),
-        tokens, sequences, heads, K=key_dim, V=value_dim, C=STATE_INTERVAL, MODE=mode,
-        PACKED=packed, PRECISION=dot_precision(q.dtype, arch), **config,
+        *q.stride(), *k.stride(), *v.stride(), *do.stride(), *decay.stride(),
+        tokens, sequences, heads, K=key_dim, V=value_dim, C=STATE_INTERVAL, PACKED=packed,
+        PRECISION=dot_precision(q.dtype, arch), **config,
     )  # fmt: skip
-    return (ddecay.sum(0) if mode == HEAD else ddecay).to(decay.dtype)
+    return ddecay.to(decay.dtype)
+
+
+def launch_slope_gradient(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    decay: Tensor,
+    initial_state: Tensor | None,
+    states: Tensor,
+    dfinal_state: Tensor | None,
+    dstates: Tensor,
+    cu_seqlens: Tensor | None,
+    sequences: int,
+    segment: int,
+) -> Tensor:
+    """ddecay (H,) in decay's dtype; `states` and `dstates` are read when sequences are cut."""
+    tokens, heads, key_dim = q.shape[1:]
+    value_dim = v.shape[-1]
+    arch, packed, segmented = architecture(q.device), cu_seqlens is not None, segment < tokens
+    config = tuned("scalar", "slope", "head", q.dtype, key_dim, value_dim, arch)
+    entries = segment_entries(tokens, sequences, segment, packed)
+    tiles = -(-value_dim // config["BV"])
+    ddecay = torch.empty((entries, heads, tiles), dtype=torch.float32, device=q.device)
+    slope_gradient_kernel[(entries * heads * tiles,)](
+        q, k, v, do, decay, q if initial_state is None else initial_state,
+        states if segmented else q, q if dfinal_state is None else dfinal_state,
+        dstates if segmented else q, ddecay, q if cu_seqlens is None else cu_seqlens,
+        *q.stride(), *k.stride(), *v.stride(), *do.stride(), decay.stride(0),
+        *strides(initial_state, 4), *strides(dfinal_state, 4),
+        tokens, sequences, segment, heads, K=key_dim, V=value_dim, BK=block(key_dim),
+        PACKED=packed, SEGMENTED=segmented, INITIAL=initial_state is not None,
+        DFINAL=dfinal_state is not None, PRECISION=dot_precision(q.dtype, arch), **config,
+    )  # fmt: skip
+    return ddecay.sum((0, 2)).to(decay.dtype)

@@ -83,8 +83,8 @@ def add_block(
     cos, sin = rotation(position * step)
     x_c = turned(x_c, cos, sin)
     y_c = turned(y_c, cos, sin)
-    scores = tl.dot(x_c, tl.trans(y_c), scores, input_precision=PRECISION)
     acc = tl.dot(x_c, state.to(x_c.dtype), acc, input_precision=PRECISION)
+    scores = tl.dot(x_c, tl.trans(y_c), scores, input_precision=PRECISION)
     state = tl.dot(tl.trans(y_c), z_c, state, input_precision=PRECISION)
     return scores, acc, state
 
@@ -144,7 +144,7 @@ def phase_read(
             3, edge, states, edge_k, edge_v, n_v, h, entry, heads, K, V, BR, BV, SEGMENTED, EDGE
         )
     rows = tl.arange(0, C)
-    for _ in range(0, chunks):
+    for _ in tl.range(0, chunks, disable_licm=True):
         count = tl.minimum(size - at, C)
         near = tl.minimum(rows, count - 1)[:, None]
         live = (rows < count)[:, None] & (n_v < V)
@@ -268,22 +268,21 @@ def phase_inputs(
             state += tl.load(base, mask=backwards, other=0.0).to(tl.float32)
     gradient = tl.zeros([BT], tl.float32)
     rows = tl.arange(0, C)
-    for _ in range(0, chunks):
+    for _ in tl.range(0, chunks, disable_licm=True):
         count = tl.minimum(size - at, C)
         near = tl.minimum(rows, count - 1)[:, None]
         live = (rows < count)[:, None] & (n_k < K)
         x_c = tl.load(x + (near * x_t + r[None, :] * x_d), mask=r[None, :] < V, other=0.0)
         y_c = tl.load(y + (near * y_t + r[None, :] * y_d), mask=r[None, :] < V, other=0.0)
         z_c = tl.load(z + (rows[:, None] * z_t + n_k * z_d), mask=live, other=0.0)
-        own_c = tl.load(own + (rows[:, None] * own_t + n_k * own_d), mask=live, other=0.0)
+        acc = tl.dot(x_c, state.to(x_c.dtype), input_precision=PRECISION)
+        scores = tl.dot(x_c, tl.trans(y_c), input_precision=PRECISION)
         position = position0 + at + rows
         cos, sin = rotation(position[:, None] * step)
-        scores = tl.dot(x_c, tl.trans(y_c), input_precision=PRECISION)
         steps = tl.minimum(rows + 1, count)
         distance = (steps[:, None] - steps[None, :]) * direction
         weights = tl.where(distance >= 0, scores, 0.0).to(z_c.dtype)
         z_c = turned(z_c, cos, sin)
-        acc = tl.dot(x_c, state.to(x_c.dtype), input_precision=PRECISION)
         acc = tl.dot(weights, z_c, acc, input_precision=PRECISION)
         acc_c, acc_s = tl.split(tl.reshape(acc, [C, BT, 2]))
         tl.store(
@@ -291,6 +290,7 @@ def phase_inputs(
             (acc_c * cos + acc_s * sin).to(out.dtype.element_ty),
             mask=live,
         )
+        own_c = tl.load(own + (rows[:, None] * own_t + n_k * own_d), mask=live, other=0.0)
         across = (acc_s * cos - acc_c * sin) * own_c.to(tl.float32)
         gradient += tl.sum(across * position[:, None].to(tl.float32), 0)
         state = tl.dot(tl.trans(y_c), z_c, state, input_precision=PRECISION)
