@@ -19,13 +19,14 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from scaling import parallel
 from scaling.checkpoints import Checkpoints
+from scaling.claims import StopEvent
 from scaling.config import RunConfig
 from scaling.module import TrainingModule
 from scaling.record import RunRecord
@@ -37,12 +38,6 @@ LOG_SECONDS = 10.0
 """Between two lines of log.txt."""
 CHECKPOINT_SECONDS = 60.0
 """Between two resume checkpoints when `budget.checkpoint_every_tokens` is none."""
-
-
-class StopEvent(Protocol):
-    """What a caller passes to ask for a stop: a threading or multiprocessing Event will do."""
-
-    def is_set(self) -> bool: ...
 
 
 @dataclass(kw_only=True)

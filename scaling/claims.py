@@ -3,11 +3,14 @@
 A process that trains a run holds `<run>/claim`:
 
 1. An exclusive `flock` on the file. The kernel frees it when the holder ends, however it ends, so
-   on one machine a claim is never stale and a stopped process cannot be robbed of its run.
+   on one machine a claim is never stale and a stopped process cannot be robbed of its run. What the
+   holder starts without closing file descriptors (torchrun, `scaling.orphans`) holds it as well.
 2. In it, as JSON: host, process and time, for `linscale status`.
 3. Its modification time, renewed every few seconds: the heartbeat. Where file locks do not reach
    other machines (some network file systems), a claim of another host holds as long as its
-   heartbeat is younger than a minute, and is taken over after that.
+   heartbeat is younger than a minute, and is taken over after that. A holder whose heartbeat failed
+   (a stopped process, a network that was gone) looks before its next step whether the claim is
+   still its own, and else leaves the run at once, without a word in its record (`ClaimLost`).
 
 The file stays when a claim is given up, empty: removing it would let two processes lock two files
 of the same name.
@@ -23,9 +26,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from scaling.files import disk_errors
 
@@ -46,28 +50,68 @@ class Holder:
     """When, in seconds of the epoch."""
 
 
+class ClaimLost(BaseException):
+    """Another process has taken the run over.
+
+    No `Exception`: nothing on its way may handle it by writing to a run that is another's now.
+    """
+
+
+class StopEvent(Protocol):
+    """What a caller passes to ask for a stop: a threading or multiprocessing Event will do."""
+
+    def is_set(self) -> bool: ...
+
+
 class Claim:
     """A claimed run; give it up with `release` or by leaving the `with` block."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._released = threading.Event()
+        self._lost = False
+        self._me = Holder(hostname=socket.gethostname(), pid=os.getpid(), since=time.time())
+        self._beaten = time.monotonic()
+        os.set_inheritable(descriptor, True)  # for those that are started with open descriptors
         os.ftruncate(descriptor, 0)
-        me = {"hostname": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        os.pwrite(descriptor, json.dumps(asdict(self._me)).encode(), 0)
         self._heart = threading.Thread(target=self._beat, name="claim heartbeat", daemon=True)
         self._heart.start()
 
     def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT_SECONDS):
+        while not (self._released.wait(HEARTBEAT_SECONDS) or self._lost):
+            with suppress(OSError):  # a file server that is away; `check` has the last word
+                self._renew()
+
+    def _renew(self) -> bool:
+        """Show that the holder lives; False when the claim is another's."""
+        self._lost = self._lost or _content(self._descriptor) != self._me
+        if not self._lost:
             os.utime(self._descriptor)
+            self._beaten = time.monotonic()
+        return not self._lost
+
+    def check(self) -> None:
+        """Make sure, after a heartbeat that did not come in time, that the run is still claimed.
+
+        Raises:
+            ClaimLost: it is another's.
+        """
+        late = time.monotonic() - self._beaten > 2 * HEARTBEAT_SECONDS
+        if self._lost or (late and not self._renew()):
+            raise ClaimLost
+
+    def watching(self, stop: StopEvent) -> StopEvent:
+        """`stop`, with a `check` whenever it is asked."""
+        return _Watched(self, stop)
 
     def release(self) -> None:
         """Let others claim the run; again does nothing."""
         if not self._released.is_set():
             self._released.set()
             self._heart.join()
-            os.ftruncate(self._descriptor, 0)
+            if not self._lost and _content(self._descriptor) == self._me:
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
 
     def __enter__(self) -> Claim:
@@ -75,6 +119,17 @@ class Claim:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class _Watched:
+    """A stop event that checks a claim first."""
+
+    def __init__(self, claim: Claim, stop: StopEvent) -> None:
+        self._claim, self._stop = claim, stop
+
+    def is_set(self) -> bool:
+        self._claim.check()
+        return self._stop.is_set()
 
 
 def claim(run_dir: Path) -> Claim | None:
@@ -125,6 +180,14 @@ def holder(run_dir: Path) -> Holder | None:
         return _content(descriptor) if _held_by_another_host(descriptor) else None
     finally:
         os.close(descriptor)
+
+
+def heartbeat(run_dir: Path) -> int:
+    """When a run's claim was last renewed, in nanoseconds of the epoch; 0 if it never was."""
+    try:
+        return (run_dir / CLAIM).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 @contextmanager

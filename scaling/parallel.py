@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.config import ConfigError
+from scaling.claims import ClaimLost
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
+from scaling.orphans import die_with_parent
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from scaling.callbacks import StopEvent
+    from scaling.claims import StopEvent
 
 
 _EXPECTED_WARNINGS = (
@@ -202,7 +204,19 @@ def run_ranks(
         *(["--progress"] if progress else []),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    process = subprocess.Popen(command, env=environment, preexec_fn=_ignore_preemption)
+    me = os.getpid()
+
+    def prepare() -> None:
+        # A cluster's warning reaches every process of a job; this one passes it on.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        die_with_parent(me, signal.SIGTERM)
+
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        preexec_fn=prepare,
+        close_fds=False,  # the claim goes along: the run is held until its last process ends
+    )
     told = False
     try:
         while True:
@@ -212,15 +226,12 @@ def run_ranks(
                 if stop is not None and stop.is_set() and not told:
                     process.send_signal(signal.SIGTERM)
                     told = True
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, ClaimLost):  # the run is another's: nothing may be saved
+            process.kill()
         process.terminate()
         process.wait()
         raise
-
-
-def _ignore_preemption() -> None:
-    """A cluster's warning reaches every process of a job; the ranks' parent passes it on."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def start_process_group(config: RunConfig) -> None:

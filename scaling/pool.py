@@ -1,10 +1,10 @@
 """The local pool: worker processes, and who trains what next.
 
 The pool hands runs to `scaling.worker` processes, longest first. A worker that dies is replaced and
-its run goes on from its last checkpoint; a run that kills its worker again and again without
-getting further has failed. A run that another launch has claimed is looked at again every few
-seconds, and taken over if it is given up. The first interrupt lets every run save at its next step,
-the second kills.
+its run goes on from its last checkpoint; so is one whose heartbeat stops. A run that kills its
+worker again and again without getting further has failed. A run that another launch has claimed is
+looked at again every few seconds, and taken over if it is given up. The first interrupt lets every
+run save at its next step, the second kills.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.claims import claim, holder
+from scaling.claims import claim, heartbeat, holder
 from scaling.config import RunConfig
 from scaling.display import SweepDisplay
 from scaling.errors import LinscaleError
+from scaling.orphans import KERNEL_TELLS
 from scaling.record import RunRecord
 from scaling.status import read_json, recorded
 
@@ -37,6 +39,8 @@ RETRY_SECONDS = 2.0
 """Between two looks at a run that another launch has claimed."""
 GROUP_SECONDS = 60.0
 """How long processes that a dead worker started may take to end."""
+SILENT_SECONDS = 300.0
+"""Without a heartbeat of its claim, after which a worker is taken for one that hangs."""
 TICK_SECONDS = 0.2
 
 FINAL = ("done", "diverged", "failed", "preempted")
@@ -58,6 +62,10 @@ class Task:
     """Tokens it had when the last worker died."""
     retry_at: float = 0.0
     """Clock before which a run claimed elsewhere is left alone."""
+    beat: int = -1
+    """Last heartbeat of its claim, as `scaling.claims.heartbeat` gives it."""
+    beat_seen: float = 0.0
+    """Clock when that was new."""
 
     @property
     def run_id(self) -> str:
@@ -134,6 +142,7 @@ class Pool:
                         self._look_elsewhere()
                         self._fill()
                     self._listen(TICK_SECONDS)
+                    self._kill_silent()
                     self._bury()
                     self._display.refresh()
             finally:
@@ -164,6 +173,7 @@ class Pool:
             if slot.ready and waiting:
                 task = waiting.popleft()
                 slot.task, slot.ready, task.state = task, False, "running"
+                task.beat = -1
                 self._send(slot, {"run": task.config.to_json()})
         starting = sum(s.process is not None and s.task is None for s in self._slots)
         for slot in self._slots:
@@ -226,6 +236,45 @@ class Pool:
     def _finish(self, task: Task, state: str, reason: str) -> None:
         task.state, task.reason = state, reason
         self._display.ended(task)
+
+    def _kill_silent(self) -> None:
+        """Kill workers whose claim is not renewed any more: they are stopped, or hang.
+
+        Those of a launch that has died are among them: they could not see it die.
+        """
+        now = time.monotonic()  # which stands still while the machine sleeps
+        for task in self._tasks:
+            if task.state not in ("running", "elsewhere"):
+                continue
+            beat = heartbeat(self._sweep_dir / task.run_id)
+            if beat != task.beat:
+                task.beat, task.beat_seen = beat, now
+            elif now - task.beat_seen > SILENT_SECONDS:
+                task.beat_seen = now
+                pid = self._worker(task)
+                if pid is not None:
+                    self._display.say(
+                        f"{task.run_id}: no heartbeat of its worker (process {pid}) for "
+                        f"{SILENT_SECONDS:.0f} seconds; it is killed"
+                    )
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+
+    def _worker(self, task: Task) -> int | None:
+        """The worker that has a run, of this pool or of another one on this machine.
+
+        A process that holds a run without being a worker is not ours to judge: somebody may have
+        stopped it at a terminal. Workers lead sessions of their own.
+        """
+        for slot in self._slots:
+            if slot.task is task and slot.process is not None:
+                return slot.process.pid
+        held = holder(self._sweep_dir / task.run_id)
+        if held is None or held.hostname != socket.gethostname():
+            return None
+        with suppress(ProcessLookupError):
+            return held.pid if os.getsid(held.pid) == held.pid else None
+        return None
 
     def _bury(self) -> None:
         """Deal with workers that have ended."""
@@ -315,11 +364,13 @@ class Pool:
 
 
 def _end_group(leader: int) -> None:
-    """End what is left of a dead worker's session: ranks of a run on several devices save and end
-    on SIGTERM, and until they have, nobody else may train that run."""
+    """Wait for what is left of a dead worker's session, and end what stays: ranks of a run on
+    several devices save and end, and until they have, nobody else may train that run."""
     deadline = time.monotonic() + GROUP_SECONDS
     with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGTERM)
+        if not KERNEL_TELLS:
+            # Where the kernel does, a second signal would break off what torchrun does on it.
+            os.killpg(leader, signal.SIGTERM)
         while time.monotonic() < deadline:
             os.killpg(leader, 0)
             time.sleep(0.05)

@@ -27,11 +27,11 @@ from scaling.callbacks import (
     Journal,
     Progress,
     Recorder,
-    StopEvent,
     TokenCheckpoint,
     save,
 )
 from scaling.checkpoints import Checkpoints, misfit
+from scaling.claims import StopEvent
 from scaling.config import RunConfig
 from scaling.data import DataModule
 from scaling.environment import environment, peak_flops

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -22,10 +23,11 @@ from models.config import ConfigError
 from scaling import parallel
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
+from scaling.orphans import die_with_parent
 from scaling.record import RunRecord, State
 
 if TYPE_CHECKING:
-    from scaling.callbacks import StopEvent
+    from scaling.claims import StopEvent
 
 
 def train(
@@ -119,6 +121,8 @@ def main() -> None:
     values = json.loads(arguments.config.read_text(encoding="utf-8"))
     for key in ("schema", "run_id", "sweep"):
         values.pop(key, None)
+    if parallel.is_rank():
+        die_with_parent(os.getppid(), signal.SIGKILL)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

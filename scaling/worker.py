@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ConfigError
-from scaling.claims import claim
+from scaling.claims import ClaimLost, claim
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
 
@@ -60,7 +60,10 @@ def attempt(
         if held is None:
             return Outcome(state="busy")
         with held:
-            return Outcome(state=train(config, sweep_dir, stop_event=stop, progress=progress))
+            watched = held.watching(stop)
+            return Outcome(state=train(config, sweep_dir, stop_event=watched, progress=progress))
+    except ClaimLost:
+        return Outcome(state="busy")
     except (LinscaleError, ConfigError) as error:
         return Outcome(state="failed", reason=str(error))
     except Exception as error:

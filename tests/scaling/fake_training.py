@@ -16,6 +16,7 @@ from typing import Any
 
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
+from scaling.orphans import die_with_parent
 from scaling.record import RunRecord
 
 STEPS = 10
@@ -60,7 +61,10 @@ def _half_way(kind: str, name: str, sweep_dir: Path, stop_event: Any) -> str:
     if kind == "breaks":
         raise ZeroDivisionError("no one expected this")
     if kind == "parent":  # starts a process that outlives a kill, as a run on several devices does
-        child = subprocess.Popen(["sleep", "1000"])
+        me = os.getpid()
+        child = subprocess.Popen(
+            ["sleep", "1000"], preexec_fn=lambda: die_with_parent(me, signal.SIGTERM)
+        )
         (sweep_dir / f"child-{child.pid}").touch()
         if len(list(sweep_dir.glob("child-*"))) == 1:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -11,11 +11,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from models.config import toy_config
 from scaling import claims
 from scaling.claims import CLAIM, claim, exclusive, holder
+from scaling.config import BudgetConfig, RunConfig
+from scaling.worker import attempt
 
 HOLD = """
 import sys, time
@@ -152,3 +156,73 @@ def test_exclusive_waits_for_its_turn(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def robbed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[claims.Claim, claims.Claim]:
+    """Two holders, as on a file system whose locks do not reach other hosts: the second took the
+    run over when the heartbeat of the first failed."""
+    monkeypatch.setattr(claims, "_lock", lambda descriptor: True)
+    first = claim(run_dir)
+    assert first is not None
+    os.utime(run_dir / CLAIM, (0, 0))
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    second = claim(run_dir)
+    assert second is not None
+    return first, second
+
+
+def test_a_robbed_holder_finds_out_before_its_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = robbed(tmp_path, monkeypatch)
+    stop = first.watching(threading.Event())
+    assert not stop.is_set()  # nothing to look for as long as its heart has beaten lately
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", -1.0)
+    with pytest.raises(claims.ClaimLost):
+        stop.is_set()
+    assert not second.watching(threading.Event()).is_set()
+    first.release()
+    # Giving up what is lost takes nothing from the other.
+    assert json.loads((tmp_path / CLAIM).read_text())["hostname"] == "elsewhere"
+    second.release()
+
+
+def test_the_heart_of_a_robbed_holder_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
+    first, second = robbed(tmp_path, monkeypatch)
+    deadline = time.monotonic() + 30
+    while first._heart.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(claims.ClaimLost):
+        first.check()
+    first.release()
+    second.release()
+
+
+def test_a_run_that_was_taken_over_is_left_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(
+        name="robbed",
+        model=toy_config("tnl", 16, vocab_size=256),
+        budget=BudgetConfig(tokens=8192),
+    )
+
+    def train(config: RunConfig, sweep_dir: Path, *, stop_event: Any, progress: bool) -> str:
+        assert not stop_event.is_set()
+        (sweep_dir / config.run_id / CLAIM).write_text(
+            json.dumps({"hostname": "elsewhere", "pid": 1, "since": 0.0})
+        )
+        monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", -1.0)
+        try:
+            return "done" if stop_event.is_set() else "preempted"
+        except Exception:  # what a trainer does about errors: write them down
+            (sweep_dir / config.run_id / "status.json").write_text("{}")
+            raise
+
+    outcome = attempt(config, tmp_path, train, threading.Event())
+    assert outcome.state == "busy"
+    assert {p.name for p in (tmp_path / config.run_id).iterdir()} == {CLAIM}
