@@ -140,10 +140,19 @@ def _read_python(path: Path) -> Iterator[str]:
 
 
 def _files(name: str, pattern: str, read: Callable[[Path], Iterator[str]]) -> Corpus:
+    return _from_files(name, find_files(name, pattern), None, read)
+
+
+def find_files(name: str, pattern: str) -> list[Path]:
+    """The files of a corpus by their pattern, in order.
+
+    Raises:
+        LinscaleError: there are none.
+    """
     expanded = Path(pattern).expanduser()
     paths = [p for p in map(Path, sorted(glob.glob(str(expanded), recursive=True))) if p.is_file()]
     if paths:
-        return _from_files(name, paths, None, read)
+        return paths
     kind = name.partition(":")[0]
     if expanded.is_dir():
         suffix = "txt" if kind == "text" else "jsonl"
@@ -171,7 +180,7 @@ def _read_text(path: Path) -> Iterator[str]:
             if lines:
                 yield "".join(lines)
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from None
+        raise not_utf8(path, error) from None
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
@@ -181,10 +190,15 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
                 if not line.isspace():
                     yield _json_text(f"{path}:{number}", line, text_field)
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from None
+        raise not_utf8(path, error) from None
 
 
 def _json_text(where: str, line: str, text_field: str) -> str:
+    return _text_of(where, json_object(where, line), text_field)
+
+
+def json_object(where: str, line: str) -> dict[str, Any]:
+    """The object of a line; raises LinscaleError where it is none."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -194,7 +208,7 @@ def _json_text(where: str, line: str, text_field: str) -> str:
         ) from None
     if not isinstance(record, dict):
         raise LinscaleError(f"{where}: a jsonl corpus has one object a line, not {line[:40]!r}.")
-    return _text_of(where, record, text_field)
+    return record
 
 
 def _text_of(where: str, record: dict[str, Any], text_field: str) -> str:
@@ -212,7 +226,8 @@ def _text_of(where: str, record: dict[str, Any], text_field: str) -> str:
     return text
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> LinscaleError:
+def not_utf8(path: Path, error: UnicodeDecodeError) -> LinscaleError:
+    """The error for a file that is no UTF-8 text."""
     return LinscaleError(
         f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason}); convert "
         "it, for example `iconv -f latin1 -t utf-8`, or narrow the pattern of data.corpus."
@@ -230,7 +245,7 @@ def _huggingface(name: str, argument: str, text_field: str) -> Corpus:
         signature = _from_files(name, paths, None, _read_text).signature
 
     def documents(skip: int) -> Iterator[str]:
-        dataset = _load_dataset(name, source, config)
+        dataset = load_dataset(name, source, config)
         if text_field not in dataset.column_names:
             raise LinscaleError(
                 f"corpus {name}: no column {text_field!r}; it has "
@@ -251,7 +266,12 @@ def _split_config(argument: str) -> tuple[str, str | None]:
     return source, config or None
 
 
-def _load_dataset(name: str, source: str, config: str | None) -> Dataset:
+def load_dataset(name: str, source: str, config: str | None = None) -> Dataset:
+    """The train split of a dataset by name or folder.
+
+    Raises:
+        LinscaleError: it cannot be had, or the package `datasets` is missing.
+    """
     try:
         import datasets
     except ImportError:

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scaling.config import RunConfig
@@ -32,12 +33,23 @@ def to_batch(rows: NDArray[np.int64]) -> Batch:
     """Inputs and targets, views of one tensor.
 
     Args:
-        rows: T + 1 tokens each, (B, T + 1), or of a recall task inputs and targets, (B, 2, T).
+        rows: T + 1 tokens each, (B, T + 1); of a recall task inputs and targets, (B, 2, T); of
+            instructions also the number of the example in its row, (B, 3, T), which gives
+            cu_seqlens.
     """
     tokens = torch.from_numpy(rows)
     if tokens.ndim == 3:
-        return tokens[:, 0], tokens[:, 1]
+        inputs, targets, *examples = tokens.unbind(1)
+        return inputs, targets, *map(_boundaries, examples)
     return tokens[:, :-1], tokens[:, 1:]
+
+
+def _boundaries(examples: Tensor) -> Tensor:
+    """cu_seqlens, int32 (N + 1,), of packed rows one after another, from numbers (B, T)."""
+    begins = torch.ones_like(examples, dtype=torch.bool)
+    begins[:, 1:] = examples[:, 1:] != examples[:, :-1]
+    end = torch.tensor([examples.numel()])
+    return torch.cat((begins.flatten().nonzero()[:, 0], end)).to(torch.int32)
 
 
 class Blocks(Dataset[Batch]):

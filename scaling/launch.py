@@ -22,13 +22,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.accounting import train_flops_per_token
 from models.config import ConfigError
 from scaling.claims import exclusive
 from scaling.config import RunConfig
 from scaling.display import SweepDisplay
 from scaling.experiment import Experiment
 from scaling.files import write_json
+from scaling.linearization.costs import flops
 from scaling.plan import trained_tokens
 from scaling.pool import Pool, Task
 from scaling.record import SCHEMA
@@ -140,8 +140,7 @@ def _gpus() -> list[str]:
 
 
 def _flops(config: RunConfig) -> float:
-    per_token = train_flops_per_token(config.model, config.data.sequence_length)["total"]
-    return per_token * trained_tokens(config)
+    return flops(config, trained_tokens(config))
 
 
 def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:

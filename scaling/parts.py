@@ -37,7 +37,9 @@ class DataConfig(Part):
     """Which text, how it becomes tokens, and the shape of a batch."""
 
     corpus: str = "kjv"
-    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH` or `hf:NAME[:CONFIG]`."""
+    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH`, `hf:NAME[:CONFIG]`, or a recall task such as
+    `task:mqar:pairs=8,vocab=64` (`scaling.recall`), which has no tokenizer. `instructions:GLOB`
+    and `instructions:hf:NAME`: questions with answers, packed (`scaling.instructions`)."""
     tokenizer: str = "bytes"
     """`bytes`, `bpe:VOCAB`, `file:PATH/tokenizer.json` or `tiktoken:NAME`."""
     text_field: str = "text"
@@ -54,7 +56,7 @@ class DataConfig(Part):
     _prefix = "data."
 
     def _validate(self) -> None:
-        kinds = ("text:", "jsonl:", "hf:")
+        kinds = ("text:", "jsonl:", "hf:", "instructions:")
         known = self.corpus in ("kjv", "stdlib") or (
             self.corpus.startswith(kinds) and self.corpus.split(":", 1)[1] != ""
         )

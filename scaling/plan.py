@@ -25,6 +25,7 @@ from models.accounting import (
 from models.config import ConfigError, ModelConfig
 from scaling.config import RunConfig
 from scaling.devices import GIB, Device
+from scaling.linearization.costs import flops as training_flops
 from scaling.memory import memory
 
 Law = Literal["deepseek", "step"]
@@ -252,7 +253,7 @@ def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
     else:
         check_fits(run, device)
         devices, held = run.parallel.world_size, memory(run)
-    flops = exact * trained_tokens(run)
+    flops = training_flops(run, trained_tokens(run))
     return Rung(
         run_id=run.run_id,
         arch=model.arch,

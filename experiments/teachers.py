@@ -1,0 +1,73 @@
+"""The quickstart's transformers as teachers, and small recipes that linearize them on a CPU core.
+
+The rates were chosen at d64 with 200 thousand tokens among factors of two and three (LoLCATs' first
+stage has the published 1e-2); weight decay and betas are the quickstart's. As there, a run has a
+decay of a fifth before each horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from experiments.quickstart import DIMS
+from experiments.quickstart import runs as quickstart
+from experiments.recipes import toy_recipe
+from models.config import LoLCATs, ModelConfig, Supra
+from scaling.config import LinearizeConfig, RunConfig
+
+TEACHERS = {run.model.dim: run for run in quickstart() if run.model.arch == "llama"}
+"""The quickstart's LLaMA by width."""
+LARGEST = DIMS[-1]
+WINDOW = 16
+"""LoLCATs' window: a sixteenth of the sequence, as 64 is of the published 1024."""
+SUPRA_LR, LOLCATS_LR, SCRATCH_LR = 3e-3, 3e-3, 6e-3
+LORA_RANK = 8
+
+
+def path(dim: int) -> str:
+    """Where `make quickstart` leaves the teacher."""
+    return f"runs/quickstart/{TEACHERS[dim].run_id}"
+
+
+def supra(dim: int, options: Supra | None = None, **changes: object) -> ModelConfig:
+    """The teacher's configuration with SUPRA's attention."""
+    teacher = TEACHERS[dim].model
+    return teacher.replace(arch="supra", supra=options or Supra(), **changes)
+
+
+def lolcats(dim: int, options: LoLCATs | None = None) -> ModelConfig:
+    """The teacher's configuration with LoLCATs' attention."""
+    return TEACHERS[dim].model.replace(arch="lolcats", lolcats=options or LoLCATs(window=WINDOW))
+
+
+def uptrained(
+    name: str, model: ModelConfig, *, tokens: int, horizons: Sequence[int] = (), seed: int
+) -> RunConfig:
+    """All weights of a teacher learn: SUPRA, or the teacher itself as a control."""
+    run = scratch(name, model, tokens=tokens, horizons=horizons, seed=seed, lr=SUPRA_LR)
+    return replace(run, linearize=LinearizeConfig(teacher=path(model.dim)))
+
+
+def transferred(name: str, model: ModelConfig, *, tokens: int, seed: int) -> RunConfig:
+    """LoLCATs: half of the tokens for attention transfer, half for LoRA."""
+    run = scratch(name, model, tokens=tokens, seed=seed, lr=LOLCATS_LR)
+    stages = LinearizeConfig(
+        teacher=path(model.dim), transfer_tokens=tokens // 2, lora_rank=LORA_RANK
+    )
+    return replace(run, linearize=stages)
+
+
+def scratch(
+    name: str,
+    model: ModelConfig,
+    *,
+    tokens: int,
+    horizons: Sequence[int] = (),
+    seed: int,
+    lr: float = SCRATCH_LR,
+) -> RunConfig:
+    """The same model from random weights, as in the quickstart, with a warm-up of five steps."""
+    size = f"d{model.dim}"
+    run = toy_recipe(name, size, model, tokens=tokens, horizons=horizons, lr=lr, seed=seed)
+    return replace(run, schedule=replace(run.schedule, warmup_tokens=5 * run.tokens_per_step))

@@ -1,0 +1,239 @@
+"""Linearizations as runs: what they start from, what learns, what they leave, and interruptions.
+
+The oracle for resuming is a run that was not disturbed; that for weights is the surgery of
+`models.linearize`, whose own tests are elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.accounting import forward_flops_per_token
+from models.linearize.lora import LoRALinear
+from models.linearize.surgery import linearize
+from scaling.config import RunConfig
+from scaling.linearization import record as linearization
+from scaling.linearization.costs import lora_parameters, stages
+from scaling.losses import block_means
+from scaling.module import TrainingModule
+from scaling.pretrained import load
+from scaling.record import RunRecord, load_model
+from scaling.shards import prepare
+from scaling.train import train
+
+ROOT = Path(__file__).resolve().parents[3]
+STEP = 4 * 32
+TIMES = ("wall", "tokens_per_second", "mfu")
+METHODS = ("supra", "lolcats", "llama")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def result(config: RunConfig, sweep: Path) -> tuple[Any, ...]:
+    folder = sweep / config.run_id
+    metrics = [
+        {k: v for k, v in line.items() if k not in TIMES}
+        for line in lines(folder / "metrics.jsonl")
+    ]
+    return metrics, lines(folder / "milestones.jsonl"), linearization.read(folder)
+
+
+class StopAfter:
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def validation_loss(model: Any, config: RunConfig) -> float:
+    rows = torch.from_numpy(prepare(config.data).validation)
+    with torch.no_grad():
+        return block_means(model, (rows[:, :-1], rows[:, 1:])).mean().item()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_before_and_after(student: Any, tmp_path: Path, method: str) -> None:
+    config = student(method)
+    assert train(config, tmp_path) == "done"
+    folder = tmp_path / config.run_id
+    found = linearization.read(folder)["validation"]
+    original = load(config.linearize.teacher).model
+    # Another batch size sums in another order: float32 rounding, 1e-6 relative.
+    assert found["teacher"]["loss"] == pytest.approx(validation_loss(original, config), rel=1e-6)
+    milestones = lines(folder / "milestones.jsonl")
+    for line in milestones:
+        model, stored = load_model(folder / line["checkpoint"])
+        assert stored == config
+        assert not any(isinstance(module, LoRALinear) for module in model.modules())
+        assert validation_loss(model, config) == pytest.approx(line["val_loss"], rel=1e-5)
+    rows = linearization.losses(folder)
+    assert [row["loss"] for row in rows][-2:] == [line["val_loss"] for line in milestones]
+    if method == "llama":
+        assert found["surgery"]["loss"] == found["teacher"]["loss"]
+        assert all(row["recovered"] is None for row in rows)
+        return
+    # Surgery costs something, and what is trained gives part of it back.
+    assert found["surgery"]["loss"] > found["teacher"]["loss"]
+    assert found["surgery"]["loss"] > milestones[-1]["val_loss"]
+    assert rows[-1]["recovered"] > 0
+
+
+def test_surgery_is_that_of_models(student: Any, tmp_path: Path) -> None:
+    config = student("supra")
+    train(config, tmp_path, stop_event=StopAfter(1))
+    torch.manual_seed(config.seed)
+    module = TrainingModule(config)
+    expected = linearize(load(config.linearize.teacher).model, config.model.supra)
+    new = {name for name in expected.state_dict() if "feature_map" in name}
+    for name in new:  # drawn at another time: take those of the run
+        expected.state_dict()[name].copy_(module.net.state_dict()[name])
+    found = linearization.read(tmp_path / config.run_id)["validation"]["surgery"]["loss"]
+    assert new
+    assert found == pytest.approx(validation_loss(expected, config), rel=1e-6)
+
+
+def test_stage_1_learns_every_layer_and_stage_2_the_rest(student: Any, tmp_path: Path) -> None:
+    config = student("lolcats", "budget.horizons=")
+    assert train(config, tmp_path) == "done"
+    folder = tmp_path / config.run_id
+    content = linearization.read(folder)
+    before, after = content["layers"]["before"], content["layers"]["after"]
+    assert len(before) == len(after) == config.model.layers
+    assert all(b > a for b, a in zip(before, after, strict=True))
+
+    metrics = lines(folder / "metrics.jsonl")
+    transfer = [m for m in metrics if m["split"] == "transfer"]
+    assert [m["step"] for m in transfer] == list(range(1, 9))
+    assert {m["lr"] for m in transfer} == {config.linearize.transfer_lr}
+    assert all(m["bpb"] is None and m["segment"] == "transfer" for m in transfer)
+    rest = [m for m in metrics if m["split"] == "train"]
+    # The warm-up of one step starts after stage 1: half of the rate, then all of it.
+    assert rest[0]["step"] == 9
+    assert [m["lr"] for m in rest[:2]] == pytest.approx([1.5e-3, 3e-3])
+    assert max(m["loss"] for m in rest) < 6  # nats, and not 1000 x the squared error
+
+    # What is not trained is the teacher's to the bit; what is trained is not.
+    ours, _ = load_model(folder / lines(folder / "milestones.jsonl")[-1]["checkpoint"])
+    theirs = load(config.linearize.teacher).model.state_dict()
+    weights = ours.state_dict()
+    for name, tensor in theirs.items():
+        same = torch.equal(weights[name], tensor)
+        assert same == (".mixer.qkv." not in name and ".mixer.out." not in name), name
+
+
+@pytest.mark.parametrize("method", ["supra", "lolcats"])
+def test_counts_and_flops(student: Any, tmp_path: Path, method: str) -> None:
+    config = student(method)
+    module = TrainingModule(config)
+    segments = RunRecord(config, tmp_path).segments
+    learning = {}
+    for segment in (segments[0], segments[-1]):
+        module.start(segment, segment.first)
+        learning[segment.name] = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
+    counted = stages(config)
+    assert counted["parameters"] == learning[segments[-1].name]
+    record = RunRecord(config, tmp_path)
+    per_token = record.flops_per_token(False)
+    whole = 3 * sum(forward_flops_per_token(config.model, 16.5, near=0).values())
+    if method == "supra":
+        assert counted["transfer_tokens"] == 0
+        assert per_token == whole
+        assert record.flops(24 * STEP) == 24 * STEP * whole
+        return
+    assert counted["transfer_parameters"] == learning["transfer"]
+    assert counted["parameters"] == lora_parameters(config.model, 2)
+    first, rest = record.flops_per_token(True), per_token
+    assert first < rest < record.accounting["flops_per_token"]["exact"]["total"]
+    assert record.flops(8 * STEP) == pytest.approx(8 * STEP * first)
+    assert record.flops(24 * STEP) == pytest.approx(STEP * (8 * first + 16 * rest))
+    assert json.dumps(record.accounting["stages"])
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"), [("supra", 5), ("lolcats", 5), ("lolcats", 8), ("lolcats", 13)]
+)
+def test_a_stopped_run_leaves_no_trace(
+    student: Any, tmp_path: Path, method: str, steps: int
+) -> None:
+    config = student(method)
+    assert train(config, tmp_path / "whole") == "done"
+    assert train(config, tmp_path / "parts", stop_event=StopAfter(steps)) == "preempted"
+    assert train(config, tmp_path / "parts") == "done"
+    assert result(config, tmp_path / "parts") == result(config, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_trace(student: Any, tmp_path: Path) -> None:
+    config = student("lolcats")
+    assert train(config, tmp_path / "whole") == "done"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    command = [sys.executable, "-m", "scaling.train", str(tmp_path / "config.json")]
+    metrics = tmp_path / "killed" / config.run_id / "metrics.jsonl"
+    for wanted in (3, 9, 15):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and metrics.read_text().count("\n") >= wanted:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert train(config, tmp_path / "killed") == "done"
+    assert result(config, tmp_path / "killed") == result(config, tmp_path / "whole")
+
+
+def test_a_decay_right_after_stage_1(student: Any, tmp_path: Path) -> None:
+    """The trunk goes on from a checkpoint without low-rank additions after a branch with them."""
+    config = student(
+        "lolcats", f"budget.horizons={9 * STEP},{12 * STEP}", "schedule.warmup_tokens=0"
+    )
+    assert train(config, tmp_path / "a") == "done"
+    assert train(config, tmp_path / "b", stop_event=StopAfter(10)) == "preempted"
+    assert train(config, tmp_path / "b") == "done"
+    assert result(config, tmp_path / "a") == result(config, tmp_path / "b")
+
+
+def test_all_weights_may_learn_after_stage_1(student: Any, tmp_path: Path) -> None:
+    config = student("lolcats", "linearize.lora_rank=0")
+    assert train(config, tmp_path) == "done"
+    content = linearization.read(tmp_path / config.run_id)
+    assert content["parameters"]["after"] == content["parameters"]["total"]
+
+
+def test_resuming_does_not_need_the_teacher(student: Any, tmp_path: Path) -> None:
+    config = student("supra")
+    train(config, tmp_path, stop_event=StopAfter(5))
+    hidden = Path(config.linearize.teacher)
+    try:
+        hidden.rename(hidden.parent / "elsewhere")
+        assert train(config, tmp_path) == "done"
+    finally:
+        (hidden.parent / "elsewhere").rename(hidden)
+
+
+def test_words_for_people(student: Any, tmp_path: Path) -> None:
+    config = student("lolcats")
+    train(config, tmp_path, stop_event=StopAfter(1))
+    text = " ".join(linearization.describe(linearization.read(tmp_path / config.run_id)))
+    assert "of the teacher's 19,200" in text
+    assert all(share in text for share in ("0.2%", "0.4%", "5%"))
+    log = (tmp_path / config.run_id / "log.txt").read_text()
+    assert "stage 1 trains" in log
