@@ -23,12 +23,14 @@ def evaluate(
     tasks: Annotated[
         str, typer.Option(help="Names with commas: perplexity, position, context, sliding, ...")
     ] = "",
-    suite: Annotated[str | None, typer.Option(help="A list of tasks: quick or csr.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="A list of tasks: quick, csr, scrolls or paper.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of local task files, such as arc_easy.jsonl.")
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option(help="Text file for sliding, document and needle.")
+        list[Path] | None, typer.Option(help="Text file for sliding and document.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="First so many questions or blocks.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
@@ -39,22 +41,45 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(help="sliding: tokens between windows.")] = None,
     beyond: Annotated[int, typer.Option(help="context: training lengths in a block.")] = 4,
     lengths: Annotated[
-        str, typer.Option(help="needle: lengths in tokens with commas (default: 35 to 16,000).")
+        str, typer.Option(help="needle, recall: lengths in tokens with commas.")
     ] = "",
     depths: Annotated[int, typer.Option(help="needle: depths of the needle.")] = 35,
+    haystack: Annotated[
+        list[Path] | None, typer.Option(help="needle: text file (default: King James Bible).")
+    ] = None,
+    scorer: Annotated[
+        str, typer.Option(help="needle: exact (begins with the answer) or contains.")
+    ] = "exact",
+    depth_growth: Annotated[
+        float, typer.Option(help="needle: weight of a depth over that of the one before.")
+    ] = 1.1,
+    length_growth: Annotated[
+        float, typer.Option(help="needle: weight of a length over that of the one before.")
+    ] = 1.1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    launcher: Annotated[
+        str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
+    ] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
+    time: Annotated[str | None, typer.Option(help="SLURM time limit, such as 12:00:00.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Evaluate every milestone of a run or sweep; what has a result already is skipped.
 
-    Numbers go to evals.jsonl in the directory of the run. The same command in a second terminal
-    joins in, run by run.
+    Numbers go to evals.jsonl in the directory of the run. Several runs are evaluated by a pool of
+    workers; the same command in a second terminal joins in, run by run. Tasks whose data are not
+    here are listed with how to prepare them, and the others are evaluated.
     """
     from scaling.evaluation.evaluate import evaluate as run
     from scaling.evaluation.evaluate import expand
+    from scaling.evaluation.request import Request
     from scaling.evaluation.results import EvaluationError
     from scaling.evaluation.settings import Settings
     from scaling.pretrained import usable_device
+    from scaling.slurm import SlurmOptions
 
     pieces = [piece.strip() for piece in lengths.split(",") if piece.strip()]
     if not all(piece.isdecimal() for piece in pieces):
@@ -70,13 +95,19 @@ def evaluate(
         beyond=beyond,
         lengths=tuple(int(piece) for piece in pieces),
         depths=depths,
+        haystack=tuple(haystack or ()),
+        scorer=scorer,
+        depth_growth=depth_growth,
+        length_growth=length_growth,
     )
     names = expand([n.strip() for n in tasks.split(",") if n.strip()], suite, settings)
+    usable_device(device)
     outcome = run(
         path,
-        names,
-        settings,
-        device=usable_device(device),
+        Request(tasks=tuple(names), settings=settings, device=device),
+        launcher=launcher,
+        jobs=jobs,
+        slurm=SlurmOptions(partition=partition, time=time),
         say=lambda line: typer.echo(line, err=True),
     )
     if as_json:
@@ -88,6 +119,8 @@ def evaluate(
     summary = f"{outcome.new} tasks evaluated, {outcome.kept} had a result already"
     if outcome.elsewhere:
         summary += f", {len(outcome.elsewhere)} runs are being evaluated by another process"
+    for job in outcome.submitted:
+        typer.echo(job, err=True)
     typer.echo(summary, err=True)
     for failure in outcome.failures:
         typer.echo(f"not evaluated: {failure}", err=True)
@@ -107,7 +140,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
     for line in lines:
         stderr = "" if line["stderr"] is None else f"{line['stderr']:.4f}"
         table.add_row(
-            line["run"],
+            line["run"].rpartition("-")[0] or line["run"],
             "" if line["tokens"] is None else f"{line['tokens']:,}",
             line["task"],
             line["metric"],

@@ -1,25 +1,24 @@
-"""Tasks of lm-evaluation-harness on our models, its own and local ones.
+"""Tasks of lm-evaluation-harness on our models.
 
-A name is looked up in this order:
-
-1. `NAME.jsonl` in the folder of --data, for the names of `LOCAL`: works without network. Fields:
-   `query`, `choices`, `gold` for multiple choice; `context_options`, `continuation`, `gold` for
-   winogrande; `context`, `continuation` for lambada_openai. Prompts are those of the harness's task
-   of the same name; COPA keeps the comma that the files have before the connecting word.
-2. The harness's own tasks, whose data come from the Hugging Face hub or its cache.
+A name is looked up in the folder of --data first (`scaling.evaluation.local_tasks`), and works
+without network then. Else the harness loads the data from the Hugging Face hub or its cache.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import json
+import logging
 import math
+import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from scaling.evaluation import local_tasks, scrolls
 from scaling.evaluation.results import EvaluationError, Measure
-from scaling.evaluation.settings import Settings, file_sha256
+from scaling.evaluation.settings import Settings
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -28,30 +27,28 @@ if TYPE_CHECKING:
 
 CSR = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """Tasks of the paper's average of commonsense reasoning; `analysis.evals` takes it."""
-
-_CHOICES = ("query", "choices", "gold")
-LOCAL: dict[str, tuple[str, ...]] = {
-    "arc_easy": _CHOICES,
-    "arc_challenge": _CHOICES,
-    "boolq": _CHOICES,
-    "copa": _CHOICES,
-    "piqa": _CHOICES,
-    "winogrande": ("context_options", "continuation", "gold"),
-    "lambada_openai": ("context", "continuation"),
+FOLDERS = {
+    "arc_challenge": "arc",
+    "arc_easy": "arc",
+    "boolq": "super_glue/boolq",
+    "copa": "super_glue/copa",
+    "hellaswag": "hellaswag",
+    "lambada_openai": "lambada",
+    "openbookqa": "openbookqa",
+    "piqa": "piqa",
+    "wikitext": "wikitext",
+    "winogrande": "winogrande",
 }
-"""Tasks that can be read from local files -> the fields of a line."""
-
-
-def local_file(name: str, settings: Settings) -> Path | None:
-    """The local file of a task, None where there is none."""
-    path = None if settings.data is None else settings.data / f"{name}.jsonl"
-    return path if name in LOCAL and path is not None and path.is_file() else None
+"""Where the harness keeps the tasks of the suites: reading one folder takes no time, reading its
+whole index of 14,000 files up to a minute."""
+_HUB_SECONDS = 5.0
+"""How long the hub may take to answer before its tasks are looked for in the cache alone."""
 
 
 def recorded(name: str, settings: Settings) -> dict[str, Any]:
     """The settings that change the numbers of a harness task."""
-    path = local_file(name, settings)
-    data = None if path is None else [path.name, file_sha256(path)]
+    path = local_tasks.find(name, settings)
+    data = None if path is None else local_tasks.fingerprint(path)
     return {"limit": settings.limit, "max_length": settings.max_length, "data": data}
 
 
@@ -61,34 +58,152 @@ def require_harness() -> None:
         raise EvaluationError(
             "lm-evaluation-harness is not installed; install it with: pip install lm-eval"
         )
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each default that it takes
 
 
-@functools.cache
-def _manager() -> Any:
-    require_harness()
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()  # reads thousands of YAML files: seconds, or minutes on a slow disk
+def is_known(name: str, settings: Settings) -> bool:
+    """Whether a task is the harness's; its index is read for names outside the suites only."""
+    if name in FOLDERS or name in scrolls.TASKS or local_tasks.find(name, settings) is not None:
+        return True
+    return name in known_tasks()
 
 
 def known_tasks() -> list[str]:
     """Names of the harness's own tasks."""
-    return list(_manager().all_tasks)
+    return list(_manager(None).all_tasks)
+
+
+@functools.cache
+def _manager(folder: str | None) -> Any:
+    """The harness's tasks in one of its folders, or all of them."""
+    require_harness()
+    import lm_eval.tasks
+
+    if folder is None:
+        return lm_eval.tasks.TaskManager()
+    path = Path(lm_eval.tasks.__file__).parent / folder
+    return lm_eval.tasks.TaskManager(include_defaults=False, include_path=path)
+
+
+def build(name: str, settings: Settings) -> dict[str, Task]:
+    """A task with its questions; a group of the harness is several.
+
+    Raises:
+        EvaluationError: the harness or the data are not there, or the data are damaged; the message
+            says how to prepare them.
+    """
+    require_harness()
+    path = local_tasks.find(name, settings)
+    if path is not None and path.is_file():
+        return {name: local_tasks.from_lines(name, path)}
+    try:
+        if name in scrolls.TASKS:
+            return {name: scrolls.build(name, _scrolls(name, path))}
+        manager, spec = _manager(FOLDERS.get(name)), name
+        if path is None:
+            _offline_without_hub()
+        else:
+            spec = _on_splits(manager.task_index.get(name), local_tasks.read_folder(path))
+        return manager.load([spec])["tasks"]
+    except EvaluationError:
+        raise
+    except Exception as error:  # datasets, the hub and tasks' own code raise many kinds
+        text = " ".join(str(error).split())[:200]
+        if path is not None:
+            raise EvaluationError(
+                f"{path}: is not the data set of {name} ({type(error).__name__}: {text}); "
+                f"{_preparation(name)}"
+            ) from None
+        raise EvaluationError(
+            f"its data set cannot be loaded ({type(error).__name__}: {text}); {_preparation(name)}"
+        ) from None
+
+
+def _on_splits(entry: Any, splits: dict[str, Any]) -> dict[str, Any]:
+    """The harness's own definition of a task, on local data."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if entry is None or entry.yaml_path is None:
+        raise ValueError("the harness has no such task")
+    config = load_yaml(entry.yaml_path, resolve_func=True)
+    for key in ("tag", "group", "task_list"):
+        config.pop(key, None)
+    for key in ("training_split", "validation_split", "test_split", "fewshot_split"):
+        if config.get(key) not in splits:
+            config.pop(key, None)  # zero-shot needs no examples
+    return config | {"task": entry.name, "custom_dataset": lambda **_: splits}
+
+
+def _scrolls(name: str, path: Path | None) -> Any:
+    """The validation split of a data set of SCROLLS."""
+    from datasets import load_dataset
+
+    folder = scrolls.TASKS[name].folder
+    if path is None:
+        _offline_without_hub()
+        inside = f"zip://{folder}/validation.jsonl::{scrolls.URL}/{folder}.zip"
+        return load_dataset("json", data_files=inside, split="train")
+    splits = local_tasks.read_folder(path)
+    if "validation" not in splits:
+        raise EvaluationError(f"{path}: has no validation.jsonl; {_preparation(name)}")
+    return splits["validation"]
+
+
+def _preparation(name: str) -> str:
+    """How to get the data of a task to a machine without network."""
+    if name in scrolls.TASKS:
+        folder = scrolls.TASKS[name].folder
+        return (
+            f"with network: curl -LO {scrolls.URL}/{folder}.zip; unzip it in a folder DATA, so "
+            f"that DATA/{folder}/validation.jsonl is there, and give --data DATA."
+        )
+    entry = _manager(FOLDERS.get(name)).task_index.get(name)
+    config = getattr(entry, "cfg", None) or {}
+    source = [repr(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key)]
+    if not source:
+        return (
+            f"with network, load it once (lm-eval run --model dummy --tasks {name} --limit 1), "
+            "copy the cache (HF_HOME) here, and set HF_HUB_OFFLINE=1."
+        )
+    plain = f", or DATA/{name}.jsonl (see docs/evaluation.md)" if name in local_tasks.FIELDS else ""
+    return (
+        f'with network: python -c "from datasets import load_dataset; '
+        f"load_dataset({', '.join(source)}).save_to_disk('DATA/{name}')\"; copy DATA here and give "
+        f"--data DATA{plain}."
+    )
+
+
+@functools.cache
+def _offline_without_hub() -> None:
+    """Where the hub cannot be reached, look in the cache at once instead of trying for long."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    if hub.HF_HUB_OFFLINE or any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy")):
+        return
+    address = urlsplit(hub.ENDPOINT)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), _HUB_SECONDS).close()
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
 
 
 def run_task(name: str, subject: Subject) -> list[Measure]:
     """Evaluate one task.
 
     Raises:
-        EvaluationError: the harness or the data of the task are not there, or a text is too long.
+        EvaluationError: see `build`, or a text is too long for the model.
     """
-    require_harness()
+    tasks = build(name, subject.settings)
     from lm_eval.evaluator import evaluate
 
     from scaling.evaluation.harness_model import HarnessModel
 
-    path = local_file(name, subject.settings)
-    tasks = {name: local_task(name, path)} if path is not None else _own_tasks(name)
     model = HarnessModel(
         subject.pretrained,
         max_length=subject.settings.max_length or subject.context,
@@ -123,98 +238,3 @@ def _measures(values: dict[str, Any], label: str, n: int) -> list[Measure]:
             Measure(metric=label + metric + suffix, value=float(value), stderr=stderr, n=n)
         )
     return found
-
-
-def _own_tasks(name: str) -> Any:
-    try:
-        return _manager().load([name])
-    except Exception as error:  # datasets and the hub raise many kinds
-        text = " ".join(str(error).split())[:200]
-        local = f", or {name}.jsonl in the folder of --data" if name in LOCAL else ""
-        raise EvaluationError(
-            f"its data set cannot be loaded ({type(error).__name__}: {text}). With network, load "
-            f"it once and copy the cache (HF_HOME) here: lm-eval run --model dummy --tasks {name} "
-            f"--limit 1; then set HF_HUB_OFFLINE=1{local}."
-        ) from None
-
-
-def local_task(name: str, path: Path) -> Task:
-    """A task of the harness whose questions are the lines of a file.
-
-    Raises:
-        EvaluationError: a line that is not JSON or lacks a field.
-    """
-    require_harness()
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
-
-    rows = _read(path, LOCAL[name])
-    config: dict[str, Any] = {
-        "task": name,
-        "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "num_fewshot": 0,
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "doc_to_text": _question,
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in ("acc", "acc_norm")
-        ],
-    }
-    if name == "boolq":
-        config["doc_to_text"] = _boolq
-    if name == "copa":
-        config["doc_to_text"] = "query"
-    if name == "winogrande":
-        config |= {
-            "doc_to_choice": "context_options",
-            "doc_to_text": _gold,
-            "doc_to_target": "continuation",
-            "metric_list": config["metric_list"][:1],
-        }
-    if name == "lambada_openai":
-        del config["doc_to_choice"]
-        config |= {
-            "output_type": "loglikelihood",
-            "doc_to_text": "context",
-            "doc_to_target": _continuation,
-            "metric_list": [
-                {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
-                {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-            ],
-        }
-    return ConfigurableTask(config=config)
-
-
-def _question(row: dict[str, Any]) -> str:
-    return f"{row['query']}Answer:"
-
-
-def _boolq(row: dict[str, Any]) -> str:
-    return f"{row['query'].removeprefix('Passage: ')}Answer:"
-
-
-def _gold(row: dict[str, Any]) -> int:
-    return row["gold"]
-
-
-def _continuation(row: dict[str, Any]) -> str:
-    return f" {row['continuation']}"
-
-
-def _read(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    rows = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            rows.append({name: line[name] for name in fields})
-        except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(
-                f"{path}, line {number}: is no question ({type(error).__name__}: {error}); each "
-                f"line is a JSON object with {', '.join(fields)}."
-            ) from None
-    if not rows:
-        raise EvaluationError(f"{path}: holds no questions.")
-    return rows

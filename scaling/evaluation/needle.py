@@ -5,7 +5,8 @@
 `needle` (the paper's easy mode) hides question and answer together; `needle_standard` hides the
 answer's sentence alone, and the question is asked at the end only. A cell of the grid is a success
 when greedy decoding begins with the answer, upper and lower case aside: an exact match that a base
-model without instruction tuning can reach. Default grid: 35 lengths from 1,000 to 16,000 tokens
+model without instruction tuning can reach (scorer `exact`). Scorer `contains` is content with the
+answer anywhere in the continuation. Default grid: 35 lengths from 1,000 to 16,000 tokens
 times 35 depths from 0 to 100 % (arXiv 2406.16690, section 3.4; its needle and scorer are not
 stated, these are ours).
 
@@ -25,6 +26,7 @@ of the recorded settings. The exponent reading of the penalty is ours (the print
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +35,7 @@ from numpy.typing import NDArray
 
 from models.generation import Sampling, generate_tokens
 from scaling.evaluation.results import EvaluationError, Measure
+from scaling.evaluation.settings import Scorer
 from scaling.pretrained import Pretrained
 
 LENGTHS = tuple(int(n) for n in np.linspace(1000, 16000, 35).round())
@@ -67,26 +70,32 @@ def depths(count: int) -> NDArray[np.float64]:
 
 
 def prompt(
-    haystack: Sequence[int], needle: Sequence[int], asked: Sequence[int], length: int, depth: float
+    haystack: Sequence[int],
+    needle: Sequence[int],
+    asked: Sequence[int],
+    length: int,
+    depth: float,
+    start: Sequence[int] = (),
 ) -> list[int]:
-    """Tokens of a cell, exactly `length`.
+    """Tokens of a cell, exactly `length`, those that begin a text (`start`) included.
 
     Raises:
         EvaluationError: the haystack is too short, or the length does not hold needle and question.
     """
-    room = length - len(needle) - len(asked)
+    taken = len(start) + len(needle) + len(asked)
+    room = length - taken
     if room < 1:
         raise EvaluationError(
-            f"needle: {length} tokens do not hold needle and question, which take "
-            f"{len(needle) + len(asked)}; choose larger --lengths."
+            f"a length of {length} tokens does not hold needle and question, which take {taken}; "
+            "choose larger --lengths."
         )
     if len(haystack) < room:
         raise EvaluationError(
-            f"needle: the haystack has {len(haystack)} tokens and {room} are needed for a length "
-            f"of {length}; give a longer text with --text, or smaller --lengths."
+            f"the haystack has {len(haystack)} tokens and {room} are needed for a length of "
+            f"{length}; give a longer text with --haystack, or smaller --lengths."
         )
     cut = round(depth * room)
-    return [*haystack[:cut], *needle, *haystack[cut:room], *asked]
+    return [*start, *haystack[:cut], *needle, *haystack[cut:room], *asked]
 
 
 def grid(
@@ -96,6 +105,8 @@ def grid(
     lengths: Sequence[int],
     depth_count: int,
     easy: bool,
+    scorer: Scorer = "exact",
+    batch_size: int = 1,
     needle: Needle | None = None,
 ) -> NDArray[np.float64]:
     """Outcomes, (depths, lengths), 1 for a success.
@@ -105,27 +116,39 @@ def grid(
     """
     needle = needle or Needle()
     tokenizer = pretrained.tokenizer
-    straw, hidden, asked = (
-        [int(t) for t in tokenizer.encode(text)]
-        for text in (haystack, needle.hidden(easy), needle.asked)
+    hidden, asked = (
+        [int(t) for t in tokenizer.encode(text)] for text in (needle.hidden(easy), needle.asked)
     )
+    # A token is seldom as long as eight characters; where it is, the whole text is encoded.
+    straw = [int(t) for t in tokenizer.encode(haystack[: 8 * max(lengths)])]
+    if len(straw) < max(lengths):
+        straw = [int(t) for t in tokenizer.encode(haystack)]
     start = list(tokenizer.prefix) or [tokenizer.eos_id]
-    sampling = Sampling(max_new_tokens=len(tokenizer.encode(needle.answer)) + 4, temperature=0.0)
+    spare = 4 if scorer == "exact" else 32
+    sampling = Sampling(
+        max_new_tokens=len(tokenizer.encode(needle.answer)) + spare, temperature=0.0
+    )
     out = np.zeros((depth_count, len(lengths)))
     for column, length in enumerate(lengths):
-        for row, depth in enumerate(depths(depth_count)):
-            tokens = [*start, *prompt(straw, hidden, asked, length - len(start), float(depth))]
-            (completion,) = generate_tokens(
-                pretrained.model, tokenizer, [tokens], sampling, eos_ids=pretrained.eos_ids
+        prompts = [
+            prompt(straw, hidden, asked, length, float(depth), start)
+            for depth in depths(depth_count)
+        ]
+        for first in range(0, depth_count, batch_size):
+            batch = prompts[first : first + batch_size]
+            completions = generate_tokens(
+                pretrained.model, tokenizer, batch, sampling, eos_ids=pretrained.eos_ids
             )
-            out[row, column] = is_match(completion.text, needle.answer)
+            for row, completion in enumerate(completions, start=first):
+                out[row, column] = is_match(completion.text, needle.answer, scorer)
     return out
 
 
-def is_match(text: str, answer: str) -> bool:
-    """Whether a continuation begins with the answer, and the answer ends there."""
-    text, answer = text.strip().lower(), answer.strip().lower()
-    return text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum()
+def is_match(text: str, answer: str, scorer: Scorer = "exact") -> bool:
+    """Whether a continuation begins with the answer, or contains it, as a whole word."""
+    pattern = rf"(?<!\w){re.escape(answer.strip().lower())}(?!\w)"
+    search = re.match if scorer == "exact" else re.search
+    return search(pattern, text.strip().lower()) is not None
 
 
 def accuracy_at(outcomes: NDArray[np.float64], lengths: Sequence[int], length: int) -> float:
@@ -176,7 +199,10 @@ def measures(
     depth_growth: float,
     length_growth: float,
 ) -> list[Measure]:
-    """All scores of a grid; acc@ and acc<= at powers of two from 1,024 that are within it."""
+    """All scores of a grid; acc@ and acc<= at powers of two from 1,024 that are within it.
+
+    The cells themselves go with `accuracy`, for heat maps.
+    """
     n = outcomes.size
     growth = {"depth_growth": depth_growth, "length_growth": length_growth}
     values = {
@@ -188,7 +214,15 @@ def measures(
     for mark in marks:
         values[f"acc@{mark}"] = accuracy_at(outcomes, lengths, mark)
         values[f"acc<={mark}"] = accuracy_upto(outcomes, lengths, mark)
-    return [Measure(metric=name, value=v, stderr=None, n=n) for name, v in values.items()]
+    cells = {
+        "lengths": list(lengths),
+        "depths": depths(len(outcomes)).tolist(),
+        "scores": outcomes.tolist(),
+    }
+    return [
+        Measure(metric=k, value=v, stderr=None, n=n, grid=cells if k == "accuracy" else None)
+        for k, v in values.items()
+    ]
 
 
 def _weights(

@@ -1,29 +1,28 @@
 """evals.jsonl of a run: one line a number, replaced as a whole.
 
     {"task", "metric", "value", "stderr", "n", "tokens", "flops", "checkpoint", "settings"}
+    with the cells of a grid, such as needle's: "grid": {"lengths", "depths", "scores"}
 
 `n` counts what the standard error is over (questions, documents, blocks). `tokens` and `flops` are
 those of the checkpoint's milestone, null for a model from elsewhere. `settings` are the choices
 that change the numbers; a task evaluated with other settings is another result.
 
 All numbers of a task on a checkpoint are written together into a file that takes the old one's
-place, so a run of the command that is killed leaves whole tasks only, and the same command goes on
-with the tasks that are missing.
+place under a lock, so a run of the command that is killed leaves whole tasks only, the same command
+goes on with the tasks that are missing, and several processes may write to one run.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling.claims import exclusive
 from scaling.errors import LinscaleError
-from scaling.files import disk_errors, replacing
+from scaling.files import replacing
 
 EVALS = "evals.jsonl"
 
@@ -44,6 +43,8 @@ class Measure:
     """Its standard error over the `n`; None where there is none."""
     n: int
     """Questions, documents or blocks."""
+    grid: dict[str, Any] | None = None
+    """Cells that it is the mean of: `lengths`, `depths` and `scores` (depths x lengths)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,36 +69,27 @@ class Results:
             EvaluationError: a line before the last cannot be read.
         """
         self.path = directory / EVALS
-        self.lines: list[dict[str, Any]] = []
-        content = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        texts = content.split("\n")
-        for number, text in enumerate(texts, start=1):
-            try:
-                self.lines.append(_checked(json.loads(text)))
-            except (ValueError, KeyError, TypeError):
-                if number < len(texts):
-                    raise EvaluationError(
-                        f"{self.path}, line {number}: cannot be read as a result; mend or remove "
-                        "the line, and what it held is evaluated again."
-                    ) from None
+        self._load()
 
     def has(self, origin: Origin, task: str, settings: dict[str, Any]) -> bool:
         """Whether the task has been evaluated on the checkpoint with these settings."""
-        return bool(self.of(origin, task, settings))
+        return _key(origin.checkpoint, task, settings) in self._by_key
 
     def of(self, origin: Origin, task: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
         """The lines of a task on a checkpoint."""
-        wanted = (origin.checkpoint, task, json.loads(json.dumps(settings)))
-        return [
-            line
-            for line in self.lines
-            if (line["checkpoint"], line["task"], line["settings"]) == wanted
-        ]
+        return self._by_key.get(_key(origin.checkpoint, task, settings), [])
+
+    def _load(self) -> None:
+        self.lines = _read(self.path)
+        self._by_key: dict[str, list[dict[str, Any]]] = {}
+        for line in self.lines:
+            key = _key(line["checkpoint"], line["task"], line["settings"])
+            self._by_key.setdefault(key, []).append(line)
 
     def add(
         self, origin: Origin, task: str, settings: dict[str, Any], measures: list[Measure]
     ) -> None:
-        """Write the numbers of a task, all or none.
+        """Write the numbers of a task, all or none; none if another process was first.
 
         Raises:
             EvaluationError: a number is not finite.
@@ -110,36 +102,43 @@ class Results:
                     "weights hold numbers that are not finite, or the task has no scored token."
                 )
         new = [
-            {"task": task} | asdict(measure) | asdict(origin) | {"settings": settings}
+            {"task": task} | _line(measure) | asdict(origin) | {"settings": settings}
             for measure in measures
         ]
-        lines = [*self.lines, *new]
-        with replacing(self.path) as file:
-            for line in lines:
-                file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self.lines = lines
+        with exclusive(self.path.with_suffix(".lock")):
+            self._load()
+            if self.has(origin, task, settings):
+                return
+            with replacing(self.path) as file:
+                for line in [*self.lines, *new]:
+                    file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._load()
 
 
-def _checked(line: dict[str, Any]) -> dict[str, Any]:
-    for name in ("task", "metric", "value", "checkpoint", "settings"):
-        line[name]
-    return line
+def _key(checkpoint: str, task: str, settings: dict[str, Any]) -> str:
+    return json.dumps([checkpoint, task, settings], sort_keys=True)
 
 
-@contextmanager
-def only_here(directory: Path) -> Iterator[bool]:
-    """Whether this process is the one that evaluates in a directory, while the block runs.
+def _line(measure: Measure) -> dict[str, Any]:
+    """Fields of a measure; `grid` only where there is one."""
+    fields = asdict(measure)
+    return fields if measure.grid else {k: v for k, v in fields.items() if k != "grid"}
 
-    The lock dies with its holder. Others pass on to the next run, so that several processes given
-    the same sweep share its runs.
-    """
-    path = directory / "evals.lock"
-    with disk_errors(path):
-        file = path.open("a")
-    with file:
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Lines of evals.jsonl; a torn last line is one that is not there yet."""
+    lines: list[dict[str, Any]] = []
+    texts = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    for number, text in enumerate(texts, start=1):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+            line = json.loads(text)
+            for name in ("task", "metric", "value", "checkpoint", "settings"):
+                line[name]
+            lines.append(line)
+        except (ValueError, KeyError, TypeError):
+            if number < len(texts):
+                raise EvaluationError(
+                    f"{path}, line {number}: cannot be read as a result; mend or remove the line, "
+                    "and what it held is evaluated again."
+                ) from None
+    return lines

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from scaling.evaluation.results import EvaluationError
+
+Scorer = Literal["exact", "contains"]
+"""How a needle's answer is recognised; see `scaling.evaluation.needle`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,10 @@ class Settings:
     data: Path | None = None
     """Folder of local task files, NAME.jsonl; a task without one there is the harness's own."""
     text: tuple[Path, ...] = ()
-    """Files for `sliding` and `document`, one document each. (): validation documents of the run;
-    for `needle`, the haystack. (): the King James Bible."""
+    """Files for `sliding` and `document`, one document each. (): validation documents of the
+    run."""
+    haystack: tuple[Path, ...] = ()
+    """`needle`: files of the haystack, one after the other. (): the King James Bible."""
     window: int | None = None
     """`sliding`: inputs of a window. None: the length that the model was trained on."""
     stride: int | None = None
@@ -38,6 +44,8 @@ class Settings:
     """`needle`: lengths in tokens. (): 35 from 1,000 to 16,000."""
     depths: int = 35
     """`needle`: depths from the start to the end of the haystack."""
+    scorer: str = "exact"
+    """`needle`: `exact` (the continuation begins with the answer) or `contains`."""
     depth_growth: float = 1.1
     """`needle`: weight of a depth relative to the one before (not stated in the paper)."""
     length_growth: float = 1.1
@@ -50,10 +58,31 @@ class Settings:
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1")
         self._require("lengths", all(n >= 1 for n in self.lengths), "positive numbers of tokens")
+        for name in ("depth_growth", "length_growth"):
+            self._require(name, getattr(self, name) >= 1, "at least 1 (1: all weigh the same)")
+        self._require("scorer", self.scorer in get_args(Scorer), " or ".join(get_args(Scorer)))
         if self.data is not None and not self.data.is_dir():
             raise EvaluationError(
                 f"--data {self.data}: no such directory; give a folder of NAME.jsonl files."
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types, with absolute paths: another process may stand elsewhere."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name in ("text", "haystack"):
+            values[name] = [str(path.resolve()) for path in values[name]]
+        values["data"] = None if self.data is None else str(self.data.resolve())
+        return values | {"lengths": list(self.lengths)}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Settings:
+        """Inverse of `to_json`."""
+        typed: dict[str, Any] = dict(values)
+        for name in ("text", "haystack"):
+            typed[name] = tuple(map(Path, values[name]))
+        typed["data"] = None if values["data"] is None else Path(values["data"])
+        typed["lengths"] = tuple(values["lengths"])
+        return Settings(**typed)
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from scaling.config import DataConfig
 from scaling.corpora import open_corpus
@@ -33,7 +33,7 @@ from scaling.evaluation.perplexity import (
     validation_documents,
 )
 from scaling.evaluation.results import EvaluationError, Measure
-from scaling.evaluation.settings import Settings, file_sha256
+from scaling.evaluation.settings import Scorer, Settings, file_sha256
 from scaling.pretrained import Pretrained
 from scaling.shards import PreparedData, prepare
 
@@ -144,8 +144,8 @@ def _document(subject: Subject) -> list[Measure]:
 
 
 def _haystack(subject: Subject) -> str:
-    if subject.settings.text:
-        return "\n\n".join(read_text(path) for path in subject.settings.text)
+    if subject.settings.haystack:
+        return "\n\n".join(read_text(path) for path in subject.settings.haystack)
     return "\n\n".join(open_corpus(DataConfig(corpus="kjv")).read(0))
 
 
@@ -158,6 +158,8 @@ def _needle(subject: Subject, easy: bool) -> list[Measure]:
         lengths=lengths,
         depth_count=settings.depths,
         easy=easy,
+        scorer=cast(Scorer, settings.scorer),
+        batch_size=settings.batch_size,
     )
     return needle.measures(
         outcomes,
@@ -167,7 +169,7 @@ def _needle(subject: Subject, easy: bool) -> list[Measure]:
     )
 
 
-_NEEDLE = ("text", "lengths", "depths", "depth_growth", "length_growth")
+_NEEDLE = ("haystack", "lengths", "depths", "scorer", "depth_growth", "length_growth")
 TASKS: dict[str, Task] = {
     "perplexity": Task(("limit",), _perplexity),
     "position": Task(("limit",), _position),
@@ -183,8 +185,8 @@ def recorded(name: str, settings: Settings) -> dict[str, Any]:
     """The settings that go into evals.jsonl; files as name and SHA-256."""
     options = TASKS[name].options
     out: dict[str, Any] = {option: getattr(settings, option) for option in options}
-    if "text" in out:
-        out["text"] = [[path.name, file_sha256(path)] for path in settings.text]
+    for option in {"text", "haystack"} & set(out):
+        out[option] = [[path.name, file_sha256(path)] for path in getattr(settings, option)]
     return out
 
 

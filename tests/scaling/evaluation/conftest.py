@@ -30,6 +30,12 @@ def toy(arch: str, context: int = 64) -> Pretrained:
     )
 
 
+@pytest.fixture(scope="session")
+def make_toy():
+    """`toy`, for tests that choose the architecture."""
+    return toy
+
+
 @pytest.fixture(scope="module", params=["llama", "tnl", "hgrn2", "cosformer2"])
 def model(request):
     """One of each architecture."""

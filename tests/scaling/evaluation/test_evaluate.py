@@ -1,15 +1,22 @@
-"""Evaluating a sweep: what is written, resuming, and errors."""
+"""Evaluating a sweep: what is written, resuming, the pool, and errors."""
 
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
+import torch
 
-from scaling.evaluation.evaluate import evaluate, expand
-from scaling.evaluation.results import EvaluationError, Measure, Origin, Results, only_here
+from models.config import ConfigError
+from scaling.claims import claim
+from scaling.errors import LinscaleError
+from scaling.evaluation.evaluate import SUITES, evaluate, expand
+from scaling.evaluation.request import Request
+from scaling.evaluation.results import EvaluationError, Measure, Origin, Results
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.targets import targets
+from scaling.evaluation.work import evaluate_targets
 
 
 def only_run(directory):
@@ -20,11 +27,14 @@ def read(run):
     return [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
 
 
+def ask(*tasks, **settings):
+    return Request(tasks=tasks, settings=Settings(**settings))
+
+
 def test_a_sweep_is_evaluated_once_and_resumed(sweep):
     run = only_run(sweep)
-    settings = Settings(window=16, limit=3)
-    names = ["perplexity", "sliding", "document", "position", "context"]
-    first = evaluate(sweep, names[:1], Settings())
+    request = ask("perplexity", "sliding", "document", "position", "context", window=16, limit=3)
+    first = evaluate(sweep, ask("perplexity"))
     assert (first.new, first.kept, first.failures) == (2, 0, [])
     milestones = [json.loads(line) for line in (run / "milestones.jsonl").read_text().splitlines()]
     for milestone in milestones:
@@ -36,17 +46,18 @@ def test_a_sweep_is_evaluated_once_and_resumed(sweep):
         assert lines[0]["flops"] == milestone["flops"]
         assert lines[0]["checkpoint"] == milestone["checkpoint"]
     before = (run / "evals.jsonl").read_bytes()
-    again = evaluate(sweep, names[:1], Settings())
+    again = evaluate(sweep, ask("perplexity"))
     assert (again.new, again.kept) == (0, 2)
     assert again.lines == first.lines
     assert (run / "evals.jsonl").read_bytes() == before
     last = run / milestones[-1]["checkpoint"]
-    more = evaluate(last, names, settings)
+    more = evaluate(last, request)
     assert (more.new, more.kept, more.failures) == (5, 0, [])
     assert (run / "evals.jsonl").read_bytes().startswith(before)
-    with only_here(run) as mine:
-        assert mine
-        assert evaluate(run, names, settings).elsewhere == [run.name]
+    held = claim(request.write(sweep) / run.name)
+    assert held is not None
+    with held:
+        assert evaluate(run, request).elsewhere == [run.name]
 
 
 def test_a_damaged_checkpoint_fails_alone(sweep):
@@ -55,13 +66,110 @@ def test_a_damaged_checkpoint_fails_alone(sweep):
     content = first.path.read_bytes()
     first.path.write_bytes(content[:1000])
     try:
-        outcome = evaluate(run, ["perplexity"], Settings(limit=1))
+        outcome = evaluate(run, ask("perplexity", limit=1))
     finally:
         first.path.write_bytes(content)
     assert outcome.new == 1
     (failure,) = outcome.failures
     assert "damaged" in failure
     assert {line["checkpoint"] for line in outcome.lines} == {last.origin.checkpoint}
+
+
+def test_another_tokenizer_is_refused(sweep):
+    run = only_run(sweep)
+    path = run / "environment.json"
+    text = path.read_text()
+    stored = json.loads(text)
+    stored["data"]["tokenizer_sha256"] = "0" * 64
+    path.write_text(json.dumps(stored))
+    try:
+        outcome = evaluate(run, ask("document", limit=1))
+    finally:
+        path.write_text(text)
+    assert outcome.new == 0
+    assert "its tokenizer bytes is not the one that it was trained with" in outcome.failures[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't "
+     "allocate memory: you tried to allocate 1 bytes")],
+)  # fmt: skip
+def test_memory_that_runs_out_is_said_in_words(sweep, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("scaling.evaluation.work._run", fail)
+    stop = threading.Event()
+    (failure,) = evaluate_targets(targets(sweep)[:1], ask("context"), print, stop)
+    assert "context: memory ran out; lower --batch-size" in failure
+
+
+def test_needles_keep_their_grid(sweep):
+    outcome = evaluate(sweep, ask("needle", lengths=(260, 300), depths=3, scorer="contains"))
+    assert (outcome.new, outcome.failures) == (2, [])
+    (cells,) = [line["grid"] for line in outcome.lines if "grid" in line][:1]
+    assert cells["lengths"] == [260, 300]
+    assert cells["depths"] == [0, 0.5, 1]
+    assert [len(row) for row in cells["scores"]] == [2, 2, 2]
+    short = evaluate(sweep, ask("needle", lengths=(20,), depths=1))
+    assert "20 tokens does not hold needle and question" in short.failures[0]
+
+
+def test_the_paper_suite_without_its_data(sweep, tmp_path):
+    """What is there is evaluated, the rest is listed once with how to prepare it."""
+    pytest.importorskip("lm_eval")
+    questions = [{"query": "Is it?\n", "choices": ["no", "yes"], "gold": 1}] * 3
+    (tmp_path / "boolq.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    settings = Settings(data=tmp_path, lengths=(260,), depths=2, limit=2)
+    names = expand([], "paper", settings)
+    assert tuple(names) == SUITES["paper"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        outcome = evaluate(sweep, Request(tasks=tuple(names), settings=settings))
+    there = {"perplexity", "boolq", "needle", "needle_standard"}
+    assert {line["task"] for line in outcome.lines} == there
+    assert outcome.new == 2 * len(there)
+    assert {failure.partition(":")[0] for failure in outcome.failures} == set(names) - there
+    assert all("with network: " in failure for failure in outcome.failures)
+
+
+@pytest.mark.slow
+def test_several_runs_are_evaluated_by_a_pool(sweep, tmp_path):
+    """Two runs, one of which has a damaged checkpoint; then the same command again."""
+    import shutil
+
+    from scaling.config import RunConfig
+
+    run = only_run(sweep)
+    for name in ("tnl-one", "tnl-two"):
+        values = json.loads((run / "config.json").read_text())
+        head = {key: values.pop(key) for key in ("schema", "run_id", "sweep")}
+        config = RunConfig.from_json(values | {"name": name})
+        copy = tmp_path / "sweep" / config.run_id
+        shutil.copytree(run, copy)
+        (copy / "evals.jsonl").unlink(missing_ok=True)
+        (copy / "config.json").write_text(
+            json.dumps(head | {"run_id": config.run_id} | config.to_json())
+        )
+    good, bad = sorted(path.parent for path in (tmp_path / "sweep").glob("*/config.json"))
+    broken = targets(bad)[0].path
+    content = broken.read_bytes()
+    broken.write_bytes(content[:100])
+    said = []
+    first = evaluate(tmp_path / "sweep", ask("perplexity", "position"), jobs=2, say=said.append)
+    assert (first.new, first.kept) == (6, 0)
+    assert len(first.failures) == 1
+    assert broken.name in first.failures[0]
+    assert sum("nats_per_token" in line for line in said) == 6
+    broken.write_bytes(content)
+    # as if killed half way: a task is missing in the one run, both in the other's first milestone
+    lines = (good / "evals.jsonl").read_text().splitlines(keepends=True)
+    (good / "evals.jsonl").write_text("".join(x for x in lines if '"position"' not in x))
+    again = evaluate(tmp_path / "sweep", ask("perplexity", "position"), jobs=2, say=said.append)
+    assert (again.new, again.kept, again.failures) == (4, 4, [])
+    assert sorted(read(good)[0]) == sorted(first.lines[0].keys() - {"run"})
 
 
 def test_results_survive_a_torn_line(tmp_path):
@@ -76,6 +184,8 @@ def test_results_survive_a_torn_line(tmp_path):
     assert not results.has(origin, "task", {"limit": 1})
     results.add(origin, "other", {}, [measure])
     assert path.read_bytes().startswith(whole)
+    other_process = Results(tmp_path)
+    other_process.add(origin, "other", {}, [measure])  # has it: written once
     assert len(Results(tmp_path).lines) == 2
     path.write_bytes(b"nonsense\n" + whole)
     with pytest.raises(EvaluationError, match="line 1"):
@@ -90,7 +200,7 @@ def test_errors_name_the_remedy(tmp_path, monkeypatch):
     for names, suite, message in (
         (["perplexty"], None, "did you mean perplexity"),
         (["hellaswga"], None, "did you mean hellaswag"),
-        ([], "papre", "choose quick or csr"),
+        ([], "papre", "choose quick or csr or scrolls or paper"),
         ([], None, "no tasks"),
     ):
         with pytest.raises(EvaluationError, match=message):
@@ -101,5 +211,12 @@ def test_errors_name_the_remedy(tmp_path, monkeypatch):
         targets(tmp_path)
     with pytest.raises(EvaluationError, match="--batch-size 0"):
         Settings(batch_size=0)
-    with pytest.raises(EvaluationError, match="no such directory"):
+    with pytest.raises(EvaluationError, match="--scorer fuzzy: must be exact or contains"):
+        Settings(scorer="fuzzy")
+    with pytest.raises(EvaluationError, match=r"--depth-growth 0\.5: must be at least 1"):
+        Settings(depth_growth=0.5)
+    for options in ({"launcher": "cloud"}, {"jobs": 0}):
+        with pytest.raises(ConfigError, match="must be"):
+            evaluate(tmp_path, ask("perplexity"), **options)
+    with pytest.raises(LinscaleError, match="no such directory"):
         Settings(data=tmp_path / "missing")

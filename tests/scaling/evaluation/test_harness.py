@@ -9,12 +9,11 @@ import torch
 
 from models.config import toy_config
 from models.language_model import build
-from scaling.evaluation import harness
+from scaling.evaluation import harness, local_tasks
 from scaling.evaluation.results import EvaluationError
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.tasks import Subject
 from scaling.pretrained import Pretrained
-from scaling.tokenizers import ByteTokenizer
 
 pytest.importorskip("lm_eval")
 
@@ -28,21 +27,10 @@ ROWS = {
          "gold": 1},
     ],
     "lambada_openai": [{"context": "The cat sat on the", "continuation": "mat"}],
+    "hellaswag": [{"query": "Cats: A cat", "choices": ["sits", "flies"], "gold": 0}],
+    "openbookqa": [{"query": "The sun is", "choices": ["hot", "cold"], "gold": 0}],
     "boolq": [{"query": "Passage: P.\nQuestion: q?\n", "choices": ["no", "yes"], "gold": 1}],
 }  # fmt: skip
-
-
-def toy(arch, context=64):
-    torch.manual_seed(0)
-    model = build(toy_config(arch, 32, vocab_size=256, layers=2, head_dim=16), dtype=torch.float64)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(5)
-    tokenizer = ByteTokenizer()
-    return Pretrained(
-        name="toy", model=model.eval(), tokenizer=tokenizer, context=context, eos_ids=(255,),
-        run=None,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -53,10 +41,10 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize("arch", ["llama", "tnl", "hgrn2", "cosformer2"])
-def test_shared_contexts_change_no_score(arch):
+def test_shared_contexts_change_no_score(make_toy, arch):
     from scaling.evaluation.harness_model import HarnessModel
 
-    model = HarnessModel(toy(arch), max_length=20, batch_size=4)
+    model = HarnessModel(make_toy(arch), max_length=20, batch_size=4)
     contexts = [list(b"abcdefgh"), list(b"xyz"), list(b"a longer context than all the others")]
     endings = [list(b"12345"), list(b"1"), list(b"xyz")]
     pairs = [(context, ending) for context in contexts for ending in endings]
@@ -71,14 +59,17 @@ def test_shared_contexts_change_no_score(arch):
     for found in (model.score(pairs), [model.score([pair])[0] for pair in pairs]):
         assert [f[1] for f in found] == [e[1] for e in expected]
         assert [f[0] for f in found] == pytest.approx([e[0] for e in expected], abs=1e-6)
-    with pytest.raises(EvaluationError, match="continuation of 21 tokens"):
+    with pytest.raises(EvaluationError, match=r"continuation of 21 tokens.*raise --max-length"):
         model.score([([1], [2] * 21)])
+    long = instances("generate_until", [("abc", {"until": ["x"], "max_gen_toks": 20})])
+    with pytest.raises(EvaluationError, match="generates 20 tokens, and the context is 20"):
+        model.generate_until(long)
 
 
 def test_prompts_of_local_tasks(data):
     prompts = {}
     for name in ROWS:
-        task = harness.local_task(name, data / f"{name}.jsonl")
+        task = local_tasks.from_lines(name, data / f"{name}.jsonl")
         task.build_all_requests(limit=1)
         prompts[name] = [instance.args for instance in task.instances]
     question = "Question: What is warm?\nAnswer:"
@@ -88,12 +79,16 @@ def test_prompts_of_local_tasks(data):
         ("Ann saw Bo so Bo", " ran."),
     ]
     assert prompts["lambada_openai"] == [("The cat sat on the", " mat")]
+    assert prompts["hellaswag"] == [("Cats: A cat", " sits"), ("Cats: A cat", " flies")]
+    assert prompts["openbookqa"] == [("The sun is", " hot"), ("The sun is", " cold")]
     assert prompts["boolq"] == [("P.\nQuestion: q?\nAnswer:", f" {c}") for c in ("no", "yes")]
 
 
-def test_a_local_task_gives_numbers(data):
+def test_a_local_task_gives_numbers(make_toy, data):
     settings = Settings(data=data)
-    measures = {m.metric: m for m in harness.run_task("arc_easy", Subject(toy("tnl"), settings))}
+    measures = {
+        m.metric: m for m in harness.run_task("arc_easy", Subject(make_toy("tnl"), settings))
+    }
     assert set(measures) == {"acc", "acc_norm"}
     assert measures["acc"].n == 2
     assert measures["acc"].value in (0, 0.5, 1)
@@ -105,7 +100,68 @@ def test_damaged_local_files(data):
     for content, message in (('{"query": 1}\n', "line 1.*choices"), ("", "no questions")):
         path.write_text(content)
         with pytest.raises(EvaluationError, match=message):
-            harness.local_task("arc_easy", path)
+            local_tasks.from_lines("arc_easy", path)
+
+
+NATIVE = {
+    "hellaswag": {
+        "activity_label": "Cats", "ctx_a": "A cat [title] sits.", "ctx_b": "it", "label": "1",
+        "endings": ["runs.", "sleeps."],
+    },
+    "wikitext": {"page": " = A page = \n\n Some text , here . \n"},
+}  # fmt: skip
+"""Lines in the fields of the data sets that the harness loads."""
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "parquet", "saved"])
+def test_the_harness_tasks_on_local_data_sets(make_toy, tmp_path, layout):
+    from datasets import Dataset, DatasetDict
+
+    for name, row in NATIVE.items():
+        split = Dataset.from_list([row] * 2)
+        path = tmp_path / name
+        if layout == "saved":
+            DatasetDict({"validation": split, "test": split}).save_to_disk(path)
+        else:
+            path.mkdir()
+            for kind in ("validation", "test"):
+                getattr(split, {"jsonl": "to_json"}.get(layout, f"to_{layout}"))(
+                    path / f"{kind}.{layout}"
+                )
+    settings = Settings(data=tmp_path)
+    (task,) = harness.build("hellaswag", settings).values()
+    task.build_all_requests(limit=1)
+    asked = "Cats: A cat. sits. It"  # as the harness mends the text
+    assert [i.args for i in task.instances] == [(asked, " runs."), (asked, " sleeps.")]
+    by = {m.metric: m for m in harness.run_task("wikitext", Subject(make_toy("tnl"), settings))}
+    assert set(by) == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
+    assert by["word_perplexity"].n == 2
+    assert harness.recorded("wikitext", settings)["data"][0] == "wikitext"
+
+
+def test_missing_data_say_how_to_prepare_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    harness._offline_without_hub.cache_clear()
+    with pytest.raises(EvaluationError) as raised:
+        harness.build("hellaswag", Settings())
+    assert "load_dataset('Rowan/hellaswag').save_to_disk('DATA/hellaswag')" in str(raised.value)
+    assert "DATA/hellaswag.jsonl" in str(raised.value)
+    with pytest.raises(EvaluationError, match=r"qasper\.zip; unzip it .* --data DATA"):
+        harness.build("scrolls_qasper", Settings())
+    (tmp_path / "wikitext").mkdir()
+    with pytest.raises(EvaluationError, match="holds no split"):
+        harness.build("wikitext", Settings(data=tmp_path))
+    (tmp_path / "wikitext" / "test.jsonl").write_text("[1, 2\n")
+    with pytest.raises(EvaluationError, match="cannot be read as a data set"):
+        harness.build("wikitext", Settings(data=tmp_path))
+    (tmp_path / "wikitext" / "test.jsonl").write_text('{"text": "no page"}\n')
+    with pytest.raises(EvaluationError, match="is not the data set of wikitext"):
+        harness.build("wikitext", Settings(data=tmp_path))
 
 
 WORDS = "the cat sat on the mat and the dog saw the cat run home again"

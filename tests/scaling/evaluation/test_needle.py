@@ -11,6 +11,7 @@ from scaling.evaluation.needle import (
     accuracy_at,
     accuracy_upto,
     depths,
+    grid,
     is_match,
     measures,
     niah_score,
@@ -71,9 +72,11 @@ def test_a_prompt_has_its_length_and_the_needle_its_depth():
         assert tokens[-2:] == [8, 9]
         assert tokens[place : place + 3] == [1, 2, 3]
         assert [t for t in tokens if t >= 100] == straw[:14]
+    begun = prompt(straw, [1], [2], 6, 0.0, start=[7])
+    assert begun == [7, 1, *straw[:3], 2]
     with pytest.raises(EvaluationError, match="haystack has 100 tokens"):
         prompt(straw, [1], [2], 1000, 0.5)
-    with pytest.raises(EvaluationError, match="do not hold needle and question"):
+    with pytest.raises(EvaluationError, match="does not hold needle and question, which take 2"):
         prompt(straw, [1], [2], 2, 0.5)
 
 
@@ -87,3 +90,24 @@ def test_modes_and_matches():
     assert is_match("4831", needle.answer)
     assert not is_match(" 48312", needle.answer)
     assert not is_match(" The 4831", needle.answer)
+    assert is_match(" The 4831, sir", needle.answer, "contains")
+    assert not is_match(" The 48311", needle.answer, "contains")
+
+
+@pytest.mark.parametrize("arch", ["llama", "tnl"])
+def test_batches_of_prompts_change_no_cell(make_toy, monkeypatch, arch):
+    """The continuations of a grid are those of its prompts one by one."""
+    seen = {}
+
+    def remember(text, answer, scorer):
+        seen[size].append(text)
+        return len(text) % 2
+
+    monkeypatch.setattr("scaling.evaluation.needle.is_match", remember)
+    for size in (1, 4):
+        seen[size] = []
+        options = {"lengths": (200, 230), "depth_count": 5, "easy": True, "batch_size": size}
+        outcomes = grid(make_toy(arch), "straw " * 60, **options)
+        assert outcomes.T.ravel().tolist() == [len(text) % 2 for text in seen[size]]
+    assert len(seen[1]) == 10
+    assert seen[1] == seen[4]
