@@ -11,10 +11,10 @@
 3. In training, blocks are gathered in the compute dtype and gradients are summed in float32; the
    shares that the optimizer updates are float32 masters.
 
-With `precision="bf16"` autocast is on as it is on one device. What it would cast anyway, a block's
-parameters, crosses the network in bf16; the root group and the modules that must not be rounded
-(`models.layers.FullPrecision`) stay float32. So a run is the same run under every strategy, up to
-the rounding of its precision.
+With `precision="bf16"` autocast is on as it is on one device. What it would cast anyway, the
+matrices of a block, crosses the network in bf16. Norm weights, angles and decays, a second small
+group of the block, stay float32, as does the root group: a norm weight near 1 would be off by up to
+0.4 %. So a run is the same run under every strategy, up to the order of additions.
 
 FSDP: arXiv 2304.11277; `torch.distributed.fsdp.fully_shard` is its second form, by parameter.
 """
@@ -36,7 +36,6 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.language_model import LanguageModel, init_module
-from models.layers import FullPrecision
 from scaling.config import ParallelConfig
 
 
@@ -66,14 +65,23 @@ def shard(model: LanguageModel, mesh: DeviceMesh, *, bf16: bool) -> None:
         param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for block in model.blocks:
-        if bf16:
-            for module in block.modules():
-                if isinstance(module, FullPrecision) and list(module.parameters()):
-                    fully_shard(module, mesh=mesh, mp_policy=full)
+        if bf16 and (wide := _not_cast_by_autocast(block)):
+            # They stay gathered: what one returns may be a view of its parameter, and is read after
+            # its own forward pass has ended.
+            fully_shard(wide, mesh=mesh, mp_policy=full, reshard_after_forward=False)
         fully_shard(block, mesh=mesh, mp_policy=narrow if bf16 else full)
     fully_shard(model, mesh=mesh, mp_policy=full)
     register_fsdp_forward_method(model, "loss")
     model.to_empty(device=mesh.device_type)
+
+
+def _not_cast_by_autocast(block: nn.Module) -> list[nn.Module]:
+    """Modules whose own parameters are used in float32 under autocast: norms, angles, decays."""
+    return [
+        module
+        for module in block.modules()
+        if list(module.parameters(recurse=False)) and not isinstance(module, nn.Linear)
+    ]
 
 
 @torch.no_grad()
@@ -105,10 +113,12 @@ def is_sharded(model: nn.Module) -> bool:
 def release(model: nn.Module) -> None:
     """Free what a forward pass without a backward pass has left gathered.
 
-    Without this the root group would go on with stale weights after its shares have changed.
+    Without this, groups that stay gathered after their forward pass would go on with stale weights
+    after their shares have changed.
     """
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
