@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.kernels.api import hgrn2_attention, hgrn2_gate, linear_attention_step
+from models.kernels.api import hgrn2_attention, hgrn2_attention_step
 from models.layers import (
     Architecture,
     FullPrecision,
@@ -95,8 +95,7 @@ class GatedRecurrence(TokenMixer):
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         q, gate, v = self._project(x)
-        k, decay = hgrn2_gate(gate, shared[0])  # (B, H, K)
-        o, kv = linear_attention_step(q, k.to(q.dtype), v, state["kv"], decay)
+        o, kv = hgrn2_attention_step(q, gate, v, shared[0], state["kv"])
         return self.out(self.norm(o.flatten(-2))), {"kv": kv}
 
     def initial_state(

@@ -10,8 +10,15 @@ is the same over a sequence split across processes.
 from models.kernels.api import (
     cosine_attention,
     hgrn2_attention,
+    hgrn2_attention_step,
     linear_attention,
     linear_attention_step,
 )
 
-__all__ = ["cosine_attention", "hgrn2_attention", "linear_attention", "linear_attention_step"]
+__all__ = [
+    "cosine_attention",
+    "hgrn2_attention",
+    "hgrn2_attention_step",
+    "linear_attention",
+    "linear_attention_step",
+]

@@ -115,6 +115,27 @@ def hgrn2_attention(
     return o, final_state
 
 
+def hgrn2_attention_step(
+    q: Tensor, gate_logits: Tensor, v: Tensor, lower_bound: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token of HGRN2's recurrence, for decoding. Differentiable on the CPU alone.
+
+    Args:
+        q: query, (B, H, K).
+        gate_logits: x, (B, H, K).
+        v: value, (B, H, V).
+        lower_bound: lb in [0, 1), (H, K).
+        state: state before the token, (B, H, K, V); not modified.
+
+    Returns:
+        As `linear_attention_step`.
+    """
+    if q.device.type == "cuda":
+        return operators.hgrn2_attention_step(q, gate_logits, v, lower_bound, state)
+    k, decay = hgrn2_gate(gate_logits, lower_bound)  # (B, H, K)
+    return linear_attention_step(q, k.to(q.dtype), v, state, decay)
+
+
 def hgrn2_gate(gate_logits: Tensor, lower_bound: Tensor) -> tuple[Tensor, Tensor]:
     """Keys 1 - f and log decays log f of HGRN2, in float32 or wider, for logits (..., H, K).
 

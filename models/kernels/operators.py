@@ -157,10 +157,21 @@ def cosine_attention_backward(
 def linear_attention_step(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """o and the state after one token. For decoding: it has no gradient. The kernel writes in
-    place, into a copy, so that `state` stays what it was."""
-    after = state.clone()
-    return kernels(q.device).step(q, k, v, after, decay), after
+    """o and the state after one token. For decoding: it has no gradient."""
+    state = state.contiguous()
+    after = torch.empty_like(state)
+    return kernels(q.device).step(q, k, v, state, decay, after=after), after
+
+
+@torch.library.custom_op("linscale::hgrn2_attention_step", mutates_args=(), device_types="cuda")
+def hgrn2_attention_step(
+    q: Tensor, gate_logits: Tensor, v: Tensor, lower_bound: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`linear_attention_step` from HGRN2's gate logits."""
+    state = state.contiguous()
+    after = torch.empty_like(state)
+    o = kernels(q.device).hgrn2_step(q, gate_logits, v, state, lower_bound, after=after)
+    return o, after
 
 
 def _tensors(q: Tensor, gradients: tuple[Tensor | None, ...]) -> Any:
@@ -263,7 +274,14 @@ def _(
 def _(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _new(v), torch.empty_like(state)
+    return _new(v), _new(state)
+
+
+@hgrn2_attention_step.register_fake
+def _(
+    q: Tensor, gate_logits: Tensor, v: Tensor, lower_bound: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _new(v), _new(state)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

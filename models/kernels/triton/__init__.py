@@ -1,13 +1,15 @@
 """Triton forward and backward of `linear_attention`: tensors in, tensors out, no autograd.
 
 `models.kernels.api` wraps these in custom operators; see it for shapes and meanings. Decay None,
-(H,) and (B, T, H) run the scalar kernels (`scalar_launch`), (B, T, H, K) the per-channel ones
-(`vector_launch`); `step` is one token of decoding. Kernel modules are imported on first use, so
+(H,) and (B, T, H) run the scalar kernels (`scalar_launch`), (B, T, H, K) and HGRN2's gate the
+per-channel ones (`vector_launch`), or up to `decode.PREFILL` tokens the recurrent one (`decode`);
+`step` and `hgrn2_step` are one token of decoding. Kernel modules are imported on first use, so
 importing this package costs nothing where there is no GPU.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -27,8 +29,11 @@ def forward(
         ValueError: dtype, shape or device outside what the kernels support.
     """
     if decay is not None and decay.ndim == 4:
-        from models.kernels.triton import vector_launch
+        from models.kernels.triton import decode, vector_launch
 
+        if q.shape[1] <= decode.PREFILL:
+            o, final = decode.recurrent_forward(q, k, v, decay, initial_state, cu_seqlens)
+            return o, final, final.new_empty(0)
         return vector_launch.forward(q, k, v, decay, initial_state, cu_seqlens)
     from models.kernels.triton import scalar_launch
 
@@ -78,8 +83,13 @@ def hgrn2_forward(
 
     gate_logits: x, (B, T, H, K), in q's dtype; lower_bound: b, (H, K).
     """
-    from models.kernels.triton import vector_launch
+    from models.kernels.triton import decode, vector_launch
 
+    if q.shape[1] <= decode.PREFILL:
+        o, final = decode.recurrent_forward(
+            q, gate_logits, v, gate_logits, initial_state, cu_seqlens, lower_bound
+        )
+        return o, final, final.new_empty(0)
     return vector_launch.hgrn2_forward(q, gate_logits, v, lower_bound, initial_state, cu_seqlens)
 
 
@@ -144,8 +154,10 @@ def empty_states(q: Tensor, v: Tensor, decay: Tensor | None, cu_seqlens: Tensor 
     """An uninitialised third result of `forward` (or, with a lower bound (H, K) as decay, of
     `hgrn2_forward`), from shapes alone: what fake tensors need."""
     if decay is not None and decay.ndim in (2, 4):
-        from models.kernels.triton import vector_launch
+        from models.kernels.triton import decode, vector_launch
 
+        if q.shape[1] <= decode.PREFILL:
+            return q.new_empty(0, dtype=torch.float32)
         return vector_launch.empty_states(q, v, cu_seqlens)
     from models.kernels.triton import scalar_launch
 
@@ -159,12 +171,29 @@ def step(
     state: Tensor,
     decay: Tensor | None = None,
     cache_indices: Tensor | None = None,
+    after: Tensor | None = None,
 ) -> Tensor:
-    """One token: updates `state` in place (rows `cache_indices` of it, if given) and returns o.
+    """One token: updates `state` in place (rows `cache_indices` of it, if given), or writes it to
+    `after`, and returns o.
 
     q, k: (B, H, K); v, o: (B, H, V); decay: None, (H,), (B, H) or (B, H, K); state: float32,
     (B, H, K, V), or (S, H, K, V) with cache_indices (B,).
     """
     from models.kernels.triton.decode import step as launch
 
-    return launch(q, k, v, state, decay, cache_indices)
+    return launch(q, k, v, state, decay, cache_indices, after)
+
+
+def hgrn2_step(
+    q: Tensor,
+    gate_logits: Tensor,
+    v: Tensor,
+    state: Tensor,
+    lower_bound: Tensor,
+    cache_indices: Tensor | None = None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """`step` with HGRN2's gate in registers; gate_logits (B, H, K), lower_bound (H, K)."""
+    from models.kernels.triton.decode import hgrn2_step as launch
+
+    return launch(q, gate_logits, v, state, lower_bound, cache_indices, after)

@@ -6,7 +6,8 @@ One program holds a (K, BV) block of one sequence's and head's state in float32 
 tokens, and writes the state back: 8 K V bytes a head and call, the floor of decoding, and one
 launch. All decays are one kernel: none, a head's, a token's and head's, a channel's, or HGRN2's
 gate. Decoding (`step`, `hgrn2_step`) updates the state in place, in the rows that `cache_indices`
-name; `recurrent_forward` is the forward pass for short sequences, where chunks would be padding.
+name, or writes it elsewhere; `recurrent_forward` is the forward pass of per-channel decays for
+sequences of up to `PREFILL` tokens: one launch, where chunks are two and mostly padding.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from models.kernels.triton.vector_tiles import sigmoids
 
 NONE, SCALAR, CHANNEL, GATE = 0, 1, 2, 3
 """Decay of the kernel: absent, one number a token and head, one a channel, or logits of one."""
+PREFILL = 32
+"""Tokens up to which per-channel decays run token by token: half a tile of the chunked kernels."""
 BLOCK_ELEMENTS = 2048
 """State elements of one program, of 128 threads: enough programs to fill a GPU at batch 1."""
 
@@ -182,14 +185,16 @@ def step(
     state: Tensor,
     decay: Tensor | None = None,
     cache_indices: Tensor | None = None,
+    after: Tensor | None = None,
 ) -> Tensor:
-    """One token: updates `state` in place and returns o, (B, H, V) in v's dtype.
+    """One token: updates the state and returns o, (B, H, V) in v's dtype.
 
     Args:
         q, k, v: (B, H, K), (B, H, K), (B, H, V).
         state: float32, (B, H, K, V), or (slots, H, K, V) with cache_indices.
         decay: log decay in nats, None, (H,), (B, H) or (B, H, K).
         cache_indices: slot of each batch row, distinct integers, (B,).
+        after: where the new state goes, with `state`'s shape and strides; None: in place.
 
     Raises:
         ValueError: device, dtype or shape outside what the kernel supports.
@@ -205,7 +210,8 @@ def step(
         decay = decay.expand(batch, heads) if decay.ndim == 1 else decay
         decay = decay[:, None]
     parts = (q[:, None], k[:, None], v[:, None])
-    return _launch(*parts, decay, None, state, state, None, cache_indices)[:, 0]
+    end = state if after is None else after
+    return _launch(*parts, decay, None, state, end, None, cache_indices)[:, 0]
 
 
 def hgrn2_step(
@@ -215,6 +221,7 @@ def hgrn2_step(
     state: Tensor,
     lower_bound: Tensor,
     cache_indices: Tensor | None = None,
+    after: Tensor | None = None,
 ) -> Tensor:
     """`step` with f = b + (1 - b) sigmoid(x), k = 1 - f; x (B, H, K), b (H, K)."""
     _check_step(q, gate_logits, v, state, cache_indices)
@@ -224,7 +231,8 @@ def hgrn2_step(
             f"{tuple(q.shape[1:])}."
         )
     parts = (q[:, None], gate_logits[:, None], v[:, None], gate_logits[:, None])
-    return _launch(*parts, lower_bound, state, state, None, cache_indices)[:, 0]
+    end = state if after is None else after
+    return _launch(*parts, lower_bound, state, end, None, cache_indices)[:, 0]
 
 
 def recurrent_forward(
@@ -234,11 +242,12 @@ def recurrent_forward(
     decay: Tensor | None = None,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    lower_bound: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """o (B, T, H, V) and final state (N, H, K, V) float32, token by token, without gradients.
+    """o (B, T, H, V) and final state (N, H, K, V) float32, token by token.
 
-    Arguments as `models.kernels.linear_attention`. For prompts of up to about 64 tokens: the time
-    grows with T, not with the work.
+    Arguments as `models.kernels.linear_attention`; with HGRN2's lower bound (H, K), k and decay are
+    both the gate logits. For short prompts: the time grows with T, not with the work.
     """
     batch, tokens, heads, key_dim, value_dim, sequences = check_inputs(
         q, k, v, initial_state, cu_seqlens
@@ -250,8 +259,13 @@ def recurrent_forward(
                 f"{(heads,)}, {(batch, tokens, heads)} or {tuple(q.shape)}."
             )
         decay = decay.expand(batch, tokens, heads) if decay.ndim == 1 else decay
+    if lower_bound is not None and lower_bound.shape != q.shape[2:]:
+        raise ValueError(
+            f"lower_bound has shape {tuple(lower_bound.shape)}, expected (H, K) = "
+            f"{tuple(q.shape[2:])}."
+        )
     final = torch.empty(
         (sequences, heads, key_dim, value_dim), dtype=torch.float32, device=q.device
     )
     start = None if initial_state is None else initial_state.to(torch.float32).contiguous()
-    return _launch(q, k, v, decay, None, start, final, cu_seqlens, None), final
+    return _launch(q, k, v, decay, lower_bound, start, final, cu_seqlens, None), final

@@ -155,14 +155,17 @@ class _Call:
             return self.read(self.v, states, reverse=False), final, states
 
     def backward(
-        self, has_initial_state: bool, states: Tensor, do: Tensor, dfinal_state: Tensor | None
+        self, initial_state: Tensor | None, states: Tensor, do: Tensor, dfinal_state: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """dq, dk (None when gated), dv, dgate, dlow (None unless gated), dinitial_state."""
+        """dq, dk (None when gated), dv, dgate, dlow (None unless gated), dinitial_state.
+
+        Empty `states` (of a forward pass token by token) are computed here.
+        """
         dq = torch.empty(self.q.shape, dtype=self.q.dtype, device=self.q.device)
         dk = None if self.gated else torch.empty_like(dq)
         dgate = torch.empty(self.gate.shape, dtype=self.gate.dtype, device=self.q.device)
         dinitial = None
-        if has_initial_state:
+        if initial_state is not None:
             shape = (self.sequences, self.heads, self.K, self.V)
             dinitial = torch.empty(shape, dtype=torch.float32, device=self.q.device)
         if self.empty:
@@ -176,6 +179,8 @@ class _Call:
                 (tiles, self.heads, self.K), dtype=torch.float32, device=self.q.device
             )
         with torch.cuda.device_of(self.q):
+            if states.numel() == 0:
+                states = self.scan(self.v, initial_state, None, reverse=False)
             dstates = self.scan(do, dfinal_state, dinitial, reverse=True)
             dv = self.read(do, dstates, reverse=True)
             gradients[(tiles * self.heads * -(-self.K // config["BK"]),)](
@@ -225,9 +230,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """dq, dk, dv, ddecay (of the dtypes of q, k, v, decay) and dinitial_state (float32 or None)."""
     call = _Call(q, k, v, decay, None, initial_state, cu_seqlens)
-    dq, dk, dv, ddecay, _, dinitial = call.backward(
-        initial_state is not None, states, do, dfinal_state
-    )
+    dq, dk, dv, ddecay, _, dinitial = call.backward(initial_state, states, do, dfinal_state)
     assert dk is not None
     return dq, dk, dv, ddecay, dinitial
 
@@ -263,8 +266,6 @@ def hgrn2_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """dq, dgate_logits, dv, dlower_bound and dinitial_state (float32 or None)."""
     call = _Call(q, gate_logits, v, gate_logits, lower_bound, initial_state, cu_seqlens)
-    dq, _, dv, dx, dlow, dinitial = call.backward(
-        initial_state is not None, states, do, dfinal_state
-    )
+    dq, _, dv, dx, dlow, dinitial = call.backward(initial_state, states, do, dfinal_state)
     assert dlow is not None
     return dq, dx, dv, dlow, dinitial

@@ -10,12 +10,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
-from models.kernels.api import hgrn2_gate
+from models.kernels import operators, triton
+from models.kernels.api import hgrn2_attention_step, hgrn2_gate, linear_attention_step
 from models.kernels.reference import recurrent_reference
-from models.kernels.triton import step as dispatched_step
 from models.kernels.triton.common import interpreted
-from models.kernels.triton.decode import hgrn2_step, recurrent_forward, step
+from models.kernels.triton.decode import PREFILL, hgrn2_step, recurrent_forward, step
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -92,9 +93,65 @@ def test_steps_update_the_state_in_place(mode: str, key_dim: int) -> None:
     expected, expected_final = reference(q, k, v, decay, state)
     for t in range(3):
         now = decay if decay is None or decay.ndim == 1 else decay[:, t]
-        o = dispatched_step(q[:, t], k[:, t], v[:, t], state, now)
+        o = triton.step(q[:, t], k[:, t], v[:, t], state, now)
         assert error(o, expected[:, t]) < 1e-5
     assert error(state, expected_final) < 1e-5
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["vector", "gate"])
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_short_sequences_take_one_launch_and_have_gradients(gated: bool, packed: bool) -> None:
+    """What the operators call for a short prompt: o, states and all gradients."""
+    tokens, kd, vd = PREFILL, 16, 24
+    q, k, v, decay = inputs("vector", 1 if packed else 2, tokens, 2, kd, vd, torch.float32)
+    cu_seqlens = torch.tensor([0, 5, 5, tokens], dtype=torch.int32) if packed else None
+    start = torch.randn(3 if packed else 2, 2, kd, vd)
+    bound = 0.9 * torch.rand(2, kd)
+    do, dfinal = torch.randn_like(v), torch.randn_like(start)
+    if gated:
+        given = (q, k, v, bound, start)
+        leaves = [x.double().requires_grad_() for x in given]
+        key, log_factor = hgrn2_gate(leaves[1], leaves[3])
+        outputs = recurrent_reference(leaves[0], key, leaves[2], log_factor, leaves[4], cu_seqlens)
+        forward, backward = triton.hgrn2_forward, triton.hgrn2_backward
+    else:
+        assert decay is not None
+        given = (q, k, v, decay.clamp(min=-20.0), start)
+        leaves = [x.double().requires_grad_() for x in given]
+        outputs = recurrent_reference(*leaves, cu_seqlens)
+        forward, backward = triton.forward, triton.backward
+    expected = torch.autograd.grad(outputs, leaves, [do.double(), dfinal.double()])
+    o, final, states = forward(*given, cu_seqlens)
+    assert states.shape == triton.empty_states(q, v, given[3], cu_seqlens).shape == (0,)
+    gradients = backward(*given, cu_seqlens, states, do, dfinal)
+    for actual, wanted in zip((o, final, *gradients), (*outputs, *expected), strict=True):
+        assert actual is not None
+        assert error(actual, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["vector", "gate"])
+def test_operators_step_leaves_the_state_as_it_was(
+    gated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What models call on CUDA, on the interpreter, against the CPU's form; fake shapes too."""
+    q, k, v, decay = inputs("vector", 2, 1, 2, 16, 24, torch.float32)
+    state = torch.randn(2, 2, 24, 16).transpose(2, 3)
+    before = state.clone()
+    bound = torch.rand(2, 16)
+    assert decay is not None
+    if gated:
+        given = (q[:, 0], k[:, 0], v[:, 0], bound, state)
+        operator, expected = operators.hgrn2_attention_step, hgrn2_attention_step(*given)
+    else:
+        given = (q[:, 0], k[:, 0], v[:, 0], state, decay[:, 0])
+        operator, expected = operators.linear_attention_step, linear_attention_step(*given)
+    monkeypatch.setattr(operators, "kernels", lambda device: triton)
+    for actual, wanted in zip(operator._init_fn(*given), expected, strict=True):
+        assert error(actual, wanted.double()) < 1e-5
+    assert torch.equal(state, before)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = operator(*(torch.empty(x.shape, device="cuda") for x in given))
+    assert [x.shape for x in fake] == [x.shape for x in expected]
 
 
 def test_cache_indices_touch_only_their_slots() -> None:
@@ -146,11 +203,9 @@ def test_wrong_arguments_are_named(change: dict[str, Tensor], message: str) -> N
 
 def test_every_entry_point_stays_a_function() -> None:
     """No module of the package has an entry point's name: its import would take that name."""
-    from models.kernels import triton
-
     q, k, v, _ = inputs("none", 1, 1, 1, 4, 4, torch.float32)
     for _ in range(2):
         triton.step(q[:, 0], k[:, 0], v[:, 0], torch.zeros(1, 1, 4, 4))
-    names = ("forward", "backward", "step", "hgrn2_forward", "hgrn2_backward", "cosine_forward",
-             "cosine_backward", "empty_states")  # fmt: skip
+    names = ("forward", "backward", "step", "hgrn2_step", "hgrn2_forward", "hgrn2_backward",
+             "cosine_forward", "cosine_backward", "empty_states")  # fmt: skip
     assert all(callable(getattr(triton, name)) for name in names)
