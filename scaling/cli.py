@@ -215,7 +215,7 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "device time": [_duration(r.device_hours) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
-    if all(r.strategy == "auto" for r in rungs):
+    if all(r.strategy == "single" for r in rungs):
         del cells["strategy"]
     for spare in ("horizons", "FLOPs/token", "batch", "steps", "lr", "tokens"):
         if 2 + sum(3 + max(map(len, [title, *rows])) for title, rows in cells.items()) <= width:

@@ -34,6 +34,12 @@ class Device:
     """Bytes."""
     efficiency: float
     """Model FLOPs utilisation that a time estimate assumes."""
+    is_host: bool = False
+    """The processes of a node share the memory."""
+
+    def memory_of_each(self, run: RunConfig) -> float:
+        """Bytes of memory for each of the run's processes on a node."""
+        return self.memory / run.parallel.devices if self.is_host else self.memory
 
 
 def _gpu(name: str, teraflops: float, gib: float) -> Device:
@@ -93,14 +99,19 @@ def _measure_cpu() -> Device:
     a = np.ones((1024, 1024), dtype=np.float32)
     _seconds(lambda: a @ a)  # the first product also starts the threads
     best = min(_seconds(lambda: a @ a) for _ in range(5))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device(
         name=f"CPU, {os.cpu_count()} cores, measured",
         peak_flops=2 * 1024**3 / best,
-        memory=float(memory),
+        memory=host_memory(),
         # What quickstart's models reach of one large product; see experiments/benchmarks.
         efficiency=0.4,
+        is_host=True,
     )
+
+
+def host_memory() -> float:
+    """Bytes of this machine's main memory."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _seconds(work: object) -> float:

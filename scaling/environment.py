@@ -40,6 +40,7 @@ def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "devices": config.parallel.world_size,
+        "strategy": config.parallel.strategy,
         "hostname": socket.gethostname(),
         "argv": sys.argv,
         "data": data,

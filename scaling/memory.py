@@ -22,12 +22,15 @@ block keeps less, and kernels need some workspace: the estimate is meant to be w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from models.accounting import key_dim, parameters
 from models.config import ModelConfig
 from scaling.config import RunConfig
 
+USABLE = 0.92
+"""Share of a device's memory that a run may fill; the rest is the runtime's."""
 CHUNK_LOGITS = 2**24
 """Logits formed at once, `models.cross_entropy.CHUNK_LOGITS`."""
 STATE_INTERVAL = 64
@@ -84,6 +87,27 @@ def kept_by_block(
     rank = model.gate_dim if gated else 0
     angles = 4 * _ANGLES * d * positions if model.arch == "cosformer2" else 0
     return (row + width * (activation * g + rank) + states + 12) * tokens + angles
+
+
+def resolved(run: RunConfig, capacity: float) -> RunConfig:
+    """The run with strategy `auto` decided: what a plan shows and what a run does.
+
+    `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.
+
+    Args:
+        run: any other strategy stays as it is.
+        capacity: bytes of memory for each device.
+    """
+
+    def on(**changes: Any) -> RunConfig:
+        return replace(run, parallel=replace(run.parallel, **changes))
+
+    if run.parallel.strategy != "auto":
+        return run
+    if run.parallel.world_size == 1:
+        return on(strategy="single")
+    whole = on(strategy="ddp")
+    return whole if memory(whole).total <= USABLE * capacity else on(strategy="fsdp")
 
 
 def memory(run: RunConfig, devices: int | None = None) -> Memory:

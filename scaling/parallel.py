@@ -21,12 +21,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.config import ConfigError
 from scaling.claims import ClaimLost
 from scaling.config import RunConfig
+from scaling.devices import host_memory
 from scaling.errors import LinscaleError
+from scaling.memory import resolved
 from scaling.orphans import die_with_parent
 
 if TYPE_CHECKING:
@@ -64,7 +66,10 @@ def rank() -> int:
     return int(os.environ["RANK"]) if is_rank() else 0
 
 
-def agree(value: bool) -> bool:
+Value = TypeVar("Value")
+
+
+def agree(value: Value) -> Value:
     """What rank 0 says; all ranks must ask."""
     import torch.distributed as dist
 
@@ -108,6 +113,19 @@ def accelerator(config: RunConfig) -> str:
             "choose parallel.precision=fp32."
         )
     return "cuda"
+
+
+def decided(config: RunConfig) -> RunConfig:
+    """The run with strategy `auto` decided by the memory of these devices; all ranks must ask."""
+    if config.parallel.strategy != "auto":
+        return config
+    import torch
+
+    if accelerator(config) == "cuda":
+        capacity = float(torch.cuda.get_device_properties(0).total_memory)
+    else:
+        capacity = host_memory() / config.parallel.devices
+    return resolved(config, agree(capacity))
 
 
 def accumulation(config: RunConfig) -> int:

@@ -155,8 +155,9 @@ class ParallelConfig(Part):
     nodes: int = 1
     """Nodes of so many devices each; more than one are started by torchrun or a cluster."""
     strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
-    """`auto`: `single` for one device, else `ddp`, which holds the whole model on every device.
-    `fsdp`: weights, gradients and optimizer are shared out over the devices (FSDP2)."""
+    """`auto`: `single` for one device, else `ddp`, which holds the whole model on every device, or
+    `fsdp` where that does not fit. `fsdp`: weights, gradients and optimizer are shared out over the
+    devices (FSDP2)."""
     shard: int | None = None
     """`fsdp`: devices that share one copy of the model; the copies, devices x nodes / shard, are
     replicas. None: all devices share one copy."""

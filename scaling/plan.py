@@ -26,7 +26,7 @@ from models.config import ConfigError, ModelConfig
 from scaling.config import RunConfig
 from scaling.devices import GIB, Device
 from scaling.linearization.costs import flops as training_flops
-from scaling.memory import memory
+from scaling.memory import USABLE, memory, resolved
 
 Law = Literal["deepseek", "step"]
 LAWS: tuple[Law, ...] = get_args(Law)
@@ -84,10 +84,6 @@ def batch_tokens(law: Law, tokens: int, flops: float) -> float:
     return 0.2920 * flops**0.3271 if law == "deepseek" else 0.58 * tokens**0.571
 
 
-USABLE = 0.92
-"""Share of a device's memory that a plan fills; the rest is the runtime's."""
-
-
 def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
     """The smallest power of two of devices whose memory holds the run, its states sharded.
 
@@ -96,7 +92,7 @@ def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
     """
     devices = max(1, run.parallel.world_size)
     while devices <= limit:
-        if memory(run, devices).total <= USABLE * device.memory:
+        if memory(run, devices).total <= USABLE * device.memory_of_each(run):
             return devices
         devices *= 2
     raise _too_large(run, device, memory(run, limit).total)
@@ -106,8 +102,8 @@ def placed(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConf
     """The run on a cluster, as `parallel` would say it.
 
     It gets as many whole nodes as share its batch evenly, or part of one node; micro-batches are
-    made smaller where they would not divide a device's share. Strategy `auto` becomes `ddp` where
-    every device can hold the whole model, and else `fsdp`.
+    made smaller where they would not divide a device's share. Strategy `auto` is decided as the run
+    would decide it (`scaling.memory.resolved`).
 
     Raises:
         ConfigError: it does not fit; the message names the fields that would make it fit.
@@ -121,17 +117,9 @@ def placed(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConf
     share = batch // (used * devices)
     micro = math.gcd(share, parallel.micro_batch_sequences or share)
 
-    def on(strategy: str, shard: int | None) -> RunConfig:
-        changed: dict[str, Any] = {"nodes": used, "devices": devices, "strategy": strategy}
-        changed |= {"shard": shard, "micro_batch_sequences": micro}
-        return replace(run, parallel=replace(parallel, **changed))
-
-    strategy = parallel.strategy
-    if strategy == "auto":
-        strategy = "ddp" if used * devices > 1 else "single"
-        if memory(on(strategy, None)).total > USABLE * device.memory:
-            strategy = "fsdp"
-    result = on(strategy, parallel.shard)
+    there = replace(parallel, nodes=used, devices=devices, micro_batch_sequences=micro)
+    result = replace(run, parallel=there)
+    result = resolved(result, device.memory_of_each(result))
     check_fits(result, device)
     return result
 
@@ -143,7 +131,7 @@ def check_fits(run: RunConfig, device: Device) -> None:
         ConfigError: with the fields that would make it fit.
     """
     need = memory(run).total
-    if need > USABLE * device.memory:
+    if need > USABLE * device.memory_of_each(run):
         raise _too_large(run, device, need)
 
 
@@ -162,7 +150,7 @@ def _too_large(run: RunConfig, device: Device, need: float) -> ConfigError:
         change
         for change in sorted(changes[1:], key=len)
         if memory(replace(run, parallel=replace(parallel, **change))).total
-        <= USABLE * device.memory
+        <= USABLE * device.memory_of_each(run)
     ]
     if fitting:
         knobs = " ".join(f"parallel.{name}={value}" for name, value in fitting[0].items())
@@ -215,7 +203,7 @@ class Rung:
     nodes: int
     """Nodes of these devices."""
     strategy: str
-    """How they share the work; `auto` where the run leaves it open."""
+    """How they share the work; `auto` is decided."""
     device_hours: float
     """Estimated hours of one device, all segments."""
     state: str
@@ -238,7 +226,8 @@ def trained_tokens(run: RunConfig) -> int:
 def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
     """The plan of one run on one kind of device.
 
-    A run whose strategy is left open is planned for the fewest devices that hold it sharded.
+    A run whose strategy is left open, and which its own devices cannot hold, is planned for the
+    fewest devices that hold it sharded.
 
     Raises:
         ConfigError: it does not fit (see `check_fits`, `devices_needed`).
@@ -247,12 +236,15 @@ def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
     groups = parameters(model)
     exact = train_flops_per_token(model, length)["total"]
     paper = train_flops_per_token(model, length, "paper")["total"]
+    devices, strategy = run.parallel.world_size, "fsdp"
     if run.parallel.strategy == "auto":
         devices = devices_needed(run, device)
+    if devices > run.parallel.world_size:
         held = memory(run, devices)
     else:
-        check_fits(run, device)
-        devices, held = run.parallel.world_size, memory(run)
+        decided = resolved(run, device.memory_of_each(run))
+        check_fits(decided, device)
+        held, strategy = memory(decided), decided.parallel.strategy
     flops = training_flops(run, trained_tokens(run))
     return Rung(
         run_id=run.run_id,
@@ -273,7 +265,7 @@ def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
         devices=devices,
         memory_per_device=held.total,
         nodes=run.parallel.nodes,
-        strategy=run.parallel.strategy,
+        strategy=strategy,
         device_hours=flops / (device.peak_flops * device.efficiency) / 3600,
         state=state,
     )

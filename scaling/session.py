@@ -53,6 +53,7 @@ def run_session(
     """Train until the end of the run or until `stop_event` is set; see `scaling.train.train`."""
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
+        config = parallel.decided(config)
         with attached(record) if parallel.rank() == 0 else nullcontext():
             return _Session(config, record, stop_event, progress).run()
 

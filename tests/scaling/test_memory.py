@@ -13,11 +13,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from models.config import ARCHS, ConfigError, ModelConfig, paper_config
 from models.language_model import build
+from scaling import parallel
 from scaling.activations import checkpoint_blocks
 from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
-from scaling.devices import DEVICES
-from scaling.memory import memory
-from scaling.plan import check_fits, placed
+from scaling.devices import DEVICES, Device
+from scaling.memory import USABLE, memory, resolved
+from scaling.plan import check_fits, placed, rung
 
 MODES = ("none", "selective", "block")
 PRECISIONS = ("fp32", "bf16")
@@ -109,3 +110,28 @@ def test_a_cluster_is_used_as_far_as_the_batch_is_shared_evenly() -> None:
     # A batch of 3 on a node of 8: three of its devices.
     few = make_run("tnl", TOY, 3)
     assert placed(few, DEVICES["h200"], 1, 8).parallel.devices == 3
+
+
+@pytest.mark.parametrize(("room", "strategy"), [(1.01, "ddp"), (0.99, "fsdp")])
+def test_a_run_decides_auto_as_its_plan_does(
+    room: float, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes on a machine whose memory is just enough, or not, for two whole models."""
+    run = make_run("tnl", MIDDLE, 4, devices=2, accelerator="cpu")
+    host = 2 * memory(run).total * room / USABLE
+    machine = Device(name="CPU", peak_flops=1e9, memory=host, efficiency=0.4, is_host=True)
+    monkeypatch.setattr(parallel, "host_memory", lambda: host)
+    assert parallel.decided(run).parallel.strategy == strategy
+    assert rung(run, machine).strategy == strategy
+    assert placed(run, machine, nodes=1, per_node=2).parallel.strategy == strategy
+    explicit = run.override(["parallel.strategy=ddp"])
+    assert parallel.decided(explicit) == explicit
+
+
+def test_one_device_is_single_even_where_it_does_not_fit() -> None:
+    run = make_run("tnl", MIDDLE, 4)
+    assert resolved(run, 1.0).parallel.strategy == "single"
+    large = paper_run("llama", "7B", micro_batch_sequences=1)
+    planned = rung(large, DEVICES["h100"])
+    assert planned.strategy == "fsdp"
+    assert planned.devices > 1
