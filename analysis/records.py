@@ -207,7 +207,7 @@ class _Reader:
             return self.exclude(run_id, f"{why}: {run['reason']}" if run["reason"] else why)
         self._milestones(path, run)
         keys = {k: run[k] for k in ("run_id", "arch", "size", "seed", "n_params")}
-        columns["flops"] = columns["tokens"] * run["flops_per_token"]
+        columns["flops"] = _path_flops(columns["tokens"], run, self.how.compute)
         self.curves.append(keys | dict(columns))
         self._environment({k: environment.get(k) for k in _ENVIRONMENT_KEYS})
         return None
@@ -221,7 +221,7 @@ class _Reader:
         run: dict[str, Any] = {
             "run_id": run_id,
             "name": str(config.get("name", run_id)),
-            "arch": str(model["arch"]),
+            "arch": _group(model, config.get("linearize") or {}),
             "size": str(config["size"]),
             "seed": int(config["seed"]),
             "dim": int(model["dim"]),
@@ -239,6 +239,7 @@ class _Reader:
             "corpus": str(data["corpus"]),
             "tokenizer": str(data["tokenizer"]),
         }
+        run["stages"] = accounting.get("stages")
         run["n_params"] = run[f"n_{self.how.parameters}"]
         run["flops_per_token_6nd"] = 6.0 * run["n_params"]
         run["flops_per_token"] = run[f"flops_per_token_{self.how.compute}"]
@@ -276,7 +277,7 @@ class _Reader:
     ) -> dict[str, Any]:  # fmt: skip
         keep = ("run_id", "arch", "size", "seed", "n_params", "n_total", "n_non_embedding",
                 "n_paper")  # fmt: skip
-        flops = {f"flops_{c}": tokens * run[f"flops_per_token_{c}"] for c in get_args(Compute)}
+        flops = {f"flops_{c}": float(_path_flops(tokens, run, c)) for c in get_args(Compute)}
         std, blocks = _number(record.get("val_loss_std")), _number(record.get("val_blocks"))
         return {
             **{k: run[k] for k in keep},
@@ -311,6 +312,24 @@ class _Reader:
             notes=self.notes,
             environments=list(self.environments.values()),
         )
+
+
+def _group(model: dict[str, Any], linearize: dict[str, Any]) -> str:
+    """The architecture, and whether its weights are a transformer's."""
+    arch = str(model["arch"])
+    if not linearize.get("teacher"):
+        return arch
+    return f"{arch} ({'continued' if arch == 'llama' else 'linearized'})"
+
+
+def _path_flops(tokens: Any, run: dict[str, Any], compute: Compute) -> Any:
+    """FLOPs of a run's first tokens: attention transfer and LoRA cost less than training."""
+    stages = run["stages"]
+    if stages is None or compute == "6nd":
+        return tokens * run[f"flops_per_token_{compute}"]
+    transfer = np.minimum(tokens, stages["transfer_tokens"])
+    first, rest = (stages[k][compute] for k in ("transfer_flops_per_token", "flops_per_token"))
+    return transfer * first + (tokens - transfer) * rest
 
 
 def _stack(parts: list[dict[str, Any]]) -> pd.DataFrame:

@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.quickstart import DIMS
+from experiments.quickstart import DIMS, HORIZONS
 from experiments.quickstart import runs as quickstart
 from experiments.recipes import toy_recipe
 from models.config import LoLCATs, ModelConfig, Supra
-from scaling.config import LinearizeConfig, RunConfig
+from scaling.config import BudgetConfig, LinearizeConfig, RunConfig
 
 TEACHERS = {run.model.dim: run for run in quickstart() if run.model.arch == "llama"}
 """The quickstart's LLaMA by width."""
-LARGEST = DIMS[-1]
+LARGEST, QUICKSTART_TOKENS = DIMS[-1], HORIZONS[-1]
 WINDOW = 16
 """LoLCATs' window: a sixteenth of the sequence, as 64 is of the published 1024."""
-SUPRA_LR, LOLCATS_LR, SCRATCH_LR = 3e-3, 3e-3, 6e-3
+SUPRA_LR, SCRATCH_LR = 3e-3, 6e-3
+TRANSFER_LR, LORA_LR = 1e-1, 1e-2
 LORA_RANK = 8
 
 
@@ -51,9 +52,12 @@ def uptrained(
 
 def transferred(name: str, model: ModelConfig, *, tokens: int, seed: int) -> RunConfig:
     """LoLCATs: half of the tokens for attention transfer, half for LoRA."""
-    run = scratch(name, model, tokens=tokens, seed=seed, lr=LOLCATS_LR)
+    run = scratch(name, model, tokens=tokens, seed=seed, lr=LORA_LR)
     stages = LinearizeConfig(
-        teacher=path(model.dim), transfer_tokens=tokens // 2, lora_rank=LORA_RANK
+        teacher=path(model.dim),
+        transfer_tokens=tokens // 2,
+        transfer_lr=TRANSFER_LR,
+        lora_rank=LORA_RANK,
     )
     return replace(run, linearize=stages)
 
@@ -68,6 +72,9 @@ def scratch(
     lr: float = SCRATCH_LR,
 ) -> RunConfig:
     """The same model from random weights, as in the quickstart, with a warm-up of five steps."""
-    size = f"d{model.dim}"
-    run = toy_recipe(name, size, model, tokens=tokens, horizons=horizons, lr=lr, seed=seed)
-    return replace(run, schedule=replace(run.schedule, warmup_tokens=5 * run.tokens_per_step))
+    run = toy_recipe(name, f"d{model.dim}", model, tokens=QUICKSTART_TOKENS, lr=lr, seed=seed)
+    return replace(
+        run,
+        schedule=replace(run.schedule, warmup_tokens=5 * run.tokens_per_step),
+        budget=BudgetConfig(tokens=tokens, horizons=tuple(horizons)),
+    )

@@ -39,7 +39,7 @@ def test_loads_and_overrides_every_run(tmp_path):
     assert experiment.text == GOOD
 
 
-HELPERS = ("__init__", "recipes")
+HELPERS = ("__init__", "recipes", "teachers")
 SHIPPED = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.stem not in HELPERS)
 
 

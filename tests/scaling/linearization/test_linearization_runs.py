@@ -33,7 +33,7 @@ from scaling.train import train
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = 4 * 32
-TIMES = ("wall", "tokens_per_second", "mfu")
+TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 METHODS = ("supra", "lolcats", "llama")
 
 

@@ -1,0 +1,54 @@
+"""The closed loop: is it cheaper to linearize a transformer, or to train a linear model?
+
+Question: with the quickstart's transformers as teachers, how much of the gap that surgery opens do
+SUPRA and LoLCATs close with how many tokens, at which model size, and where do linearized models
+stand on the loss-versus-compute frontier of models trained from scratch, with the teacher's compute
+counted and not?
+Command: make linearize    (after make quickstart; about ten minutes on two cores)
+Expected: SUPRA closes more than nine tenths of the gap on a quarter of the teacher's tokens, LoLCATs
+less, with a fraction of the parameters. Not counting the teacher, both are far below the frontier;
+counting it, no better than a model trained from scratch on as much compute.
+
+Each method has several budgets and seeds; three controls have as many tokens: the same models from
+random weights, and the teacher itself, trained on. SUPRA's budgets are decayed branches of one run;
+LoLCATs' are runs of their own, half of each for attention transfer. The teachers saw the blocks in
+the order of seed 0; seeds here are others.
+"""
+
+from __future__ import annotations
+
+from experiments import teachers
+from scaling.config import RunConfig
+
+DIMS = (24, 32, 48, 64)
+SEEDS = (1, 2, 3)
+BUDGETS = (50_000, 100_000, 200_000, 400_000)
+LONG = (800_000, 1_600_000)
+"""Further horizons of the controls from scratch: the frontier at the teacher's compute."""
+
+
+def runs() -> list[RunConfig]:
+    """Linearizations and controls; all seeds at the largest size, two or one elsewhere."""
+    found: list[RunConfig] = []
+    for dim in DIMS:
+        largest = dim == teachers.LARGEST
+        supra, lolcats, llama = (
+            teachers.supra(dim), teachers.lolcats(dim), teachers.TEACHERS[dim].model,
+        )  # fmt: skip
+        for seed in SEEDS if largest else SEEDS[:2]:
+            end = f"d{dim}-s{seed}"
+            short = {"tokens": BUDGETS[-1], "horizons": BUDGETS[:-1], "seed": seed}
+            found.append(teachers.uptrained(f"supra-{end}", supra, **short))
+            found += [
+                teachers.transferred(f"lolcats-{end}-{n // 1000}k", lolcats, tokens=n, seed=seed)
+                for n in BUDGETS
+            ]
+            if largest or seed == SEEDS[0]:
+                found.append(teachers.uptrained(f"continued-{end}", llama, **short))
+            if largest:
+                every = short if seed != SEEDS[0] else {
+                    "tokens": LONG[-1], "horizons": (*BUDGETS, *LONG[:-1]), "seed": seed,
+                }  # fmt: skip
+                found.append(teachers.scratch(f"supra-scratch-{end}", supra, **every))
+                found.append(teachers.scratch(f"lolcats-scratch-{end}", lolcats, **every))
+    return found

@@ -1,0 +1,58 @@
+"""SUPRA: what does a pretrained transformer keep when its attention becomes a recurrence?
+
+Question: uptrained on a twentieth of the pretraining tokens, how much of the gap that the surgery
+opens is closed, and what do SUPRA's parts contribute: the norm in softmax's place, the decay, the
+learned feature map?
+Command: linscale run experiments/supra.py --toy    (after make quickstart; a few core minutes)
+Expected: the published form and the one without decay end close together, far ahead of the same
+model trained from scratch on as many tokens; without the norm the loss is worse.
+
+At full size: Mistral-7B on 100B tokens of RefinedWeb, as released (arXiv 2405.06640 and the card of
+the authors' Mistral-SUPRA). Its weights and tokenizer are expected in models/Mistral-7B-v0.1.
+"""
+
+from __future__ import annotations
+
+from experiments import teachers
+from models.config import ModelConfig, Supra
+from scaling.config import DataConfig, RunConfig
+from scaling.linearization.recipes import SUPRA_TOKENS_PER_STEP, supra_run
+
+MISTRAL = ModelConfig(
+    arch="llama", vocab_size=32_000, dim=4096, layers=32, heads=32, kv_heads=8, glu_dim=14_336,
+    window=4096, norm_eps=1e-5, tie_embeddings=False,
+)  # fmt: skip
+"""mistralai/Mistral-7B-v0.1."""
+LENGTH = 2048
+TOY_TOKENS = 400_000
+TOY_HORIZONS = (100_000, 200_000)
+
+
+def runs(toy: bool = False) -> list[RunConfig]:
+    """The published form and its ablations."""
+    if not toy:
+        path = "models/Mistral-7B-v0.1"
+        data = DataConfig(
+            corpus="hf:tiiuae/falcon-refinedweb",
+            text_field="content",
+            tokenizer=f"file:{path}/tokenizer.json",
+            sequence_length=LENGTH,
+            batch_sequences=SUPRA_TOKENS_PER_STEP // LENGTH,
+            validation_fraction=0.0005,
+            validation_blocks=512,
+        )
+        model = MISTRAL.replace(arch="supra", supra=Supra())
+        return [supra_run("supra-mistral-7b", path, model, data, size="7B")]
+    dim = teachers.LARGEST
+    variants = {  # <- the intervention
+        "published": teachers.supra(dim),
+        "retnet": teachers.supra(dim, decay_slopes="retnet"),
+        "no-decay": teachers.supra(dim, decay_slopes="none"),
+        "no-norm": teachers.supra(dim, Supra(norm=False)),
+        "identity": teachers.supra(dim, Supra(feature_map="identity")),
+    }
+    budget = {"tokens": TOY_TOKENS, "horizons": TOY_HORIZONS, "seed": 1}
+    return [
+        *(teachers.uptrained(f"supra-{n}", model, **budget) for n, model in variants.items()),
+        teachers.scratch("supra-scratch", variants["published"], **budget),
+    ]
