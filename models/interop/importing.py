@@ -5,8 +5,8 @@
 1. config.json decides the family: Llama, Mistral, Qwen2 (`models.interop.llama`), HGRN2 of
    flash-linear-attention (`models.interop.fla_hgrn2`), or our own exports.
 2. The model is built without memory, then given some, on the wanted device in the wanted dtype.
-3. Tensors are read one after another into their places (`models.interop.tensors`), so that the peak
-   is the model and one tensor.
+3. Whole tensors of the file become parameters without being copied, parts of fused ones are copied
+   into their places (`models.interop.tensors`).
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _own_config(directory: Path, values: dict[str, Any]) -> ModelConfig:
 
 
 def _read_own(model: LanguageModel, tensors: Iterable[StoredTensor]) -> Names:
-    slots = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    slots = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     needed, unasked = set(slots), set[str]()
     for tensor in tensors:
         if tensor.name in slots:

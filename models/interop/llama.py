@@ -272,7 +272,7 @@ def views(model: LanguageModel) -> dict[str, Tensor]:
     config = model.config
     size = config.head_dim
     rows = [config.heads * size, config.key_value_heads * size, config.key_value_heads * size]
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    state = dict[str, Tensor](model.named_parameters())
     names = {
         "model.embed_tokens.weight": state.pop("embedding.weight"),
         "model.norm.weight": state.pop("norm.weight"),
@@ -284,7 +284,7 @@ def views(model: LanguageModel) -> dict[str, Tensor]:
         part, kind = rest.rsplit(".", 1)
         prefix = f"model.layers.{layer}."
         if part == "mixer.qkv":
-            for letter, piece in zip("qkv", tensor.split(rows), strict=True):
+            for letter, piece in zip("qkv", tensor.detach().split(rows), strict=True):
                 names[f"{prefix}self_attn.{letter}_proj.{kind}"] = piece
         else:
             names[f"{prefix}{_PARTS[part]}.{kind}"] = tensor

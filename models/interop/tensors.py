@@ -4,21 +4,26 @@ The format (https://huggingface.co/docs/safetensors): eight bytes, the length n 
 bytes of JSON, name -> dtype, shape and byte range; then the data. A directory holds one
 `model.safetensors`, or several files and `model.safetensors.index.json`.
 
-Reading goes straight from the file into the memory of the parameter where the dtypes agree, and
-through one tensor's worth of memory where they do not: importing needs no more memory than the
-model and that tensor, whatever the size of the shards.
+Files are mapped into memory, not read. A parameter that is a whole tensor of the file, in its dtype
+and on the CPU, becomes a private view of the mapping; what is a part of a parameter (the rows of a
+fused projection), of another dtype or on another device is copied from it. Importing needs no more
+memory than the model, whatever the size of the shards. As with any mapped file, a checkpoint must
+not be overwritten in place while a model that was imported from it is in use; writing it anew under
+its name, as every library does, is safe.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.config import ConfigError
 
@@ -98,8 +103,10 @@ def read_json(path: Path) -> dict[str, Any]:
 class StoredTensor:
     """One tensor of a file, not read yet."""
 
-    def __init__(self, file: Path, name: str, entry: dict[str, Any], start: int) -> None:
-        self.file, self.name = file, name
+    def __init__(
+        self, file: Path, mapped: mmap.mmap, name: str, entry: dict[str, Any], start: int
+    ) -> None:
+        self.file, self.name, self._mapped = file, name, mapped
         self.shape = tuple(entry["shape"])
         self._dtype_name = entry["dtype"]
         begin, end = entry["data_offsets"]
@@ -116,13 +123,32 @@ class StoredTensor:
         return _DTYPES[self._dtype_name]
 
     def read(self) -> Tensor:
-        """The tensor, on the CPU."""
-        value = torch.empty(self.shape, dtype=self.dtype)
-        self.read_into(value)
-        return value
+        """The tensor on the CPU: a view of the mapped file, read page by page when it is used.
+
+        The mapping is private: writing to the tensor leaves the file alone.
+
+        Raises:
+            InteropError: the file ends before the tensor does.
+        """
+        if self.offset + self.bytes > len(self._mapped) or self.bytes != self._expected:
+            raise InteropError(f"{self.file}: ends inside tensor {self.name}; copy the file again.")
+        if not self.bytes:
+            return torch.empty(self.shape, dtype=self.dtype)
+        raw = torch.frombuffer(
+            self._mapped, dtype=torch.uint8, count=self.bytes, offset=self.offset
+        )
+        aligned = self.offset % self.dtype.itemsize == 0
+        return (raw if aligned else raw.clone()).view(self.dtype).view(self.shape)
+
+    @property
+    def _expected(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read_into(self, target: Tensor) -> None:
         """Fill a tensor of the same shape, of any dtype and device.
+
+        A whole parameter of the file's dtype on the CPU takes the mapped tensor as its own: what
+        is not used is never read, and no byte is copied. Everything else is copied.
 
         Raises:
             InteropError: the shapes differ, or the file ends before the tensor does.
@@ -132,23 +158,11 @@ class StoredTensor:
                 f"{self.file}: tensor {self.name} has shape {list(self.shape)} where config.json "
                 f"asks for {list(target.shape)}; the two do not belong together."
             )
-        direct = target.device.type == "cpu" and target.is_contiguous()
-        if not (direct and target.dtype == self.dtype):
-            target.copy_(self.read())
-            return
-        if self.bytes != target.nbytes:
-            raise self._damaged()
-        with self.file.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            buffer = memoryview(target.view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
-            while buffer:
-                count = file.readinto(buffer)
-                if not count:
-                    raise self._damaged()
-                buffer = buffer[count:]
-
-    def _damaged(self) -> InteropError:
-        return InteropError(f"{self.file}: ends inside tensor {self.name}; copy the file again.")
+        whole = isinstance(target, nn.Parameter) and target.device.type == "cpu"
+        if whole and target.dtype == self.dtype:
+            target.data = self.read()
+        else:
+            target.detach().copy_(self.read())
 
 
 def stored_tensors(directory: Path) -> Iterator[StoredTensor]:
@@ -160,12 +174,16 @@ def stored_tensors(directory: Path) -> Iterator[StoredTensor]:
     for path in shard_files(directory):
         try:
             with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
                 (length,) = struct.unpack("<Q", file.read(8))
                 if length > _MOST_HEADER:
                     raise ValueError(f"a header of {length} bytes")
                 header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            tensors = [StoredTensor(path, n, entry, 8 + length) for n, entry in header.items()]
+            tensors = [
+                StoredTensor(path, mapped, name, entry, 8 + length)
+                for name, entry in header.items()
+            ]
         except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
             raise InteropError(
                 f"{path}: is not a safetensors file or is damaged ({error}); copy it again."

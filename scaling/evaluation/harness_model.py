@@ -6,7 +6,8 @@ the linear models of a state of fixed size.
 
 1. Requests with equal context tokens form a question; a question with one continuation is read in
    one piece instead.
-2. Questions are ordered by length, longest first, and taken in batches.
+2. Contexts are ordered by length, longest first, and read in batches; so are the choices of each
+   batch of contexts, by their own length. Little of either is padding.
 3. Contexts: padded on the right and cut back where every mixer has a cache; packed without padding
    for recurrent states, which padding would change.
 4. Choices: padded on the right, one row each, from the state of their context.
@@ -108,7 +109,8 @@ class HarnessModel(TemplateLM):
                 scores[number] = score
         shared = [numbers for numbers in groups.values() if len(numbers) > 1]
         shared.sort(key=lambda numbers: -len(inputs[numbers[0]][0]))
-        for questions in _batches(shared, self._batch_size):
+        for first in range(0, len(shared), self._batch_size):
+            questions = shared[first : first + self._batch_size]
             found = self._questions([[inputs[n] for n in numbers] for numbers in questions])
             for number, score in zip((n for q in questions for n in q), found, strict=True):
                 scores[number] = score
@@ -125,20 +127,36 @@ class HarnessModel(TemplateLM):
 
     def _questions(self, questions: list[list[Pair]]) -> list[Score]:
         """Scores of the choices of questions, whose contexts are read once."""
-        contexts = [pairs[0][0] for pairs in questions]
-        last, state = self._read(contexts)  # (Q, d)
-        owner = torch.tensor([q for q, pairs in enumerate(questions) for _ in pairs])
-        choices = [continuation for pairs in questions for _, continuation in pairs]
-        longest = max(map(len, choices))
-        firsts = last[owner.to(self._device)][:, None]  # (R, 1, d)
-        hidden = firsts
+        last, state = self._read([pairs[0][0] for pairs in questions])  # (Q, d)
+        choices = [
+            (question, continuation)
+            for question, pairs in enumerate(questions)
+            for _, continuation in pairs
+        ]
+        order = sorted(range(len(choices)), key=lambda number: -len(choices[number][1]))
+        scores: list[Score] = [(0.0, False)] * len(choices)
+        for first in range(0, len(order), self._batch_size):
+            batch = order[first : first + self._batch_size]
+            found = self._choices([choices[number] for number in batch], last, state)
+            for number, score in zip(batch, found, strict=True):
+                scores[number] = score
+        return scores
+
+    def _choices(
+        self, choices: list[tuple[int, list[int]]], last: Tensor, state: State
+    ) -> list[Score]:
+        """Scores of (question, continuation), from `last` (Q, d) and the state of the contexts."""
+        owner = torch.tensor([question for question, _ in choices], device=self._device)
+        hidden = last[owner][:, None]  # (R, 1, d)
+        longest = max(len(continuation) for _, continuation in choices)
         if longest > 1:
-            state = tree_map(lambda tensor: tensor[owner.to(self._device)], state)
-            rows = self._padded([[*choice[:-1]] for choice in choices], longest - 1)
-            more, _ = self._model.hidden(rows, state)
-            hidden = torch.cat([firsts, more], dim=1)  # (R, longest, d)
+            own = tree_map(lambda tensor: tensor[owner], state)
+            rows = self._padded([continuation[:-1] for _, continuation in choices], longest - 1)
+            more, _ = self._model.hidden(rows, own)
+            hidden = torch.cat([hidden, more], dim=1)  # (R, longest, d)
         return [
-            self._score(hidden[row, : len(choice)], choice) for row, choice in enumerate(choices)
+            self._score(hidden[row, : len(continuation)], continuation)
+            for row, (_, continuation) in enumerate(choices)
         ]
 
     def _read(self, contexts: list[list[int]]) -> tuple[Tensor, State]:
@@ -226,16 +244,3 @@ class HarnessModel(TemplateLM):
 def _arguments(request: Instance) -> tuple[Any, ...]:
     """What the harness asks: texts and options."""
     return request.args
-
-
-def _batches(questions: list[list[int]], rows: int) -> list[list[list[int]]]:
-    """Questions in batches of at most `rows` choices, or one question."""
-    batches: list[list[list[int]]] = []
-    size = rows
-    for question in questions:
-        if size + len(question) > rows:
-            batches.append([])
-            size = 0
-        batches[-1].append(question)
-        size += len(question)
-    return batches

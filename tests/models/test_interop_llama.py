@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 
 from models.interop import InteropError, import_model, read_source
@@ -212,10 +213,48 @@ def test_damaged_directories(tmp_path: Path) -> None:
 
 
 def test_reading_needs_no_second_copy(tmp_path: Path) -> None:
-    """A tensor of the stored dtype goes from the file into the parameter: nothing is allocated."""
+    """A tensor of the stored dtype is mapped or goes into its place: nothing is allocated."""
     make("llama", {}).save_pretrained(tmp_path)
     for tensor in stored_tensors(tmp_path):
-        target = torch.empty(tensor.shape)
-        with torch.profiler.profile(profile_memory=True) as profile:
-            tensor.read_into(target)
-        assert sum(max(event.cpu_memory_usage, 0) for event in profile.key_averages()) == 0
+        for target in (torch.empty(tensor.shape), torch.nn.Parameter(torch.empty(tensor.shape))):
+            with torch.profiler.profile(profile_memory=True) as profile:
+                tensor.read_into(target)
+            assert sum(max(event.cpu_memory_usage, 0) for event in profile.key_averages()) == 0
+
+
+def test_an_imported_model_is_its_own(tmp_path: Path) -> None:
+    """Parameters that are views of the file can be trained; the file keeps its content, and a
+    second import is not touched. A file that is replaced under its name leaves the model alone."""
+    make("llama", {}).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    model, _ = import_model(tmp_path)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert file.read_bytes() == content
+    again, _ = import_model(tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes(bytes(len(content)))
+    other.replace(file)
+    for mine, theirs, expected in zip(model.parameters(), again.parameters(), before, strict=True):
+        torch.testing.assert_close(theirs.detach(), expected, rtol=0, atol=0)
+        torch.testing.assert_close(mine.detach(), expected + 1, rtol=0, atol=0)
+
+
+def test_tensors_at_odd_offsets(tmp_path: Path) -> None:
+    """Other writers need not align their data; such tensors are copied."""
+    values = torch.arange(6.0).view(2, 3)
+    data = values.numpy().tobytes()
+    head = {"x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, len(data)]}}
+    text = json.dumps(head).encode()
+    text += b" " * ((1 - len(text)) % 4)  # the data start at 1 modulo 4
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (tensor,) = stored_tensors(tmp_path)
+    assert tensor.offset % 4 == 1
+    target = torch.nn.Parameter(torch.empty(2, 3))
+    tensor.read_into(target)
+    assert torch.equal(target.detach(), values)
+    assert torch.equal(load_file(file)["x"], values)

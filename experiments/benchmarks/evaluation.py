@@ -1,0 +1,171 @@
+"""Multiple choice: our harness adapter against the harness's own `hf` backend, same weights.
+
+    python experiments/benchmarks/evaluation.py [--write] [--data DIR]
+
+Questions: how much faster is a multiple-choice task when the context of a question is read once for
+all its choices? And where the context is short, is anything lost?
+Method: one random LLaMA, exported with `linscale export` so that the harness's `hf` model loads the
+very same weights; one CPU thread; both score the same requests at the same batch size, taking turns
+(ours, theirs, ours, ...). CPU time of the process counts, which other work on the machine disturbs
+less than the wall clock; the median over rounds of the ratio of neighbours is what is reported.
+Long questions are passages of the King James Bible with four choices of a few words; short ones are
+the first of a local file such as arc_easy.jsonl in the folder of --data.
+Expected: at least twice as fast; log-likelihoods equal to 1e-3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+
+from models.config import toy_config
+from models.language_model import build
+from scaling.config import DataConfig
+from scaling.corpora import open_corpus
+from scaling.environment import cpu_name
+from scaling.evaluation.harness_model import HarnessModel
+from scaling.export import export_pretrained
+from scaling.pretrained import Pretrained, load
+from scaling.tokenizers import ByteTokenizer
+
+RESULTS = Path(__file__).parents[1] / "results" / "evaluation.csv"
+DIM, LAYERS, HEAD_DIM, CONTEXT, BATCH = 256, 6, 64, 2048, 16
+LONG, CHOICES = 768, 4
+"""Characters of a long context, and choices of its question."""
+
+
+def long_requests(count: int) -> list[tuple[str, str]]:
+    """Passages with four continuations each: pairs of context and continuation."""
+    text = " ".join("".join(open_corpus(DataConfig(corpus="kjv")).read(0)).split())
+    pairs = []
+    for number in range(count):
+        start = number * 4 * LONG
+        context = text[start : start + LONG].strip()
+        for choice in range(CHOICES):
+            other = text[start + (choice + 1) * LONG :][:24].strip()
+            pairs.append((context, f" {other}"))
+    return pairs
+
+
+def short_requests(path: Path, count: int) -> list[tuple[str, str]]:
+    """The choices of the first questions of a file with `query` and `choices`."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:count]
+    rows = [json.loads(line) for line in lines]
+    return [(f"{r['query'].strip()} Answer:", f" {c}") for r in rows for c in r["choices"]]
+
+
+def instances(pairs: list[tuple[str, str]]) -> list[Instance]:
+    """The harness's form of the pairs."""
+    return [
+        Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=number)
+        for number, pair in enumerate(pairs)
+    ]
+
+
+def clocked(model: Any, pairs: list[tuple[str, str]]) -> tuple[float, list[float]]:
+    """CPU seconds of scoring, and the log-likelihoods."""
+    requests = instances(pairs)
+    start = time.process_time()
+    scores = model.loglikelihood(requests, disable_tqdm=True)
+    return time.process_time() - start, [float(score) for score, _ in scores]
+
+
+def compare(ours: Any, theirs: Any, pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
+    """Times, their ratio and the largest difference of a score."""
+    mine, other, ratios, difference = [], [], [], 0.0
+    for number in range(rounds + 1):
+        here, scores = clocked(ours, pairs)
+        there, reference = clocked(theirs, pairs)
+        difference = max(abs(a - b) for a, b in zip(scores, reference, strict=True))
+        if number:  # the first round warms up
+            mine.append(here)
+            other.append(there)
+            ratios.append(there / here)
+    return {
+        "requests": len(pairs),
+        "characters_of_context": round(statistics.mean(len(context) for context, _ in pairs)),
+        "ours_seconds": round(statistics.median(mine), 3),
+        "hf_seconds": round(statistics.median(other), 3),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_low": round(min(ratios), 2),
+        "ratio_high": round(max(ratios), 2),
+        "largest_difference_nats": f"{difference:.1e}",
+    }
+
+
+def models(folder: Path) -> tuple[Any, Any]:
+    """Our adapter and the harness's, on the same weights."""
+    from lm_eval.models.huggingface import HFLM
+
+    torch.manual_seed(0)
+    config = toy_config("llama", DIM, vocab_size=256, layers=LAYERS, head_dim=HEAD_DIM)
+    made = Pretrained(
+        name="random",
+        model=build(config).eval(),
+        tokenizer=ByteTokenizer(),
+        context=CONTEXT,
+        eos_ids=(ByteTokenizer.eos_id,),
+        run=None,
+    )
+    export_pretrained(made, folder / "hf", "transformers")
+    ours = HarnessModel(load(folder / "hf"), max_length=CONTEXT, batch_size=BATCH)
+    theirs = HFLM(
+        pretrained=str(folder / "hf"),
+        device="cpu",
+        dtype="float32",
+        batch_size=BATCH,
+        max_length=CONTEXT,
+    )
+    return ours, theirs
+
+
+def main() -> None:
+    """Print a line for each kind of question; `--write` keeps them as the dated result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--data", type=Path, help="folder with arc_easy.jsonl and others")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    kinds = {"long": long_requests(arguments.questions)}
+    if arguments.data is not None:
+        for path in sorted(arguments.data.glob("*.jsonl")):
+            if "choices" in json.loads(path.read_text(encoding="utf-8").split("\n", 1)[0]):
+                kinds[path.stem] = short_requests(path, arguments.questions)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = models(Path(folder))
+        for name, pairs in kinds.items():
+            found = compare(ours, theirs, pairs, arguments.rounds)
+            print(
+                f"{name:14} {found['requests']:4} requests, {found['characters_of_context']:4} "
+                f"characters of context: ours {found['ours_seconds']} s, hf {found['hf_seconds']} "
+                f"s, {found['ratio']} x ({found['ratio_low']} to {found['ratio_high']}), "
+                f"difference {found['largest_difference_nats']}",
+                flush=True,
+            )
+            rows.append({"date": date.today().isoformat(), "questions": name, **found})
+    if arguments.write:
+        common = {"batch": BATCH, "dim": DIM, "layers": LAYERS, "torch": torch.__version__,
+                  "machine": cpu_name()}  # fmt: skip
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], *common])
+            writer.writeheader()
+            writer.writerows(row | common for row in rows)
+
+
+if __name__ == "__main__":
+    main()
