@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.checklist import checklist
-from analysis.compare import compute_for_loss
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_law
 from analysis.frames import numbers, rows, where, words
+from analysis.frontier import compute_for_loss
 from analysis.law_fit import LawFit
 from analysis.sensitivity import sensitivity
 from analysis.study import Study, flops_per_token

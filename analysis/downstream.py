@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ITERATIONS = 200
-_AT_CHANCE = 2.0
-"""Standard errors above chance that at least one model must reach."""
+_BY_LUCK = 0.05
+"""Probability that the best of all models at chance looks better than chance."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,11 @@ def fit_downstream(
         raise AnalysisError(f"accuracies range from {y.min():g} to {y.max():g}; give them in 0..1 "
                             "(divide percentages by 100)")  # fmt: skip
     noise = np.sqrt(max(chance, 0.01) * (1 - max(chance, 0.01)) / (questions or 1000))
-    above = y > chance + _AT_CHANCE * noise
+    luck = NormalDist().inv_cdf(1 - _BY_LUCK / len(y)) * noise  # the best of many guessers
+    above = y > chance + luck
     if not above.any():
         raise AnalysisError(
-            f"every model is at chance ({chance:.3f} +- {_AT_CHANCE * noise:.3f}): the task is not "
+            f"every model is at chance ({chance:.3f} +- {luck:.3f}): the task is not "
             "predictable yet. Use larger models, or a continuous metric such as bits per byte of "
             "the answer"
         )

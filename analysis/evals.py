@@ -1,15 +1,24 @@
-"""evals.jsonl of a sweep, joined to what each checkpoint cost.
+"""evals.jsonl of a sweep, joined to what each checkpoint cost and to its loss.
 
     <sweep>/<run_id>/evals.jsonl  ->  a row each number, with arch, size, n_params, tokens, flops
 
-The average of commonsense reasoning is that of arXiv 2406.16690, section 3.4: the plain mean over
-seven tasks of accuracy, or of accuracy normalised by length; it is there only where all seven are.
+Averages over tasks:
+
+- Commonsense reasoning, arXiv 2406.16690, section 3.4: the plain mean over seven tasks of accuracy,
+  or of accuracy normalised by length; only where all seven are there.
+- SCROLLS as that paper prints it: the plain mean of all numbers of the seven data sets that are
+  there, each ROUGE counting as one (its appendix prints 13; means of its rows agree).
+- SCROLLS as the benchmark defines it (arXiv 2201.03533, section 4): the mean over the seven data
+  sets of one score each, which for summaries is the geometric mean of ROUGE-1, -2 and -L; only
+  where all seven are there.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -26,7 +35,30 @@ CSR: dict[str, str] = {
     "openbookqa": "acc_norm",
 }
 """Task -> metric of the average of commonsense reasoning."""
-_FIELDS = ("task", "metric", "value", "stderr", "n", "tokens", "checkpoint", "settings")
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+SCROLLS: dict[str, tuple[str, ...]] = {
+    "scrolls_govreport": _ROUGE,
+    "scrolls_summscreenfd": _ROUGE,
+    "scrolls_qmsum": _ROUGE,
+    "scrolls_qasper": ("f1",),
+    "scrolls_narrativeqa": ("f1",),
+    "scrolls_quality": ("em",),
+    "scrolls_contractnli": ("em",),
+}
+"""Task -> metrics of SCROLLS, in percent, in the order of the paper's table 8."""
+CHANCE: dict[str, float] = {
+    "boolq": 0.5,
+    "piqa": 0.5,
+    "hellaswag": 0.25,
+    "winogrande": 0.5,
+    "arc_easy": 0.25,
+    "arc_challenge": 0.25,
+    "openbookqa": 0.25,
+    "copa": 0.5,
+    "lambada_openai": 0.0,
+}
+"""Task -> accuracy of a guess."""
+_FIELDS = ("task", "metric", "value", "stderr", "n", "tokens", "checkpoint", "settings", "grid")
 
 
 def load_evals(directory: str | Path, sweep: Sweep) -> pd.DataFrame:
@@ -37,8 +69,8 @@ def load_evals(directory: str | Path, sweep: Sweep) -> pd.DataFrame:
         sweep: from `analysis.records.load_sweep` of it; its conventions hold for n_params, flops.
 
     Returns:
-        run_id, arch, size, seed, n_params, flops and the fields of evals.jsonl; `settings` as text.
-        Of a task evaluated twice alike the last number counts.
+        run_id, arch, size, seed, n_params, flops and the fields of evals.jsonl; `settings` as text,
+        `grid` None for most. Of a task evaluated twice alike the last number counts.
     """
     rows: list[dict[str, Any]] = []
     for run in sweep.runs.to_dict("records"):
@@ -65,3 +97,44 @@ def csr_average(evals: pd.DataFrame) -> pd.DataFrame:
         csr=("value", "mean"), tasks=("value", "count")
     )
     return means[means["tasks"] == len(CSR)].drop(columns="tasks").reset_index(drop=True)
+
+
+def latest(evals: pd.DataFrame) -> pd.DataFrame:
+    """One number a metric and checkpoint: of a task evaluated with several settings, the last."""
+    alike = ["run_id", "checkpoint", "task", "metric"]
+    return evals.drop_duplicates(alike, keep="last", ignore_index=True)
+
+
+def scrolls_paper(values: Mapping[tuple[str, str], float]) -> float:
+    """The paper's average of (task, metric) -> percent, over what is there; NaN for nothing."""
+    there = [values[t, m] for t, metrics in SCROLLS.items() for m in metrics if (t, m) in values]
+    return sum(there) / len(there) if there else math.nan
+
+
+def scrolls_official(values: Mapping[tuple[str, str], float]) -> float:
+    """The benchmark's score of (task, metric) -> percent; NaN where a number is missing."""
+    scores = [
+        math.prod(values.get((task, metric), math.nan) for metric in metrics) ** (1 / len(metrics))
+        for task, metrics in SCROLLS.items()
+    ]
+    return sum(scores) / len(scores)
+
+
+def accuracy_by_loss(evals: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies with the loss of their checkpoints: what a fit of accuracy to loss reads.
+
+    Args:
+        evals: from `load_evals`.
+        points: milestones of the same sweep (`Sweep.points`).
+
+    Returns:
+        run_id, arch, size, task, tokens, flops, loss, accuracy, n: tasks of `CHANCE`, in the metric
+        of the average of commonsense reasoning, else `acc`.
+    """
+    metric = evals["task"].map(lambda task: CSR.get(task, "acc"))
+    wanted = evals["task"].isin(list(CHANCE)) & (evals["metric"] == metric)
+    found = latest(cast(pd.DataFrame, evals[wanted])).rename(columns={"value": "accuracy"})
+    losses = cast(pd.DataFrame, points[["run_id", "tokens", "loss"]])
+    joined = found.astype({"tokens": float}).merge(losses, on=["run_id", "tokens"])
+    names = ["run_id", "arch", "size", "task", "tokens", "flops", "loss", "accuracy", "n"]
+    return cast(pd.DataFrame, joined[names])

@@ -7,8 +7,10 @@ import pandas as pd
 
 from analysis.frames import numbers, where, words
 from analysis.law_fit import LawFit
+from analysis.selection import holdout_summary
 from analysis.study import LEVEL, REACH, Study
 from analysis.style import look, si_text
+from analysis.tasks import Tasks
 
 _PUBLISHED_SIZE = 70e6
 """Smallest model of arXiv 2406.16690 and of most published ladders."""
@@ -159,5 +161,37 @@ def law_rows(result: Study) -> pd.DataFrame:
             text = f"{fit.params['alpha']:.4f} [{low:.4f}, {high:.4f}]"
             row["envelope C^-x"] = _two_lines(text)
         row["rms error"] = f"{law.criteria()['rms']:.2%}"
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def rolling_rows(result: Study) -> pd.DataFrame:
+    """Rolling hold-out by architecture and by how far the forecast leaps."""
+    table: list[dict[str, object]] = []
+    for group in result.groups:
+        own = where(result.rolling, arch=group)
+        if not len(own):
+            continue
+        for row in holdout_summary(own).to_dict("records"):
+            table.append({
+                "architecture": look(group).label, "leap": row["leap"],
+                "forecasts": row["points"], "mean": f"{row['bias']:+.2%}",
+                "size": f"{row['mean_error']:.2%}", "largest": f"{row['max_error']:.2%}",
+                "pure power law": f"{row['pure']:.2%}", "nearest": f"{row['nearest']:.2%}",
+            })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def tasks_table(tasks: Tasks | None) -> pd.DataFrame:
+    """One row a task: its sigmoid with intervals, as text."""
+    table: list[dict[str, object]] = []
+    for task, fit in (tasks.fits if tasks else {}).items():
+        row: dict[str, object] = {"task": task, "checkpoints": len(fit.points)}
+        row["chance"] = f"{fit.chance:.0%}"
+        for name in ("midpoint", "slope"):
+            low, high = fit.interval(name, LEVEL)
+            row[name] = _two_lines(f"{fit.params[name]:.3f} [{low:.3f}, {high:.3f}]")
+        row["rms error"] = f"{fit.residual:.1%}"
+        row["note"] = " ".join(str(w) for w in fit.warnings)
         table.append(row)
     return pd.DataFrame(table)

@@ -281,6 +281,9 @@ class _Reader:
         std, blocks = _number(record.get("val_loss_std")), _number(record.get("val_blocks"))
         return {
             **{k: run[k] for k in keep},
+            # Runs of one size and seed share data and its order: draws over this label pair
+            # architectures.
+            "size_seed": f"{run['size']} seed {run['seed']}",
             "tokens": tokens,
             "flops": flops[f"flops_{self.how.compute}"],
             "loss": loss,

@@ -20,9 +20,10 @@ import pandas as pd
 from analysis import style
 from analysis.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.errors import AnalysisError
+from analysis.evals import load_evals
 from analysis.figures import hover
 from analysis.frames import plain, take, where, words
-from analysis.narrative import cautions, law_rows, law_sentence, summary
+from analysis.narrative import cautions, law_rows, law_sentence, rolling_rows, summary, tasks_table
 from analysis.page import Page
 from analysis.records import Conventions, load_sweep
 from analysis.report_figures import Drawn, basis, draw
@@ -57,7 +58,10 @@ def write(
     out = Path(out)
     say = progress or (lambda _: None)
     sweep = load_sweep(sweep_dir, conventions=conventions)
-    result = study(sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, progress=progress)
+    result = study(
+        sweep, baseline=baseline, bootstrap=bootstrap, seed=seed,
+        evals=load_evals(sweep_dir, sweep), progress=progress,
+    )  # fmt: skip
     say("sensitivity")
     tables = _tables(result)
     try:
@@ -107,11 +111,16 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
         "optimum": pd.concat([f.assign(arch=g) for g, f in result.optima.items()]),
         "multipliers": pd.concat(multipliers) if multipliers else pd.DataFrame(columns=["arch"]),
         "holdout": result.forecast.drop(columns="size_seed", errors="ignore"),
+        "rolling_holdout": result.rolling,
+        "exponent_differences": result.shared.differences if result.shared else pd.DataFrame(),
+        "accuracies": result.tasks.measured if result.tasks else pd.DataFrame(),
+        "tasks": tasks_table(result.tasks),
         "multiplier_choices": multiplier_table(result),
         "sensitivity": sensitivity_table(result),
         "checklist": checklist_table(result),
         "draws": draws,
     }
+    tables = {name: table for name, table in tables.items() if len(table.columns)}
     for table in tables.values():
         if "arch" in table:
             table.insert(0, "arch", table.pop("arch"))
@@ -135,6 +144,11 @@ def _record(result: Study) -> dict[str, Any]:
         "baseline": result.baseline,
         "laws": {g: light(law.to_json()) for g, law in result.laws.items()},
         "envelopes": {g: light(fit.to_json()) for g, fit in result.envelopes.items()},
+        "shared_exponents": result.shared.as_dict() if result.shared else None,
+        "tasks": {
+            task: light(fit.to_json())
+            for task, fit in (result.tasks.fits if result.tasks else {}).items()
+        },
         "comparisons": {g: json.loads(r.to_json()) for g, r in result.comparisons.items()},
         "summary": summary(result),
         "cautions": cautions(result),
@@ -167,7 +181,11 @@ def _compose(
     page.section("Comparison")
     show("multipliers")
     if result.comparisons:
-        page.bullets(r.verdict for r in result.comparisons.values())
+        page.bullets(f"{r.verdict} {r.crossing_words}" for r in result.comparisons.values())
+    if result.shared is not None:
+        page.heading("Do they share their exponents?")
+        page.text(result.shared.verdict)
+        page.table(result.shared.words(), folded="Differences of exponents, pair by pair")
     page.section("Laws")
     page.bullets(law_sentence(result, g) for g in result.groups)
     page.table(
@@ -179,7 +197,15 @@ def _compose(
     )
     show("contours", "optimum", "valleys", "exponents")
     page.section("Checks")
-    show("holdout", "residuals", "collapse")
+    show("holdout", "rolling")
+    if len(result.rolling):
+        page.table(
+            rolling_rows(result),
+            caption="Rolling hold-out: mean of predicted / measured - 1 and of its size over all "
+            "cuts, by how far the forecast leaps; the last two for a pure power law in compute and "
+            "for repeating the lowest loss seen.",
+        )
+    show("residuals", "collapse")
     if result.comparisons:
         page.heading("What the choices change")
         page.table(
@@ -199,6 +225,14 @@ def _compose(
     if warnings:
         page.heading("Warnings of the fits")
         page.bullets(warnings)
+    if result.tasks is not None:
+        page.section("Tasks")
+        show("downstream", "accuracy")
+        page.table(
+            tasks_table(result.tasks),
+            caption="Accuracy = chance + (1 - chance) / (1 + exp(slope (loss - midpoint))); in "
+            f"brackets {LEVEL:.0%} intervals over runs.",
+        )
     page.section("Throughput")
     show("throughput")
     page.section("Records")

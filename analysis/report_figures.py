@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,7 +12,7 @@ from analysis import figures
 from analysis.errors import AnalysisError
 from analysis.figures.curves import frontier_mask
 from analysis.figures.surface import Surface
-from analysis.frames import where, words
+from analysis.frames import rows, where, words
 from analysis.isoflop import IsoflopFit, isoflop
 from analysis.law_fit import LawFit
 from analysis.plots import of_isoflop
@@ -129,6 +130,18 @@ def draw(result: Study) -> list[Drawn]:
                 wide=True,
             )
         )
+    if len(result.rolling):
+        drawn.append(
+            Drawn(
+                "rolling",
+                figures.rolling(result.rolling),
+                "Rolling hold-out over compute: at each of several cuts the law is fitted to all "
+                "cheaper checkpoints and forecasts all dearer ones. Right: the same with a pure "
+                "power law in compute.",
+                wide=True,
+            )
+        )
+    drawn += _of_tasks(result)
     drawn += [
         Drawn(
             "collapse",
@@ -147,6 +160,33 @@ def draw(result: Study) -> list[Drawn]:
         ),
     ]
     return drawn
+
+
+def _of_tasks(result: Study) -> list[Drawn]:
+    """Accuracy against loss and against compute, where tasks were evaluated and fitted."""
+    tasks = result.tasks
+    if tasks is None or not tasks.fits:
+        return []
+    measured = rows(tasks.measured, np.isin(words(tasks.measured, "task"), list(tasks.fits)))
+    chance = {task: fit.chance for task, fit in tasks.fits.items()}
+    wide = len(tasks.fits) > 1
+    return [
+        Drawn(
+            "downstream",
+            figures.downstream(measured, tasks.loss_bands(level=LEVEL), chance=chance),
+            "Accuracy of every evaluated checkpoint against its loss, with one sigmoid a task from "
+            f"chance to one. Bands: {LEVEL:.0%} intervals over runs.",
+            wide=wide,
+        ),
+        Drawn(
+            "accuracy",
+            figures.accuracy_compute(measured, result.accuracy_bands(), chance=chance),
+            "Two steps from compute to accuracy: each architecture's law gives the loss of its "
+            f"compute-optimal model, the sigmoid the accuracy. Bands: {LEVEL:.0%} prediction "
+            "intervals with the uncertainty of both steps; dashed beyond the data.",
+            wide=wide,
+        ),
+    ]
 
 
 def isoflop_profiles(points: pd.DataFrame, laws: dict[str, LawFit]) -> dict[str, IsoflopFit]:

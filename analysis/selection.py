@@ -19,6 +19,7 @@ import pandas as pd
 from analysis.checks import prepare
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_law
+from analysis.frames import rows
 from analysis.law_fit import EXTRAPOLATION_LIMIT, LawFit
 from analysis.laws import get_law
 from analysis.power_sum import Array
@@ -59,8 +60,10 @@ def holdout(
     least = law.size + 2
     shares = np.linspace(smallest, 1.0, steps + 1)[:-1]
     counts = sorted({max(least, int(share * len(order))) for share in shares})
-    counts = [k for k in counts if k < len(order)]
-    if not counts:
+    # Points of equal compute stay together, on the cheap side of the cut.
+    cuts = sorted({float(compute[order[k - 1]]) for k in counts if k < len(order)})
+    cuts = [cut for cut in cuts if (compute > cut).any()]
+    if not cuts:
         raise AnalysisError(f"{len(order)} points are too few to hold any out of {form}: "
                             f"at least {least + 1} are needed")  # fmt: skip
     table = pd.DataFrame({**obs.columns, "c": compute, "loss": obs.loss, "w": obs.weight})
@@ -68,8 +71,8 @@ def holdout(
                if k in ("objective", "delta", "bounds", "starts")}  # fmt: skip
     roles = {r: r for r in ("n", "d", "c", "u")}
     parts: list[pd.DataFrame] = []
-    for count in counts:
-        train, test = table.iloc[order[:count]], table.iloc[order[count:]]
+    for cut in cuts:
+        train, test = rows(table, compute <= cut), rows(table, compute > cut)
         try:
             fit = fit_law(form, train, loss="loss", weights="w", **roles, **fitting)
             pure = fit_law("power_c", train, c="c", loss="loss", weights="w", **fitting)
@@ -78,7 +81,6 @@ def holdout(
         columns = {r: test[r].to_numpy() for r in law.columns}
         predicted = fit.predict(**columns)
         measured = np.log(test["loss"].to_numpy())
-        cut = float(compute[order[count - 1]])
         parts.append(pd.DataFrame({
             "cut": cut, "c": test["c"].to_numpy(), "leap": test["c"].to_numpy() / cut,
             "loss": test["loss"].to_numpy(), "predicted": predicted,
@@ -92,19 +94,23 @@ def holdout(
 
 
 def holdout_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """By leap factor: points, mean signed error, mean and largest absolute error."""
+    """By leap factor: points, mean signed error, mean and largest absolute error, and the mean
+    absolute errors `pure` and `nearest` of the two baselines."""
     edges = np.array([0.0, 2.0, 4.0, 8.0, 16.0, np.inf])
     leap = table["leap"].to_numpy(dtype=float)
-    rows: list[dict[str, float | str]] = []
+    found: list[dict[str, float | str]] = []
     for low, high in itertools.pairwise(edges):
-        part = np.asarray(table["error"], dtype=float)[(leap > low) & (leap <= high)]
+        near = (leap > low) & (leap <= high)
+        part, pure, nearest = (np.asarray(table[k], dtype=float)[near]
+                               for k in ("error", "pure", "nearest"))  # fmt: skip
         if len(part):
-            rows.append({
+            found.append({
                 "leap": f"up to {high:g}x" if np.isfinite(high) else f"over {low:g}x",
                 "points": float(len(part)), "bias": float(part.mean()),
                 "mean_error": float(np.abs(part).mean()), "max_error": float(np.abs(part).max()),
+                "pure": float(np.abs(pure).mean()), "nearest": float(np.abs(nearest).mean()),
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found)
 
 
 def compare_forms(
@@ -114,7 +120,7 @@ def compare_forms(
 
     A form that cannot be fitted has its reason in the column `note`.
     """
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for form in forms:
         row: dict[str, Any] = {"form": form}
         try:
@@ -128,8 +134,8 @@ def compare_forms(
             row["note"] = "; ".join(w.code for w in fit.warnings)
         except AnalysisError as error:
             row["note"] = str(error)
-        rows.append(row)
-    table = pd.DataFrame(rows)
+        found.append(row)
+    table = pd.DataFrame(found)
     if "holdout_error" in table.columns:
         table = table.sort_values("holdout_error", ignore_index=True)
     return table

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from scipy.optimize import minimize
 from scipy.stats import chi2
 
 from analysis.errors import AnalysisError
+from analysis.frames import plain
 from analysis.law_fit import LawFit
 from analysis.power_sum import Array
 from analysis.uncertainty import quantiles
@@ -47,6 +49,23 @@ class SharedExponents:
         return pd.DataFrame(
             {"exponents": ["shared", "separate"], "aicc": [self.aicc_shared, self.aicc_free]}
         )
+
+    def words(self) -> pd.DataFrame:
+        """The differences as text with their intervals."""
+        return pd.DataFrame([
+            {"exponent": r["parameter"], "difference": f"{r['x']} - {r['y']}",
+             "value": f"{r['difference']:+.3f} [{r['lo']:+.3f}, {r['hi']:+.3f}]",
+             "excludes zero": "yes" if r["differs"] else "no"}
+            for r in self.differences.to_dict("records")
+        ])  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "exponents": self.exponents, "aicc_shared": self.aicc_shared,
+            "aicc_free": self.aicc_free, "p_value": self.p_value, "verdict": self.verdict,
+            "differences": plain(self.differences),
+        }  # fmt: skip
 
     def _repr_html_(self) -> str:
         return (

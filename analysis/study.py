@@ -6,7 +6,10 @@ study(sweep) -> Study
     2. its own training FLOPs per token as a function of N -> optimal N, D and lowest L at each C
     3. the envelope of the checkpoints in C -> pure power law L(C) (approach 1)
     4. the same law without the largest size -> forecast of that size, against what was measured
-    5. equal-loss compute multiplier over the baseline, from paired draws
+    5. rolling hold-out over compute: laws of the cheaper checkpoints against the dearer ones
+    6. equal-loss compute multiplier over the baseline, from paired draws, and where frontiers cross
+    7. one set of exponents for all architectures against one set each
+    8. with evaluations: loss -> accuracy of each task, and accuracy against compute in two steps
 
 An architecture that cannot be fitted does not stop the others: its reason is in `failures`.
 """
@@ -30,7 +33,10 @@ from analysis.law_fit import LawFit
 from analysis.laws import PerToken
 from analysis.power_sum import Array
 from analysis.records import Sweep
+from analysis.selection import holdout
+from analysis.shared import SharedExponents, shared_exponents
 from analysis.style import look
+from analysis.tasks import Tasks, tasks_of
 from analysis.uncertainty import FEWEST_CLUSTERS
 
 Progress = Callable[[str], None]
@@ -43,6 +49,8 @@ ENVELOPE = EnvelopeOptions(method="grid", points=200, interior=False, form="powe
 """Pure power law through every point of the envelope, as in arXiv 2406.16690, but of finished
 (decayed) checkpoints."""
 ENVELOPE_DRAWS = 100
+ROLLS = 4
+"""Cuts of the rolling hold-out."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class Study:
     baseline: str
     forecast: pd.DataFrame
     """Held-out largest size: points with predicted, lo, hi, leap."""
+    rolling: pd.DataFrame
+    """Rolling hold-out over compute (selection.holdout), with arch."""
+    shared: SharedExponents | None
+    """Shared against separate exponents; None for one architecture."""
+    tasks: Tasks | None
+    """Task accuracies; None without evaluations."""
     bootstrap: int
     seed: int
     failures: dict[str, str] = field(default_factory=dict[str, str])
@@ -130,6 +144,18 @@ class Study:
         ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
 
+    def accuracy_bands(self) -> pd.DataFrame:
+        """Two-step accuracy of each law at its own optimal N and D: group, task, x, y, lo, hi,
+        inside."""
+        parts = [
+            self.tasks.compute_band(
+                task, self.laws[g], self.optima[g], self.covered(g), level=LEVEL
+            ).assign(group=g)
+            for g in self.groups
+            for task in self.tasks.fits
+        ] if self.tasks else []  # fmt: skip
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
+
     def residuals(self) -> pd.DataFrame:
         """Points with the loss that their architecture's law predicts."""
         parts: list[pd.DataFrame] = []
@@ -156,6 +182,7 @@ def study(
     baseline: str = "llama",
     bootstrap: int = 2000,
     seed: int = 0,
+    evals: pd.DataFrame | None = None,
     progress: Progress | None = None,
 ) -> Study:
     """Fits everything.
@@ -165,22 +192,19 @@ def study(
         baseline: architecture to compare with; if it has no fit, the first one that has.
         bootstrap: refits of every law.
         seed: of the bootstrap.
+        evals: numbers of its checkpoints on tasks (`analysis.evals.load_evals`).
         progress: told in words what is being done.
 
     Raises:
         AnalysisError: the sweep has no usable point, or no architecture can be fitted.
     """
     points = sweep.require_points()
-    # Runs of one size and seed share data and its order: resampled together in every architecture.
-    pairs = [f"{size} seed {seed}" for size, seed in zip(
-        words(points, "size"), words(points, "seed"), strict=True
-    )]  # fmt: skip
-    points = points.assign(size_seed=pairs)
     say = progress or (lambda _: None)
     laws: dict[str, LawFit] = {}
     tokens_cost: dict[str, PerToken] = {}
     envelopes: dict[str, EnvelopeFit] = {}
     forecasts: list[pd.DataFrame] = []
+    rolled: list[pd.DataFrame] = []
     failures: dict[str, str] = {}
     for group in groups(points, "arch"):
         own = where(points, arch=group)
@@ -204,6 +228,10 @@ def study(
             forecasts.append(hold_out_largest(own, bootstrap=bootstrap, seed=seed))
         except AnalysisError as error:
             failures[f"hold-out of {group}"] = str(error)
+        try:
+            rolled.append(holdout("chinchilla", own, steps=ROLLS).assign(arch=group))
+        except AnalysisError as error:
+            failures[f"rolling hold-out of {group}"] = str(error)
     if not laws:
         raise AnalysisError(
             "no architecture could be fitted: "
@@ -227,6 +255,15 @@ def study(
             )
         except AnalysisError as error:
             failures[f"comparison of {group} with {baseline}"] = str(error)
+    shared = None
+    if len(laws) > 1:
+        say("shared exponents")
+        shared = shared_exponents({look(g).label: law for g, law in laws.items()}, level=LEVEL)
+    tasks = None
+    if evals is not None and len(evals):
+        say("tasks")
+        tasks = tasks_of(evals, points, bootstrap=bootstrap, seed=seed)
+        failures |= {f"law of task {task}": why for task, why in tasks.failures.items()}
     spent = numbers(points, "flops")
     compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
     say("compute-optimal sizes")
@@ -246,6 +283,9 @@ def study(
         comparisons=comparisons,
         baseline=baseline,
         forecast=pd.concat(forecasts, ignore_index=True) if forecasts else pd.DataFrame(),
+        rolling=pd.concat(rolled, ignore_index=True) if rolled else pd.DataFrame(),
+        shared=shared,
+        tasks=tasks,
         bootstrap=bootstrap,
         seed=seed,
         failures=failures,

@@ -8,13 +8,15 @@ Artists carry a gid "g:<group>" so that the report page can switch architectures
 points carry hover texts (`analysis.figures.hover`).
 """
 
-from analysis.figures.checks import bootstrap_cloud, holdout, residuals
-from analysis.figures.compare import downstream, multipliers, throughput
+from analysis.figures.checks import bootstrap_cloud, holdout, residuals, rolling
+from analysis.figures.compare import multipliers, throughput
 from analysis.figures.curves import learning_curves, scaling_collapse
 from analysis.figures.frontier import loss_compute, optimum
 from analysis.figures.surface import contours, valleys
+from analysis.figures.tasks import accuracy_compute, downstream
 
 __all__ = [
+    "accuracy_compute",
     "bootstrap_cloud",
     "contours",
     "downstream",
@@ -24,6 +26,7 @@ __all__ = [
     "multipliers",
     "optimum",
     "residuals",
+    "rolling",
     "scaling_collapse",
     "throughput",
     "valleys",

@@ -161,6 +161,39 @@ def holdout(frame: pd.DataFrame) -> Figure:
         return style.finish(figure)
 
 
+def rolling(frame: pd.DataFrame) -> Figure:
+    """Rolling hold-out over compute: error of the law, and of the pure power law in compute.
+
+    `frame` has arch, leap (compute over the largest compute fitted), error and pure (logarithm of
+    predicted over measured loss), one row for each held-out point at each cut.
+    """
+    groups = groups_of(frame)
+    with style.context():
+        figure, grid = style.panels(1, 2, width=style.DOUBLE, height=3.0, sharex=True, sharey=True)
+        titles = {"error": "law in N and D", "pure": "pure power law in C"}
+        for axes, (column, title) in zip(grid[0], titles.items(), strict=True):
+            axes.set_title(title)
+            axes.set_xscale("log")
+            for group in groups:
+                own = where(frame, arch=group)
+                label = look(group, groups).label
+                error = np.expm1(numbers(own, column))
+                texts = [
+                    f"{label}: {leap:.2g}x more compute than fitted: {e:+.2%}"
+                    for leap, e in zip(own["leap"], error, strict=True)
+                ]
+                points(axes, own["leap"], error, group=group, texts=texts, s=16, label=label)
+            axes.axhline(0, color="black", linewidth=0.8)
+        left, right = grid[0]
+        left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+        left.xaxis.set_minor_formatter(NullFormatter())
+        left.yaxis.set_major_formatter(FuncFormatter(_percent))
+        left.set_ylabel("predicted / measured loss - 1")
+        figure.supxlabel("compute / largest compute fitted", fontsize=8.5)
+        right.legend(loc="best", fontsize=7.5, handletextpad=0.2)
+        return style.finish(figure)
+
+
 def _relative(frame: pd.DataFrame) -> np.ndarray:
     return numbers(frame, "loss") / numbers(frame, "predicted") - 1
 

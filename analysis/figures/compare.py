@@ -1,4 +1,4 @@
-"""Architectures against one another: compute multipliers, tasks, speed."""
+"""Architectures against one another: compute multipliers, speed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis import style
-from analysis.figures.common import PARAMS, band, extent, groups_of, note
+from analysis.figures.common import PARAMS, band, extent, groups_of
 from analysis.figures.hover import points, tag
 from analysis.frames import by, numbers, rows, where
 from analysis.style import End, look
@@ -40,57 +40,12 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         axes.set_ylabel(f"compute multiplier over {name}")
         style.log_axis(axes, "x")
         _ratio_axis(axes)
-        note(axes, f"above 1: needs less compute than {name}", y=0.97, va="top")
-        note(axes, f"below 1: needs more compute than {name}")
+        axes.set_title(
+            f"above 1: needs less compute than {name} for the same loss; below 1: more",
+            fontsize=7.5, fontweight="normal", color="#555555",
+        )  # fmt: skip
         style.lay_out(figure)
         style.label_ends(axes, [*ends, End(extent(bands["x"])[1], 1.0, name, "black")], at=1.02)
-        return style.finish(figure)
-
-
-def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, float]) -> Figure:
-    """Task accuracy against loss with the fitted sigmoid, one panel a task.
-
-    Args:
-        measured: arch, task, loss, accuracy.
-        laws: bands by `group` (the task): x loss, y, lo, hi accuracy.
-        chance: accuracy of a guess for each task.
-    """
-    tasks = [str(t) for t in dict.fromkeys(measured["task"])]
-    columns = min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    groups = groups_of(measured)
-    with style.context():
-        figure, grid = style.panels(
-            rows, columns, width=style.SINGLE if columns == 1 else 2.5 * columns,
-            height=0.4 + 2.3 * rows,
-        )  # fmt: skip
-        for axes, task in zip(grid.flat, tasks, strict=False):
-            law = by(where(laws, group=task), "x")
-            axes.fill_between(
-                law["x"], law["lo"], law["hi"], color="#444444", alpha=0.14, linewidth=0
-            )
-            axes.plot(law["x"], law["y"], color="#444444", linewidth=1.3)
-            axes.axhline(chance[task], color=style.GREY, linestyle=":", linewidth=1.0)
-            axes.annotate(
-                "chance", (1, chance[task]), xycoords=("axes fraction", "data"), fontsize=7,
-                color="#6b6b6b", ha="right", va="bottom",
-            )  # fmt: skip
-            for group in groups:
-                own = where(measured, arch=group, task=task)
-                texts = [
-                    f"{look(group, groups).label}: loss {x:.3f}, accuracy {y:.1%}"
-                    for x, y in zip(own["loss"], own["accuracy"], strict=True)
-                ]
-                points(axes, own["loss"], own["accuracy"], group=group, texts=texts,
-                       label=look(group, groups).label)  # fmt: skip
-            axes.invert_xaxis()
-            axes.set_title(task)
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
-        for axes in list(grid.flat)[len(tasks) :]:
-            axes.remove()
-        grid.flat[0].legend(fontsize=7, loc="upper left", handletextpad=0.2)
-        figure.supxlabel("loss (nats/token; better to the right)", fontsize=8.5)
-        figure.supylabel("accuracy", fontsize=8.5)
         return style.finish(figure)
 
 

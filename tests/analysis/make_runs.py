@@ -40,6 +40,8 @@ LAWS = {
     "hgrn2": TrueLaw(E=1.10, A=40.5, alpha=0.34, B=71.0, beta=0.31, context_flops=0.08),
     "cosformer2": TrueLaw(E=1.10, A=46.0, alpha=0.34, B=76.0, beta=0.31, context_flops=0.10),
 }
+TASKS = {"arc_easy": (0.25, 1.9, 4.0), "piqa": (0.5, 1.8, 5.0), "boolq": (0.5, -9.0, 5.0)}
+"""Chance, midpoint and slope of accuracy against loss; boolq stays at chance."""
 DIMS = (32, 64, 96, 128, 192)
 VOCAB, CONTEXT, BATCH, DECAY = 256, 256, 32, 0.2
 BYTES_PER_TOKEN = 1.0
@@ -70,8 +72,10 @@ def write_sweep(
     noise: float = 0.004,
     problems: dict[str, Problem] | None = None,
     seed: int = 0,
+    tasks: bool = False,
 ) -> Path:
-    """Writes `root` and returns it. `problems` maps "arch-d<dim>-s<seed>" to what went wrong."""
+    """Writes `root` and returns it. `problems` maps "arch-d<dim>-s<seed>" to what went wrong;
+    `tasks` adds evaluations of every milestone by the sigmoids of `TASKS`."""
     rng = np.random.default_rng(seed)
     run_ids = []
     for arch in archs:
@@ -84,6 +88,8 @@ def write_sweep(
                     root / run_id, arch, dim, run_seed, run_id, root.name, problem, rng,
                     tokens_per_parameter, fractions, log_lines, noise,
                 )  # fmt: skip
+                if tasks:
+                    _evaluate(root / run_id, rng)
                 run_ids.append(run_id)
     sweep = {
         "schema": 1, "sweep": root.name, "experiment": "# made by make_runs.py\n",
@@ -211,6 +217,21 @@ def _write_run(
     (path / "metrics.jsonl").write_text(text)
     (path / "milestones.jsonl").write_text("".join(json.dumps(row) + "\n" for row in milestones))
     (path / "evals.jsonl").write_text("")
+
+
+def _evaluate(path: Path, rng: np.random.Generator) -> None:
+    """evals.jsonl of a run: accuracies of 1,000 questions at every milestone."""
+    lines: list[str] = []
+    for text in (path / "milestones.jsonl").read_text().splitlines():
+        m = json.loads(text)
+        for task, (chance, midpoint, slope) in TASKS.items():
+            right = chance + (1 - chance) / (1 + math.exp(slope * (m["val_loss"] - midpoint)))
+            lines.append(json.dumps({
+                "task": task, "metric": "acc", "value": rng.binomial(1000, right) / 1000,
+                "stderr": 0.016, "n": 1000, "tokens": m["tokens"], "flops": m["flops"],
+                "checkpoint": m["checkpoint"], "settings": {"shots": 0},
+            }))  # fmt: skip
+    (path / "evals.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
 if __name__ == "__main__":

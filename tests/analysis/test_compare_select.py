@@ -8,16 +8,11 @@ import pytest
 from worlds import TRUTH, optimum_of, suite
 
 from analysis.checklist import NOT_RECORDED, checklist, to_markdown
-from analysis.compare import (
-    CompareResult,
-    compute_for_loss,
-    compute_multiplier,
-    crossing,
-    frontier_power_law,
-    multipliers,
-)
+from analysis.compare import CompareResult, compute_multiplier, multipliers
+from analysis.crossing import crossing
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_groups, fit_law
+from analysis.frontier import compute_for_loss, frontier_power_law
 from analysis.selection import compare_forms, forecast, holdout, holdout_summary
 from analysis.sensitivity import sensitivity
 from analysis.shared import shared_exponents

@@ -133,6 +133,28 @@ def make_downstream(sweep: Sweep) -> Figure:
     return figures.downstream(measured, laws, chance={"piqa": 0.5, "boolq": 0.5})
 
 
+def make_accuracy(sweep: Sweep) -> Figure:
+    flops = np.geomspace(1e15, 1e18, 8)
+    accuracy = np.linspace(0.5, 0.8, 8)
+    both = [
+        pd.DataFrame({"arch": a, "group": a, "task": t, "flops": flops, "x": flops, "y": accuracy,
+                      "accuracy": accuracy, "lo": accuracy - 0.02, "hi": accuracy + 0.02,
+                      "inside": flops < 1e17})
+        for a in ARCHS for t in ("piqa", "boolq")
+    ]  # fmt: skip
+    frame = pd.concat(both)
+    return figures.accuracy_compute(frame, frame, chance={"piqa": 0.5, "boolq": 0.5})
+
+
+def make_rolling(sweep: Sweep) -> Figure:
+    leap = np.geomspace(1.1, 20, 8)
+    frame = [
+        pd.DataFrame({"arch": a, "leap": leap, "error": 0.001 * leap, "pure": 0.01 * leap})
+        for a in ARCHS
+    ]
+    return figures.rolling(pd.concat(frame))
+
+
 MAKERS: dict[str, tuple[Callable[[Sweep], Figure], str, str]] = {
     "frontier": (make_frontier, "FLOPs", "nats/token"),
     "learning": (make_learning, "FLOPs", "nats/token"),
@@ -146,6 +168,8 @@ MAKERS: dict[str, tuple[Callable[[Sweep], Figure], str, str]] = {
     "throughput": (make_throughput, "parameters N", "tokens/s"),
     "valleys": (make_valleys, "parameters N", "nats/token"),
     "downstream": (make_downstream, "nats/token", "accuracy"),
+    "accuracy": (make_accuracy, "FLOPs", "accuracy"),
+    "rolling": (make_rolling, "largest compute fitted", "predicted / measured"),
 }
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from make_runs import LAWS, Problem, write_sweep
+from make_runs import LAWS, TASKS, Problem, write_sweep
 from scipy.optimize import minimize_scalar
 
 from analysis.errors import AnalysisError
-from analysis.narrative import cautions, summary
+from analysis.evals import load_evals
+from analysis.frames import where
+from analysis.narrative import cautions, rolling_rows, summary
 from analysis.records import load_sweep
 from analysis.report import write
 from analysis.study import Study, flops_per_token, study
@@ -31,13 +33,14 @@ PROBLEMS = {
 def sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sweep(
         tmp_path_factory.mktemp("runs") / "demo", archs=ARCHS, dims=DIMS, seeds=(0, 1),
-        log_lines=30, noise=0.002, problems=PROBLEMS,
+        log_lines=30, noise=0.002, problems=PROBLEMS, tasks=True,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def result(sweep_dir: Path) -> Study:
-    return study(load_sweep(sweep_dir), bootstrap=200)
+    sweep = load_sweep(sweep_dir)
+    return study(sweep, bootstrap=200, evals=load_evals(sweep_dir, sweep))
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,63 @@ def test_hold_out_never_sees_the_largest_size(result: Study) -> None:
         assert set(own["unit"]) == {"run"}
 
 
+def test_rolling_hold_out_beats_the_pure_power_law(result: Study) -> None:
+    for arch in ARCHS:
+        own = where(result.rolling, arch=arch)
+        assert own["cut"].nunique() >= 3
+        assert (own["leap"] > 1).all(), "nothing that was fitted is forecast"
+        # The truth has a floor, which a pure power law in C cannot follow
+        assert np.abs(own["error"]).mean() < 0.5 * np.abs(own["pure"]).mean()
+    shown = rolling_rows(result)
+    assert set(shown["architecture"]) == {"LLaMA", "HGRN2", "cosFormer2"}
+
+
+def test_exponents_are_shared_where_the_truth_shares_them(result: Study) -> None:
+    assert result.shared is not None
+    assert result.shared.aicc_shared < result.shared.aicc_free
+    assert result.shared.exponents["alpha"] == pytest.approx(0.34, abs=0.06)
+    assert len(result.shared.differences) == 6  # three pairs, two exponents
+    assert "prefers shared exponents" in result.shared.verdict
+
+
+def test_crossings_are_told_with_what_the_draws_allow(result: Study) -> None:
+    for compared in result.comparisons.values():
+        words = compared.crossing_words
+        if not np.isfinite(compared.crossing.compute):
+            assert "do not cross" in words
+        elif compared.crossing.share < 0.9:
+            assert "not settled" in words
+        else:
+            assert f"{compared.crossing.lo:.2g} to {compared.crossing.hi:.2g} FLOPs" in words
+
+
+def test_tasks_follow_the_loss_in_two_steps(result: Study) -> None:
+    assert result.tasks is not None
+    assert set(result.tasks.fits) == {"arc_easy", "piqa"}
+    assert "every model is at chance" in result.tasks.failures["boolq"]
+    assert "law of task boolq" in result.failures
+    for task, fit in result.tasks.fits.items():
+        chance, midpoint, slope = TASKS[task]
+        assert fit.chance == chance
+        # 1,000 questions: accuracies to 0.016, over 112 checkpoints
+        assert fit.params["midpoint"] == pytest.approx(midpoint, abs=0.08)
+        assert fit.params["slope"] == pytest.approx(slope, rel=0.2)
+    bands = result.accuracy_bands()
+    assert set(zip(bands["group"], bands["task"], strict=True)) == {
+        (g, t) for g in ARCHS for t in result.tasks.fits
+    }
+    for arch in ARCHS:
+        best = result.optima[arch]
+        for task in result.tasks.fits:
+            chance, midpoint, slope = TASKS[task]
+            own = where(bands, group=arch, task=task)
+            inside = own["inside"].to_numpy(bool)
+            loss = best["loss"].to_numpy()
+            truth = chance + (1 - chance) / (1 + np.exp(slope * (loss - midpoint)))
+            np.testing.assert_allclose(own["y"].to_numpy()[inside], truth[inside], atol=0.05)
+            assert ((own["lo"] <= own["y"]) & (own["y"] <= own["hi"]))[inside].mean() > 0.95
+
+
 def test_words_carry_intervals_and_limits(result: Study) -> None:
     found = " ".join(summary(result))
     assert "3 architectures (LLaMA, HGRN2, cosFormer2), 28 runs, 112 checkpoints" in found
@@ -134,7 +194,15 @@ def test_words_carry_intervals_and_limits(result: Study) -> None:
 def test_files(report: Path) -> None:
     names = {p.stem for p in (report / "figures").glob("*.png")}
     assert names == {p.stem for p in (report / "figures").glob("*.pdf")}
-    assert {"learning_curves", "frontier", "multipliers", "holdout", "throughput"} <= names
+    assert {
+        "learning_curves",
+        "frontier",
+        "multipliers",
+        "holdout",
+        "rolling",
+        "downstream",
+        "accuracy",
+    } <= names
     record = json.loads((report / "fits.json").read_text())
     assert set(record["laws"]) == set(ARCHS)
     assert record["conventions"].startswith("N: non-embedding parameters; exact")
@@ -207,7 +275,7 @@ def test_page_is_self_contained_and_well_formed(page: str, report: Path) -> None
         assert link.startswith("#") or (report / link).is_file()
         if link.startswith("#"):
             assert link[1:] in outline.ids
-    assert outline.count["figure"] == outline.count["svg"] == 10
+    assert outline.count["figure"] == outline.count["svg"] == 13
     assert 'name="viewport"' in page
     assert len(page) < 4_000_000
 
@@ -217,7 +285,8 @@ def test_page_says_what_matters(page: str) -> None:
         "What may not be concluded", "they say nothing about which architecture wins",
         "N: non-embedding parameters; exact training FLOPs", "loss is NaN at step 412",
         "still running", "90% intervals", "Nothing here holds beyond about 3 times",
-        "reporting checklist", "git_revision", "0123456789abcdef", "2.13.0",
+        "reporting checklist", "Do they share their exponents?", "The frontiers of HGRN2 and LLaMA",
+        "Rolling hold-out", "arc_easy", "git_revision", "0123456789abcdef", "2.13.0",
     ):  # fmt: skip
         assert text in page
     for label in ("LLaMA", "HGRN2", "cosFormer2"):
