@@ -14,6 +14,7 @@ import typer
 
 from analysis.cli import app as analysis_app
 from models.config import ConfigError
+from scaling.blockwise.cli import app as blockwise_app
 from scaling.checkpoint_cli import app as checkpoint_app
 from scaling.errors import LinscaleError
 from scaling.evaluation.cli import app as evaluation_app
@@ -36,6 +37,7 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(analysis_app)
+app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(tune_app)
 app.add_typer(evaluation_app)
@@ -88,11 +90,16 @@ def plan(
     others for an h100. With --refine, the rungs that a finished sweep lacks are ranked by how much
     each would narrow the interval of a quantity, within --budget.
     """
-    from scaling.devices import device_for
-    from scaling.experiment import load_experiment
+    from scaling.devices import device_for, find_device
+    from scaling.experiment import defines, load_experiment
     from scaling.plan import placed, rung
     from scaling.record import read_states
 
+    if defines(file, "blockwise"):
+        from scaling.blockwise.cli import show_plan
+
+        show_plan(file, toy, find_device(device or ("cpu" if toy else "h100")), as_json)
+        return
     experiment = load_experiment(file, overrides or [], toy)
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
@@ -115,7 +122,7 @@ def plan(
     console.print(_plan_table(experiment.name, rungs, target, console.width))
     console.print(
         f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
-        f"{_duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
+        f"{duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
         f"{target.efficiency:.0%} of its peak. Parameters without embeddings, FLOPs in the exact "
         "convention, memory on each device; memory and time are estimates. All fields: --json.",
         highlight=False,
@@ -210,9 +217,9 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "lr": [f"{r.lr:g}" for r in rungs],
         "FLOPs/token": [si(r.flops_per_token) for r in rungs],
         "FLOPs": [f"{r.flops:.2e}" for r in rungs],
-        "memory": [f"{r.devices} x {_bytes(r.memory_per_device)}" for r in rungs],
+        "memory": [f"{r.devices} x {size(r.memory_per_device)}" for r in rungs],
         "strategy": [r.strategy for r in rungs],
-        "device time": [_duration(r.device_hours) for r in rungs],
+        "device time": [duration(r.device_hours) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
     if all(r.strategy == "single" for r in rungs):
@@ -238,11 +245,15 @@ def si(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _bytes(value: float) -> str:
+def size(value: float) -> str:
+    """Bytes with a binary suffix: 512 MiB, 1.5 GiB, 4.77 TiB."""
+    if value >= 2**40:
+        return f"{value / 2**40:.2f} TiB"
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """Hours in the unit that fits."""
     if hours >= 1:
         return f"{hours:,.0f} h"
     return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections import Counter
@@ -45,12 +46,8 @@ def load_experiment(path: Path, overrides: list[str], toy: bool = False) -> Expe
         LinscaleError: the file is missing, fails to run, or does not list distinct runs.
         ConfigError: a configuration or an override cannot work.
     """
-    if "=" in path.name and not path.exists():
-        raise LinscaleError(f"{path}: the experiment file comes first, overrides after it.")
-    if not path.is_file():
-        raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
+    runs = call(path, "runs", toy)
     text = path.read_text(encoding="utf-8")
-    runs = _call_runs(path, toy)
     if not isinstance(runs, list) or not all(isinstance(run, RunConfig) for run in runs):
         raise LinscaleError(f"{path}: runs() must return a list of RunConfig.")
     if not runs:
@@ -66,8 +63,26 @@ def load_experiment(path: Path, overrides: list[str], toy: bool = False) -> Expe
     return Experiment(name=name, path=path, text=text, runs=configs)
 
 
-def _call_runs(path: Path, toy: bool) -> object:
-    """The result of the file's runs(); errors in the file name its own line, not our internals."""
+def defines(path: Path, function: str) -> bool:
+    """Whether a file has this function at its top level; nothing of it is run."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.search(rf"^def {function}\(", text, re.MULTILINE) is not None
+
+
+def call(path: Path, function: str, toy: bool = False) -> object:
+    """The result of a file's function; errors in the file name its own line, not our internals.
+
+    Raises:
+        LinscaleError: the file is missing or fails, or has no such function.
+        ConfigError: a configuration in it cannot work.
+    """
+    if "=" in path.name and not path.exists():
+        raise LinscaleError(f"{path}: the experiment file comes first, overrides after it.")
+    if not path.is_file():
+        raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
     spec = importlib.util.spec_from_file_location(f"linscale_experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise LinscaleError(f"{path}: an experiment is a Python file (.py).")
@@ -75,14 +90,14 @@ def _call_runs(path: Path, toy: bool) -> object:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-        runs = getattr(module, "runs", None)
-        if runs is None:
-            raise LinscaleError(f"{path}: has no function runs() -> list[RunConfig].")
-        if toy and "toy" not in inspect.signature(runs).parameters:
+        found = getattr(module, function, None)
+        if found is None:
+            raise LinscaleError(f"{path}: has no function {function}() that returns a list.")
+        if toy and "toy" not in inspect.signature(found).parameters:
             raise LinscaleError(
-                f"{path}: has no toy variant; its runs() takes no argument `toy: bool`."
+                f"{path}: has no toy variant; its {function}() takes no argument `toy: bool`."
             )
-        return runs(toy=True) if toy else runs()
+        return found(toy=True) if toy else found()
     except (LinscaleError, ConfigError):
         raise
     except Exception as error:

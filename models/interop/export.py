@@ -61,52 +61,93 @@ def export_model(
     Raises:
         InteropError: the directory is not empty, or the layout cannot hold the model.
     """
-    directory = Path(directory)
     if layout not in get_args(Layout):
         raise InteropError(f"layout={layout!r}: choose one of {', '.join(get_args(Layout))}.")
-    config, tensors = _content(model, context, eos_id, layout)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InteropError(f"{directory}: exists and is not empty; choose another directory.")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory, tensors, shard_bytes)
-    config["dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
-    _write_json(directory / "config.json", config)
-    generation: dict[str, Any] = {"eos_token_id": eos_id, "pad_token_id": eos_id}
-    generation["do_sample"] = False
-    rows = model.config.vocab_size
-    if vocab_size is not None and vocab_size < rows:
-        generation["suppress_tokens"] = list(range(vocab_size, rows))
-    _write_json(directory / "generation_config.json", generation)
-    if config["model_type"] == LINSCALE:
-        linearized = model.config.linearized is not None
-        for name in (*_CODE_FILES, _LINEARIZED_CODE) if linearized else _CODE_FILES:
-            shutil.copyfile(_CODE / name, directory / name)
-
-
-def _content(
-    model: LanguageModel, context: int, eos_id: int | None, layout: str
-) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
-    """config.json and the tensors of a layout."""
-    if layout == "fla":
-        return fla_hgrn2.config_json(model.config, context, eos_id), fla_hgrn2.written(model)
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise InteropError(
             f"model.arch={model.config.arch!r}: it has LoRA that is not merged; call "
             "models.linearize.lora.merge_lora(model) first."
         )
-    if model.config.arch == "llama":
-        return llama.config_json(model.config, context, eos_id), _made(llama.views(model))
-    named = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    own = _own_config(model, context, eos_id)
-    if model.config.linearized is not None:
+    if layout == "fla":
+        content = fla_hgrn2.config_json(model.config, context, eos_id)
+        tensors = fla_hgrn2.written(model)
+    elif model.config.arch == "llama":
+        content = llama.config_json(model.config, context, eos_id)
+        tensors = _made(llama.views(model))
+    else:
+        named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        content, tensors = _own(model.config, context, eos_id, _made(named))
+    content["dtype"] = _name(model.embedding.weight.dtype)
+    _write(Path(directory), content, tensors, vocab_size, shard_bytes)
+
+
+def export_tensors(
+    config: ModelConfig,
+    tensors: dict[str, Callable[[], Tensor]],
+    directory: Path | str,
+    *,
+    context: int,
+    eos_id: int | None,
+    dtype: torch.dtype,
+) -> None:
+    """`export_model` for a linear model that is never in memory as a whole.
+
+    Args:
+        config: the model's.
+        tensors: parameter name -> function that makes it, called twice (see `write_tensors`).
+        directory, context, eos_id: as `export_model`.
+        dtype: of most of the tensors.
+
+    Raises:
+        InteropError: the directory is not empty, or the model cannot be exported.
+    """
+    content, named = _own(config, context, eos_id, tensors)
+    content["dtype"] = _name(dtype)
+    _write(Path(directory), content, named, None, SHARD_BYTES)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _write(
+    directory: Path,
+    content: dict[str, Any],
+    tensors: dict[str, Callable[[], Tensor]],
+    vocab_size: int | None,
+    shard_bytes: int,
+) -> None:
+    """All files of an export; `content` is config.json."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InteropError(f"{directory}: exists and is not empty; choose another directory.")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory, tensors, shard_bytes)
+    _write_json(directory / "config.json", content)
+    end = content["eos_token_id"]
+    generation: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end, "do_sample": False}
+    if vocab_size is not None and vocab_size < content["vocab_size"]:
+        generation["suppress_tokens"] = list(range(vocab_size, content["vocab_size"]))
+    _write_json(directory / "generation_config.json", generation)
+    if content["model_type"] == LINSCALE:
+        linearized = "rotary" in content
+        for name in (*_CODE_FILES, _LINEARIZED_CODE) if linearized else _CODE_FILES:
+            shutil.copyfile(_CODE / name, directory / name)
+
+
+def _own(
+    config: ModelConfig, context: int, eos_id: int | None, tensors: dict[str, Callable[[], Tensor]]
+) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
+    """config.json and the tensors of a model that carries its code with it."""
+    own = _own_config(config, context, eos_id)
+    if config.linearized is not None:
         own["architectures"] = ["LinearizedForCausalLM"]
         code = _LINEARIZED_CODE.removesuffix(".py")
         own["auto_map"] = {
             "AutoConfig": f"{code}.LinearizedConfig",
             "AutoModelForCausalLM": f"{code}.LinearizedForCausalLM",
         }
-        own["rotary"] = _rotary(model.config)
-    return own, _made(named)
+        own["rotary"] = _rotary(config)
+    return own, {f"model.{name}": make for name, make in tensors.items()}
 
 
 def _rotary(config: ModelConfig) -> dict[str, Any]:
@@ -131,8 +172,7 @@ def _made(tensors: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
     return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}
 
 
-def _own_config(model: LanguageModel, context: int, eos_id: int | None) -> dict[str, Any]:
-    config = model.config
+def _own_config(config: ModelConfig, context: int, eos_id: int | None) -> dict[str, Any]:
     return {
         "architectures": ["LinscaleForCausalLM"],
         "model_type": LINSCALE,

@@ -14,6 +14,8 @@ to keep it; LoLCATs' attention transfer does not need it (`models.linearize.tran
 
 from __future__ import annotations
 
+from torch import nn
+
 from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
 from models.language_model import LanguageModel, build, init_module
 
@@ -49,16 +51,28 @@ def linearize(model: LanguageModel, options: Supra | LoLCATs) -> LanguageModel:
         ConfigError: as `linearized_config`.
     """
     config = linearized_config(model.config, options)
-    weight = model.embedding.weight
-    if weight.is_meta:
-        return build(config, device="meta", dtype=weight.dtype)
-    student = build(config, device="meta", dtype=weight.dtype)
+    dtype = model.embedding.weight.dtype
+    student = build(config, device="meta", dtype=dtype)
+    if not model.embedding.weight.is_meta:
+        take_over(student, model, config.std)
+    return student.train(model.training)
+
+
+def take_over(student: nn.Module, teacher: nn.Module, std: float) -> None:
+    """Give a module on the meta device the tensors of another by name, and fresh ones elsewhere.
+
+    Args:
+        student: a model or a block of it, on the meta device.
+        teacher: the same of the softmax model, in memory.
+        std: standard deviation of fresh weight matrices.
+    """
+    tensors = teacher.state_dict()
+    device = next(iter(tensors.values())).device
     names = student.state_dict().keys()
-    taken = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    taken = {name: tensor for name, tensor in tensors.items() if name in names}
     student.load_state_dict(taken, strict=False, assign=True)
     for module in student.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if any(tensor.is_meta for tensor in own):
-            module.to_empty(device=weight.device, recurse=False)
-            init_module(module, config.std)
-    return student.train(model.training)
+            module.to_empty(device=device, recurse=False)
+            init_module(module, std)

@@ -18,15 +18,16 @@ sequences of 1024, batch 8, MSE alone (`cross_entropy=0`), as in the authors' co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.language_model import Block, LanguageModel
-from models.layers import Span, make_span
+from models.layers import Shared, Span, make_span
 from models.linearize.feature_maps import repeat_heads
 from models.linearize.lolcats import HybridAttention
 from models.llama import call_mask
@@ -81,11 +82,13 @@ def freeze_for_transfer(model: LanguageModel) -> list[nn.Parameter]:
         ConfigError: as `hybrid_layers`.
     """
     model.requires_grad_(False)
-    learning: list[nn.Parameter] = []
-    for mixer in hybrid_layers(model).values():
-        for part in (mixer.query_map, mixer.key_map, mixer.factor):
-            learning.extend(part.requires_grad_(True).parameters())
-    return learning
+    return [p for mixer in hybrid_layers(model).values() for p in let_learn(mixer)]
+
+
+def let_learn(mixer: HybridAttention) -> list[nn.Parameter]:
+    """Let the feature maps and the window factor of one layer learn; returns their parameters."""
+    parts = (mixer.query_map, mixer.key_map, mixer.factor)
+    return [p for part in parts for p in part.requires_grad_(True).parameters()]
 
 
 def layer_losses(
@@ -109,18 +112,40 @@ def layer_losses(
     Raises:
         ConfigError: as `hybrid_layers`.
     """
-    hybrid = hybrid_layers(model)
+    hybrid_layers(model)
     span = make_span(tokens, None, cu_seqlens, False)
     with torch.no_grad():
         x, shared, _ = model.stem(model.embedding(tokens), span, None)
-    for layer, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
+    blocks = cast(list[Block], list(model.blocks))
+    yield from block_losses(blocks, 0, x, span, shared, mse=mse, cross_entropy=cross_entropy)
+
+
+def block_losses(
+    blocks: Sequence[Block],
+    first: int,
+    x: Tensor,
+    span: Span,
+    shared: Sequence[Shared],
+    *,
+    mse: float = MSE_FACTOR,
+    cross_entropy: float = 0.0,
+) -> Iterator[tuple[int, Tensor]]:
+    """As `layer_losses`, for some blocks in a row.
+
+    Args:
+        blocks: of a model linearized by LoLCATs.
+        first: layer of the first of them.
+        x: (B, T, d), the teacher's hidden states before it.
+        span: positions and packing.
+        shared: from the model's stem, for all layers.
+        mse, cross_entropy: as in `layer_losses`.
+    """
+    for layer, block in enumerate(blocks, first):
         mixer = block.mixer
-        if layer not in hybrid:
+        if not isinstance(mixer, HybridAttention):
             with torch.no_grad():
                 x, _ = block(x, span, shared[layer], None)
             continue
-        assert isinstance(mixer, HybridAttention)
         with torch.no_grad():
             normed = block.mixer_norm(x)
         q, k, teacher, student = mixer.compare(normed, span, shared[layer])
@@ -130,10 +155,15 @@ def layer_losses(
             mine, theirs = attention_weights(mixer, q, k, span)
             entropy = -(theirs * mine.clamp(min=1e-12).log()).sum(-1).mean()
             loss = loss + cross_entropy * entropy
+            del mine, theirs, entropy
+        del q, k, normed, student
         yield layer, loss
-        with torch.no_grad():
-            x = x + mixer.out(teacher.flatten(-2))
-            x = x + block.channel(block.channel_norm(x))
+        # The caller is done with this layer's graph: nothing of it is kept meanwhile.
+        del loss
+        if layer + 1 < first + len(blocks):
+            with torch.no_grad():
+                x = x + mixer.out(teacher.flatten(-2))
+                x = x + block.channel(block.channel_norm(x))
 
 
 def attention_transfer_loss(

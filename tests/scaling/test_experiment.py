@@ -8,7 +8,7 @@ import pytest
 
 from models.config import ConfigError
 from scaling.errors import LinscaleError
-from scaling.experiment import load_experiment
+from scaling.experiment import defines, load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,8 +39,15 @@ def test_loads_and_overrides_every_run(tmp_path):
     assert experiment.text == GOOD
 
 
-HELPERS = ("__init__", "recipes", "teachers")
-SHIPPED = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.stem not in HELPERS)
+SHIPPED = sorted(p for p in (ROOT / "experiments").glob("*.py") if defines(p, "runs"))
+
+
+def test_what_a_file_defines_is_seen_without_running_it(tmp_path):
+    path = write(tmp_path, "def blockwise(toy=False):\n    return 1 / 0\n    def runs(): ...\n")
+    assert defines(path, "blockwise")
+    assert not defines(path, "runs")
+    assert not defines(tmp_path / "absent.py", "runs")
+    assert len(SHIPPED) >= 6
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
