@@ -5,9 +5,10 @@ which the others read.
 
 1. `Clock`            step, mean loss over micro-batches and ranks, request to stop
 2. `DivergenceGuard`  stop, skip or rewind where the run diverges (`scaling.guard`)
-3. `Recorder`         metrics.jsonl, status.json with its heartbeat, log.txt
-4. `TokenCheckpoint`  resume checkpoints by time or tokens, and at once when asked to stop
-5. `Progress`         a progress bar with the time left
+3. `Norms`            of gradients and parameters by group (`scaling.norms`)
+4. `Recorder`         metrics.jsonl, status.json with its heartbeat, log.txt
+5. `TokenCheckpoint`  resume checkpoints by time or tokens, and at once when asked to stop
+6. `Progress`         a progress bar with the time left
 
 Only rank 0 writes. What is written to metrics.jsonl depends on the step alone, never on the clock
 or on where a run was interrupted (`wall` and the speeds apart).
@@ -28,6 +29,8 @@ from scaling import parallel
 from scaling.checkpoints import Checkpoints
 from scaling.claims import StopEvent
 from scaling.config import RunConfig
+from scaling.data import Loader
+from scaling.environment import memory_peak
 from scaling.module import TrainingModule
 from scaling.record import RunRecord
 from scaling.schedule import Segment
@@ -60,6 +63,8 @@ class Journal:
     losses: deque[float] = field(default_factory=deque)
     """Losses of the last steps along the path, enough for a record and for a milestone."""
     grad_norm: float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
+    """Of gradients and parameters by group, at a recorded step."""
     rate: float = 0.0
     """Learning rate of the last step."""
     stop_event: StopEvent | None = None
@@ -115,6 +120,10 @@ class Journal:
     def wall_now(self) -> float:
         """Seconds trained over all segments and sessions."""
         return self.wall + time.perf_counter() - self.started
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether step `step` of the segment has a line in metrics.jsonl."""
+        return step % self.record_every == 0 or step == self.segment.last
 
     @property
     def kept_losses(self) -> int:
@@ -200,14 +209,15 @@ class Recorder(StepCallback):
     def __init__(self, journal: Journal, record: RunRecord) -> None:
         super().__init__(journal)
         self._record = record
-        self._mark = (0, 0.0)
-        """Step and clock of the last line, for the speed."""
+        self._mark = (0, 0.0, 0.0)
+        """Step, clock and seconds waited for data at the last line, for the speeds."""
         self._status_due = self._log_due = 0.0
         self._speed: float | None = None
+        self._data_wait: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = time.perf_counter()
-        self._mark = (self.journal.step, now)
+        self._mark = (self.journal.step, now, _waited(trainer))
         self._status_due, self._log_due = now + STATUS_SECONDS, now + LOG_SECONDS
 
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
@@ -216,10 +226,12 @@ class Recorder(StepCallback):
             return
         now = time.perf_counter()
         segment, every = journal.segment, journal.record_every
-        if journal.step % every == 0 or journal.step == segment.last:
-            since, clock = self._mark
+        if journal.is_recorded(journal.step):
+            since, clock, waited_before = self._mark
+            waited = _waited(trainer)
             self._speed = (journal.step - since) * journal.config.tokens_per_step / (now - clock)
-            self._mark = (journal.step, now)
+            self._data_wait = (waited - waited_before) / (now - clock)
+            self._mark = (journal.step, now, waited)
             before = max(segment.first, (journal.step - 1) // every * every)
             self._record.append_metrics(self._line(journal.mean_loss(journal.step - before)))
         if now >= self._status_due:
@@ -240,30 +252,55 @@ class Recorder(StepCallback):
             loss=journal.mean_loss(1),
             tokens_per_second=self._speed,
             eta_seconds=eta,
+            mfu=self._mfu,
+            data_wait=self._data_wait,
+            memory_peak=memory_peak(journal.config),
         )
+
+    @property
+    def _mfu(self) -> float | None:
+        """Model FLOPs utilisation between the last two lines, where the peak is known."""
+        journal = self.journal
+        if self._speed is None or journal.peak_flops is None:
+            return None
+        transfer = journal.segment.is_transfer
+        return self._speed * self._record.flops_per_token(transfer) / journal.peak_flops
 
     def _line(self, loss: float | None) -> dict[str, Any]:
         journal = self.journal
         assert self._speed is not None
-        transfer, record = journal.segment.is_transfer, self._record
-        flops = self._speed * record.flops_per_token(transfer)
-        mfu = flops / journal.peak_flops if journal.peak_flops else None
+        assert self._data_wait is not None
+        transfer = journal.segment.is_transfer
         policy = journal.config.divergence.policy
         counts = {"skip": {"skipped": journal.skipped}, "rewind": {"rewinds": journal.rewinds}}
         return {
             "segment": journal.segment.name,
             "step": journal.step,
             "tokens": journal.tokens,
-            "flops": record.flops(journal.tokens),
+            "flops": self._record.flops(journal.tokens),
             "wall": round(journal.wall_now, 3),
             "split": "transfer" if transfer else "train",
             "loss": loss,
             "bpb": None if loss is None or transfer else journal.bits_per_byte(loss),
             "lr": journal.rate,
-            "grad_norm": journal.grad_norm if math.isfinite(journal.grad_norm) else None,
+            "grad_norm": _finite(journal.grad_norm),
             "tokens_per_second": round(self._speed, 1),
-            "mfu": mfu,
+            "mfu": self._mfu,
+            "data_wait": round(self._data_wait, 5),
+            "memory_peak": memory_peak(journal.config),
+            **{name: _finite(value) for name, value in journal.norms.items()},
         } | counts.get(policy, {})
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _waited(trainer: pl.Trainer) -> float:
+    """Seconds that training has waited for data in this segment and session."""
+    loader = trainer.train_dataloader
+    assert isinstance(loader, Loader)
+    return loader.waited
 
 
 class TokenCheckpoint(StepCallback):
@@ -313,7 +350,11 @@ def save(
     """
     record.sync_metrics()
     losses = torch.tensor(list(journal.losses), dtype=torch.float64)
-    content = module.state(optimizer) | {"losses": losses, "skipped": journal.skipped}
+    content = module.state(optimizer) | {
+        "config": record.config.to_json(),
+        "losses": losses,
+        "skipped": journal.skipped,
+    }
     checkpoints.save_resume(journal.index, journal.step, journal.wall_now, content)
 
 

@@ -11,6 +11,7 @@ batches are the same for any number of loader processes, devices and accumulatio
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,22 @@ def _whole(batch: Any) -> Batch:
     return batch
 
 
+class Loader(DataLoader[Batch]):
+    """Batches, and the seconds that the one who asked for them has waited."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
 class DataModule(pl.LightningDataModule):
     """Data of one run. Use with `Trainer(use_distributed_sampler=False)`."""
 
@@ -107,7 +124,7 @@ class DataModule(pl.LightningDataModule):
         self.start_step = start_step
         self.prepared.check_rows(config.model.vocab_size)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Loader:
         """An endless loader of this rank's micro-batches, from `start_step` on."""
         config = self.config
         rank, world_size = (
@@ -130,9 +147,9 @@ class DataModule(pl.LightningDataModule):
         size = config.parallel.micro_batch_sequences or config.data.batch_sequences
         return list(validation_batches(self.prepared, size))
 
-    def _loader(self, sampler: StepSampler) -> DataLoader[Batch]:
+    def _loader(self, sampler: StepSampler) -> Loader:
         workers = self.config.parallel.workers
-        return DataLoader(
+        return Loader(
             Blocks(self.prepared.train),
             batch_sampler=sampler,
             collate_fn=_whole,

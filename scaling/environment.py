@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import resource
 import socket
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def peak_flops(config: RunConfig) -> float | None:
         return None
     one = dense_peak(torch.cuda.get_device_name())
     return None if one is None else one * config.parallel.world_size
+
+
+def memory_peak(config: RunConfig) -> int:
+    """Most bytes so far: tensors on the CUDA device, or the resident memory of this process."""
+    if accelerator(config) == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _git(*arguments: str) -> str | None:

@@ -71,7 +71,8 @@ class SegmentEnd(StepCallback):
         journal, segment = self.journal, self.journal.segment
         loss = losses.mean().item()
         bpb = journal.bits_per_byte(loss)
-        name, digest = self._checkpoints.save_milestone(journal.tokens, weights)
+        content = weights | {"config": self._record.config.to_json()}
+        name, digest = self._checkpoints.save_milestone(journal.tokens, content)
         tokens, flops = journal.tokens, self._record.flops
         where = {"step": journal.step, "tokens": tokens, "flops": flops(tokens)}
         self._record.append_metrics(

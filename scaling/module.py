@@ -121,7 +121,7 @@ class TrainingModule(pl.LightningModule):
         Args:
             optimizer: the one of `configure_optimizers`; None before the first step.
         """
-        content = self._head() | {"random": random_state()}
+        content = {"step": self.step, "random": random_state()}
         if self.sharded:
             return content | sharded_state.collect(self.net, optimizer)
         state = None if optimizer is None else optimizer.state_dict()
@@ -129,10 +129,7 @@ class TrainingModule(pl.LightningModule):
 
     def weights(self) -> dict[str, Any]:
         """What a milestone keeps. All ranks of a sharded model must call it; rank 0 gets it."""
-        return self._head() | {"model": stages.merged_weights(self.net)}
-
-    def _head(self) -> dict[str, Any]:
-        return {"config": self.config.to_json(), "step": self.step}
+        return {"step": self.step, "model": stages.merged_weights(self.net)}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take over a checkpoint of `state`; the optimizer follows when it is built.

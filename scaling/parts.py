@@ -174,13 +174,17 @@ class ParallelConfig(Part):
     """Data loading processes for each device."""
     threads: int | None = None
     """CPU threads of a training process. None: PyTorch's default."""
+    profile_steps: int = 0
+    """Steps at the start of each session that a profiler looks at; its trace is left in the run's
+    folder `profile`."""
 
     _prefix = "parallel."
 
     def _validate(self) -> None:
         self._require("devices", self.devices >= 1, "at least 1")
         self._require("nodes", self.nodes >= 1, "at least 1")
-        self._require("workers", self.workers >= 0, "at least 0")
+        for name in ("workers", "profile_steps"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("micro_batch_sequences", "threads"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1, or none")

@@ -146,12 +146,18 @@ class RunRecord:
         loss: float | None = None,
         tokens_per_second: float | None = None,
         eta_seconds: float | None = None,
+        mfu: float | None = None,
+        data_wait: float | None = None,
+        memory_peak: int | None = None,
     ) -> None:
-        """Replace status.json; tokens and loss left out keep the values of the last status.
+        """Replace status.json; tokens, loss and memory left out keep their last values.
 
         Args:
             tokens: trained tokens over all segments, decay branches included.
             loss: last training loss.
+            mfu: model FLOPs utilisation.
+            data_wait: share of the time that training waits for data.
+            memory_peak: bytes, of rank 0 (`scaling.environment.memory_peak`).
         """
         before = _read_json(self.path / "status.json")
         trained = sum(s.last - s.first for s in self.segments) * self.config.tokens_per_step
@@ -165,6 +171,9 @@ class RunRecord:
                 "loss": before.get("loss") if loss is None else loss,
                 "tokens_per_second": tokens_per_second,
                 "eta_seconds": eta_seconds,
+                "mfu": mfu,
+                "data_wait": data_wait,
+                "memory_peak": before.get("memory_peak") if memory_peak is None else memory_peak,
                 "updated": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "hostname": socket.gethostname(),
                 "pid": os.getpid(),

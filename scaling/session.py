@@ -34,12 +34,14 @@ from scaling.checkpoints import Checkpoints, misfit
 from scaling.claims import StopEvent
 from scaling.config import RunConfig
 from scaling.data import DataModule
-from scaling.environment import environment, peak_flops
+from scaling.environment import environment, memory_peak, peak_flops
 from scaling.guard import DivergenceGuard, passed_over, write_rewind
 from scaling.linearization.start import begin
 from scaling.loggers import attached
 from scaling.milestones import SegmentEnd
 from scaling.module import TrainingModule
+from scaling.norms import Norms
+from scaling.profiling import Profiler
 from scaling.randomness import isolated_random
 from scaling.record import RunRecord, State
 from scaling.shards import prepare
@@ -77,6 +79,7 @@ class _Session:
             peak_flops=peak_flops(config),
             stop_event=stop_event,
         )
+        self._profiler = Profiler(self._journal, record)
         self._module: TrainingModule | None = None
         if self._is_main:
             self._checkpoints.sweep()
@@ -163,9 +166,11 @@ class _Session:
         callbacks: list[pl.Callback] = [
             Clock(journal),
             DivergenceGuard(journal),
+            Norms(journal),
             Recorder(journal, record),
             TokenCheckpoint(journal, record, self._checkpoints),
             SegmentEnd(journal, record, self._checkpoints, self._validation),
+            self._profiler,
             *extra,
         ]
         steps = journal.segment.last - journal.step
@@ -188,6 +193,7 @@ class _Session:
             reason=reason,
             tokens=journal.trained_tokens,
             loss=finite[-1] if finite else None,
+            memory_peak=memory_peak(self._config),
         )
         self._record.log(f"{state}: {reason}" if reason else state)
 

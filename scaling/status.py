@@ -38,7 +38,8 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
     Returns:
         Plain JSON types: `run_id`, `arch`, `size`, `state`, `reason`, `tokens`, `tokens_total`,
         `loss` (training), `val_loss` and `milestones` (how many are recorded, the loss of the
-        last), `tokens_per_second`, `eta_seconds`, `updated`, `hostname`, `git_revision`.
+        last), `tokens_per_second`, `eta_seconds`, `mfu`, `data_wait` (share of the time),
+        `memory_peak` (bytes, of rank 0), `updated`, `hostname`, `git_revision`.
 
     Raises:
         LinscaleError: the directory is no sweep.
@@ -85,6 +86,9 @@ def run_row(run_dir: Path) -> dict[str, Any]:
         "milestones": len(milestones),
         "tokens_per_second": status.get("tokens_per_second") if live else None,
         "eta_seconds": status.get("eta_seconds") if live else None,
+        "mfu": status.get("mfu") if live else None,
+        "data_wait": status.get("data_wait") if live else None,
+        "memory_peak": status.get("memory_peak"),
         "updated": status.get("updated"),
         "hostname": held_by.hostname if held_by else status.get("hostname"),
         "git_revision": read_json(run_dir / "environment.json").get("git_revision"),
@@ -106,6 +110,7 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
         "loss": [Text(number(row["loss"])) for row in rows],
         "val loss": [Text(number(row["val_loss"])) for row in rows],
         "tok/s": [Text(speed(row["tokens_per_second"])) for row in rows],
+        "MFU": [Text(percent(row["mfu"])) for row in rows],
         "left": [Text(duration(row["eta_seconds"])) for row in rows],
         "host": [Text(row["hostname"] or "") for row in rows],
     }
@@ -171,6 +176,11 @@ def tokens(count: int) -> str:
 def speed(tokens_per_second: float | None) -> str:
     """A speed for people, without its unit."""
     return f"{tokens_per_second:,.0f}" if tokens_per_second else ""
+
+
+def percent(value: float | None) -> str:
+    """A share for people, such as `38.2%`."""
+    return "" if value is None else f"{value:.1%}"
 
 
 def number(value: float | None) -> str:

@@ -24,7 +24,7 @@ from scaling.record import read_states
 sys.path.insert(0, str(Path(__file__).parent))
 from zygote import Forked, Zygote
 
-TIMES = ("wall", "tokens_per_second", "mfu")
+TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 STEP = 32
 """Tokens of a step."""
 KINDS = (
@@ -112,7 +112,7 @@ def results(sweep: Path, runs: list[RunConfig]) -> dict[str, Any]:
         metrics = [json.loads(line) for line in lines]
         for line in metrics:
             for name in TIMES:
-                del line[name]
+                line.pop(name, None)
         found[run.name] = metrics, (sweep / run.run_id / "milestones.jsonl").read_text()
     return found
 

@@ -18,7 +18,7 @@ from scaling.module import TrainingModule
 from scaling.parts import DivergenceConfig
 from scaling.train import train
 
-TIMES = ("wall", "tokens_per_second", "mfu")
+TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 REWIND = ("divergence.policy=rewind", "divergence.window=8", "divergence.spike_sigmas=20")
 
 

@@ -182,7 +182,7 @@ def test_a_task_that_fails_fails_its_job(
 
 def _result(sweep: Path, config: RunConfig) -> tuple[list[dict[str, object]], str]:
     folder = sweep / config.run_id
-    times = ("wall", "tokens_per_second", "mfu")
+    times = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timeless = [{k: v for k, v in line.items() if k not in times} for line in metrics]
     return timeless, (folder / "milestones.jsonl").read_text()

@@ -31,7 +31,7 @@ from scaling.shards import prepare
 from scaling.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("wall", "tokens_per_second", "mfu")
+TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
