@@ -1,4 +1,4 @@
-"""evals.jsonl of a sweep, joined to what each checkpoint cost and to its loss.
+"""evals.jsonl of a sweep, joined to what each checkpoint cost.
 
     <sweep>/<run_id>/evals.jsonl  ->  a row each number, with arch, size, n_params, tokens, flops
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -46,18 +46,6 @@ SCROLLS: dict[str, tuple[str, ...]] = {
     "scrolls_contractnli": ("em",),
 }
 """Task -> metrics of SCROLLS, in percent, in the order of the paper's table 8."""
-CHANCE: dict[str, float] = {
-    "boolq": 0.5,
-    "piqa": 0.5,
-    "hellaswag": 0.25,
-    "winogrande": 0.5,
-    "arc_easy": 0.25,
-    "arc_challenge": 0.25,
-    "openbookqa": 0.25,
-    "copa": 0.5,
-    "lambada_openai": 0.0,
-}
-"""Task -> accuracy of a guess."""
 _FIELDS = ("task", "metric", "value", "stderr", "n", "tokens", "checkpoint", "settings", "grid")
 
 
@@ -118,23 +106,3 @@ def scrolls_official(values: Mapping[tuple[str, str], float]) -> float:
         for task, metrics in SCROLLS.items()
     ]
     return sum(scores) / len(scores)
-
-
-def accuracy_by_loss(evals: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies with the loss of their checkpoints: what a fit of accuracy to loss reads.
-
-    Args:
-        evals: from `load_evals`.
-        points: milestones of the same sweep (`Sweep.points`).
-
-    Returns:
-        run_id, arch, size, task, tokens, flops, loss, accuracy, n: tasks of `CHANCE`, in the metric
-        of the average of commonsense reasoning, else `acc`.
-    """
-    metric = evals["task"].map(lambda task: CSR.get(task, "acc"))
-    wanted = evals["task"].isin(list(CHANCE)) & (evals["metric"] == metric)
-    found = latest(cast(pd.DataFrame, evals[wanted])).rename(columns={"value": "accuracy"})
-    losses = cast(pd.DataFrame, points[["run_id", "tokens", "loss"]])
-    joined = found.astype({"tokens": float}).merge(losses, on=["run_id", "tokens"])
-    names = ["run_id", "arch", "size", "task", "tokens", "flops", "loss", "accuracy", "n"]
-    return cast(pd.DataFrame, joined[names])

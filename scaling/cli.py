@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analysis.cli import app as analysis_app
+from analysis.tables_cli import app as tables_app
 from models.config import ConfigError
 from scaling.blockwise.cli import app as blockwise_app
 from scaling.checkpoint_cli import app as checkpoint_app
@@ -41,6 +42,7 @@ app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(tune_app)
 app.add_typer(evaluation_app)
+app.add_typer(tables_app)
 app.add_typer(linearization_app)
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]

@@ -117,9 +117,14 @@ def build(name: str, settings: Settings) -> dict[str, Task]:
                 f"{path}: is not the data set of {name} ({type(error).__name__}: {text}); "
                 f"{_preparation(name)}"
             ) from None
-        raise EvaluationError(
-            f"its data set cannot be loaded ({type(error).__name__}: {text}); {_preparation(name)}"
-        ) from None
+        unreachable = isinstance(error, ConnectionError) or "Offline" in type(error).__name__
+        why = (
+            "its data set is neither in --data nor in the cache of the Hugging Face hub, which "
+            "cannot be reached"
+            if unreachable
+            else f"its data set cannot be loaded ({type(error).__name__}: {text})"
+        )
+        raise EvaluationError(f"{why}; {_preparation(name)}") from None
 
 
 def _on_splits(entry: Any, splits: dict[str, Any]) -> dict[str, Any]:
