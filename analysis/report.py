@@ -29,6 +29,7 @@ from analysis.records import Conventions, load_sweep
 from analysis.report_figures import Drawn, basis, draw
 from analysis.study import LEVEL, Progress, Study, study
 from analysis.style import look
+from analysis.task_report import add_to, evaluations
 
 
 def write(
@@ -62,6 +63,7 @@ def write(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed,
         evals=load_evals(sweep_dir, sweep), progress=progress,
     )  # fmt: skip
+    found = evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")
     tables = _tables(result)
     try:
@@ -83,6 +85,9 @@ def write(
                 runs=runs,
             )
         _compose(page, result, tables, drawn)
+        if len(found.evals):
+            found.save(out / "evaluations")
+            add_to(page, found, "evaluations")
         path = out / "index.html"
         path.write_text(page.render(), encoding="utf-8")
     except OSError as error:

@@ -83,15 +83,22 @@ class Evaluations:
         return written
 
 
-def evaluations(directory: str | Path, sweep: Sweep) -> Evaluations:
-    """Everything that can be made of the evaluations of a sweep; nothing where there are none."""
+def evaluations(directory: str | Path, sweep: Sweep, *, loss: bool = True) -> Evaluations:
+    """Everything that can be made of the evaluations of a sweep; nothing where there are none.
+
+    Args:
+        directory: the sweep that was read.
+        sweep: from `analysis.records.load_sweep` of it.
+        loss: also accuracy against loss, which a report has from its study already.
+    """
     evals = load_evals(directory, sweep)
     out = Evaluations(evals)
     if not len(evals):
         return out
     out.tables = paper_tables(evals, sweep.runs)
     _compute(out)
-    _loss(out, sweep)
+    if loss:
+        _loss(out, sweep)
     for task, mode in (("needle", "easy"), ("needle_standard", "standard")):
         grids = _grids(where(evals, task=task))
         if grids:
@@ -103,17 +110,19 @@ def evaluations(directory: str | Path, sweep: Sweep) -> Evaluations:
 
 
 def add_to(page: Page, found: Evaluations, folder: str) -> None:
-    """What was evaluated, in a report; its accuracy against loss is in the report already.
+    """A section of a report, where something was evaluated.
 
     Args:
         page: of the report.
         found: what was saved to `folder`.
         folder: relative to the page, for links to the files.
     """
+    if not len(found.evals):
+        return
+    page.section("Evaluations")
     for name, (figure, caption) in found.figures.items():
-        if name != "accuracy_loss":
-            files = {kind: f"{folder}/{name}.{kind.lower()}" for kind in ("PNG", "PDF")}
-            page.figure(hover.svg(figure, name), caption, wide=True, files=files)
+        files = {kind: f"{folder}/{name}.{kind.lower()}" for kind in ("PNG", "PDF")}
+        page.figure(hover.svg(figure, name), caption, wide=True, files=files)
     for table in found.tables:
         page.table(
             table.frame,
