@@ -162,6 +162,9 @@ class ModelConfig:
     glu_activation: Literal["silu", "none"] | None = field(default=None, metadata=LATER)
     """Activation of the channel mixer's gate. None: that of the paper, SiLU for `llama` and its
     linearized forms, none for the other linear models."""
+    mup_base_dim: int | None = field(default=None, metadata=LATER)
+    """Width whose learning rate, initial spread and weight decay are given; at other widths they
+    follow by muP (`models.width`). None: they are used as they are."""
     supra: Supra | None = field(default=None, metadata=LATER)
     """Attention of `supra`; None becomes the published options there."""
     lolcats: LoLCATs | None = field(default=None, metadata=LATER)
@@ -204,6 +207,10 @@ class ModelConfig:
         self._check_linearized()
         if self.gate_rank is not None and self.gate_rank < 1:
             raise ConfigError(f"model.gate_rank={self.gate_rank}: must be at least 1, or None.")
+        if self.mup_base_dim is not None and self.mup_base_dim < 1:
+            raise ConfigError(
+                f"model.mup_base_dim={self.mup_base_dim}: must be at least 1, or None."
+            )
         if not self.norm_eps > 0:
             raise ConfigError(f"model.norm_eps={self.norm_eps}: must be above 0.")
 

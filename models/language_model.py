@@ -25,6 +25,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from models import width
 from models.config import ModelConfig
 from models.cross_entropy import linear_cross_entropy
 from models.layers import GLU, Architecture, LayerState, Shared, Span, make_span
@@ -90,6 +91,8 @@ class LanguageModel(nn.Module):
         self.head = (
             None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         )
+        if config.mup_base_dim is not None:
+            width.mark(self)
 
     @property
     def _stack(self) -> list[Block]:
@@ -118,7 +121,7 @@ class LanguageModel(nn.Module):
         keep_state: bool = False,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
-        """Normed hidden states before the head, (B, T, d), and the state if it is kept.
+        """What the head multiplies, (B, T, d), and the state if it is kept.
 
         Args: as `forward`.
         """
@@ -130,10 +133,15 @@ class LanguageModel(nn.Module):
         for layer, block in enumerate(self._stack):
             x, kept = block(x, span, shared[layer], None if state is None else state.blocks[layer])
             block_states.append(kept)
-        x = self.norm(x)
+        x = self._last_norm(x)
         if not keep_state:
             return x, None
         return x, State(_advance(tokens, offset, cu_seqlens), stem_state, block_states)
+
+    def _last_norm(self, x: Tensor) -> Tensor:
+        """The last norm, divided by muP's multiplier."""
+        x, m = self.norm(x), width.multiplier(self.config)
+        return x if m == 1 else x / m
 
     def forward(
         self,
@@ -212,7 +220,7 @@ class LanguageModel(nn.Module):
         for block, here, before in zip(self._stack, shared, state.blocks, strict=True):
             x, after = block.step(x, state.position, here, before)
             block_states.append(after)
-        logits = nn.functional.linear(self.norm(x), self.head_weight)
+        logits = nn.functional.linear(self._last_norm(x), self.head_weight)
         return logits, State(state.position + 1, stem_state, block_states)
 
     def reserve(self, state: State, tokens: int) -> State:
@@ -230,7 +238,8 @@ class LanguageModel(nn.Module):
 def init_module(module: nn.Module, std: float) -> None:
     """Set a module's own parameters and buffers to their start, those of its children not."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
+        rule = getattr(module, "width_rule", None)
+        nn.init.normal_(module.weight, std=std if rule is None else std * rule.spread)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     elif (reset := getattr(module, "reset_parameters", None)) is not None:

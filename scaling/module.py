@@ -25,7 +25,7 @@ from scaling.activations import checkpoint_blocks
 from scaling.config import RunConfig
 from scaling.linearization import stages
 from scaling.losses import Batch, mean_loss
-from scaling.optim import adamw
+from scaling.optim import adamw, set_rate
 from scaling.parallel import accelerator
 from scaling.randomness import random_state, seed_all, set_random_state
 from scaling.schedule import Segment, learning_rate
@@ -109,8 +109,7 @@ class TrainingModule(pl.LightningModule):
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.config.divergence.policy == "skip" and not self.grad_norm.isfinite():
             optimizer.zero_grad(set_to_none=True)  # the step that follows has nothing to do
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate
+        set_rate(optimizer, self.rate)
 
     def state(self, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """Weights, optimizer and random states, as plain containers of tensors.

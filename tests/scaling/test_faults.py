@@ -128,7 +128,7 @@ def test_faults_leave_no_trace(folder: Path, tmp_path: Path, seed: int, each: in
     for sweep in (whole, hurt):
         sweep.mkdir()
         (sweep / "runs.json").write_text(json.dumps([run.to_json() for run in runs]))
-    assert command(whole, "inline") == 0
+    assert command(whole, "inline") == 0, (whole / "output").read_text()[-4000:]
     draw = random.Random(seed)
     planned = draw_faults(draw, each * len(runs))
     for i, run in enumerate(runs):
