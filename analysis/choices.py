@@ -20,6 +20,7 @@ from analysis.fitting import fit_law
 from analysis.frames import numbers, rows, where, words
 from analysis.frontier import compute_for_loss
 from analysis.law_fit import LawFit
+from analysis.records import Sweep
 from analysis.sensitivity import sensitivity
 from analysis.study import Study, flops_per_token
 from analysis.style import look
@@ -133,14 +134,22 @@ def checklist_table(result: Study) -> pd.DataFrame:
 
 
 def _context(result: Study, group: str) -> dict[str, str]:
-    """Answers that the run records give, by the checklist's questions."""
-    runs = where(result.sweep.runs, arch=group)
-    named = result.sweep.conventions
+    """Answers of the run records, and what the hold-out said."""
     forecast = where(result.forecast, arch=group) if len(result.forecast) else result.forecast
     tested = "no: too few sizes"
     if len(forecast):
         error = numbers(forecast, "predicted") / numbers(forecast, "loss") - 1
         tested = f"yes: largest size held out, error {error.min():+.1%} to {error.max():+.1%}"
+    answers = recorded(result.sweep, group)
+    return answers | {"Was extrapolation tested on held-out compute?": tested}
+
+
+def recorded(sweep: Sweep, group: str) -> dict[str, str]:
+    """Answers that the run records of an architecture give, by the checklist's questions; none for
+    a table from elsewhere."""
+    if not len(sweep.runs):
+        return {}
+    runs, named = where(sweep.runs, arch=group), sweep.conventions
     return {
         "Which parameters count as N?": named,
         "Which FLOPs count as C?": named,
@@ -153,7 +162,6 @@ def _context(result: Study, group: str) -> dict[str, str]:
         "How were learning rate and batch size tuned per size?":
             "by one rule of the experiment file, not searched; "
             f"{_several(runs, 'batch_tokens')} tokens a step",
-        "Was extrapolation tested on held-out compute?": tested,
     }  # fmt: skip
 
 

@@ -15,13 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from analysis.approaches import Approaches
     from analysis.law_fit import LawFit
     from analysis.records import Sweep
-    from analysis.refine import Refinement
 
 app = typer.Typer(
     help="Scaling laws from run records or anybody's table.",
@@ -31,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LEVEL = 0.9
-
 _FIT_EXAMPLES = """Examples:
 
 - `linscale fit results.csv --loss final_loss --params N --tokens D --group arch`
@@ -41,7 +35,7 @@ _FIT_EXAMPLES = """Examples:
 
 - `linscale fit runs/quickstart --params total --compute 6nd --bootstrap 4000`
 
-- `linscale fit runs/isoflop --approaches`
+- `linscale fit runs/isoflop --approaches --full`
 """
 
 
@@ -81,7 +75,14 @@ def fit(
         typer.Option("--approaches", help="Also the envelope and IsoFLOP profiles, and where the "
                      "three disagree."),
     ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Group that the others are compared with (default llama, "
+                                      "else the first).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print the whole sensitivity table and checklist.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the fits, with every draw, as JSON.")
@@ -90,9 +91,13 @@ def fit(
     """Fit a scaling law with intervals to a table of runs or to a sweep.
 
     Columns that are not named are guessed, and the guess is printed. Rows that cannot be used are
-    left out with their reason.
+    left out with their reason. Several groups are also compared: equal-loss compute, where their
+    frontiers cross, and whether they share their exponents.
     """
     with _one_paragraph():
+        from analysis import terminal
+        from analysis.beside import beside, compare_groups, record_of
+
         sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
         options: dict[str, Any] = {"objective": objective, "delta": delta}
         with _progress(bootstrap, quiet=as_json) as progress:
@@ -100,17 +105,18 @@ def fit(
                 sweep, form, progress, options | {"bootstrap": bootstrap, "seed": seed}
             )
         other = _approaches(sweep, list(fits), form, bootstrap, seed) if approaches else {}
+        extras = {name: beside(each, sweep, name, **options) for name, each in fits.items()}
+        compared = compare_groups(fits, baseline=baseline)
         if out is not None:
-            full = {name: json.loads(each.to_json()) for name, each in fits.items()}
-            _write(out, json.dumps(full))
+            full_record = {name: json.loads(each.to_json()) for name, each in fits.items()}
+            _write(out, json.dumps(full_record))
         if as_json:
-            record = _fit_record(sweep, fits, failures, options)
-            if approaches:
-                record["approaches"] = {name: each.as_dict() for name, each in other.items()}
+            record = record_of(sweep, fits, failures, extras, compared, other)
             typer.echo(json.dumps(record, indent=1))
         else:
-            _print_fits(sweep, fits, failures)
-            _print_approaches(other)
+            terminal.fits(sweep, fits, failures, extras, full=full)
+            terminal.comparison(compared)
+            terminal.approaches(other)
 
 
 @app.command(epilog="Example: `linscale report runs/quickstart -o report`")
@@ -154,6 +160,7 @@ def plan_refinement(
         as_json: print JSON.
     """
     with _one_paragraph():
+        from analysis import terminal
         from analysis.records import load_sweep
         from analysis.refine import candidates_of, refine
 
@@ -162,37 +169,7 @@ def plan_refinement(
         if as_json:
             typer.echo(json.dumps(result.as_dict(), indent=1))
         else:
-            _print_refinement(sweep, result)
-
-
-def _print_refinement(sweep: Sweep, result: Refinement) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from analysis.refine import shrinkage
-
-    console = Console()
-    table = Table(
-        title=f"runs that would narrow {result.quantity}, given {sweep.name}", title_justify="left"
-    )
-    for name in ("run", "FLOPs", "± now", "± with it", "shrinks by", "per FLOP", "plan"):
-        table.add_column(name, justify="left" if name == "run" else "right")
-    for row in result.frame.to_dict("records"):
-        table.add_row(
-            str(row["run_id"]).rpartition("-")[0], f"{row['cost']:.2e}", f"{row['now']:.3g}",
-            f"{row['alone']:.3g}", f"{row['gain']:.1%}", f"{row['gain_per_flop']:.2f}",
-            str(row["order"]) if row["order"] else "",
-        )  # fmt: skip
-    console.print(table)
-    for arch, (now, after) in shrinkage(result.frame).items():
-        if result.budget is not None:
-            console.print(
-                f"{arch}: the plan narrows {result.quantity} from ± {now:.3g} to ± {after:.3g} "
-                f"({LEVEL:.0%} intervals of the linearised law).",
-                highlight=False,
-            )
-    for what, why in result.left_out.items():
-        console.print(f"left out: {what}: {why}", highlight=False, style="yellow")
+            terminal.refinement(sweep, result)
 
 
 def _read(
@@ -234,12 +211,16 @@ def _fit_each(
     from analysis.frames import groups, where
 
     points = sweep.require_points()
+    # In a sweep, runs of one size and seed are drawn together in every architecture.
+    clusters = "size_seed" if "size_seed" in points else None
     fits: dict[str, LawFit] = {}
     failures: dict[str, str] = {}
     for name in groups(points, "arch"):
         step = partial(progress, name) if progress is not None else None
         try:
-            fits[name] = fit_law(form, where(points, arch=name), progress=step, **options)
+            fits[name] = fit_law(
+                form, where(points, arch=name), clusters=clusters, progress=step, **options
+            )
         except AnalysisError as error:
             failures[name] = str(error)
     if not fits:
@@ -261,122 +242,6 @@ def _approaches(
         )
         for name in names
     }
-
-
-def _print_approaches(results: dict[str, Approaches]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for name, result in results.items():
-        table = Table(title=f"{name}: N* ~ C^a, and N*, D* at {result.at:.3g} FLOPs",
-                      title_justify="left")  # fmt: skip
-        for title in ("approach", "a", "N*", "D*", "note"):
-            table.add_column(title, justify="left" if title in ("approach", "note") else "right")
-        for row in result.frame.to_dict("records"):
-            cells = [_with_interval(row, key, form) for key, form in
-                     (("a", ".3f"), ("n", ".3g"), ("d", ".3g"))]  # fmt: skip
-            table.add_row(str(row["approach"]), *cells, str(row["note"]))
-        console.print()
-        console.print(table)
-        for warning in result.warnings:
-            _warn(console, str(warning))
-
-
-def _with_interval(row: dict[Any, Any], key: str, form: str) -> str:
-    """A value and its interval, as far as the row has them."""
-    value, low = row.get(key), row.get(f"{key}_lo")
-    if value is None or value != value:
-        return ""
-    text = format(value, form)
-    return (
-        text
-        if low is None or low != low
-        else (f"{text} ({format(low, form)} … {format(row[f'{key}_hi'], form)})")
-    )
-
-
-def _fit_record(
-    sweep: Sweep, fits: dict[str, LawFit], failures: dict[str, str], options: dict[str, Any]
-) -> dict[str, Any]:
-    """What --json prints: everything but points and draws, which --out saves."""
-    from analysis.checklist import checklist
-    from analysis.frames import plain, where
-    from analysis.sensitivity import sensitivity
-
-    heavy = ("draws", "points", "clusters")
-    record: dict[str, Any] = {}
-    for name, each in fits.items():
-        others = sensitivity(
-            each.form, where(sweep.points, arch=name), reference=each,
-            **options,
-        )  # fmt: skip
-        record[name] = {k: v for k, v in json.loads(each.to_json()).items() if k not in heavy} | {
-            "n_points": len(each.observations.loss),
-            "n_runs": len(each.observations.labels),
-            "sensitivity": plain(others),
-            "checklist": plain(checklist(each)),
-        }
-    return {
-        "source": sweep.name,
-        "conventions": sweep.conventions,
-        "notes": sweep.notes,
-        "exclusions": plain(sweep.exclusions),
-        "fits": record,
-        "failures": failures,
-    }
-
-
-def _print_fits(sweep: Sweep, fits: dict[str, LawFit], failures: dict[str, str]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(f"{sweep.name}: {sweep.conventions}", highlight=False)
-    for note in sweep.notes:
-        console.print(note, highlight=False)
-    for row in sweep.exclusions.to_dict("records"):
-        text = f"left out: {row['run_id']}: {row['reason']}"
-        console.print(text, highlight=False, style="yellow")
-    for name, why in failures.items():
-        console.print(f"not fitted: {name}: {why}", highlight=False, style="yellow")
-    for name, each in fits.items():
-        console.print()
-        console.print(_fit_table(name, each))
-        quality = each.criteria()
-        console.print(
-            f"rms error {quality['rms']:.2%}, AICc {quality['aicc']:.1f}; {each.evidence.reached} "
-            f"of {each.evidence.starts} starts reached this optimum; condition "
-            f"{each.evidence.condition:.0f}",
-            highlight=False,
-        )
-        for warning in each.warnings:
-            _warn(console, str(warning))
-
-
-def _fit_table(name: str, fit: LawFit) -> Table:
-    from rich.table import Table
-
-    obs = fit.observations
-    title = f"{name}: {fit.law.formula}, {len(obs.loss)} points of {len(obs.labels)} runs"
-    table = Table(title=title, title_justify="left")
-    table.add_column("parameter")
-    table.add_column("value", justify="right")
-    frame = fit.table(LEVEL)
-    if fit.draws is not None:
-        table.add_column("standard error", justify="right")
-        table.add_column(f"{LEVEL:.0%} interval", justify="right")
-    for row in frame.to_dict("records"):
-        cells = [str(row["parameter"]), f"{row['value']:.5g}"]
-        if fit.draws is not None:
-            cells += [f"{row['se']:.2g}", f"{row['lo']:.5g} … {row['hi']:.5g}"]
-        table.add_row(*cells)
-    return table
-
-
-def _warn(console: Console, text: str) -> None:
-    from rich.text import Text
-
-    console.print(Text.assemble(("warning: ", "bold yellow"), text))
 
 
 @contextmanager

@@ -83,6 +83,77 @@ def test_fit_as_json_gives_the_truth(table: Path) -> None:
     assert "'tokens_b' x 1e+09" in record["conventions"]
 
 
+def test_choices_and_checklist_stand_beside_every_fit(table: Path) -> None:
+    code, out, _ = call("fit", table, *columns("--bootstrap", "50"))
+    flat = " ".join(out.split())
+    assert code == 0
+    assert flat.count("other choices: a from 0.4") == 2
+    assert flat.count("questions answered; the data do not say: Which parameters count as N?") == 2
+    assert "without the cheapest quarter" not in flat.replace("farthest: checkpoints, without", "")
+    assert "--full prints every choice" in flat
+    full = call("fit", table, *columns("--bootstrap", "50", "--full"))[1]
+    assert "without the cheapest quarter" in full
+    assert "Which learning-rate schedule?" in full
+    assert "Which optimiser?" in full
+
+
+def test_groups_are_compared(table: Path) -> None:
+    """y's law needs A 25 % larger: x is the more efficient by a factor that can be worked out."""
+    code, out, _ = call("fit", table, *columns("--bootstrap", "50", "--baseline", "y"))
+    flat = " ".join(out.split())
+    assert code == 0
+    assert "compared with y:" in flat
+    assert "x is more efficient: y needs 1." in flat
+    assert "The frontiers of x and y do not cross" in flat or "the refits cross at all" in flat
+    assert "prefers shared exponents" in flat
+    record = json.loads(call("fit", table, *columns("--bootstrap", "50", "--json"))[1])
+    assert record["comparison"]["baseline"] == "x"
+    row = record["comparison"]["multipliers"]["y"]["table"][-1]
+    assert row["lo"] < row["multiplier"] < row["hi"] < 1
+    # at x's optimum A N^-alpha is beta / (alpha + beta) of the reducible loss; to first order
+    # raising A by 25 % raises K by 1.25^(beta / (alpha + beta)), and C by K^(1/s)
+    share, slope = 0.28 / 0.62, 0.34 * 0.28 / 0.62
+    assert row["multiplier"] == pytest.approx(1.25 ** (-share / slope), rel=0.02)
+    code, _, err = call("fit", table, *columns("--bootstrap", "0", "--baseline", "z"))
+    assert code == 2
+    assert "no group 'z' to compare with; there are x, y" in " ".join(err.split())
+
+
+def test_a_sweep_is_compared_under_its_own_flops_and_in_pairs(sweep_dir: Path) -> None:
+    options = ("--bootstrap", "60", "--json")
+    record = json.loads(call("fit", sweep_dir, *options)[1])
+    compared = record["comparison"]
+    assert compared["baseline"] == "llama"
+    assert set(compared["multipliers"]) == {"tnl"}
+    assert not compared["multipliers"]["tnl"]["paired"]  # tnl lacks the diverged run
+    answers = {r["question"]: r["answer"] for r in record["fits"]["tnl"]["checklist"]}
+    assert answers["Which data and tokenizer?"] == "kjv, bytes"
+
+
+def test_three_approaches_as_a_command(tmp_path: Path) -> None:
+    """An IsoFLOP grid: approaches 2 and 3 answer, 1 says what it lacks."""
+    rows = []
+    for budget in np.geomspace(1e18, 1e21, 4):
+        best = (budget / 6) ** 0.5 * 0.3
+        n = best * np.geomspace(0.25, 4, 7)
+        d = budget / (6 * n)
+        rows.append(pd.DataFrame({"params": n, "tokens": d, "flops": budget,
+                                  "loss": 1.7 + 400 / n**0.34 + 410 / d**0.28}))  # fmt: skip
+    path = tmp_path / "grid.csv"
+    pd.concat(rows).to_csv(path, index=False)
+    code, out, _ = call("fit", path, "--bootstrap", "50", "--approaches")
+    assert code == 0
+    assert "N* ~ C^a" in out
+    assert "needs training curves" in out
+    record = json.loads(call("fit", path, "--bootstrap", "50", "--approaches", "--json")[1])
+    found = {r["approach"]: r for r in record["approaches"]["all"]["approaches"]}
+    truth = 0.28 / 0.62
+    assert found["3 parametric"]["a"] == pytest.approx(truth, abs=1e-4)
+    assert found["2 IsoFLOP"]["a"] == pytest.approx(truth, abs=0.02)
+    assert found["2 IsoFLOP"]["a_lo"] <= found["2 IsoFLOP"]["a"] <= found["2 IsoFLOP"]["a_hi"]
+    assert found["1 envelope"]["a"] is None
+
+
 def test_one_law_for_all_groups(table: Path) -> None:
     options = columns("--group", "", "--bootstrap", "0", "--json", "--form", "power_d_e")
     code, out, _ = call("fit", table, *options)
