@@ -7,10 +7,7 @@
 3. Each sequence draws from a generator of its own, seeded with `seed` plus its number in the batch,
    so that a prompt is continued alike alone and in any company.
 
-Filters in their order, as in other libraries: repetition penalty (arXiv 1909.05858: positive logits
-of seen tokens divided by it, negative ones multiplied), temperature, top-k, top-p (the smallest set
-of most likely tokens that reaches probability p; arXiv 1904.09751), min-p (tokens at least min_p
-times as likely as the likeliest; arXiv 2407.01082).
+How a token is chosen is `models.sampling`; how tokens become text, `models.text_stream`.
 """
 
 from __future__ import annotations
@@ -25,48 +22,22 @@ from torch.utils._pytree import tree_map
 
 from models.config import ConfigError
 from models.language_model import LanguageModel, State
+from models.sampling import Sampling, filter_logits
+from models.text_stream import TextStream
+
+__all__ = [
+    "Completion",
+    "Decoder",
+    "Sampling",
+    "TextStream",
+    "filter_logits",
+    "generate",
+    "generate_tokens",
+    "prefill",
+    "prefill_hidden",
+]
 
 Reason = Literal["length", "end", "stop"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen, and when a sequence ends.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    max_new_tokens: int = 128
-    """Tokens after which a sequence ends."""
-    temperature: float = 1.0
-    """Divides the logits; 0: always the likeliest token."""
-    top_k: int | None = None
-    """Keep this many of the likeliest tokens."""
-    top_p: float | None = None
-    """Keep the smallest set of likeliest tokens that has this probability."""
-    min_p: float | None = None
-    """Keep tokens at least this many times as likely as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens of prompt and continuation become less likely."""
-    seed: int = 0
-    """Sequence number i draws from a generator with seed + i."""
-    stop: tuple[str, ...] = ()
-    """A text that holds one of these ends before it."""
-
-    def __post_init__(self) -> None:
-        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
-        self._require("temperature", self.temperature >= 0, "at least 0 (0: greedy)")
-        self._require("top_k", self.top_k is None or self.top_k >= 1, "at least 1")
-        for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            self._require(name, value is None or 0 < value <= 1, "above 0 and at most 1")
-        self._require("repetition_penalty", self.repetition_penalty > 0, "above 0 (1: none)")
-        self._require("stop", all(self.stop), "texts of at least one character")
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ConfigError(f"{name}={getattr(self, name)!r}: must be {rule}.")
 
 
 class TextTokenizer(Protocol):
@@ -84,40 +55,6 @@ class TextTokenizer(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token numbers."""
         ...
-
-
-def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """Logits after penalty, temperature and filters; what may not be drawn is -inf.
-
-    Args:
-        logits: (B, V).
-        sampling: with a temperature above 0 (greedy choices need the penalty alone).
-        seen: (B, V) bool, tokens of each sequence so far; needed for a repetition penalty.
-    """
-    logits = logits.float()
-    if seen is not None and sampling.repetition_penalty != 1:
-        penalty = sampling.repetition_penalty
-        logits = torch.where(
-            seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits
-        )
-    if sampling.temperature == 0:
-        return logits
-    logits = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        share = ordered.softmax(-1)
-        # A token goes when those before it have the probability already; the first one stays.
-        beyond = share.cumsum(-1) - share >= sampling.top_p
-        gone = torch.zeros_like(beyond).scatter(-1, order, beyond)
-        logits = logits.masked_fill(gone, -torch.inf)
-    if sampling.min_p is not None:
-        share = logits.softmax(-1)
-        least = sampling.min_p * share.amax(-1, keepdim=True)
-        logits = logits.masked_fill(share < least, -torch.inf)
-    return logits
 
 
 class Decoder:
@@ -277,71 +214,6 @@ def _check(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
                 f"prompt {number} holds token {bad}, and the model has {vocab_size}; this is not "
                 "its tokenizer."
             )
-
-
-class TextStream:
-    """Turns the tokens of one sequence into text as it comes, up to a stop string.
-
-    Text is held back while it may change: bytes of an unfinished character, and an end that may be
-    the beginning of a stop string.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
-        self._decode, self._stop = decode, stop
-        self._tokens: list[int] = []
-        self._context = self._read = 0  # tokens[context:read] is text already in `_text`
-        self._text = ""
-        self._given = 0
-        self.stopped = False
-        """A stop string has come; the text ends before it."""
-
-    @property
-    def text(self) -> str:
-        """All text so far, held back or not, up to a stop string."""
-        return self._text
-
-    def add(self, token: int) -> str:
-        """One more token; returns the text that is certain now."""
-        self._tokens.append(token)
-        # Decoding with the token before, because some tokenizers join words by their neighbours.
-        before = self._decode(self._tokens[self._context : self._read])
-        after = self._decode(self._tokens[self._context :])
-        if after.endswith("�"):  # may be the first bytes of a character
-            return ""
-        self._context, self._read = self._read, len(self._tokens)
-        return self._append(after[len(before) :])
-
-    def finish(self) -> str:
-        """No more tokens: the text that was held back."""
-        if self._read == len(self._tokens):
-            return self._give(len(self._text))
-        before = self._decode(self._tokens[self._context : self._read])
-        after = self._decode(self._tokens[self._context :])
-        self._read = len(self._tokens)
-        return self._append(after[len(before) :]) + self._give(len(self._text))
-
-    def _append(self, piece: str) -> str:
-        if self.stopped:
-            return ""
-        start = len(self._text) - max((len(stop) for stop in self._stop), default=0)
-        self._text += piece
-        places = [self._text.find(stop, max(start, 0)) for stop in self._stop]
-        if places := [place for place in places if place >= 0]:
-            self._text = self._text[: min(places)]
-            self.stopped = True
-            return self._give(len(self._text))
-        held = max((_overlap(self._text, stop) for stop in self._stop), default=0)
-        return self._give(len(self._text) - held)
-
-    def _give(self, end: int) -> str:
-        given, self._given = self._given, max(self._given, end)
-        return self._text[given:end]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of `text` with which `stop` begins."""
-    most = min(len(text), len(stop) - 1)
-    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
