@@ -11,6 +11,7 @@ from typing import Literal
 
 from models.config import ConfigError
 from scaling.fields import check, hints
+from scaling.recall import is_task, parse
 
 
 class Part:
@@ -60,7 +61,8 @@ class DataConfig(Part):
         known = self.corpus in ("kjv", "stdlib") or (
             self.corpus.startswith(kinds) and self.corpus.split(":", 1)[1] != ""
         )
-        self._require("corpus", known, "kjv, stdlib, text:GLOB, jsonl:PATH or hf:NAME[:CONFIG]")
+        known = known or is_task(self.corpus)
+        self._require("corpus", known, "kjv, stdlib, text:GLOB, jsonl:PATH, hf:NAME or task:NAME")
         known = self.tokenizer == "bytes" or (
             self.tokenizer.startswith(("bpe:", "file:", "tiktoken:"))
             and self.tokenizer.split(":", 1)[1] != ""
@@ -68,6 +70,8 @@ class DataConfig(Part):
         self._require("tokenizer", known, "bytes, bpe:VOCAB, file:PATH or tiktoken:NAME")
         for name in ("sequence_length", "batch_sequences", "validation_blocks"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        if is_task(self.corpus):
+            parse(self.corpus).check_length(self.sequence_length)
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from scaling.checkpoints import CheckpointError, load_model
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
+from scaling.recall import is_task
 from scaling.record import TOKENIZER
 from scaling.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
 
@@ -111,6 +112,10 @@ def tokenizer_of(config: RunConfig, run_dir: Path) -> Tokenizer:
     Raises:
         LinscaleError: it is missing, or another than the run was trained with.
     """
+    if is_task(config.data.corpus):
+        from scaling.recall_data import Symbols
+
+        return Symbols(config.data.corpus)
     name = config.data.tokenizer
     if name.startswith(("bpe:", "file:")):
         path = run_dir / TOKENIZER

@@ -31,7 +31,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64: a bijection of 64-bit words with full avalanche."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -41,9 +41,9 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
     """One 64-bit key per round, from two independent words: seed and epoch."""
     words = np.array([seed & _MASK, epoch], dtype=np.uint64)
-    start = int(_mix(_mix(words[:1]) ^ words[1:] * np.uint64(_GOLDEN))[0])
+    start = int(mix(mix(words[:1]) ^ words[1:] * np.uint64(_GOLDEN))[0])
     steps = np.array([(start + i * _GOLDEN) & _MASK for i in range(1, ROUNDS + 1)], dtype=np.uint64)
-    return list(_mix(steps))
+    return list(mix(steps))
 
 
 def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -57,9 +57,9 @@ def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDAr
         left, right = x[outside] // b, x[outside] % b
         for i, key in enumerate(keys):
             if i % 2 == 0:
-                left = (left + _mix(right ^ key) % a) % a
+                left = (left + mix(right ^ key) % a) % a
             else:
-                right = (right + _mix(left ^ key) % b) % b
+                right = (right + mix(left ^ key) % b) % b
         x[outside] = left * b + right
         outside = x >= np.uint64(n)
     return x.astype(np.int64)

@@ -35,7 +35,8 @@ from scaling.config import DataConfig
 from scaling.corpora import open_corpus
 from scaling.errors import LinscaleError
 from scaling.files import write_json
-from scaling.token_store import FORMAT, TRAINED, Index, Split, damaged, verify
+from scaling.recall import is_task
+from scaling.token_store import FORMAT, TRAINED, Index, Source, Split, damaged, verify
 from scaling.tokenise import ShardWriter
 from scaling.tokenizers import Tokenizer, load_tokenizer
 
@@ -52,10 +53,10 @@ class PreparedData:
     """The settings it was prepared for."""
     index: Index
     """What the folder holds."""
-    train: Split
+    train: Source
     """Training blocks, memory-mapped."""
     validation: NDArray[np.int64]
-    """The fixed validation blocks, in their order: (n, T + 1)."""
+    """The fixed validation blocks, in their order: (n, T + 1), or (n, 2, T) of a task."""
     validation_sha256: str
     """Hash of their tokens."""
 
@@ -133,7 +134,7 @@ def default_cache() -> Path:
 def prepare(
     data: DataConfig, cache_dir: Path | None = None, progress: bool = False
 ) -> PreparedData:
-    """Tokenise the corpus of `data`, or open what was tokenised before.
+    """Tokenise the corpus of `data`, or open what was tokenised before; of a task, nothing.
 
     Args:
         data: corpus, tokenizer, split and sequence length.
@@ -145,6 +146,14 @@ def prepare(
             for one training or validation block, the disk is full, or shards are damaged.
         ConfigError: a tokenizer that cannot exist.
     """
+    if is_task(data.corpus):
+        from scaling.recall_data import prepare_task  # which builds on this module
+
+        return prepare_task(data, cache_dir or default_cache())
+    if data.corpus.startswith("instructions:"):
+        from scaling.instructions import prepare_instructions
+
+        return prepare_instructions(data, cache_dir or default_cache())
     if data.tokenizer.startswith("bpe:"):
         tokenizers.bpe_vocabulary(data.tokenizer)
     corpus = open_corpus(data)

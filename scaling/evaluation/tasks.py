@@ -1,8 +1,8 @@
 """Every task by its name.
 
-`perplexity`, `position`, `context`, `sliding`, `document`,
-`needle` and `needle_standard` are at home here; every
-other name is one of lm-evaluation-harness, or a local file for it (`scaling.evaluation.harness`).
+`perplexity`, `position`, `context`, `sliding`, `document`, `recall`, `needle` and `needle_standard`
+are at home here; every other name is one of lm-evaluation-harness, or a local file for it
+(`scaling.evaluation.harness`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from scaling.config import DataConfig
 from scaling.corpora import open_corpus
-from scaling.evaluation import needle
+from scaling.evaluation import needle, recall
 from scaling.evaluation.perplexity import (
     Document,
     block_losses,
@@ -34,11 +34,15 @@ from scaling.evaluation.perplexity import (
 )
 from scaling.evaluation.results import EvaluationError, Measure
 from scaling.evaluation.settings import Scorer, Settings, file_sha256
+from scaling.instructions import PREFIX
 from scaling.pretrained import Pretrained
+from scaling.recall import is_task, parse
 from scaling.shards import PreparedData, prepare
 
 DOCUMENTS = 32
 """Validation documents of `sliding` and `document` without --limit."""
+RECALL_SEQUENCES = 1024
+"""Sequences of `recall` without --limit."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,16 @@ class Subject:
             raise EvaluationError(
                 f"{self.pretrained.name}: no run of this project, so it has no validation blocks; "
                 "evaluate `sliding` or `document` with --text FILE."
+            )
+        if is_task(run.data.corpus):
+            raise EvaluationError(
+                f"{self.pretrained.name}: was trained on {run.data.corpus}, which is no text; "
+                "evaluate `recall`."
+            )
+        if run.data.corpus.startswith(PREFIX):
+            raise EvaluationError(
+                f"{self.pretrained.name}: was trained on answers to instructions, whose loss is in "
+                "its milestones; evaluate `sliding` or `document` with --text FILE."
             )
         return prepare(run.data)
 
@@ -169,6 +183,19 @@ def _needle(subject: Subject, easy: bool) -> list[Measure]:
     )
 
 
+def _recall(subject: Subject) -> list[Measure]:
+    pretrained, settings = subject.pretrained, subject.settings
+    run = pretrained.run
+    if run is None or not is_task(run.data.corpus):
+        raise EvaluationError(
+            f"{pretrained.name}: was not trained on a recall task; train one with "
+            "data.corpus=task:mqar, or evaluate `needle`."
+        )
+    count = settings.limit or RECALL_SEQUENCES
+    task, length = parse(run.data.corpus), run.data.sequence_length
+    return recall.measures(pretrained.model, task, length, settings.lengths, count)
+
+
 _NEEDLE = ("haystack", "lengths", "depths", "scorer", "depth_growth", "length_growth")
 TASKS: dict[str, Task] = {
     "perplexity": Task(("limit",), _perplexity),
@@ -176,6 +203,7 @@ TASKS: dict[str, Task] = {
     "context": Task(("limit", "beyond"), _context),
     "sliding": Task(("limit", "text", "window", "stride"), _sliding),
     "document": Task(("limit", "text"), _document),
+    "recall": Task(("limit", "lengths"), _recall),
     "needle": Task(_NEEDLE, functools.partial(_needle, easy=True)),
     "needle_standard": Task(_NEEDLE, functools.partial(_needle, easy=False)),
 }

@@ -1,0 +1,64 @@
+"""Recall: how much can a state of a given size hold?
+
+Question: trained from scratch on multi-query associative recall (arXiv 2312.04927), what share of
+the pairs of a sequence does a model give back, against the size of its recurrent state? The head
+dimension sets the state of the linear models, d K numbers a layer (cosFormer2: 2 d K), and hardly
+changes their parameters; the key-value cache of LLaMA grows with the text.
+Command: linscale run experiments/recall.py --toy
+         linscale evaluate runs/recall-toy --tasks recall
+         python experiments/recall_figure.py runs/recall-toy
+Expected: LLaMA recalls everything; the linear models lose accuracy as the pairs grow, the smaller
+their state the earlier.
+
+The other tasks run in the same way: data.corpus=task:copying data.sequence_length=64, or
+data.corpus=task:induction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models.config import ARCHS, Arch, toy_config
+from scaling.config import (
+    BudgetConfig,
+    DataConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+
+HEAD_DIMS = (16, 32, 64, 128)
+TOY_HEAD_DIMS = (4, 8, 16)
+
+
+def runs(toy: bool = False) -> list[RunConfig]:
+    """The linear architectures at several head dimensions, and LLaMA at the largest."""
+    sizes = TOY_HEAD_DIMS if toy else HEAD_DIMS
+    return [
+        _run(arch, head_dim, toy)
+        for arch in ARCHS
+        for head_dim in (sizes[-1:] if arch == "llama" else sizes)  # <- the intervention
+    ]
+
+
+def _run(arch: Arch, head_dim: int, toy: bool) -> RunConfig:
+    """Two layers, as many as looking up by content takes; steps of 64 and of 256 sequences."""
+    pairs, vocab, length, batch = (4, 18, 16, 64) if toy else (64, 8192, 512, 256)
+    dim, steps, lr = (32, 2000, 1e-2) if toy else (128, 20_000, 2e-3)
+    config = RunConfig(
+        name=f"{arch}-k{head_dim}",
+        size=f"k{head_dim}",
+        model=toy_config(arch, dim, vocab_size=vocab, layers=2, head_dim=head_dim),
+        data=DataConfig(
+            corpus=f"task:mqar:pairs={pairs},vocab={vocab}",
+            sequence_length=length,
+            batch_sequences=batch,
+            validation_blocks=256,
+        ),
+        optim=OptimConfig(lr=lr),
+        schedule=ScheduleConfig(kind="wsd", warmup_tokens=50 * length * batch),
+        budget=BudgetConfig(tokens=steps * length * batch),
+    )
+    cpu = ParallelConfig(accelerator="cpu", threads=1)
+    return replace(config, parallel=cpu) if toy else config

@@ -1,0 +1,136 @@
+"""Table and figure of a recall sweep: accuracy against the size of the state.
+
+    python experiments/recall_figure.py runs/recall-toy [--write]
+
+Reads the run records and the `recall` lines of evals.jsonl; `--write` keeps the dated table and the
+figure in experiments/results/recall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.ticker import NullLocator
+from torch.utils._pytree import tree_leaves
+
+from analysis import style
+from models.config import ARCHS
+from models.language_model import build
+from scaling.config import RunConfig
+from scaling.errors import LinscaleError
+from scaling.recall import parse
+
+RESULTS = Path(__file__).parent / "results" / "recall"
+
+
+def state_numbers(config: RunConfig) -> int:
+    """Numbers that the model carries after a training sequence, over all layers."""
+    if config.model.arch == "llama":  # its cache has room to spare; what it holds counts
+        heads = config.model.key_value_heads * config.model.head_dim
+        return 2 * heads * config.model.layers * config.data.sequence_length
+    state = build(config.model, device="meta").initial_state(1)
+    return sum(tensor.numel() for tensor in tree_leaves((state.stem, state.blocks)))
+
+
+def table(sweep: Path) -> list[dict[str, Any]]:
+    """One row for every run and load, by architecture and state.
+
+    Raises:
+        LinscaleError: a run has not been evaluated.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in sorted(sweep.glob("*/config.json")):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("schema", "run_id", "sweep"):
+            del values[key]
+        config = RunConfig.from_json(values)
+        task = parse(config.data.corpus)
+        evals = path.parent / "evals.jsonl"
+        lines = evals.read_text(encoding="utf-8").splitlines() if evals.is_file() else []
+        found = [json.loads(line) for line in lines]
+        found = [line for line in found if line["task"] == "recall" and "@" not in line["metric"]]
+        if not found:
+            raise LinscaleError(
+                f"{path.parent}: has no accuracy; run `linscale evaluate {sweep} --tasks recall`."
+            )
+        environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
+        accounting = json.loads((path.parent / "accounting.json").read_text(encoding="utf-8"))
+        for line in found:
+            load = int(line["metric"].removeprefix("accuracy").removeprefix(" of ") or task.load)
+            rows.append(
+                {
+                    "run": path.parent.name,
+                    "arch": config.model.arch,
+                    "head_dim": config.model.head_dim,
+                    "state_numbers": state_numbers(config),
+                    "parameters": accounting["n_total"],
+                    "task": config.data.corpus,
+                    "load": load,
+                    "accuracy": round(line["value"], 4),
+                    "stderr": round(line["stderr"], 4),
+                    "sequences": line["n"],
+                    "tokens": line["tokens"],
+                    "git_revision": environment["git_revision"],
+                    "torch": environment["torch"],
+                }
+            )
+    return sorted(rows, key=lambda r: (ARCHS.index(r["arch"]), r["state_numbers"], r["load"]))
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel for each load."""
+    loads = sorted({row["load"] for row in rows})
+    with style.context():
+        figure, panels = style.panels(1, len(loads), width=style.DOUBLE, height=2.4)
+        states = sorted({row["state_numbers"] for row in rows})
+        for axes, load in zip(panels.flat, loads, strict=True):
+            for arch in ARCHS:
+                mine = [row for row in rows if row["arch"] == arch and row["load"] == load]
+                look = style.look(arch)
+                axes.errorbar(
+                    [row["state_numbers"] for row in mine],
+                    [row["accuracy"] for row in mine],
+                    [2 * row["stderr"] for row in mine],
+                    color=look.color,
+                    marker=look.marker,
+                    label=look.label,
+                )
+            axes.set(xscale="log", ylim=(0, 1.03), xlabel="state (numbers)")
+            axes.set_xticks(states, [f"{state:,}" for state in states], rotation=45, ha="right")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_title(f"{load} to recall")
+        panels.flat[0].set_ylabel("accuracy")
+        panels.flat[0].legend()
+        style.lay_out(figure)
+        figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Print the table; `--write` keeps table and figure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = table(arguments.sweep)
+    for row in rows:
+        print(
+            f"{row['arch']:11} state {row['state_numbers']:7,}  load {row['load']:3}  accuracy "
+            f"{row['accuracy']:.3f} +- {row['stderr']:.3f}"
+        )
+    if arguments.write:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        with (RESULTS / "recall.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        draw(rows, RESULTS / "recall.png")
+
+
+if __name__ == "__main__":
+    main()
