@@ -11,6 +11,10 @@ A file counts only when the manifest names it, and the manifest is replaced as a
 killed while it writes has lost nothing but an orphan. Files hold tensors and plain containers and
 are read with `weights_only=True` after their SHA-256 has been checked.
 
+A resume point of a model that one process can save is written while training goes on: `save_resume`
+copies the tensors, and a thread writes the file and then the manifest (`scaling.background`). All
+methods wait for it first. The ranks of a sharded model write together, and training waits.
+
 A resume point says with which file, at which step of which segment, training goes on. When a decay
 branch has ended, the next point is the file from which the branch left the trunk; nothing is
 copied. Kept are the last two files of the trunk and the last one of the current branch, so that a
@@ -19,22 +23,22 @@ damaged file costs the way back to the file before it, and never the run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from models.config import ConfigError
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
-from scaling.files import disk_errors, replacing, sync, write_json
+from scaling.files import HashingWriter, disk_errors, replacing, sha256_of, sync, write_json
 from scaling.schedule import TRUNK, Segment
 
 if TYPE_CHECKING:
+    from scaling.background import Background
     from models.language_model import LanguageModel
 
 FORMAT = 1
@@ -81,6 +85,16 @@ class Checkpoints:
             )
         self.files: dict[str, dict[str, Any]] = manifest["files"]
         self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
+        self._writing: Background | None = None
+
+    def wait(self) -> None:
+        """Return when no checkpoint is being written.
+
+        Raises:
+            DiskError: the last one could not be written.
+        """
+        if self._writing is not None:
+            self._writing.wait()
 
     def newest(
         self, say: Callable[[str], None], *, verify: bool = True
@@ -93,6 +107,7 @@ class Checkpoints:
             say: receives a sentence for each damaged file.
             verify: check the shares of a sharded model, which another rank may have done.
         """
+        self.wait()
         while self.points:
             point = self.points[-1]
             if not point.file:
@@ -113,24 +128,37 @@ class Checkpoints:
         """Write a checkpoint of step `step` and make it the resume point.
 
         At the end of a trunk segment this is also where the next one starts. All ranks of a sharded
-        model must call it; rank 0 sets the point.
+        model must call it; rank 0 sets the point. Otherwise it returns when `content` is copied.
+
+        Raises:
+            DiskError: this checkpoint, or the one before it, could not be written.
         """
+        self.wait()
         part = self.segments[segment]
         on_trunk = not part.is_branch or step == part.first
         kind = "dcp" if "shares" in content else "pt"
         name = f"resume-{TRUNK if on_trunk else part.name}-{step}.{kind}"
-        if kind == "pt":
-            self._save(name, content)
-        elif not self._save_shares(name, content):
-            return
         trunk = name if on_trunk else self.points[-1].trunk_file
         after = segment + 1 if step == part.last else segment
-        self._set_point(
-            ResumePoint(segment=after, step=step, file=name, wall=wall, trunk_file=trunk)
-        )
+        point = ResumePoint(segment=after, step=step, file=name, wall=wall, trunk_file=trunk)
+        if kind == "dcp":
+            if self._save_shares(name, content):
+                self._set_point(point)
+            return
+        from scaling.background import Background, snapshot
+
+        copy = snapshot(content)
+
+        def write() -> None:
+            self._save(name, copy)
+            self._set_point(point)
+
+        self._writing = self._writing or Background()
+        self._writing.start(write)
 
     def save_milestone(self, tokens: int, content: dict[str, Any]) -> tuple[str, str]:
         """Write the weights of a horizon; returns the file name and its SHA-256."""
+        self.wait()
         name = f"milestone-{tokens}.pt"
         self._save(name, content)
         self._write()
@@ -142,6 +170,7 @@ class Checkpoints:
         After a branch this is the trunk's file again. After the last segment nothing is needed any
         more, and the resume files are removed.
         """
+        self.wait()
         if segment + 1 == len(self.segments):
             step = self.segments[segment].last
             point = ResumePoint(segment=segment + 1, step=step, file="", wall=wall, trunk_file="")
@@ -233,7 +262,7 @@ class Checkpoints:
 
         path = self.folder / name
         with replacing(path) as file:
-            writer = _HashingWriter(file)
+            writer = HashingWriter(file)
             try:
                 torch.save({"format": FORMAT, **content}, cast("IO[bytes]", writer))
             except (RuntimeError, OSError):
@@ -249,33 +278,6 @@ class Checkpoints:
             "resume": [asdict(point) for point in self.points],
         }
         write_json(self.folder / MANIFEST, manifest)
-
-
-class _HashingWriter:
-    """A file to write to that computes the SHA-256 of what passes and remembers a failed write."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.written = 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self._hash.update(data)
-        size = memoryview(data).nbytes
-        self.written += size
-        return size
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
 
 
 def read_checkpoint(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -309,18 +311,14 @@ def verify_file(path: Path, entry: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path}: the checkpoint is damaged ({size} bytes instead of {entry['bytes']})."
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != entry["sha256"]:
+    if sha256_of(path) != entry["sha256"]:
         raise CheckpointError(f"{path}: the checkpoint is damaged (its SHA-256 has changed).")
 
 
 def _describe(path: Path) -> dict[str, Any]:
     """The entry of a file in the manifest, once it is on the device."""
     sync(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 def _remove(path: Path) -> None:

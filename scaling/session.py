@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -35,6 +35,7 @@ from scaling.claims import StopEvent
 from scaling.config import RunConfig
 from scaling.data import DataModule
 from scaling.environment import environment, memory_peak, peak_flops
+from scaling.errors import LinscaleError
 from scaling.guard import DivergenceGuard, passed_over, write_rewind
 from scaling.linearization.start import begin
 from scaling.loggers import attached
@@ -182,6 +183,11 @@ class _Session:
                 trainer.fit(module, datamodule=data)
             except SIGTERMException:
                 journal.stopping = True
+            except BaseException:
+                with suppress(LinscaleError):  # the first error is the one to tell
+                    self._checkpoints.wait()
+                raise
+        self._checkpoints.wait()
 
     def _end(self, state: State, reason: str) -> None:
         journal = self._journal
