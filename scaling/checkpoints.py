@@ -38,8 +38,8 @@ from scaling.files import HashingWriter, disk_errors, replacing, sha256_of, sync
 from scaling.schedule import TRUNK, Segment
 
 if TYPE_CHECKING:
-    from scaling.background import Background
     from models.language_model import LanguageModel
+    from scaling.background import Background
 
 FORMAT = 1
 MANIFEST = "manifest.json"
