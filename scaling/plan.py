@@ -2,8 +2,7 @@
 
 1. `tokens_for_flops`, `tokens_for_ratio`: token budgets for equal compute or for a number of
    tokens per parameter, with each architecture's own accounting.
-2. `learning_rate`, `batch_tokens`: published hyper-parameter laws, by name.
-3. `placed`: a run on the devices of a cluster; `check_fits`: refuses what their memory cannot
+2. `placed`: a run on the devices of a cluster; `check_fits`: refuses what their memory cannot
    hold; `rung`: the row that `linscale plan` shows.
 
 Estimates are labelled as such; those of memory are explained in `scaling.memory`.
@@ -14,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from models.accounting import (
     Convention,
@@ -27,9 +26,6 @@ from scaling.config import RunConfig
 from scaling.devices import GIB, Device
 from scaling.linearization.costs import flops as training_flops
 from scaling.memory import USABLE, memory, resolved
-
-Law = Literal["deepseek", "step"]
-LAWS: tuple[Law, ...] = get_args(Law)
 
 
 def tokens_for_flops(
@@ -66,22 +62,6 @@ def isoflop_horizons(
     size = non_embedding_parameters(model)
     tokens = (tokens_for_flops(model, sequence_length, flops) for flops in budgets)
     return tuple(t for t in tokens if low <= t / size <= high)
-
-
-def learning_rate(law: Law, parameters_: int, tokens: int, flops: float) -> float:
-    """Peak learning rate by a published law.
-
-    `deepseek`: 0.3118 C^-0.1250 (arXiv 2401.02954, eq. 1). `step`: 1.79 N^-0.713 D^0.307 (Step
-    Law, arXiv 2503.04715), N without embeddings. Both were fitted on softmax transformers.
-    """
-    if law == "deepseek":
-        return 0.3118 * flops**-0.1250
-    return 1.79 * parameters_**-0.713 * tokens**0.307
-
-
-def batch_tokens(law: Law, tokens: int, flops: float) -> float:
-    """Batch in tokens by a published law: `deepseek` 0.2920 C^0.3271, `step` 0.58 D^0.571."""
-    return 0.2920 * flops**0.3271 if law == "deepseek" else 0.58 * tokens**0.571
 
 
 def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
