@@ -1,7 +1,9 @@
 """Pieces of a self-contained HTML page: text, tables, figures. No request leaves the page.
 
-The page works without a script; the script only adds the switches for architectures. Readable at
-phone width: tables and wide figures scroll inside their own box, never the page.
+The page works without a script, which adds two things: switches for architectures, and what a
+point is, shown at once for the nearest point under a pointer or a finger (without it, the browser's
+own titles on hover). Readable at phone width: tables and wide figures scroll inside their own box,
+never the page.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ td.w{min-width:16em}td.s{white-space:pre}
 details{margin:.8rem 0}summary{cursor:pointer;font-weight:600}
 .pick{position:sticky;top:0;background:#fffffff2;padding:.4rem 0;z-index:2;font-size:.9rem}
 .pick label{margin-right:1rem;white-space:nowrap}
+.tip{position:fixed;z-index:3;max-width:min(20rem,90vw);padding:.25rem .5rem;background:#1c1c1cee;
+color:#fff;font-size:.82rem;border-radius:4px;pointer-events:none}
 code{font-size:.88em;background:var(--wash);padding:0 .2em}
 @media(max-width:480px){body{font-size:15px}main{padding:.6rem .8rem 3rem}}
 @media print{.pick{display:none}details{display:block}}
@@ -56,6 +60,27 @@ document.querySelectorAll('.pick input').forEach(function(box){
   box.addEventListener('change',function(){
     document.querySelectorAll('.'+box.value).forEach(function(el){
       el.style.display=box.checked?'':'none';});});});
+var tip=document.createElement('div');tip.className='tip';tip.hidden=true;document.body.append(tip);
+document.querySelectorAll('figure svg').forEach(function(svg){
+  var marks=[];
+  svg.querySelectorAll('title').forEach(function(title){
+    var mark=title.parentNode;marks.push(mark);mark.dataset.tip=title.textContent;title.remove();});
+  function seek(event){
+    var reach=event.pointerType==='touch'?32:14,best=null;
+    marks.forEach(function(mark){
+      if(mark.closest('[style*="display: none"]'))return;
+      var box=mark.getBoundingClientRect();
+      var far=Math.hypot(event.clientX-box.x-box.width/2,event.clientY-box.y-box.height/2);
+      if(far<reach){reach=far;best=mark;}});
+    tip.hidden=!best;if(!best)return;
+    tip.textContent=best.dataset.tip;
+    var at=best.getBoundingClientRect(),own=tip.getBoundingClientRect();
+    tip.style.left=Math.max(4,Math.min(innerWidth-own.width-4,at.x-own.width/2))+'px';
+    tip.style.top=(at.y>own.height+10?at.y-own.height-8:at.bottom+8)+'px';}
+  svg.addEventListener('pointermove',seek);svg.addEventListener('pointerdown',seek);
+  svg.addEventListener('pointerleave',function(event){
+    if(event.pointerType!=='touch')tip.hidden=true;});});
+addEventListener('scroll',function(){tip.hidden=true;},{passive:true});
 """
 
 
@@ -134,9 +159,10 @@ class Page:
 
 
 def prose(text: str) -> str:
-    """Escaped text in which `code` and **bold** are marked up."""
+    """Escaped text in which `code`, **bold** and [links](page.html) are marked up."""
     safe = escape(text, quote=False)
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
+    safe = re.sub(r"\[([^\[\]]+)\]\(([\w./-]+\.html)\)", r'<a href="\2">\1</a>', safe)
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)
 
 

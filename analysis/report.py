@@ -4,7 +4,8 @@
         1. records.load_sweep    runs, points, exclusions
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
-        4. out/index.html        the same in words, tables and SVG; no request leaves the page
+        4. out/runs/*.html       a page for every run
+    5. out/index.html        the same in words, tables and SVG; no request leaves the page
 
 The same records give the same bytes, so a report can be rebuilt at any time.
 """
@@ -27,6 +28,7 @@ from analysis.narrative import cautions, law_rows, law_sentence, rolling_rows, s
 from analysis.page import Page
 from analysis.records import Conventions, load_sweep
 from analysis.report_figures import Drawn, basis, draw
+from analysis.run_pages import write_runs
 from analysis.study import LEVEL, Progress, Study, study
 from analysis.style import look
 from analysis.task_report import add_to, evaluations
@@ -84,7 +86,8 @@ def write(
                 caption=f"{each.caption} {basis(result)}",
                 runs=runs,
             )
-        _compose(page, result, tables, drawn)
+        pages = write_runs(sweep, Path(sweep_dir), out, say)
+        _compose(page, result, tables, drawn, pages)
         if len(found.evals):
             found.save(out / "evaluations")
             add_to(page, found, "evaluations")
@@ -165,7 +168,11 @@ def _record(result: Study) -> dict[str, Any]:
 
 
 def _compose(
-    page: Page, result: Study, tables: dict[str, pd.DataFrame], drawn: dict[str, Drawn]
+    page: Page,
+    result: Study,
+    tables: dict[str, pd.DataFrame],
+    drawn: dict[str, Drawn],
+    run_pages: dict[str, str],
 ) -> None:
     sweep = result.sweep
 
@@ -241,7 +248,7 @@ def _compose(
     page.section("Throughput")
     show("throughput")
     page.section("Records")
-    _records(page, result)
+    _records(page, result, run_pages)
     page.section("Method and environment")
     for group in result.groups:
         answers = where(tables["checklist"], arch=group).drop(columns="arch")
@@ -255,12 +262,17 @@ def _compose(
         page.table(rows, folded=f"Environment of {record['runs']} runs")
 
 
-def _records(page: Page, result: Study) -> None:
-    """Tables of points, runs and exclusions."""
+def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
+    """Tables of points, runs and exclusions; runs are linked to their pages."""
     sweep = result.sweep
+
+    def linked(frame: pd.DataFrame) -> pd.DataFrame:
+        names = [f"[{r}]({run_pages[r]})" if r in run_pages else r for r in words(frame, "run_id")]
+        return frame.assign(run_id=names)
+
     if len(sweep.exclusions):
         page.text(f"{len(sweep.exclusions)} left out, each with its reason:")
-        page.table(sweep.exclusions)
+        page.table(linked(sweep.exclusions))
     else:
         page.text("Nothing was left out.")
     if result.failures:
@@ -279,6 +291,6 @@ def _records(page: Page, result: Study) -> None:
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip
     page.table(
-        take(sweep.runs, columns),
+        take(linked(sweep.runs), columns),
         folded=f"All {len(sweep.runs)} runs",
     )
