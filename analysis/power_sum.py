@@ -36,6 +36,8 @@ EXPONENT_BOUNDS = (1e-3, 5.0)
 E_FLOOR = 1e-3
 """The irreducible loss is kept above this fraction of the smallest loss: below, it is zero."""
 _RESTART_SHARE = 0.05
+_SAFE = 600.0
+"""Monomials below this in size are exponentiated as they are: exp overflows at 709."""
 _GRID = np.geomspace(0.03, 1.5, 16)
 
 
@@ -181,32 +183,51 @@ class PowerSum(Law):
         middle: Array = x.mean(axis=1) if centres is None else centres
         return x - middle[:, None], middle
 
-    def _monomials(self, theta: Array, x: Array) -> Array:
-        """a_k - alpha_k x_k, (..., k, n)."""
+    def _powers(self, theta: Array, x: Array) -> tuple[Array, Array | float]:
+        """Terms exp(a_k - alpha_k x_k - top) (..., k, n) and top (..., 1, n), which keeps the
+        largest at 1; 0 where every term is far from overflow anyway, as in centred logarithms."""
         out = np.empty((*theta.shape[:-1], len(self.terms), x.shape[1]))
         for k, (coefficient, exponent) in enumerate(self._slots):
-            out[..., k, :] = theta[..., coefficient, None]
-            if exponent is not None:
-                out[..., k, :] -= theta[..., exponent, None] * x[k]
-        return out
+            if exponent is None:
+                out[..., k, :] = theta[..., coefficient, None]
+            else:
+                np.multiply(theta[..., exponent, None], -x[k], out=out[..., k, :])
+                out[..., k, :] += theta[..., coefficient, None]
+        if float(np.abs(theta).max()) * (1.0 + float(np.abs(x).max())) < _SAFE:
+            for k, (coefficient, exponent) in enumerate(self._slots):
+                if exponent is None:
+                    out[..., k, :] = np.exp(theta[..., coefficient, None])
+                else:
+                    np.exp(out[..., k, :], out=out[..., k, :])
+            return out, 0.0
+        top = out.max(axis=-2, keepdims=True)
+        out -= top
+        return np.exp(out, out=out), top
 
     def log_loss(self, theta: Array, x: Array) -> Array:
-        monomials = self._monomials(theta, x)
-        top = monomials.max(axis=-2, keepdims=True)
-        return top[..., 0, :] + np.log(np.exp(monomials - top).sum(axis=-2))
+        powers, top = self._powers(theta, x)
+        total = np.log(powers.sum(axis=-2))
+        return total if isinstance(top, float) else total + top[..., 0, :]
 
     def evaluate(self, theta: Array, x: Array) -> tuple[Array, Array, Any]:
-        monomials = self._monomials(theta, x)
-        top = monomials.max(axis=1, keepdims=True)
-        share = np.exp(monomials - top)
-        total = share.sum(axis=1, keepdims=True)
-        share /= total
-        jacobian = np.zeros((len(theta), self.size, x.shape[1]))
+        share, top = self._powers(theta, x)
+        total = share.sum(axis=1)
+        share /= total[:, None]
+        jacobian = np.empty((len(theta), self.size, x.shape[1]))
+        seen: set[int] = set()
         for k, (coefficient, exponent) in enumerate(self._slots):
-            jacobian[:, coefficient] += share[:, k]
-            if exponent is not None:
+            jacobian[:, coefficient] = share[:, k]  # no two terms have the same coefficient
+            if exponent is None:
+                continue
+            if exponent in seen:
                 jacobian[:, exponent] -= share[:, k] * x[k]
-        return top[:, 0] + np.log(total[:, 0]), jacobian, (share, jacobian, x)
+            else:
+                np.multiply(share[:, k], -x[k], out=jacobian[:, exponent])
+            seen.add(exponent)
+        log_loss = np.log(total, out=total)
+        if not isinstance(top, float):
+            log_loss += top[:, 0]
+        return log_loss, jacobian, (share, jacobian, x)
 
     def hessian(self, state: Any, curvature: Array, slope: Array) -> Array:
         share, jacobian, x = state

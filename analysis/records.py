@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.jsonlines import read_columns, read_records
+from analysis.jsonlines import read_records
+from analysis.metrics_cache import Metrics
 
 Parameters = Literal["non_embedding", "paper", "total"]
 Compute = Literal["exact", "paper", "6nd"]
@@ -159,6 +160,7 @@ def load_sweep(directory: str | Path, *, conventions: Conventions | None = None)
     reader = _Reader(root, how)
     for run_id in dict.fromkeys([*planned, *found]):
         reader.read(run_id)
+    reader.metrics.save()
     return reader.sweep(str(plan.get("sweep") or root.name))
 
 
@@ -173,6 +175,7 @@ class _Reader:
         self.exclusions: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.environments: dict[str, dict[str, Any]] = {}
+        self.metrics = Metrics(root, numbers=_METRIC_NUMBERS, words=_METRIC_WORDS)
 
     def exclude(self, run_id: str, reason: str, tokens: float = math.nan) -> None:
         self.exclusions.append({"run_id": run_id, "tokens": tokens, "reason": reason})
@@ -194,9 +197,7 @@ class _Reader:
         run |= {"state": state, "reason": str(status.get("reason") or "")}
         run["updated"] = str(status.get("updated") or "")
         run |= {k: environment.get(k) for k in ("git_revision", "device", "hostname", "torch")}
-        columns, torn = read_columns(
-            path / "metrics.jsonl", numbers=_METRIC_NUMBERS, words=_METRIC_WORDS
-        )
+        columns, torn = self.metrics.read(run_id)
         if torn:
             self.notes.append(f"{run_id}: {torn} torn line(s) at the end of metrics.jsonl dropped")
         run |= _speed(columns)

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from analysis.power_sum import Array, Law
 from analysis.robust import Robust
 
-_CHUNK_ELEMENTS = 60_000
+_CHUNK_ELEMENTS = 30_000
 _MAX_ITERATIONS = 200
 _STEP_CAP = 1.0
+_RESCALE = 4
+"""Iterations that share one scaling of the Hessian."""
 _EIGENVALUE_FLOOR = 1e-10
 _DECREASE = 1e-13
 _TOUCH = 1e-12
@@ -107,6 +109,7 @@ def _newton(
     decreased = np.zeros(batch, dtype=bool)
     rows = np.arange(batch)  # problems still running
     majorise = np.zeros(batch, dtype=bool)
+    scales = np.ones_like(theta)
 
     def pick(array: Array, index: NDArray[np.intp]) -> Array:
         return array if array.ndim == 1 else array[index]
@@ -116,7 +119,7 @@ def _newton(
         total = (pick(weight, index) * robust.rho(residual)).sum(axis=-1)
         return np.where(np.isfinite(total), total, np.inf)
 
-    for _ in range(_MAX_ITERATIONS):
+    for iteration in range(_MAX_ITERATIONS):
         point, w = theta[rows], pick(weight, rows)
         predicted, jacobian, state = law.evaluate(point, x)
         residual = predicted - pick(y, rows)
@@ -126,19 +129,19 @@ def _newton(
         low, high = point <= lower[rows] + _TOUCH, point >= upper[rows] - _TOUCH
         frozen = (low & (force > 0)) | (high & (force < 0))
         frozen |= lower[rows] == upper[rows]
-        size_of = np.abs(slope)[:, None, :] @ np.abs(jacobian).transpose(0, 2, 1)
-        relative = np.abs(force) / np.maximum(size_of[:, 0], 1e-300)
-        gradient[rows] = np.where(frozen, 0.0, relative).max(axis=1)
         force = np.where(frozen, 0.0, force)
 
-        slow = w * robust.scale_weight(residual)
-        diagonal = np.sqrt((jacobian**2 @ slow[:, :, None])[:, :, 0])
-        diagonal = np.maximum(diagonal, 1e-8 * diagonal.max(axis=1, keepdims=True) + 1e-150)
-        hessian = law.hessian(state, w * robust.curvature(residual), slope)
         steep = majorise[rows]
+        slow = w * robust.scale_weight(residual)
+        if iteration % _RESCALE == 0:
+            scale = np.sqrt((jacobian**2 @ slow[:, :, None])[:, :, 0])
+            scales[rows] = np.maximum(scale, 1e-8 * scale.max(axis=1, keepdims=True) + 1e-150)
+        hessian = law.hessian(state, w * robust.curvature(residual), slope)
         if steep.any():
             some = jacobian[steep]
             hessian[steep] = (some * slow[steep][:, None]) @ some.transpose(0, 2, 1)
+        diagonal = scales[rows]
+        free = force
         step = _direction(hessian, force, diagonal, frozen)
         blocked = (low & (step < 0)) | (high & (step > 0))
         if blocked.any():
@@ -158,7 +161,7 @@ def _newton(
 
         # Backtracking: full steps first, then only the problems that refused.
         scale = np.ones(len(rows))
-        done = small | (gradient[rows] == 0.0)
+        done = small | (free == 0.0).all(axis=1)
         pending = np.flatnonzero(~done)
         failed = np.zeros(len(rows), dtype=bool)
         for attempt in range(30):
@@ -176,6 +179,11 @@ def _newton(
         iterations[rows[~done]] += 1
         done |= failed & steep  # neither Newton nor the majoriser finds a lower point
         majorise[rows] = failed & ~steep
+        ended = done if iteration < _MAX_ITERATIONS - 1 else np.ones_like(done)
+        if ended.any():  # the gradient where they stand, relative to the terms that it sums
+            terms = np.abs(slope[ended])[:, None] @ np.abs(jacobian[ended]).transpose(0, 2, 1)
+            relative = np.abs(free[ended]) / np.maximum(terms[:, 0], 1e-300)
+            gradient[rows[ended]] = relative.max(axis=1)
         rows = rows[~done]
         if not len(rows):
             break

@@ -145,7 +145,11 @@ def _plan(method: str, labels: list[str], samples: int, seed: int) -> Iterator[A
     for begin in range(0, samples, _BLOCK):
         count = min(_BLOCK, samples - begin)
         if method == "pairs":
-            yield rng.multinomial(clusters, np.full(clusters, 1 / clusters), count).astype(float)
+            drawn = (
+                rng.integers(0, clusters, (count, clusters)) + clusters * np.arange(count)[:, None]
+            )
+            counts = np.bincount(drawn.ravel(), minlength=count * clusters)
+            yield counts.reshape(count, clusters).astype(float)
         else:
             yield _WEBB[rng.integers(0, 6, (count, clusters))]
 
