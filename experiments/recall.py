@@ -6,9 +6,10 @@ dimension sets the state of the linear models, d K numbers a layer (cosFormer2: 
 changes their parameters; the key-value cache of LLaMA grows with the text.
 Command: linscale run experiments/recall.py --toy
          linscale evaluate runs/recall-toy --tasks recall
-         python experiments/recall_figure.py runs/recall-toy
+         python -m experiments.recall_figure runs/recall-toy
 Expected: LLaMA recalls everything; the linear models lose accuracy as the pairs grow, the smaller
-their state the earlier.
+their state the earlier. The toy shows the first and the loss with the pairs; its budget is too
+small for the rest (`docs/recall.md`).
 
 The other tasks run in the same way: data.corpus=task:copying data.sequence_length=64, or
 data.corpus=task:induction.

@@ -1,6 +1,6 @@
 """Table and figure of a recall sweep: accuracy against the size of the state.
 
-    python experiments/recall_figure.py runs/recall-toy [--write]
+    python -m experiments.recall_figure runs/recall-toy [--write]
 
 Reads the run records and the `recall` lines of evals.jsonl; `--write` keeps the dated table and the
 figure in experiments/results/recall.
