@@ -87,7 +87,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     loads = sorted({row["load"] for row in rows})
     with style.context():
         figure, panels = style.panels(1, len(loads), width=style.DOUBLE, height=2.4)
-        states = sorted({row["state_numbers"] for row in rows})
+        states = [row["state_numbers"] for row in rows]
+        ticks = [2**i for i in range(31) if min(states) <= 2**i <= max(states)]
         for axes, load in zip(panels.flat, loads, strict=True):
             for arch in ARCHS:
                 mine = [row for row in rows if row["arch"] == arch and row["load"] == load]
@@ -101,7 +102,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     label=look.label,
                 )
             axes.set(xscale="log", ylim=(0, 1.03), xlabel="state (numbers)")
-            axes.set_xticks(states, [f"{state:,}" for state in states], rotation=45, ha="right")
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_title(f"{load} to recall")
         panels.flat[0].set_ylabel("accuracy")
