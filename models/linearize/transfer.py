@@ -30,7 +30,7 @@ from models.language_model import Block, LanguageModel
 from models.layers import Shared, Span, make_span
 from models.linearize.feature_maps import repeat_heads
 from models.linearize.lolcats import HybridAttention
-from models.llama import call_mask
+from models.llama import SoftmaxAttention, call_mask
 
 MSE_FACTOR = 1000.0
 """Scale of the squared error in the authors' configurations."""
@@ -193,16 +193,14 @@ def attention_weights(
         span: positions and packing, without a state.
     """
     options, positions = mixer.options, span.positions[0]
+    with torch.no_grad():
+        theirs = softmax_weights(mixer, q, k, span)
     k = repeat_heads(k, mixer.heads)
     scores = torch.einsum("bihk,bjhk->bhij", q, k) * mixer.head_dim**-0.5
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     seen = positions <= positions[:, None]  # (T, T): key j is not after query i
     if span.sequence is not None:
         seen = seen & (span.sequence == span.sequence[:, None])
-    with torch.no_grad():
-        mask = call_mask(span, mixer.window)
-        visible = seen if mask is None else mask
-        theirs = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     if options.arrangement == "terraced":
         oldest = (positions // options.window - 1) * options.window
     else:
@@ -215,3 +213,16 @@ def attention_weights(
     products = products.to(scores.dtype) * (seen & ~near)
     weights = weights + products * (1 - factor if options.affine else 1)
     return weights / weights.sum(-1, keepdim=True), theirs
+
+
+def softmax_weights(mixer: SoftmaxAttention, q: Tensor, k: Tensor, span: Span) -> Tensor:
+    """Attention weights of softmax attention, (B, H, T, T), float32 or wider.
+
+    Args: as `attention_weights`.
+    """
+    positions = span.positions[0]
+    scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
+    mask = call_mask(span, mixer.window)
+    visible = positions <= positions[:, None] if mask is None else mask
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1)

@@ -1,0 +1,159 @@
+"""Starting a TNL, HGRN2 or cosFormer2 from a transformer's weights.
+
+| weight here         | start                                                                    |
+|---------------------|--------------------------------------------------------------------------|
+| embedding, head, GLU| the teacher's                                                            |
+| norms               | have no weights here: the teacher's go into the matrices after them      |
+| q, k, v, output     | the teacher's; under grouped-query attention k and v once a query head   |
+| HGRN2's gate logits | minus the teacher's k: the written 1 - f = (1 - lb) sigmoid(k) rises     |
+|                     | with k (gates from key projections: Liger, arXiv 2503.01496)             |
+| output gate, decays | fresh                                                                    |
+
+Softmax mixes values by weights that sum to one; these mixers norm a sum instead. `fit_outputs`
+makes up for what a linear map can: the output projection of each layer becomes the least-squares
+solution that maps what reaches it, on the teacher's hidden states, to the teacher's output.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ConfigError, ModelConfig
+from models.language_model import Block, LanguageModel, build
+from models.layers import make_span
+from models.linearize.feature_maps import repeat_heads
+from models.llama import SoftmaxAttention
+
+STARTED = ("tnl", "hgrn2", "cosformer2")
+"""Architectures that can start from attention weights."""
+
+
+def gated_config(teacher: ModelConfig, arch: str, **changes: Any) -> ModelConfig:
+    """The configuration of a linear model that can take a transformer's weights.
+
+    Args:
+        teacher: a LLaMA without biases whose heads share its width.
+        arch: one of `STARTED`.
+        changes: further fields of the linear model, such as `decay_slopes`.
+
+    Raises:
+        ConfigError: one of the two is another model.
+    """
+    if arch not in STARTED:
+        raise ConfigError(
+            f"model.arch={arch!r}: cannot start from attention weights here; choose one of "
+            f"{', '.join(STARTED)}, or supra and lolcats by models.linearize.surgery."
+        )
+    wrong = {
+        "arch": teacher.arch != "llama",
+        "head_size": teacher.heads * teacher.head_dim != teacher.dim,
+        "qkv_bias": teacher.qkv_bias,
+        "out_bias": teacher.out_bias,
+        "glu_bias": teacher.glu_bias,
+    }
+    for name in (name for name, found in wrong.items() if found):
+        raise ConfigError(
+            f"model.{name}={getattr(teacher, name)!r} of the teacher: {arch} has no such thing; "
+            "only a llama without biases, with heads of dim / heads channels, can start it."
+        )
+    own = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "rope_base", "init_std")
+    fields: dict[str, Any] = {name: getattr(teacher, name) for name in own}
+    activation = "silu" if teacher.glu_activation is None else teacher.glu_activation
+    # The final norm's weight goes into the head, which is then no longer the embedding.
+    fields |= {"arch": arch, "glu_activation": activation, "tie_embeddings": False}
+    return ModelConfig(**fields | changes)
+
+
+def from_attention(teacher: LanguageModel, arch: str, **changes: Any) -> LanguageModel:
+    """A linear model with a transformer's weights; see the module docstring.
+
+    Fresh weights come from torch's global random state. No tensor is shared.
+
+    Raises:
+        ConfigError: as `gated_config`.
+    """
+    weight = teacher.embedding.weight
+    config = gated_config(teacher.config, arch, **changes)
+    model = build(config, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        model.embedding.weight.copy_(weight)
+        assert model.head is not None
+        model.head.weight.copy_(teacher.head_weight * _scale(teacher.norm))
+        for ours, theirs in zip(model.blocks, teacher.blocks, strict=True):
+            _start_block(cast(Block, ours), cast(Block, theirs), arch)
+    return model.train(teacher.training)
+
+
+def _start_block(ours: Block, theirs: Block, arch: str) -> None:
+    attention, mixer = cast(SoftmaxAttention, theirs.mixer), cast(Any, ours.mixer)
+    size, heads = attention.head_dim, attention.heads
+    sizes = [heads * size, attention.kv_heads * size, attention.kv_heads * size]
+    q, k, v = (
+        repeat_heads(part.unflatten(0, (-1, size)).movedim(0, -2), heads)
+        .movedim(-2, 0)
+        .flatten(0, 1)
+        for part in (attention.qkv.weight * _scale(theirs.mixer_norm)).split(sizes)
+    )
+    if arch == "hgrn2":
+        mixer.qfv.weight.copy_(torch.cat((q, -k, v)))
+    else:
+        mixer.qkv.weight.copy_(torch.cat((q, k, v)))
+    mixer.out.weight.copy_(attention.out.weight)
+    scale = _scale(theirs.channel_norm)
+    ours.channel.up.weight.copy_(theirs.channel.up.weight * scale)
+    ours.channel.gate.weight.copy_(theirs.channel.gate.weight * scale)
+    ours.channel.down.weight.copy_(theirs.channel.down.weight)
+
+
+def _scale(norm: nn.Module) -> Tensor:
+    """A norm's weight, (d,)."""
+    return cast(Tensor, norm.weight)
+
+
+@torch.no_grad()
+def fit_outputs(
+    student: LanguageModel, teacher: LanguageModel, tokens: Tensor, ridge: float = 1e-3
+) -> dict[int, float]:
+    """Solve the output projection of every linear layer for the teacher's attention, in place.
+
+    With z (n, H V) what reaches the projection and y (n, d) the output of the teacher's attention,
+    both on the teacher's hidden states: W = argmin |z W^T - y|^2 + ridge |z|^2 / (H V) |W|^2.
+
+    Args:
+        student: any model of the teacher's depth and width; shares no tensors with it.
+        teacher: a softmax model.
+        tokens: (B, T), preferably ten times as many as the model is wide.
+        ridge: of the mean square of z, against directions that z hardly has.
+
+    Returns:
+        Layer -> share of y's mean square that is not explained.
+    """
+    span = make_span(tokens, None, None, False)
+    x, shared, _ = teacher.stem(teacher.embedding(tokens), span, None)
+    errors: dict[int, float] = {}
+    reached: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+        reached.append(args[0])
+
+    for layer, (mine, theirs) in enumerate(zip(student.blocks, teacher.blocks, strict=True)):
+        ours, block = cast(Block, mine), cast(Block, theirs)
+        y = block.mixer(block.mixer_norm(x), span, shared[layer], None)[0].flatten(0, 1)
+        if layer not in student.config.softmax_layers:
+            out = cast(nn.Linear, ours.mixer.out)
+            hook = out.register_forward_pre_hook(keep)
+            ours.mixer(ours.mixer_norm(x), span, student.stem(x, span, None)[1][layer], None)
+            hook.remove()
+            z, goal = reached.pop().flatten(0, 1).double(), y.double()
+            gram = z.mT @ z
+            gram.diagonal().add_(ridge * gram.diagonal().mean())
+            weight = torch.linalg.solve(gram, z.mT @ goal)  # (H V, d)
+            errors[layer] = float((z @ weight - goal).square().sum() / goal.square().sum())
+            out.weight.copy_(weight.mT)
+            if out.bias is not None:
+                out.bias.zero_()
+        x, _ = block(x, span, shared[layer], None)
+    return errors

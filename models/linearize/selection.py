@@ -1,0 +1,88 @@
+"""Which layers should keep their softmax attention: those that cost most without it, as measured.
+
+    costs = layer_costs(student, tokens)                 # {layer: nats a token}
+    kept = keep_costliest(costs, 2)                      # for Linearized.softmax_layers
+
+The cost of a layer is the loss with that layer alone linear, less the loss with none: the student's
+weights with softmax attention in all other layers. It is measured after attention transfer, when
+every layer has a linear attention worth judging (a fresh one costs what its random start costs),
+and before anything else of the student has learned. Layers are judged one at a time: what two cost
+together may be more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from models.config import ConfigError
+from models.language_model import LanguageModel, build
+
+
+def with_softmax_layers(student: LanguageModel, layers: tuple[int, ...]) -> LanguageModel:
+    """The student with softmax attention in exactly these layers, on the same tensors.
+
+    Raises:
+        ConfigError: the model is not linearized, a layer does not exist, or softmax would go where
+            there is no linear attention to take its place.
+    """
+    config = student.config
+    options = config.linearized
+    if options is None:
+        raise ConfigError(
+            f"model.arch={config.arch!r}: is not linearized; linearize a llama model first."
+        )
+    if missing := sorted(set(options.softmax_layers) - set(layers)):
+        raise ConfigError(
+            f"layer {missing[0]} of the student has no linear attention; linearize all layers "
+            "before choosing which to keep."
+        )
+    part = {config.arch: replace(options, softmax_layers=tuple(layers))}
+    model = build(config.replace(**part), device="meta", dtype=student.embedding.weight.dtype)
+    names = model.state_dict().keys()
+    tensors = {name: t for name, t in student.state_dict().items() if name in names}
+    model.load_state_dict(tensors, assign=True)
+    for name, buffer in student.named_buffers():
+        owner, _, last = name.rpartition(".")
+        if name in dict(model.named_buffers()):
+            setattr(model.get_submodule(owner), last, buffer)
+    return model.train(student.training)
+
+
+@torch.no_grad()
+def layer_costs(student: LanguageModel, tokens: Tensor) -> dict[int, float]:
+    """What each linear layer costs, in nats a token.
+
+    Args:
+        student: linearized, with its feature maps trained.
+        tokens: (B, T + 1) of held-out text; the more, the finer the differences that can be seen.
+
+    Raises:
+        ConfigError: the model is not linearized.
+    """
+    every = tuple(range(student.config.layers))
+    base = _loss(with_softmax_layers(student, every), tokens)
+    linear = [layer for layer in every if layer not in student.config.softmax_layers]
+    return {
+        layer: _loss(with_softmax_layers(student, every[:layer] + every[layer + 1 :]), tokens)
+        - base
+        for layer in linear
+    }
+
+
+def keep_costliest(costs: dict[int, float], keep: int) -> tuple[int, ...]:
+    """The `keep` layers that cost most, in order; the earlier one where two cost the same.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    if not 0 <= keep <= len(costs):
+        raise ConfigError(f"keep={keep}: must be between 0 and {len(costs)}, the linear layers.")
+    ranked = sorted(costs, key=lambda layer: (-costs[layer], layer))
+    return tuple(sorted(ranked[:keep]))
+
+
+def _loss(model: LanguageModel, tokens: Tensor) -> float:
+    return float(model.loss(tokens[:, :-1], tokens[:, 1:]).mean())
