@@ -19,7 +19,10 @@ def linscale(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", [(), ("plan",), ("run",), ("status",), ("fit",), ("report",)])
+@pytest.mark.parametrize(
+    "command",
+    [(), ("plan",), ("run",), ("status",), ("fit",), ("report",), ("evaluate",), ("tables",)],
+)
 def test_help_has_an_example(command, tmp_path):
     result = linscale(*command, "--help", cwd=tmp_path)
     assert result.returncode == 0
