@@ -60,10 +60,12 @@ def table(sweep: Path) -> list[dict[str, Any]]:
             )
         environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
         accounting = json.loads((path.parent / "accounting.json").read_text(encoding="utf-8"))
+        status = json.loads((path.parent / "status.json").read_text(encoding="utf-8"))
         for line in found:
             load = int(line["metric"].removeprefix("accuracy").removeprefix(" of ") or task.load)
             rows.append(
                 {
+                    "date": status["updated"][:10],
                     "run": path.parent.name,
                     "arch": config.model.arch,
                     "head_dim": config.model.head_dim,
