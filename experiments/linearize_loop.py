@@ -22,7 +22,7 @@ from scaling.config import RunConfig
 
 DIMS = (24, 32, 48, 64)
 SEEDS = (1, 2, 3)
-BUDGETS = (50_000, 100_000, 200_000, 400_000)
+BUDGETS = (25_000, 50_000, 100_000, 200_000, 400_000)
 LONG = (800_000, 1_600_000)
 """Further horizons of the controls from scratch: the frontier at the teacher's compute."""
 

@@ -45,8 +45,8 @@ def runs(toy: bool = False) -> list[RunConfig]:
     window = teachers.WINDOW
     variants = {  # <- the intervention
         "published": LoLCATs(window=window),
-        "window-8": LoLCATs(window=8),
-        "window-32": LoLCATs(window=32),
+        "window-1": LoLCATs(window=1),
+        "window-16": LoLCATs(window=16),
         "sliding": LoLCATs(window=window, arrangement="sliding"),
         "t2r": LoLCATs(window=window, feature_map="t2r"),
         "elu": LoLCATs(window=window, feature_map="elu"),

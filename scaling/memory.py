@@ -3,8 +3,9 @@
     total = the largest of four moments: end of the forward pass, start of the backward pass,
             its first block and its last one
 
-1. Weights, gradients and both Adam moments are float32, 16 bytes a parameter; `fsdp` divides them
-   by the sharding degree.
+1. Weights, gradients and both Adam moments are float32, 16 bytes a parameter, or 4 where it does
+   not learn (attention transfer and LoRA of `scaling.linearization`); `fsdp` divides them by the
+   sharding degree.
 2. Gathered. bf16: autocast's copies of all matrices. `fsdp`: two blocks at a time in the compute
    dtype, their gradients before they are shared out, and the root group (embedding, head) in
    float32 with its gradient.
@@ -28,6 +29,7 @@ from typing import Any
 from models.accounting import key_dim, parameters
 from models.config import ModelConfig
 from scaling.config import RunConfig
+from scaling.linearization.costs import learning_parameters
 
 USABLE = 0.92
 """Share of a device's memory that a run may fill; the rest is the runtime's."""
@@ -149,13 +151,13 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
     kept_gradients = gradients if world * micro < run.data.batch_sequences else 0.0
     early = 3 * gradients + max(kept_gradients, 4.0 * root / share)
     worst = max(
-        4 * gradients + activations + forward,
-        3 * gradients + kept_gradients + activations + backward,
-        early + activations + inside,
-        4 * gradients + kept + inside,
+        held + gradients + activations + forward,
+        held + kept_gradients + activations + backward,
+        held + max(kept_gradients, of_root) + activations + inside,
+        held + gradients + kept + inside,
     )
     return Memory(
-        states=4 * gradients,
+        states=held + gradients,
         gathered=gathered,
         activations=activations + again[mode],
         total=worst + gathered,

@@ -106,6 +106,30 @@ def linearize(
     _show(out / config.run_id, as_json)
 
 
+@app.command(
+    epilog="Example: linscale linearize-report runs/linearize_loop --from-scratch runs/quickstart"
+)
+def linearize_report(
+    directory: Annotated[Path, typer.Argument(help="Sweep with linearized runs.")],
+    from_scratch: Annotated[
+        Path | None,
+        typer.Option(help="Sweep of models from scratch on the same data, for the frontier."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: report in the sweep.")
+    ] = None,
+) -> None:
+    """Report what linearization recovers, over tokens, size and compute, with controls."""
+    from analysis.errors import AnalysisError
+    from analysis.linearization_report import write
+
+    try:
+        path = write(directory, out or directory / "report", scratch_dir=from_scratch)
+    except AnalysisError as error:
+        raise LinscaleError(str(error)) from error
+    typer.echo(f"wrote {path}")
+
+
 def _config(
     teacher: str,
     method: str,
@@ -126,7 +150,7 @@ def _config(
     data = _data(teacher, method, corpus)
     name = f"{method}-{Path(teacher).stem if teacher.endswith('.pt') else Path(teacher).name}"
     recipe = recipes.supra_run if method == "supra" else recipes.lolcats_run
-    budget = {} if tokens is None else {"tokens": int(tokens)}
+    budget: dict[str, Any] = {} if tokens is None else {"tokens": int(tokens)}
     return recipe(name[:64], teacher, student, data, seed=seed, parallel=_parallel(), **budget)
 
 

@@ -62,6 +62,14 @@ def flops(config: RunConfig, tokens: float, convention: Convention = "exact") ->
     return full * (first * transfer + (tokens - first) * after)
 
 
+def learning_parameters(config: RunConfig) -> int:
+    """The most parameters that learn at once in a run."""
+    counted = stages(config) if config.linearize.teacher else None
+    if counted is None:
+        return sum(parameters(config.model).values())
+    return max(counted["transfer_parameters"], counted["parameters"])
+
+
 def lora_parameters(model: ModelConfig, rank: int) -> int:
     """Parameters of low-rank additions to q, k, v and o of every layer: rank x (in + out)."""
     queries, keys = model.heads * model.head_dim, model.key_value_heads * model.head_dim

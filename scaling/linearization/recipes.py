@@ -57,7 +57,7 @@ def supra_run(
         size: label of the rung.
         tokens: budget. The warm-up is 1000 steps, or a fiftieth of a budget below 50,000 steps.
         seed: seeds new weights and data order.
-        parallel: devices; None: bf16, activation checkpointing, compiled.
+        parallel: devices; None: bf16, sequence by sequence, activation checkpointing.
     """
     per_step = data.sequence_length * data.batch_sequences
     steps = max(1, tokens // per_step)
@@ -75,7 +75,10 @@ def supra_run(
             final_lr_ratio=1 / 3,
         ),
         budget=BudgetConfig(tokens=tokens),
-        parallel=parallel or _large(),
+        parallel=parallel
+        or ParallelConfig(
+            precision="bf16", micro_batch_sequences=1, activation_checkpointing="block"
+        ),
     )
 
 
@@ -92,7 +95,8 @@ def lolcats_run(
 ) -> RunConfig:
     """LoLCATs' attention transfer and LoRA, each on half of the tokens.
 
-    Args: as `supra_run`; published data: 8 packed sequences of 1024 tokens.
+    Args: as `supra_run`; published data: 8 packed sequences of 1024 tokens, one at a time on one
+        device.
     """
     return RunConfig(
         name=name,
@@ -106,11 +110,6 @@ def lolcats_run(
         optim=OptimConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, clip_norm=None),
         schedule=ScheduleConfig(kind="constant"),
         budget=BudgetConfig(tokens=tokens),
-        parallel=parallel or _large(),
-    )
-
-
-def _large() -> ParallelConfig:
-    return ParallelConfig(
-        precision="bf16", micro_batch_sequences=1, activation_checkpointing="block"
+        parallel=parallel
+        or ParallelConfig(strategy="single", precision="bf16", micro_batch_sequences=1),
     )
