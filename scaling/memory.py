@@ -147,9 +147,10 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         forward, backward = 2 * logits, 3 * logits
     else:
         forward = backward = 8.0 * CHUNK_LOGITS
-    gradients = 4.0 * total / share
+    learning = learning_parameters(run)
+    gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
     kept_gradients = gradients if world * micro < run.data.batch_sequences else 0.0
-    early = 3 * gradients + max(kept_gradients, 4.0 * root / share)
+    of_root = 4.0 * root / share if learning == total else 0.0
     worst = max(
         held + gradients + activations + forward,
         held + kept_gradients + activations + backward,
