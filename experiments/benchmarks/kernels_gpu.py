@@ -4,245 +4,252 @@ Question: how close to the copy-bandwidth floor do forward and forward + backwar
 they compare with the alternatives, at flash-linear-attention's six standard shapes and at the
 shapes of the paper's six models at T = 8192?
 
-    python -m experiments.benchmarks.kernels_gpu [--quick] [--output FILE]
+    python -m experiments.benchmarks.kernels_gpu [--part standard,paper,decode,train]
 
-Writes experiments/benchmarks/results/DATE-DEVICE.md: medians of `triton.testing.do_bench` in
-milliseconds, the floor (every input, output and gradient once, at the copy bandwidth measured in
-the same run), decoding latency by context length, and whole-model training tokens/s and MFU.
-Peers that are not installed are left out. Needs a GPU.
+Every measurement is appended to results/DATE-DEVICE.jsonl as soon as it is made, and the tables in
+results/DATE-DEVICE.md are written anew from it: a run that is cut short keeps what it has, and the
+parts may be run one at a time. Times are medians of `triton.testing.do_bench`; the floor moves
+every input, output and gradient once at the copy bandwidth measured in the same run. Peers that
+are not installed are left out. Needs a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results"
+from experiments.benchmarks.kernel_contenders import UNITS, Contender, Shape, contenders, inputs
 
-STANDARD = (
+RESULTS = Path(__file__).parent / "results"
+DEVICE = "cuda"
+Row = dict[str, Any]
+
+STANDARD: tuple[Shape, ...] = (
     (1, 8192, 96, 128), (2, 16384, 16, 128), (4, 2048, 16, 128),
     (4, 4096, 64, 128), (8, 2048, 32, 256), (8, 1024, 8, 64),
 )  # fmt: skip
 """flash-linear-attention's standard shapes: (B, T, H, D)."""
-MODELS = tuple((1, 8192, heads, 128) for heads in (4, 6, 8, 12, 20, 32))
+PAPER: tuple[Shape, ...] = tuple((1, 8192, heads, 128) for heads in (4, 6, 8, 12, 20, 32))
 """One layer of the paper's 70M to 7B models on one sequence of 8192 tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One implementation of one decay mode."""
-
-    name: str
-    mode: str
-    function: Callable[..., Tensor]
-    """(q, k, v, gate) -> o; the gate is None, (H,) or (B, T, H, D)."""
-
-
-def contenders() -> Iterator[Contender]:
-    """Ours and every installed peer."""
-    from models.kernels import linear_attention
-
-    def ours(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
-        return linear_attention(q, k, v, gate)[0]
-
-    for mode in ("none", "head", "channel"):
-        yield Contender(name="linscale", mode=mode, function=ours)
-
-    def sdpa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
-        del gate
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    yield Contender(name="SDPA causal", mode="softmax", function=sdpa)
-    try:
-        from fla.ops.gla import chunk_gla
-        from fla.ops.linear_attn import chunk_linear_attn
-        from fla.ops.simple_gla import chunk_simple_gla
-    except ImportError:
-        return
-
-    def first(x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        return x[0] if isinstance(x, tuple) else x
-
-    yield Contender(
-        name="fla linear_attn",
-        mode="none",
-        function=lambda q, k, v, g: first(chunk_linear_attn(q, k, v, normalize=False)),  # pyright: ignore[reportCallIssue]
-    )
-    yield Contender(
-        name="fla retention",
-        mode="head",
-        function=lambda q, k, v, g: first(chunk_simple_gla(q, k, v, g_gamma=g)),  # pyright: ignore[reportCallIssue]
-    )
-    yield Contender(
-        name="fla gla",
-        mode="channel",
-        function=lambda q, k, v, g: first(chunk_gla(q, k, v, g)),  # pyright: ignore[reportCallIssue]
-    )
+CONTEXTS = (1024, 4096, 16384, 65536)
+DECODE = (32, 32, 128)
+"""Batch, heads and head dimension of the decoding part."""
+SIZES = ("70M", "160M", "410M", "1B")
+TOKENS = 8192
+"""Length of the one sequence of a whole-model step."""
 
 
 def milliseconds(function: Callable[[], object]) -> float:
     """Median time on the device."""
     from triton.testing import do_bench
 
-    median = do_bench(function, warmup=50, rep=200, return_mode="median")
+    median = do_bench(function, warmup=25, rep=100, return_mode="median")
     return float(median)  # pyright: ignore[reportArgumentType]
 
 
 def copy_bandwidth() -> float:
     """Bytes a second of a large device copy, read and write counted."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.numel() / (milliseconds(lambda: target.copy_(source)) * 1e-3)
 
 
-def floor_bytes(shape: tuple[int, int, int, int], mode: str) -> tuple[int, int]:
-    """Least bytes forward, and forward + backward, in bfloat16 with K = V."""
-    batch, tokens, heads, dim = shape
-    unit = batch * tokens * heads * dim * 2
-    gate = mode == "channel"
-    return unit * (4 + gate), unit * (11 + 3 * gate)
+def matmul_rate() -> float:
+    """FLOPs a second of an 8192^3 bfloat16 matrix product."""
+    a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * 8192**3 / (milliseconds(lambda: a @ a) * 1e-3)
 
 
-def measure(contender: Contender, shape: tuple[int, int, int, int]) -> tuple[float, float]:
+def measure(contender: Contender, shape: Shape) -> tuple[float, float]:
     """Forward and forward + backward, in milliseconds."""
-    batch, tokens, heads, dim = shape
-    torch.manual_seed(0)
-
-    def new() -> Tensor:
-        return torch.randn(batch, tokens, heads, dim, device="cuda", dtype=torch.bfloat16)
-
-    q, k, v = ((new() * dim**-0.5).requires_grad_(), new().requires_grad_(), new().requires_grad_())
-    gate: Tensor | None = None
-    inputs = [q, k, v]
-    if contender.mode == "head":
-        gate = -torch.logspace(0, -8, heads, base=2.0, device="cuda")
-    elif contender.mode == "channel":
-        gate = torch.nn.functional.logsigmoid(new().float()).to(torch.bfloat16).requires_grad_()
-        inputs.append(gate)
-    do = torch.randn_like(contender.function(q, k, v, gate))
-
-    def both() -> None:
-        torch.autograd.grad(contender.function(q, k, v, gate), inputs, do)
-
+    arguments, leaves = inputs(contender.mode, shape, DEVICE)
+    do = torch.randn_like(contender.function(*arguments))
     with torch.no_grad():
-        forward = milliseconds(lambda: contender.function(q, k, v, gate))
-    return forward, milliseconds(both)
+        forward = milliseconds(lambda: contender.function(*arguments))
+    both = milliseconds(lambda: torch.autograd.grad(contender.function(*arguments), leaves, do))
+    return forward, both
 
 
-def kernel_table(
-    shapes: tuple[tuple[int, int, int, int], ...], bandwidth: float
-) -> Iterator[tuple[str, ...]]:
-    """Rows of times; a contender that fails on a shape says why instead of a number."""
+def kernel_rows(part: str, shapes: tuple[Shape, ...]) -> Iterator[Row]:
+    """Times, or why a contender failed on a shape."""
     for shape in shapes:
         for contender in contenders():
-            label = "B{} T{} H{} D{}".format(*shape)
-            floors = [n / bandwidth * 1e3 for n in floor_bytes(shape, contender.mode)]
+            batch, tokens, heads, dim = shape
+            key = {
+                "part": part, "shape": f"B{batch} T{tokens} H{heads} D{dim}",
+                "mode": contender.mode, "name": contender.name,
+            }  # fmt: skip
             try:
                 forward, both = measure(contender, shape)
             except Exception as problem:
-                yield (label, contender.mode, contender.name, f"failed: {type(problem).__name__}",
-                       str(problem).split("\n")[0][:80], "", "", "")  # fmt: skip
+                yield key | {"failed": f"{type(problem).__name__}: {str(problem)[:200]}"}
                 continue
-            linear = contender.mode != "softmax"
-            yield (
-                label, contender.mode, contender.name, f"{forward:.3f}", f"{both:.3f}",
-                f"{floors[0]:.3f}" if linear else "", f"{floors[1]:.3f}" if linear else "",
-                f"{floors[1] / both:.0%}" if linear else "",
-            )  # fmt: skip
+            units = UNITS.get(contender.mode, (0, 0))
+            unit = batch * tokens * heads * dim * 2
+            moved = [n * unit for n in units]
+            yield key | {"forward": forward, "both": both, "floor_bytes": moved}
 
 
-def ratios(rows: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    """Geometric mean over shapes of peer time / our time, forward + backward."""
-    times: dict[tuple[str, str, str], float] = {}
-    for shape, mode, name, _, both, *_ in rows:
-        try:
-            times[shape, mode, name] = float(both)
-        except ValueError:
-            continue
-    for peer in sorted({name for _, _, name in times if name.startswith("fla")}):
-        pairs = [
-            value / times[shape, mode, "linscale"]
-            for (shape, mode, name), value in times.items()
-            if name == peer and (shape, mode, "linscale") in times
-        ]
-        if pairs:
-            yield peer, f"{statistics.geometric_mean(pairs):.2f}", str(len(pairs))
+def decode_rows(contexts: tuple[int, ...]) -> Iterator[Row]:
+    """Time of one token of one layer: ours once, softmax by context length."""
+    from models.kernels import hgrn2_attention_step, linear_attention_step
 
-
-def decode_table(contexts: tuple[int, ...]) -> Iterator[tuple[str, ...]]:
-    """Microseconds for one token of one layer, B = 32, H = 32, D = 128, by context length."""
-    from models.kernels import linear_attention_step
-
-    batch, heads, dim = 32, 32, 128
-    q, k, v = (
-        torch.randn(batch, heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(3)
-    )
-    state = torch.zeros(batch, heads, dim, dim, device="cuda")
-    gates = {
+    batch, heads, dim = DECODE
+    q, k, v = torch.randn(3, batch, heads, dim, device=DEVICE, dtype=torch.bfloat16)
+    state = torch.zeros(batch, heads, dim, dim, device=DEVICE)
+    bound = torch.rand(heads, dim, device=DEVICE)
+    decays = {
         "none": None,
-        "head": torch.full((heads,), -0.1, device="cuda"),
-        "channel": torch.full((batch, heads, dim), -0.1, device="cuda"),
+        "head": torch.full((heads,), -0.1, device=DEVICE),
+        "channel": torch.full((batch, heads, dim), -0.1, device=DEVICE),
     }
+    moved = 2 * state.numel() * 4 + 4 * q.numel() * 2
     with torch.no_grad():
-        ours = {
-            mode: milliseconds(lambda gate=gate: linear_attention_step(q, k, v, state, gate)) * 1e3
-            for mode, gate in gates.items()
-        }
+        for mode, decay in decays.items():
+            time = milliseconds(lambda g=decay: linear_attention_step(q, k, v, state, g))
+            yield {"part": "decode", "name": mode, "context": "any", "ms": time, "bytes": moved}
+        time = milliseconds(lambda: hgrn2_attention_step(q, k, v, bound, state))
+        yield {"part": "decode", "name": "hgrn2", "context": "any", "ms": time, "bytes": moved}
         for context in contexts:
-            cache = torch.randn(2, batch, heads, context, dim, device="cuda", dtype=torch.bfloat16)
-            softmax = 1e3 * milliseconds(
-                lambda cache=cache: torch.nn.functional.scaled_dot_product_attention(
-                    q[:, :, None], cache[0], cache[1]
+            keys, values = torch.randn(
+                2, batch, heads, context, dim, device=DEVICE, dtype=torch.bfloat16
+            )
+            time = milliseconds(
+                lambda x=keys, y=values: torch.nn.functional.scaled_dot_product_attention(
+                    q[:, :, None], x, y
                 )
             )
-            del cache
-            yield (str(context), *(f"{t:.0f}" for t in ours.values()), f"{softmax:.0f}")
+            yield {"part": "decode", "name": "softmax SDPA", "context": str(context), "ms": time,
+                   "bytes": 2 * keys.numel() * 2}  # fmt: skip
 
 
-def model_table(sizes: tuple[str, ...], peak: float) -> Iterator[tuple[str, ...]]:
-    """Training tokens/s and MFU (exact FLOPs over the measured matmul rate) at T = 8192."""
+def train_rows(sizes: tuple[str, ...]) -> Iterator[Row]:
+    """Training tokens/s of whole models on one sequence, with exact FLOPs a token."""
     from models.accounting import summary
     from models.config import ARCHS, paper_config
     from models.language_model import build
 
-    tokens = 8192
     for size in sizes:
         for arch in ARCHS:
             config = paper_config(arch, size)
-            model = build(config, device="cuda", dtype=torch.bfloat16)
-            data = torch.randint(config.vocab_size, (1, tokens + 1), device="cuda")
+            key = {"part": "train", "size": size, "arch": arch}
+            try:
+                model = build(config, device=DEVICE, dtype=torch.bfloat16)
+                data = torch.randint(config.vocab_size, (1, TOKENS + 1), device=DEVICE)
 
-            def step(model: torch.nn.Module = model, data: Tensor = data) -> None:
-                model.zero_grad(set_to_none=True)
-                model.loss(data[:, :-1], data[:, 1:]).mean().backward()  # pyright: ignore
+                def step(model: Any = model, data: Tensor = data) -> None:
+                    model.zero_grad(set_to_none=True)
+                    model.loss(data[:, :-1], data[:, 1:]).mean().backward()
 
-            rate = tokens / (milliseconds(step) * 1e-3)
-            flops = summary(config, tokens)["flops_per_token"]["exact"]["total"]
-            yield size, arch, f"{rate:,.0f}", f"{rate * flops / peak:.0%}"
+                rate = TOKENS / (milliseconds(step) * 1e-3)
+            except Exception as problem:
+                yield key | {"failed": f"{type(problem).__name__}: {str(problem)[:200]}"}
+                continue
+            flops = summary(config, TOKENS)["flops_per_token"]["exact"]["total"]
+            yield key | {"tokens_per_second": rate, "flops_per_token": flops}
             del model, step
-            torch.cuda.empty_cache()
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
 
 
-def matmul_rate() -> float:
-    """FLOPs a second of an 8192^3 bfloat16 matrix product."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    return 2 * 8192**3 / (milliseconds(lambda: a @ a) * 1e-3)
+PARTS: dict[str, Callable[[], Iterator[Row]]] = {
+    "standard": lambda: kernel_rows("standard", STANDARD),
+    "paper": lambda: kernel_rows("paper", PAPER),
+    "decode": lambda: decode_rows(CONTEXTS),
+    "train": lambda: train_rows(SIZES),
+}
 
 
-def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def ratios(rows: list[Row]) -> Iterator[tuple[str, ...]]:
+    """Geometric means over the standard shapes of a peer's time over ours."""
+    rows = [row for row in rows if row["part"] == "standard" and "both" in row]
+    ours = {(r["shape"], r["mode"]): r for r in rows if r["name"] == "linscale"}
+    for name in sorted({row["name"] for row in rows if row["name"].startswith("fla")}):
+        pairs = [
+            (row, ours[row["shape"], row["mode"]])
+            for row in rows
+            if row["name"] == name and (row["shape"], row["mode"]) in ours
+        ]
+        if pairs:
+            means = (
+                statistics.geometric_mean(peer[time] / own[time] for peer, own in pairs)
+                for time in ("forward", "both")
+            )
+            yield name, *(f"{mean:.2f}" for mean in means), str(len(pairs))
+
+
+def render(records: list[Row]) -> str:
+    """The report, from all records of a results file; a later record of the same thing wins."""
+    [*_, run] = (r for r in records if r["part"] == "run")
+    latest = {
+        tuple(r.get(k) for k in ("part", "shape", "mode", "name", "context", "size", "arch")): r
+        for r in records
+        if r["part"] != "run"
+    }
+    rows = list(latest.values())
+    bandwidth, peak = run["bandwidth"], run["matmul"]
+    kernels: list[tuple[str, ...]] = []
+    for row in rows:
+        if row["part"] not in ("standard", "paper"):
+            continue
+        label = (row["shape"], row["mode"], row["name"])
+        if "failed" in row:
+            kernels.append((*label, row["failed"].split("\n")[0][:80], "", "", "", ""))
+            continue
+        floors = [n / bandwidth * 1e3 for n in row["floor_bytes"]]
+        shown = [f"{floor:.3f}" if floor else "" for floor in floors]
+        share = f"{floors[1] / row['both']:.0%}" if floors[1] else ""
+        kernels.append((*label, f"{row['forward']:.3f}", f"{row['both']:.3f}", *shown, share))
+    decode = [
+        (r["name"], r["context"], f"{r['ms'] * 1e3:.0f}", f"{r['bytes'] / bandwidth * 1e6:.0f}")
+        for r in rows
+        if r["part"] == "decode"
+    ]
+    train = [
+        (r["size"], r["arch"], r["failed"].split("\n")[0][:80], "")
+        if "failed" in r
+        else (
+            r["size"], r["arch"], f"{r['tokens_per_second']:,.0f}",
+            f"{r['tokens_per_second'] * r['flops_per_token'] / peak:.0%}",
+        )
+        for r in rows
+        if r["part"] == "train"
+    ]  # fmt: skip
+    batch, heads, dim = DECODE
+    return "\n".join(
+        (
+            f"# Kernels on {run['device']}, {run['date']}\n",
+            f"Command: `{run['command']}`. PyTorch {run['torch']}, Triton {run['triton']}, Python "
+            f"{run['python']}. Copy bandwidth {bandwidth / 1e12:.2f} TB/s, 8192^3 bfloat16 matrix "
+            f"product {peak / 1e12:.0f} TFLOP/s, both measured in the last run. Times are medians "
+            "in milliseconds; the floor moves every input, output and gradient once.\n",
+            "## Forward, and forward + backward, bfloat16\n",
+            table(("shape", "form", "implementation", "f", "f + b", "floor f", "floor f + b",
+                   "of floor"), kernels),
+            "## Peer time / our time, geometric mean over the standard shapes\n",
+            table(("peer", "f", "f + b", "shapes"), list(ratios(rows))),
+            f"## Decoding one token of a layer, B {batch}, H {heads}, D {dim}, microseconds\n",
+            table(("form", "context", "time", "floor"), decode),
+            f"## Whole-model training step, one sequence of {TOKENS} tokens, bfloat16\n",
+            table(("size", "architecture", "tokens/s", "MFU, of the measured product"), train),
+        )
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,10 +257,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.kernels_gpu", description=__doc__
     )
-    parser.add_argument("--quick", action="store_true", help="standard shapes only, no models")
+    parser.add_argument("--part", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, help="Markdown file (default: results/DATE-DEVICE)")
     options = parser.parse_args(argv)
-    if not torch.cuda.is_available():
+    parts = options.part.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--part {unknown[0]}: choose from {', '.join(PARTS)}.")
+    if not torch.cuda.is_available() and DEVICE == "cuda":
         print(
             "This benchmark times Triton kernels and needs a GPU; PyTorch sees none. For evidence "
             "without one, run: python -m models.kernels.report",
@@ -262,41 +272,33 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     import triton
 
-    device = torch.cuda.get_device_name().replace(" ", "-")
-    bandwidth, peak = copy_bandwidth(), matmul_rate()
-    kernels = list(kernel_table(STANDARD if options.quick else STANDARD + MODELS, bandwidth))
-    sections = [
-        f"# Kernels on {device}, {datetime.date.today()}\n",
-        f"Command: `python -m experiments.benchmarks.kernels_gpu{' --quick' * options.quick}`. "
-        f"PyTorch {torch.__version__}, Triton {triton.__version__}, Python "
-        f"{platform.python_version()}. Copy bandwidth {bandwidth / 1e12:.2f} TB/s, 8192^3 bfloat16 "
-        f"matrix product {peak / 1e12:.0f} TFLOP/s, both measured in this run. Times are medians "
-        "in milliseconds; the floor moves every input, output and gradient once.\n",
-        "## Forward, and forward + backward, bfloat16\n",
-        markdown(
-            ("shape", "decay", "implementation", "f", "f + b", "floor f", "floor f + b",
-             "of floor"),
-            kernels,
-        ),
-        "## Peer time / our time, forward + backward, geometric mean\n",
-        markdown(("peer", "ratio", "shapes"), list(ratios(kernels))),
-    ]  # fmt: skip
-    if not options.quick:
-        sections += [
-            "## Decoding one token, microseconds a layer (B 32, H 32, D 128)\n",
-            markdown(
-                ("context", "none", "head", "channel", "softmax SDPA"),
-                list(decode_table((1024, 4096, 16384, 65536))),
-            ),
-            "## Whole-model training step, T = 8192, one sequence\n",
-            markdown(
-                ("size", "architecture", "tokens/s", "MFU"),
-                list(model_table(("70M", "160M", "410M", "1B"), peak)),
-            ),
-        ]
-    output = options.output or RESULTS / f"{datetime.date.today()}-{device}.md"
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+    date = str(datetime.date.today())
+    output: Path = options.output or RESULTS / f"{date}-{device.replace(' ', '-')}.md"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n".join(sections))
+    record = output.with_suffix(".jsonl")
+    records: list[Row] = []
+    if record.exists():
+        records = [json.loads(line) for line in record.read_text().splitlines()]
+
+    def keep(row: Row) -> None:
+        records.append(row)
+        with record.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        output.write_text(render(records))
+
+    keep(
+        {
+            "part": "run", "device": device, "date": date, "torch": torch.__version__,
+            "triton": triton.__version__, "python": platform.python_version(),
+            "command": f"python -m experiments.benchmarks.kernels_gpu --part {options.part}",
+            "bandwidth": copy_bandwidth(), "matmul": matmul_rate(),
+        }
+    )  # fmt: skip
+    for part in parts:
+        for row in PARTS[part]():
+            keep(row)
+            print(json.dumps(row), flush=True)
     print(f"wrote {output}")
     return 0
 

@@ -21,7 +21,7 @@ def _multiply_bfloat16_as_float32() -> None:
             a, b = self.cast_impl(a, tl.float32), self.cast_impl(b, tl.float32)
         return create_dot(self, a, b, *rest)
 
-    InterpreterBuilder.create_dot = with_float32
+    setattr(InterpreterBuilder, "create_dot", with_float32)  # noqa: B010
 
 
 def _reduce_and_scan_with_numpy() -> None:
@@ -62,7 +62,8 @@ def _reduce_and_scan_with_numpy() -> None:
             for y in (before, upto)
         ]
 
-    ReduceOps.apply_impl, ScanOps.apply_impl = numpy_reduce, numpy_scan
+    setattr(ReduceOps, "apply_impl", numpy_reduce)  # noqa: B010
+    setattr(ScanOps, "apply_impl", numpy_scan)  # noqa: B010
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":

@@ -6,6 +6,8 @@ for one float32 product, sums in another order).
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,13 +80,14 @@ def test_matches_recurrence(
     do, dfinal = random(*o.shape), random(*final.shape, kind=torch.float32)
     expected = torch.autograd.grad([o, final], leaves, [do, dfinal])
 
-    inputs = [x.detach().to(dtype) for x in (q, k, v)]
+    inputs: list[Any] = [x.detach().to(dtype) for x in (q, k, v)]
     inputs += [None if decay is None else decay.detach().float(), initial.detach().float()]
+    inputs += [cu_seqlens]
     forward_limit, limit = (1e-4, 1e-4) if dtype == torch.float32 else (5e-3, 1e-2)
     for segment in (None, 128):
-        actual_o, actual_final, states = scalar_launch.forward(*inputs, cu_seqlens, segment)
+        actual_o, actual_final, states = scalar_launch.forward(*inputs, segment=segment)
         gradients = scalar_launch.backward(
-            *inputs, cu_seqlens, states, do.to(dtype), dfinal.float(), segment=segment
+            *inputs, states=states, do=do.to(dtype), dfinal_state=dfinal.float(), segment=segment
         )
         assert _error(actual_o, o.detach()) < forward_limit
         assert _error(actual_final, final.detach()) < forward_limit
@@ -101,7 +104,7 @@ def test_runs_in_a_cuda_graph() -> None:
     decay = -torch.rand(1, 4096, 4, device="cuda")
     cu_seqlens = torch.tensor([0, 100, 4096], dtype=torch.int32, device="cuda")
 
-    def run() -> tuple[Tensor, ...]:
+    def run() -> tuple[Any, ...]:
         o, final, states = scalar_launch.forward(q, k, v, decay, None, cu_seqlens)
         return (o, final, *scalar_launch.backward(
             q, k, v, decay, None, cu_seqlens, states, do, None

@@ -6,6 +6,8 @@ for one float32 product, approximate exponentials).
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -85,7 +87,7 @@ def test_per_channel_decay(
     decay = _decay(strength, (batch, tokens, heads, kd))
     state, dstate = (_random(sequences, heads, kd, vd, kind=torch.float32) for _ in range(2))
     leaves = [x.double().requires_grad_() for x in (q, k, v, decay, state)]
-    outputs = recurrent_reference(*leaves, cu_seqlens)
+    outputs = recurrent_reference(*leaves, cu_seqlens=cu_seqlens)
     wanted = torch.autograd.grad(outputs, leaves, [do.double(), dstate.double()])
     o, final, states = forward(q, k, v, decay, state, cu_seqlens)
     gradients = backward(q, k, v, decay, state, cu_seqlens, states, do, dstate)
@@ -132,7 +134,7 @@ def test_decoding(mode: str) -> None:
     decay = None if mode == "none" else -torch.rand(shapes[mode], device="cuda")
     cache = torch.randn(9, heads, kd, vd, device="cuda")
     slots = torch.tensor([7, 0, 3, 8, 2], device="cuda")
-    inputs = [None if x is None else x.double() for x in (q, k, v, decay, cache[slots])]
+    inputs: list[Any] = [None if x is None else x.double() for x in (q, k, v, decay, cache[slots])]
     o, final = recurrent_reference(*inputs)
     now = decay if decay is None or decay.ndim == 1 else decay[:, 0]
     actual = step(q[:, 0], k[:, 0], v[:, 0], cache, now, slots)

@@ -65,9 +65,11 @@ def errors(
     gradients = hgrn2_backward(q, x, v, bound, initial, cu_seqlens, states, do, dfinal)
     actual = (actual_o, actual_final, *gradients)
     for name, tensor in zip(NAMES, actual, strict=True):
+        assert tensor is not None
         assert torch.isfinite(tensor).all(), f"{name} has NaN or inf"
     references = (o.detach(), final.detach(), *expected)
-    return {n: error(a, e) for n, a, e in zip(NAMES, actual, references, strict=True)}
+    pairs = zip(NAMES, actual, references, strict=True)
+    return {n: error(a, e) for n, a, e in pairs if a is not None}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -62,15 +64,17 @@ def test_matches_rotated_recurrence(
     leaves = [x.requires_grad_() for x in (q, k, v, theta, start) if x is not None]
     angle = position.double()[:, None, None] * theta
     rotated = [torch.cat([x * angle.cos(), x * angle.sin()], -1) for x in (q, k)]
-    o, final = recurrent_reference(*rotated, v, None, start, cu)
+    o, final = recurrent_reference(rotated[0], rotated[1], v, None, start, cu)
     do, dfinal = random(*o.shape), random(*final.shape, kind=torch.float32)
     expected = [o, final, *torch.autograd.grad([o, final], leaves, [do, dfinal])]
 
-    inputs = [x.detach().to(dtype) for x in (q, k, v)] + [theta.detach().float()]
+    inputs: list[Any] = [x.detach().to(dtype) for x in (q, k, v)] + [theta.detach().float()]
     inputs += [None if start is None else start.detach().float(), cu]
     inputs += [offsets.long() if offset == "each" else 0]
-    results = phase_launch.cosine_forward(*inputs, segment=segment)
-    results += phase_launch.cosine_backward(*inputs, do.to(dtype), dfinal.float(), segment=segment)
+    results: tuple[Any, ...] = phase_launch.cosine_forward(*inputs, segment=segment)
+    results += phase_launch.cosine_backward(
+        *inputs, do=do.to(dtype), dfinal_state=dfinal.float(), segment=segment
+    )
     found = [x for x in results if x is not None]
     errors = [
         ((x.double() - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True)
@@ -89,7 +93,7 @@ def test_operator_and_its_gradients(packed: bool, monkeypatch: pytest.MonkeyPatc
     cu = torch.tensor([0, 11, 11, 30], dtype=torch.int32) if packed else None
     offset = torch.arange(sequences) * 9 + 4
     leaves = [x.requires_grad_() for x in (q, k, v, theta, state)]
-    expected = api.cosine_attention(*leaves, cu, offset)
+    expected = api.cosine_attention(*leaves, cu_seqlens=cu, position_offset=offset)
     weights = [torch.randn(x.shape, generator=generator) for x in expected]
     expected += torch.autograd.grad(expected, leaves, weights)
     monkeypatch.setattr(operators, "kernels", lambda device: triton)

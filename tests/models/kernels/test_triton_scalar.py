@@ -7,6 +7,7 @@ interpreter truncates casts to bfloat16 where a GPU rounds (about twice the erro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -93,11 +94,15 @@ def check(case: Case, seed: int = 0) -> None:
     def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return None if x is None else x.detach().to(dtype)
 
-    inputs = [cast(x, case.dtype) for x in (q, k, v)]
+    inputs: list[Any] = [cast(x, case.dtype) for x in (q, k, v)]
     inputs += [cast(decay, torch.float32), cast(initial, torch.float32), cu_seqlens]
     actual_o, actual_final, states = scalar_launch.forward(*inputs, segment=case.segment)
     gradients = scalar_launch.backward(
-        *inputs, states, do.to(case.dtype), dfinal.float(), segment=case.segment
+        *inputs,
+        states=states,
+        do=do.to(case.dtype),
+        dfinal_state=dfinal.float(),
+        segment=case.segment,
     )
     names = ["o", "final", "dq", "dk", "dv", "ddecay", "dinitial"]
     given = [True] * 5 + [decay is not None, initial is not None]
@@ -178,13 +183,16 @@ def test_strides_are_followed_without_copies() -> None:
     initial = torch.randn(2, 16, 16, 1, generator=generator).permute(3, 0, 2, 1)
     do = torch.randn(1, 70, 1, 16, generator=generator).expand(1, 70, 2, 16)
     dfinal = torch.randn(2, 1, 16, 16, generator=generator).transpose(0, 1)
-    views = (q, k, v, decay, initial)
-    dense = tuple(x.contiguous() for x in views)
+    views: list[Any] = [q, k, v, decay, initial, None]
+    dense: list[Any] = [None if x is None else x.contiguous() for x in views]
     outputs = scalar_launch.forward(*views)
     expected = scalar_launch.forward(*dense)
-    gradients = scalar_launch.backward(*views, None, outputs[2], do, dfinal)
+    gradients = scalar_launch.backward(*views, states=outputs[2], do=do, dfinal_state=dfinal)
     expected_gradients = scalar_launch.backward(
-        *dense, None, expected[2], do.contiguous(), dfinal.contiguous()
+        *dense,
+        states=expected[2],
+        do=do.contiguous(),
+        dfinal_state=dfinal.contiguous(),
     )
     for actual, wanted in zip(
         (*outputs[:2], *gradients), (*expected[:2], *expected_gradients), strict=True
@@ -205,6 +213,7 @@ def test_absent_gradients() -> None:
     for a, b in zip(absent[:3], zero[:3], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert absent[3:] == (None, None)
+    assert zero[3] is not None
     assert zero[3].shape == (1,)
     assert o.isfinite().all()
 
@@ -219,6 +228,7 @@ def test_empty_sequence_keeps_its_state() -> None:
     torch.testing.assert_close(final[0], initial[0], rtol=0, atol=0)
     dfinal = torch.randn(2, 1, 16, 16, generator=generator)
     *_, dinitial = scalar_launch.backward(q, k, v, None, initial, cu_seqlens, states, do, dfinal)
+    assert dinitial is not None
     torch.testing.assert_close(dinitial[0], dfinal[0], rtol=0, atol=0)
 
 
@@ -253,8 +263,9 @@ def test_bad_inputs_are_named() -> None:
         scalar_launch.forward(x, x, x, torch.zeros(3))
     with pytest.raises(ValueError, match="float64"):
         scalar_launch.forward(x.double(), x.double(), x.double())
+    wide = torch.zeros(1, 4, 1, 300)
     with pytest.raises(ValueError, match="head dimensions K=300"):
-        scalar_launch.forward(*(torch.zeros(1, 4, 1, 300),) * 3)
+        scalar_launch.forward(wide, wide, wide)
     with pytest.raises(ValueError, match="initial_state has shape"):
         scalar_launch.forward(x, x, x, None, torch.zeros(1, 2, 16, 8))
     with pytest.raises(ValueError, match="B = 1"):

@@ -7,6 +7,8 @@ interpreter), 8e-3. Both sides see the same rounded inputs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,9 +58,9 @@ def inputs(
 def reference(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, *rest: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    first = [x if x is None else x.double() for x in (q, k, v, decay)]
     state, *cu_seqlens = rest
-    return recurrent_reference(*first, state if state is None else state.double(), *cu_seqlens)
+    given: list[Any] = [x if x is None else x.double() for x in (q, k, v, decay, state)]
+    return recurrent_reference(*given, *cu_seqlens)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
@@ -118,7 +120,7 @@ def test_short_sequences_take_one_launch_and_have_gradients(gated: bool, packed:
         assert decay is not None
         given = (q, k, v, decay.clamp(min=-20.0), start)
         leaves = [x.double().requires_grad_() for x in given]
-        outputs = recurrent_reference(*leaves, cu_seqlens)
+        outputs = recurrent_reference(*leaves, cu_seqlens=cu_seqlens)
         forward, backward = triton.forward, triton.backward
     expected = torch.autograd.grad(outputs, leaves, [do.double(), dfinal.double()])
     o, final, states = forward(*given, cu_seqlens)

@@ -8,6 +8,7 @@ loosens them: nothing in the kernels is floored or clamped.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -92,8 +93,10 @@ def check(case: Case, seed: int = 0) -> None:
     initial = random(sequences, h, kd, vd, dtype=torch.float32) if case.initial else None
     do, dfinal = random(b, t, h, vd), random(sequences, h, kd, vd, dtype=torch.float32)
 
-    exact = [None if x is None else x.double().requires_grad_() for x in (q, k, v, decay, initial)]
-    o, final = recurrent_reference(*exact, cu_seqlens)
+    exact: list[Any] = [
+        None if x is None else x.double().requires_grad_() for x in (q, k, v, decay, initial)
+    ]
+    o, final = recurrent_reference(*exact, cu_seqlens=cu_seqlens)
     leaves = [x for x in exact if x is not None]
     expected = torch.autograd.grad([o, final], leaves, [do.double(), dfinal.double()])
 
@@ -160,6 +163,7 @@ def test_no_tokens_pass_the_state_through() -> None:
     assert o.shape == empty.shape
     assert torch.equal(final, initial)
     *_, dinitial = backward(empty, empty, empty, empty, initial, None, states, empty, initial)
+    assert dinitial is not None
     assert torch.equal(dinitial, initial)
 
 
@@ -178,7 +182,8 @@ def test_any_strides() -> None:
     o, final, states = forward(*given)
     o2, final2, states2 = forward(*copied)
     results = backward(*given, None, None, states, do, None)
-    results2 = backward(*copied, None, None, states2, do.contiguous(), None)
+    copies = (copied[0], copied[1], copied[2], copied[3])
+    results2 = backward(*copies, None, None, states2, do.contiguous(), None)
     assert torch.equal(o, o2)
     assert torch.equal(final, final2)
     assert all(torch.equal(x, y) for x, y in zip(results[:4], results2[:4], strict=True))
@@ -191,7 +196,8 @@ def test_a_sequence_split_anywhere_carries_its_state() -> None:
     whole, final, _ = forward(q, k, v, decay)
     for cut in (1, 77):
         first, state, _ = forward(*(x[:, :cut] for x in (q, k, v, decay)))
-        second, last, _ = forward(*(x[:, cut:] for x in (q, k, v, decay)), state)
+        rest = (q[:, cut:], k[:, cut:], v[:, cut:], decay[:, cut:])
+        second, last, _ = forward(*rest, state)
         assert error(torch.cat([first, second], 1), whole.double()) < 1e-6
         assert error(last, final.double()) < 1e-6
 
@@ -223,8 +229,8 @@ def test_dispatch_takes_per_channel_decays_here() -> None:
     o2, final2, _ = forward(q, k, v, decay)
     assert torch.equal(o, o2)
     assert torch.equal(final, final2)
-    results = dispatch.backward(q, k, v, decay, None, None, states, o, None)
-    expected = backward(q, k, v, decay, None, None, states, o, None)
+    results: tuple[Any, ...] = dispatch.backward(q, k, v, decay, None, None, states, o, None)
+    expected: tuple[Any, ...] = backward(q, k, v, decay, None, None, states, o, None)
     assert all(torch.equal(x, y) for x, y in zip(results[:4], expected[:4], strict=True))
 
 
@@ -247,7 +253,7 @@ def _scan_kernel(x, before, upto, REVERSE: tl.constexpr, PRODUCT: tl.constexpr):
             (tl.full(value.shape, 1.0, tl.float32), value),
             0,
             vector_tiles._append_product,
-            reverse=REVERSE,
+            reverse=REVERSE,  # pyright: ignore[reportArgumentType]
         )
     else:
         first, second = vector_tiles.running_sum(value, REVERSE)
@@ -265,7 +271,8 @@ def test_scans_as_the_interpreter_runs_them(
 
     x = torch.rand(8, 4)
     quick, slow = ([torch.empty(8, 4), torch.empty(8, 4)] for _ in range(2))
-    _scan_kernel[(1,)](x, *quick, REVERSE=reverse, PRODUCT=product)
+    launch: Any = _scan_kernel[(1,)]
+    launch(x, *quick, REVERSE=reverse, PRODUCT=product)
 
     def element_by_element(self: ScanOps, inputs: tuple[tl.tensor, ...]) -> list[tl.tensor]:
         def flip(parts: list[tl.tensor] | tuple[tl.tensor, ...]) -> list[tl.tensor]:
@@ -276,7 +283,7 @@ def test_scans_as_the_interpreter_runs_them(
         return flip(self.generic_scan(flip(inputs)))
 
     monkeypatch.setattr(ScanOps, "apply_impl", element_by_element)
-    _scan_kernel[(1,)](x, *slow, REVERSE=reverse, PRODUCT=product)
+    launch(x, *slow, REVERSE=reverse, PRODUCT=product)
     for a, b in zip(quick, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
     assert (quick[0][-1 if reverse else 0] == float(product)).all()
