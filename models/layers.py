@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
+from models.kernels.sequence import first_position
 
 Activation = Callable[[Tensor], Tensor]
 Shared = tuple[Tensor, ...]
@@ -51,6 +52,7 @@ def make_span(
 ) -> Span:
     """The span of `tokens` (B, T) that follow `offset` earlier tokens of every sequence."""
     index = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
+    index = index + first_position(tokens.shape[1])
     if cu_seqlens is None:
         positions = index[None] if offset is None else offset[:, None] + index  # (1 or B, T)
         return Span(positions, offset, keep_state=keep_state)

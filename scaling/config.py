@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, cast, get_args
 
-from models.config import LATER, ConfigError, ModelConfig
+from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
 from scaling.fields import check, hints, identity, parse, unknown_name
 from scaling.linearization.config import LinearizeConfig
 from scaling.parts import (
@@ -151,7 +151,8 @@ class RunConfig(Part):
             )
 
     def _validate_batch(self) -> None:
-        batch, devices = self.data.batch_sequences, self.parallel.world_size
+        self._validate_sequence()
+        batch, devices = self.data.batch_sequences, self.parallel.data_ranks
         if batch % devices:
             raise ConfigError(
                 f"data.batch_sequences={batch} cannot be shared by {self._devices}; "
@@ -164,6 +165,30 @@ class RunConfig(Part):
             raise ConfigError(
                 f"parallel.micro_batch_sequences={micro} does not divide the {share} sequences of "
                 f"each device; the nearest number that does is {near}."
+            )
+
+    def _validate_sequence(self) -> None:
+        """Sequences are split only where a state is all that a rank needs of earlier tokens."""
+        split, length = self.parallel.sequence, self.data.sequence_length
+        if split == 1:
+            return
+        if self.model.arch in ("llama", *LINEARIZED):
+            raise ConfigError(
+                f"parallel.sequence={split} with model.arch={self.model.arch!r}: only linear "
+                "mixers share a sequence; set parallel.sequence=1, and use parallel.activation_"
+                "checkpointing=block or a smaller parallel.micro_batch_sequences to save memory."
+            )
+        corpus = self.data.corpus
+        if corpus.startswith(("task:", "instructions:")):
+            raise ConfigError(
+                f"parallel.sequence={split} with data.corpus={corpus!r}: its targets count in some "
+                "places only, and parts of a sequence would weigh differently; set "
+                "parallel.sequence=1."
+            )
+        if length % split:
+            raise ConfigError(
+                f"parallel.sequence={split} does not divide data.sequence_length={length}; choose "
+                "a number of devices that does."
             )
 
     @property

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,11 @@ def validation_batches(prepared: PreparedData, batch_sequences: int) -> Iterator
         yield to_batch(prepared.validation[first : first + batch_sequences])
 
 
-def _whole(batch: Any) -> Batch:
-    """Collation: `Blocks` gives whole batches."""
-    return batch
+def _part(batch: Any, number: int, parts: int) -> Batch:
+    """Collation: `Blocks` gives whole batches, (B, T); a rank takes its T / parts tokens."""
+    size = batch[0].shape[1] // parts
+    first, last = number * size, (number + 1) * size
+    return batch[0][:, first:last], batch[1][:, first:last]
 
 
 class Loader(DataLoader[Batch]):
@@ -130,16 +133,18 @@ class DataModule(pl.LightningDataModule):
         rank, world_size = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
+        split = config.parallel.sequence
         batch = config.data.batch_sequences
         sampler = StepSampler(
             order=BlockOrder(n_blocks=self.prepared.train.n_blocks, seed=config.seed),
             start_samples=self.start_step * batch,
             batch_sequences=batch,
-            micro_batch_sequences=config.parallel.micro_batch_sequences or batch // world_size,
-            rank=rank,
-            world_size=world_size,
+            micro_batch_sequences=config.parallel.micro_batch_sequences
+            or batch * split // world_size,
+            rank=rank // split,
+            world_size=world_size // split,
         )
-        return self._loader(sampler)
+        return self._loader(sampler, rank % split)
 
     def val_dataloader(self) -> list[Batch]:
         """The fixed validation blocks, all of them on every rank."""
@@ -147,12 +152,12 @@ class DataModule(pl.LightningDataModule):
         size = config.parallel.micro_batch_sequences or config.data.batch_sequences
         return list(validation_batches(self.prepared, size))
 
-    def _loader(self, sampler: StepSampler) -> Loader:
+    def _loader(self, sampler: StepSampler, part: int) -> Loader:
         workers = self.config.parallel.workers
         return Loader(
             Blocks(self.prepared.train),
             batch_sampler=sampler,
-            collate_fn=_whole,
+            collate_fn=partial(_part, number=part, parts=self.config.parallel.sequence),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

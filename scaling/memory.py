@@ -134,9 +134,10 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         gathered = 2 * block * width + block * (width + 4) + 8.0 * root
     else:
         gathered = 2.0 * total if bf16 else 0.0
-    micro = parallel.micro_batch_sequences or run.data.batch_sequences // world or 1
-    tokens = micro * run.data.sequence_length
-    mode, length = parallel.activation_checkpointing, run.data.sequence_length
+    ranks = max(1, world // parallel.sequence)
+    micro = parallel.micro_batch_sequences or run.data.batch_sequences // ranks or 1
+    mode, length = parallel.activation_checkpointing, run.data.sequence_length // parallel.sequence
+    tokens = micro * length
     kept = kept_by_block(model, tokens, length, mode, bf16=bf16)
     whole = kept_by_block(model, tokens, length, "none", bf16=bf16)
     again = {"none": 0.0, "block": whole, "selective": whole - kept + 4.0 * model.dim * tokens}
@@ -149,7 +150,7 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         forward = backward = 8.0 * CHUNK_LOGITS
     learning = learning_parameters(run)
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
-    kept_gradients = gradients if world * micro < run.data.batch_sequences else 0.0
+    kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0
     of_root = 4.0 * root / share if learning == total else 0.0
     worst = max(
         held + gradients + activations + forward,

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from models.kernels.sequence import split_over
 from scaling import fsdp
 from scaling.callbacks import Journal, StepCallback, save
 from scaling.checkpoints import Checkpoints
@@ -119,7 +120,8 @@ def block_losses(trainer: pl.Trainer, module: TrainingModule, batches: list[Batc
     module.net.eval()
     world = trainer.world_size
     starts = list(itertools.accumulate(sizes, initial=0))
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
+    # Every rank computes whole sequences here.
+    with torch.no_grad(), trainer.precision_plugin.forward_context(), split_over(None):
         # Ranks that share a model out go through it together, so that all take as many batches;
         # what a rank computes beyond the last batch is the last one again, and is left out.
         for start in range(0, len(batches), world):

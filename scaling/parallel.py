@@ -130,7 +130,7 @@ def decided(config: RunConfig) -> RunConfig:
 
 def accumulation(config: RunConfig) -> int:
     """Micro-batches a device processes for one optimizer step."""
-    share = config.data.batch_sequences // config.parallel.world_size
+    share = config.data.batch_sequences // config.parallel.data_ranks
     return share // (config.parallel.micro_batch_sequences or share)
 
 
@@ -200,6 +200,23 @@ def process_settings(config: RunConfig) -> Iterator[None]:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             logger.setLevel(level)
+
+
+@contextmanager
+def sequences_split(config: RunConfig) -> Iterator[None]:
+    """Within the block, groups of `parallel.sequence` consecutive ranks share their sequences."""
+    size, world = config.parallel.sequence, config.parallel.world_size
+    if size == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    from models.kernels.sequence import split_over
+
+    # Every rank makes every group.
+    groups = [dist.new_group(range(first, first + size)) for first in range(0, world, size)]
+    with split_over(groups[rank() // size]):
+        yield
 
 
 def run_ranks(

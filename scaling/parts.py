@@ -165,6 +165,9 @@ class ParallelConfig(Part):
     shard: int | None = None
     """`fsdp`: devices that share one copy of the model; the copies, devices x nodes / shard, are
     replicas. None: all devices share one copy."""
+    sequence: int = 1
+    """Devices that share each sequence, consecutive tokens each: sequence parallelism of the linear
+    mixers (`models.kernels.parallel`). A batch is shared by the devices over this."""
     activation_checkpointing: Literal["none", "selective", "block"] = "none"
     """What is computed again in the backward pass to save memory: nothing; the element-wise
     operations (products and token mixers are kept); all of a block."""
@@ -187,6 +190,12 @@ class ParallelConfig(Part):
     def _validate(self) -> None:
         self._require("devices", self.devices >= 1, "at least 1")
         self._require("nodes", self.nodes >= 1, "at least 1")
+        self._require("sequence", self.sequence >= 1, "at least 1")
+        if self.world_size % self.sequence:
+            raise ConfigError(
+                f"parallel.sequence={self.sequence} does not divide the {self.world_size} devices "
+                f"of the run (parallel.devices={self.devices}, parallel.nodes={self.nodes})."
+            )
         for name in ("workers", "profile_steps"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("micro_batch_sequences", "threads"):
@@ -215,6 +224,11 @@ class ParallelConfig(Part):
     def world_size(self) -> int:
         """Devices of all nodes."""
         return self.devices * self.nodes
+
+    @property
+    def data_ranks(self) -> int:
+        """Shares that a batch is divided into: devices, or groups that share sequences."""
+        return self.world_size // self.sequence
 
     @property
     def distributed(self) -> bool:

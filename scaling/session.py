@@ -57,7 +57,8 @@ def run_session(
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
         config = parallel.decided(config)
-        with attached(record) if parallel.rank() == 0 else nullcontext():
+        listeners = attached(record) if parallel.rank() == 0 else nullcontext()
+        with listeners, parallel.sequences_split(config):
             return _Session(config, record, stop_event, progress).run()
 
 

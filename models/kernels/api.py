@@ -7,14 +7,18 @@ chooses the kernel by the device. All of it compiles (`torch.compile(fullgraph=T
 backward. The two models whose keys are made on the spot have forms of their own:
 `hgrn2_attention` (keys and decays from gate logits) and `cosine_attention` (rotated queries and
 keys).
+
+Where sequences are split over ranks (`models.kernels.sequence`), the calls go to
+`models.kernels.parallel`.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from models.kernels import operators
+from models.kernels import operators, sequence
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,6 +51,10 @@ def linear_attention(
         ValueError: a shape, dtype, device or value that does not fit; the message says which.
     """
     _check(q, k, v, decay, initial_state, cu_seqlens)
+    if (group := _split(cu_seqlens)) is not None:
+        from models.kernels.parallel import linear_attention_parallel
+
+        return linear_attention_parallel(q, k, v, decay, initial_state, group)
     o, final_state, _ = operators.linear_attention(q, k, v, decay, initial_state, cu_seqlens)
     return o, final_state
 
@@ -109,6 +117,11 @@ def hgrn2_attention(
     """
     _check(q, gate_logits, v, None, initial_state, cu_seqlens, key="gate_logits")
     _check_channels(q, lower_bound=lower_bound)
+    if (group := _split(cu_seqlens)) is not None:
+        from models.kernels.parallel import linear_attention_parallel
+
+        k, decay = hgrn2_gate(gate_logits, lower_bound)
+        return linear_attention_parallel(q, k.to(q.dtype), v, decay, initial_state, group)
     o, final_state, _ = operators.hgrn2_attention(
         q, gate_logits, v, lower_bound, initial_state, cu_seqlens
     )
@@ -194,6 +207,12 @@ def cosine_attention(
                 f"position_offset has dtype {position_offset.dtype} and is on "
                 f"{position_offset.device}: it must hold integers, on {q.device} as q."
             )
+    if (group := _split(cu_seqlens)) is not None:
+        from models.kernels.parallel import cosine_attention_parallel
+
+        if isinstance(position_offset, Tensor):
+            raise ValueError("position_offset is a tensor: give one int when sequences are split.")
+        return cosine_attention_parallel(q, k, v, theta, initial_state, position_offset, group)
     if q.device.type == "cuda":
         if not isinstance(position_offset, Tensor):
             position_offset = torch.full((1,), position_offset, device=q.device)
@@ -213,6 +232,14 @@ def cosine_attention(
     positions = positions + position_offset
     q, k = rotate(q, theta, positions), rotate(k, theta, positions)
     return linear_attention(q, k, v, None, initial_state, cu_seqlens)
+
+
+def _split(cu_seqlens: Tensor | None) -> dist.ProcessGroup | None:
+    """The ranks that sequences are split over, if they are."""
+    group = sequence.active()
+    if group is not None and cu_seqlens is not None:
+        raise ValueError("cu_seqlens is given: packed sequences cannot be split over ranks.")
+    return group
 
 
 def rotate(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.kernels.api import linear_attention, rotate
+from models.kernels.sequence import split_over
 
 
 def linear_attention_parallel(
@@ -59,7 +60,8 @@ def linear_attention_parallel(
             "torch.distributed.init_process_group first, or linear_attention on one process."
         )
     first = dist.get_rank(group) == 0
-    o, state = linear_attention(q, k, v, decay, initial_state if first else None)
+    with split_over(None):  # a rank's own tokens
+        o, state = linear_attention(q, k, v, decay, initial_state if first else None)
     factors, total = _products(q, decay, state.dtype)
     before = _StateBefore.apply(state, total, group)
     assert isinstance(before, Tensor)

@@ -95,6 +95,14 @@ def assert_same_run(a: Path, b: Path, config: RunConfig) -> None:
         pytest.param("tnl", ("parallel.activation_checkpointing=block",), marks=pytest.mark.slow),
         pytest.param("hgrn2", ("parallel.shard=1",), marks=pytest.mark.slow),
         ("cosformer2", ("parallel.activation_checkpointing=selective",)),
+        # Each rank half of every sequence, and of the model or all of it.
+        ("tnl", ("parallel.sequence=2", "parallel.strategy=ddp")),
+        pytest.param(
+            "cosformer2",
+            ("parallel.sequence=2", "parallel.activation_checkpointing=block"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("hgrn2", ("parallel.sequence=2",), marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_are_the_single_process_over_twenty_steps(
