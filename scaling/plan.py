@@ -91,10 +91,11 @@ def placed(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConf
     if nodes < 1 or per_node < 1:
         raise ConfigError(f"nodes={nodes}, gpus-per-node={per_node}: must be at least 1 each.")
     batch, parallel = run.data.batch_sequences, run.parallel
-    whole = [n for n in range(nodes, 0, -1) if batch % (n * per_node) == 0]
+    rows = batch * parallel.sequence  # parts of sequences, when devices share them
+    whole = [n for n in range(nodes, 0, -1) if rows % (n * per_node) == 0]
     used = whole[0] if whole else 1
-    devices = per_node if whole else max(n for n in range(1, per_node + 1) if batch % n == 0)
-    share = batch // (used * devices)
+    devices = per_node if whole else max(n for n in range(1, per_node + 1) if rows % n == 0)
+    share = rows // (used * devices)
     micro = math.gcd(share, parallel.micro_batch_sequences or share)
 
     there = replace(parallel, nodes=used, devices=devices, micro_batch_sequences=micro)
@@ -123,7 +124,7 @@ def _too_large(run: RunConfig, device: Device, need: float) -> ConfigError:
         changes.append({"strategy": "fsdp"})
     if parallel.activation_checkpointing != "block":
         changes += [change | {"activation_checkpointing": "block"} for change in changes[:]]
-    share = run.data.batch_sequences // parallel.world_size
+    share = run.data.batch_sequences // parallel.data_ranks
     if (parallel.micro_batch_sequences or share) > 1:
         changes += [change | {"micro_batch_sequences": 1} for change in changes[:]]
     fitting = [
