@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scaling.config import RunConfig
 from scaling.losses import Batch
-from scaling.sampler import BlockOrder, StepSampler
+from scaling.sampler import StepSampler
 from scaling.shards import PreparedData, prepare
 from scaling.token_store import Source
 
@@ -78,6 +78,8 @@ def validation_batches(prepared: PreparedData, batch_sequences: int) -> Iterator
 
 def _part(batch: Any, number: int, parts: int) -> Batch:
     """Collation: `Blocks` gives whole batches, (B, T); a rank takes its T / parts tokens."""
+    if parts == 1:
+        return batch  # with the boundaries of packed rows, where it has them
     size = batch[0].shape[1] // parts
     first, last = number * size, (number + 1) * size
     return batch[0][:, first:last], batch[1][:, first:last]
@@ -136,7 +138,7 @@ class DataModule(pl.LightningDataModule):
         split = config.parallel.sequence
         batch = config.data.batch_sequences
         sampler = StepSampler(
-            order=BlockOrder(n_blocks=self.prepared.train.n_blocks, seed=config.seed),
+            order=self.prepared.order(config.seed),
             start_samples=self.start_step * batch,
             batch_sequences=batch,
             micro_batch_sequences=config.parallel.micro_batch_sequences

@@ -6,10 +6,11 @@ is made of, how it is named and how it is overridden: `scaling.config`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.config import ConfigError
+from scaling import mixture
 from scaling.fields import check, hints
 from scaling.recall import is_task, parse
 
@@ -40,7 +41,8 @@ class DataConfig(Part):
     corpus: str = "kjv"
     """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH`, `hf:NAME[:CONFIG]`, or a recall task such as
     `task:mqar:pairs=8,vocab=64` (`scaling.recall`), which has no tokenizer. `instructions:GLOB`
-    and `instructions:hf:NAME`: questions with answers, packed (`scaling.instructions`)."""
+    and `instructions:hf:NAME`: questions with answers, packed (`scaling.instructions`).
+    `mix:0.7 CORPUS + 0.3 CORPUS`: several by weight (`scaling.mixture`)."""
     tokenizer: str = "bytes"
     """`bytes`, `bpe:VOCAB`, `file:PATH/tokenizer.json` or `tiktoken:NAME`."""
     text_field: str = "text"
@@ -61,8 +63,13 @@ class DataConfig(Part):
         known = self.corpus in ("kjv", "stdlib") or (
             self.corpus.startswith(kinds) and self.corpus.split(":", 1)[1] != ""
         )
+        if mixture.is_mixture(self.corpus):
+            for ingredient in mixture.parse(self.corpus):
+                replace(self, corpus=ingredient.corpus)  # checks it
+            known = True
         known = known or is_task(self.corpus)
-        self._require("corpus", known, "kjv, stdlib, text:GLOB, jsonl:PATH, hf:NAME or task:NAME")
+        rule = "kjv, stdlib, text:GLOB, jsonl:PATH, hf:NAME, task:NAME or mix:WEIGHT CORPUS + ..."
+        self._require("corpus", known, rule)
         known = self.tokenizer == "bytes" or (
             self.tokenizer.startswith(("bpe:", "file:", "tiktoken:"))
             and self.tokenizer.split(":", 1)[1] != ""

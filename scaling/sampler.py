@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,14 @@ def permute(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDAr
     return x.astype(np.int64)
 
 
+class Order(Protocol):
+    """An endless sequence of training blocks."""
+
+    def blocks(self, first: int, count: int) -> NDArray[np.int64]:
+        """Block numbers of samples first, ..., first + count - 1: (count,)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockOrder:
     """The endless sequence of training blocks of one run."""
@@ -80,9 +89,12 @@ class BlockOrder:
 
     def blocks(self, first: int, count: int) -> NDArray[np.int64]:
         """Block numbers of samples first, ..., first + count - 1: (count,)."""
-        samples = np.arange(first, first + count, dtype=np.int64)
+        return self.at(np.arange(first, first + count, dtype=np.int64))
+
+    def at(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Block numbers of any samples: (n,)."""
         epochs, positions = np.divmod(samples, self.n_blocks)
-        out = np.empty(count, dtype=np.int64)
+        out = np.empty(len(samples), dtype=np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             out[chosen] = permute(positions[chosen], self.n_blocks, self.seed, int(epoch))
@@ -97,7 +109,7 @@ class StepSampler:
     micro-batch i of rank r holds m consecutive samples from s B + (i W + r) m.
     """
 
-    order: BlockOrder
+    order: Order
     start_samples: int
     """Samples that the run has consumed already, over all ranks."""
     batch_sequences: int

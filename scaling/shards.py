@@ -35,7 +35,9 @@ from scaling.config import DataConfig
 from scaling.corpora import open_corpus
 from scaling.errors import LinscaleError
 from scaling.files import write_json
+from scaling.mixture import is_mixture
 from scaling.recall import is_task
+from scaling.sampler import BlockOrder, Order
 from scaling.token_store import FORMAT, TRAINED, Index, Source, Split, damaged, verify
 from scaling.tokenise import ShardWriter
 from scaling.tokenizers import Tokenizer, load_tokenizer
@@ -102,6 +104,10 @@ class PreparedData:
                 f"{self.vocab_size} tokens; set model.vocab_size={self.vocab_size} or more."
             )
 
+    def order(self, seed: int) -> Order:
+        """The order in which a run of this seed reads the training blocks."""
+        return BlockOrder(n_blocks=self.train.n_blocks, seed=seed)
+
     def verify(self) -> None:
         """Read all shards and compare hashes; raises LinscaleError where one differs."""
         verify(self.folder, self.index)
@@ -150,6 +156,10 @@ def prepare(
         from scaling.recall_data import prepare_task  # which builds on this module
 
         return prepare_task(data, cache_dir or default_cache())
+    if is_mixture(data.corpus):
+        from scaling.mixture_data import prepare_mixture
+
+        return prepare_mixture(data, cache_dir or default_cache(), progress)
     if data.corpus.startswith("instructions:"):
         from scaling.instructions import prepare_instructions
 

@@ -26,7 +26,6 @@ from scaling.claims import exclusive
 from scaling.errors import LinscaleError
 from scaling.files import replacing, write_json
 from scaling.record import TOKENIZER
-from scaling.sampler import BlockOrder
 from scaling.shards import PreparedData, prepare
 from scaling.tokenizers import load_json_tokenizer
 
@@ -72,7 +71,7 @@ def _draw(config: Blockwise) -> Tensor:
             f"tokens in sequences of {data.sequence_length}; lower tokens and raise epochs, or add "
             "text."
         )
-    rows = prepared.train.gather(BlockOrder(n_blocks=blocks, seed=config.seed).blocks(0, wanted))
+    rows = prepared.train.gather(prepared.order(config.seed).blocks(0, wanted))
     text = torch.from_numpy(rows[:, : data.sequence_length].astype(np.int32))
     return text.unflatten(0, (config.batches, data.batch_sequences))
 
