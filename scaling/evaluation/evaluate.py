@@ -97,7 +97,8 @@ def evaluate(
     Args:
         path: see `scaling.evaluation.targets`.
         request: tasks and settings.
-        launcher: `local` (workers, where several runs lack something), `inline` or `slurm`.
+        launcher: `local` (workers, where several runs lack something and no single device is named
+            as in cuda:1), `inline` or `slurm`.
         jobs: workers of the local pool; None: as many as the cores or GPUs carry.
         slurm: what the user says about the cluster.
         say: receives a line for each task that is done.
@@ -105,6 +106,7 @@ def evaluate(
     Raises:
         EvaluationError: nothing to evaluate at the path.
         ConfigError: a launcher or number of jobs that cannot work.
+        LinscaleError: workers cannot start, or SLURM refuses.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
@@ -122,9 +124,13 @@ def evaluate(
     runs = sorted({target.directory for target in left})
     configs = {run: _config(run) for run in runs}
     whole = path.is_dir() and all(config is not None for config in configs.values())
-    if runs and launcher == "slurm" and whole:
+    if launcher == "slurm" and not whole:
+        raise ConfigError(
+            f"launcher='slurm': evaluates whole runs of a sweep, which {path} is not; use inline."
+        )
+    if runs and launcher == "slurm":
         outcome.submitted = _submit(configs, request, slurm or SlurmOptions())
-    elif launcher == "local" and whole and len(runs) > 1:
+    elif launcher == "local" and whole and len(runs) > 1 and ":" not in request.device:
         _pool(configs, request, jobs, say, outcome)
     else:
         for run in runs:

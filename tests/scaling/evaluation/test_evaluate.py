@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +173,29 @@ def test_several_runs_are_evaluated_by_a_pool(sweep, tmp_path):
     again = evaluate(tmp_path / "sweep", ask("perplexity", "position"), jobs=2, say=said.append)
     assert (again.new, again.kept, again.failures) == (4, 4, [])
     assert sorted(read(good)[0]) == sorted(first.lines[0].keys() - {"run"})
+
+
+@pytest.mark.slow
+def test_runs_are_submitted_to_slurm(sweep, tmp_path, monkeypatch):
+    """Against the stand-in for sbatch that the launcher of training is tested with."""
+    pytest.importorskip("submitit")
+    stand_in = Path(__file__).parents[1] / "slurm_stand_in"
+    (tmp_path / "queue").mkdir()
+    monkeypatch.setenv("SLURM_STAND_IN", str(tmp_path / "queue"))
+    monkeypatch.setenv("PATH", f"{stand_in}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    outcome = evaluate(sweep, ask("position", limit=2), launcher="slurm")
+    assert outcome.new == 0
+    assert len(outcome.submitted) == 1
+    assert outcome.submitted[0].startswith("job 100: 1 runs, each on 1 node(s) with 1 cores")
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "queue").glob("job-*/*.ended")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    later = evaluate(sweep, ask("position", limit=2))
+    assert (later.new, later.kept) == (0, 2)
+    with pytest.raises(ConfigError, match="evaluates whole runs of a sweep"):
+        evaluate(targets(sweep)[0].path, ask("document"), launcher="slurm")
 
 
 def test_results_survive_a_torn_line(tmp_path):
