@@ -4,7 +4,9 @@
         1. a column named by the caller is taken; one not named is guessed from its name
         2. `NAME*FACTOR` scales a column ("tokens_b*1e9"); a unit in the name (tokens_b, PF-days)
            is applied by itself, and said
-        3. the columns become n_params, tokens, flops, loss, arch; all others are kept
+        3. cells may carry K, M, B or T (70M) or thousands (1,234,567); a file whose header has no
+           comma may separate by ; tab or | and mark decimals by a comma: each is said in `notes`
+        4. the columns become n_params, tokens, flops, loss, arch; all others are kept
 
 Nothing is scaled because of its magnitude. Rows that cannot be used, N, D or C that must be derived
 and suspicious units are found where a law is fitted (checks.py), because they depend on the law.
@@ -22,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.frames import rows
 from analysis.records import Sweep
 
 PFLOP_DAY = 1e15 * 86400.0
@@ -50,6 +53,12 @@ _LABELS = {
     "loss": "loss", "n_params": "N (parameters)", "tokens": "D (tokens)", "flops": "C (FLOPs)",
     "group": "group",
 }  # fmt: skip
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_CELL = re.compile(
+    r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(?P<unit>[KkMmBbTt]?)"
+)
+"""70M, 1.4B, 300 T or 1,234,567."""
+_DECIMAL = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 _SCALED = ("n_params", "tokens", "flops")
 """What may carry a unit."""
 
@@ -74,7 +83,7 @@ def load_csv(
     """Reads a table with one row per trained model or checkpoint.
 
     Args:
-        path: .csv, .tsv, .jsonl or .json (records).
+        path: .csv (or .txt), .tsv, .jsonl or .json (records).
         loss, params, tokens, compute: column names, optionally with a factor: "tokens_b*1e9".
             None guesses from the name. Loss is in nats per token.
         group: column that tells laws apart (an architecture); None guesses, "" means one group.
@@ -84,7 +93,7 @@ def load_csv(
             loss, or none of N, D and C.
     """
     path = Path(path)
-    frame = _read(path)
+    frame, notes = _read(path)
     asked = {"loss": loss, "n_params": params, "tokens": tokens, "flops": compute, "group": group}
     columns: dict[str, _Column] = {}
     taken: set[str] = set()
@@ -108,25 +117,30 @@ def load_csv(
         )
     points = frame.copy()
     for key in ("loss", *axes):
-        numbers = np.array([_number(v) for v in frame[columns[key].name]])
-        points[key] = numbers * columns[key].factor
+        points[key], how = _numbers(frame, columns[key], key)
+        notes += how
     points["arch"] = _words(frame, columns["group"].name) if "group" in columns else "all"
     run = _guess(frame, "run_id", taken)
     # Rows of one run are the unit of the bootstrap; without a run column each row is a run.
     names = [f"row {i + 2}" for i in range(len(frame))]  # as a spreadsheet counts: header is row 1
     points["run_id"] = _words(frame, run.name) if run else names
+    repeated = np.asarray(frame.duplicated())
+    excluded = {"run_id": rows(points, repeated)["run_id"], "tokens": math.nan,
+                "reason": "identical to an earlier row"}  # fmt: skip
     return Sweep(
         name=path.name,
         runs=pd.DataFrame(),
-        points=points,
+        points=rows(points, ~repeated),
         curves=pd.DataFrame(),
-        exclusions=pd.DataFrame(columns=["run_id", "tokens", "reason"]),
+        exclusions=pd.DataFrame(excluded),
         conventions="; ".join(_describe(k, c) for k, c in columns.items() if k != "group"),
-        notes=[_describe("group", columns["group"])] if "group" in columns else [],
+        notes=[*notes, *([_describe("group", columns["group"])] if "group" in columns else [])],
     )
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table, and what was assumed to read it."""
+    notes: list[str] = []
     if not path.is_file():
         raise AnalysisError(f"{path} does not exist; give a CSV file or a sweep directory")
     try:
@@ -138,13 +152,35 @@ def _read(path: Path) -> pd.DataFrame:
             case ".tsv":
                 frame = pd.read_csv(path, sep="\t")
             case _:
-                frame = pd.read_csv(path)
+                separator = _separator(path)
+                frame = pd.read_csv(path, sep=separator)
+                if separator != ",":
+                    notes.append(f"columns are separated by {separator!r}")
+                    frame = _decimal_commas(frame, notes)
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         first = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
         raise AnalysisError(f"{path} cannot be read as a table: {first}") from error
     frame.columns = [str(c).strip() for c in frame.columns]
     if len(frame) == 0:
         raise AnalysisError(f"{path} has no rows")
+    return frame, notes
+
+
+def _separator(path: Path) -> str:
+    """What separates the columns: a comma unless the header has none, and one of the others."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline()
+    return "," if "," in header else next((s for s in ";\t|" if s in header), ",")
+
+
+def _decimal_commas(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Cells such as 2,71 as numbers: where a comma separates no columns it marks decimals."""
+    for name in frame.columns:
+        cells = frame[name]
+        found = cells.map(lambda v: isinstance(v, str) and bool(_DECIMAL.fullmatch(v.strip())))
+        if found.any():
+            frame[name] = cells.where(~found, cells.astype(str).str.strip().str.replace(",", "."))
+            notes.append(f"{name!r}: a comma marks decimals")
     return frame
 
 
@@ -204,6 +240,34 @@ def _describe(key: str, column: _Column) -> str:
 def _listed(frame: pd.DataFrame) -> str:
     names = list(frame.columns)
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def _numbers(frame: pd.DataFrame, column: _Column, key: str) -> tuple[np.ndarray, list[str]]:
+    """A column as numbers (NaN for what is none), and what was assumed about its cells.
+
+    Raises:
+        AnalysisError: units both in the cells (70M) and in the column's name or factor.
+    """
+    values: list[float] = []
+    example: tuple[str, float] | None = None
+    for cell in frame[column.name]:
+        value = _number(cell)
+        if math.isnan(value) and isinstance(cell, str) and (found := _CELL.fullmatch(cell.strip())):
+            unit = _UNITS.get((found["unit"] or "").upper(), 1.0) if key in _SCALED else math.nan
+            if key not in _SCALED and not found["unit"]:
+                unit = 1.0
+            value = float(found["number"].replace(",", "")) * unit
+            if found["unit"] and math.isfinite(value):
+                example = example or (cell.strip(), value)
+        values.append(value)
+    if example is None:
+        return np.array(values) * column.factor, []
+    if column.factor != 1:
+        raise AnalysisError(
+            f"column {column.name!r} has units in its cells ({example[0]!r}) and in its name or "
+            f"factor (x {column.factor:g}): keep one of them"
+        )
+    return np.array(values), [f"{column.name!r}: {example[0]} read as {example[1]:g}"]
 
 
 def _number(value: object) -> float:

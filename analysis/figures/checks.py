@@ -182,15 +182,26 @@ def rolling(frame: pd.DataFrame) -> Figure:
                     f"{label}: {leap:.2g}x more compute than fitted: {e:+.2%}"
                     for leap, e in zip(own["leap"], error, strict=True)
                 ]
-                points(axes, own["leap"], error, group=group, texts=texts, s=16, label=label)
+                points(
+                    axes,
+                    own["leap"],
+                    error,
+                    group=group,
+                    texts=texts,
+                    s=16,
+                    label=label,
+                    among=groups,
+                )
             axes.axhline(0, color="black", linewidth=0.8)
         left, right = grid[0]
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
         left.xaxis.set_minor_formatter(NullFormatter())
         left.yaxis.set_major_formatter(FuncFormatter(_percent))
         left.set_ylabel("predicted / measured loss - 1")
         figure.supxlabel("compute / largest compute fitted", fontsize=8.5)
-        right.legend(loc="best", fontsize=7.5, handletextpad=0.2)
+        if len(groups) > 1:
+            right.legend(loc="upper left", bbox_to_anchor=(1.0, 1), handletextpad=0.2)
         return style.finish(figure)
 
 

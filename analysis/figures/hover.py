@@ -33,10 +33,18 @@ def tag(group: str) -> str:
 
 
 def points(
-    axes: Axes, x: Any, y: Any, *, group: str, texts: Sequence[str], **options: Any
+    axes: Axes,
+    x: Any,
+    y: Any,
+    *,
+    group: str,
+    texts: Sequence[str],
+    among: Sequence[str] = (),
+    **options: Any,
 ) -> PathCollection:
-    """A scatter in the look of the group; `texts` has one line per point."""
-    kind = style.look(group)
+    """A scatter in the look of the group (`among` all that are drawn); `texts` has one line per
+    point."""
+    kind = style.look(group, among)
     defaults = {"s": 20, "color": kind.color, "marker": kind.marker, "linewidths": 0.6, "zorder": 3}
     drawn = axes.scatter(x, y, **(defaults | options))
     drawn.set_gid(tag(group))

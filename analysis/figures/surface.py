@@ -70,7 +70,8 @@ def contours(
             style.log_axis(axes, "y", si=True)
         label_axes(figure, PARAMS, TOKENS)
         figure.suptitle(
-            f"lines of equal predicted {LOSS}; coloured: compute-optimal (N, D); markers: runs",
+            f"lines of equal predicted {LOSS};{' ' if len(groups) > 1 else chr(10)}"
+            "coloured: compute-optimal (N, D); markers: runs",
             fontsize=8, color="#555555",
         )  # fmt: skip
         return style.finish(figure)

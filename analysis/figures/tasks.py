@@ -17,7 +17,7 @@ from analysis.frames import by, where
 from analysis.style import look
 
 _HALO = [Stroke(linewidth=3, foreground="white"), Normal()]
-"""Keeps a line or a word readable above a crowd of markers."""
+"""Keeps a word readable above a crowd of markers."""
 
 
 def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, float]) -> Figure:
@@ -37,8 +37,7 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
             axes.fill_between(
                 law["x"], law["lo"], law["hi"], color="#444444", alpha=0.14, linewidth=0
             )
-            line = axes.plot(law["x"], law["y"], color="#222222", linewidth=1.3, zorder=5)
-            line[0].set_path_effects(_HALO)
+            axes.plot(law["x"], law["y"], color="#222222", linewidth=1.0, zorder=5)
             for group in groups:
                 own = where(measured, arch=group, task=task)
                 label = look(group, groups).label
@@ -47,7 +46,14 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
                     for x, y in zip(own["loss"], own["accuracy"], strict=True)
                 ]
                 points(
-                    axes, own["loss"], own["accuracy"], group=group, texts=texts, label=label, s=14
+                    axes,
+                    own["loss"],
+                    own["accuracy"],
+                    group=group,
+                    texts=texts,
+                    label=label,
+                    s=14,
+                    among=groups,
                 )
             _chance(axes, chance[task])
             axes.invert_xaxis()
@@ -83,7 +89,14 @@ def accuracy_compute(
                     for x, y in zip(own["flops"], own["accuracy"], strict=True)
                 ]
                 points(
-                    axes, own["flops"], own["accuracy"], group=group, texts=texts, label=label, s=14
+                    axes,
+                    own["flops"],
+                    own["accuracy"],
+                    group=group,
+                    texts=texts,
+                    label=label,
+                    s=14,
+                    among=groups,
                 )
             _chance(axes, chance[task])
             style.log_axis(axes, "x")
@@ -123,5 +136,5 @@ def _legend(figure: Figure, panels: dict[str, Axes], groups: int) -> None:
     """One legend for all panels, above them."""
     handles, labels = next(iter(panels.values())).get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(groups, 4), handletextpad=0.2
+        handles, labels, loc="outside upper center", ncols=min(groups, 6), handletextpad=0.2
     )

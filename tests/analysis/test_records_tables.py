@@ -126,3 +126,53 @@ def test_public_tables_are_understood(shared_data: Path) -> None:
     assert "'Training FLOP'" in chinchilla.conventions
     olmo = load_csv(shared_data / "olmo_ladder" / "ladder_c4.csv")
     assert olmo.points["n_params"].max() > 1e9
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "messy.csv"
+    path.write_text(text)
+    return path
+
+
+def test_units_in_cells_are_read_and_said(tmp_path: Path) -> None:
+    path = written(tmp_path, "Model Size,Tokens (B),Final Loss\n70M,5,3.1\n1.4B,20,2.5\nbig,1,2\n")
+    sweep = load_csv(path)
+    np.testing.assert_array_equal(sweep.points["n_params"], [70e6, 1.4e9, np.nan])
+    np.testing.assert_array_equal(sweep.points["tokens"], [5e9, 20e9, 1e9])
+    assert "'Model Size': 70M read as 7e+07" in sweep.notes
+    assert "'Tokens (B)' x 1e+09 (guessed)" in sweep.conventions
+
+
+def test_thousands_are_read(tmp_path: Path) -> None:
+    path = written(tmp_path, 'params,tokens,loss\n"70,000,000",5e9,3.1\n"1,400",6e9,2.5\n')
+    np.testing.assert_array_equal(load_csv(path).points["n_params"], [70e6, 1400])
+
+
+def test_units_in_cells_and_in_the_name_are_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path, "params,tokens_b,loss\n1e8,5B,3.1\n")
+    with pytest.raises(AnalysisError, match=r"units in its cells \('5B'\) and in its name"):
+        load_csv(path)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_and_decimal_commas(tmp_path: Path, separator: str) -> None:
+    rows = [("params", "tokens", "loss"), ("7e7", "5e9", "3,125"), ("1e9", "2,5e9", "2,5")]
+    path = written(tmp_path, "\n".join(separator.join(row) for row in rows) + "\n")
+    sweep = load_csv(path)
+    np.testing.assert_array_equal(sweep.points["loss"], [3.125, 2.5])
+    np.testing.assert_array_equal(sweep.points["tokens"], [5e9, 2.5e9])
+    assert f"columns are separated by {separator!r}" in sweep.notes
+    assert "'loss': a comma marks decimals" in sweep.notes
+
+
+def test_a_loss_has_no_unit(tmp_path: Path) -> None:
+    path = written(tmp_path, "params,tokens,loss\n1e8,5e9,3.1M\n1e9,5e9,2.5\n")
+    np.testing.assert_array_equal(load_csv(path).points["loss"], [np.nan, 2.5])
+
+
+def test_a_row_given_twice_counts_once_and_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path, "params,tokens,loss\n1e8,5e9,3.1\n1e9,5e9,2.5\n1e8,5e9,3.1\n")
+    sweep = load_csv(path)
+    assert len(sweep.points) == 2
+    assert sweep.exclusions.to_dict("records")[0]["run_id"] == "row 4"
+    assert sweep.exclusions["reason"].tolist() == ["identical to an earlier row"]
