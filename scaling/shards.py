@@ -11,6 +11,7 @@
    and ends with the same bytes.
 
 The cache is `data_cache/` in the working directory, beside `runs/`; LINSCALE_CACHE names another.
+With LINSCALE_REMOTE machines share what one of them has tokenised (`scaling.remote`).
 The formats are described in `scaling.token_store`.
 """
 
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import ConfigError
-from scaling import tokenizers
+from scaling import remote, tokenizers
 from scaling.claims import exclusive
 from scaling.config import DataConfig
 from scaling.corpora import open_corpus
@@ -184,7 +185,10 @@ def prepare(
             with exclusive(folder / LOCK, wait):
                 index = Index.load(folder)  # another process may have written it meanwhile
                 if index is None or not index.complete:
+                    index = remote.fetch(folder) or index
+                if index is None or not index.complete:
                     index = ShardWriter(folder, corpus, data, source, index, progress).run()
+                    remote.publish(folder, index)
         return _open(folder, data, index)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -1,0 +1,111 @@
+"""Prepared corpora on remote storage: fetched instead of tokenised, checked, resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling import shards
+from scaling.config import DataConfig
+from scaling.errors import LinscaleError
+from scaling.shards import prepare
+from scaling.token_store import INDEX
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A file system in memory, named as the remote storage."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    monkeypatch.setenv("LINSCALE_REMOTE", "memory://bucket/prepared/")
+    yield files
+    files.store.clear()
+
+
+@pytest.fixture
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that were tokenised."""
+    done: list[Path] = []
+
+    class Spy(shards.ShardWriter):
+        def __init__(self, folder: Path, *arguments: Any) -> None:
+            done.append(folder)
+            super().__init__(folder, *arguments)
+
+    monkeypatch.setattr(shards, "ShardWriter", Spy)
+    return done
+
+
+@pytest.fixture
+def data(corpus: Path) -> DataConfig:
+    return DataConfig(
+        corpus=f"text:{corpus}/*.txt",
+        tokenizer="bpe:290",
+        sequence_length=32,
+        validation_fraction=0.2,
+        validation_blocks=4,
+    )
+
+
+def test_the_second_machine_tokenises_nothing(
+    storage: Any, tokenised: list[Path], data: DataConfig, tmp_path: Path
+) -> None:
+    first = prepare(data, tmp_path / "one")
+    second = prepare(data, tmp_path / "two")
+    assert len(tokenised) == 1
+    assert second.fingerprint() == first.fingerprint()
+    assert second.tokenizer().fingerprint == first.tokenizer().fingerprint
+    second.verify()
+    names = {Path(name).name for name in storage.find("/bucket/prepared")}
+    assert names == {INDEX, "tokenizer.json", "train-00000.bin", "validation-00000.bin"}
+
+
+def test_a_copy_goes_on_where_it_stopped(
+    storage: Any,
+    tokenised: list[Path],
+    data: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = prepare(data, tmp_path / "one")
+    folder = tmp_path / "two" / first.folder.name
+    folder.mkdir(parents=True)
+    (folder / "train-00000.bin").write_bytes((first.folder / "train-00000.bin").read_bytes())
+    real, opened = storage.open, []
+
+    def spy(path: str, *arguments: Any, **options: Any) -> Any:
+        opened.append(Path(path).name)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(storage, "open", spy)
+    prepare(data, tmp_path / "two").verify()
+    assert len(tokenised) == 1
+    assert "validation-00000.bin" in opened
+    assert "train-00000.bin" not in opened
+
+
+def test_damage_on_the_way_is_found(
+    storage: Any, tokenised: list[Path], data: DataConfig, tmp_path: Path
+) -> None:
+    first = prepare(data, tmp_path / "one")
+    path = f"/bucket/prepared/{first.folder.name}/train-00000.bin"
+    content = bytearray(storage.cat_file(path))
+    content[10] ^= 1
+    storage.pipe_file(path, bytes(content))
+    with pytest.raises(LinscaleError, match=r"train-00000\.bin does not have the content"):
+        prepare(data, tmp_path / "two")
+    assert not list((tmp_path / "two").glob("*/train-*"))
+    assert len(tokenised) == 1
+
+
+def test_storage_that_is_not_there_is_explained(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINSCALE_REMOTE", "nowhere://bucket")
+    with pytest.raises(LinscaleError, match=r"cannot be used .* Check LINSCALE_REMOTE"):
+        prepare(data, tmp_path / "one")
