@@ -134,7 +134,8 @@ def _table(lines: list[dict[str, Any]]) -> Table:
 
     table = Table(box=SIMPLE_HEAD)
     for title in ("run", "tokens", "task", "metric"):
-        table.add_column(title, justify="right" if title == "tokens" else "left")
+        justify = "right" if title == "tokens" else "left"
+        table.add_column(title, justify=justify, overflow="fold")
     for title in ("value", "stderr", "n"):
         table.add_column(title, justify="right")
     for line in lines:

@@ -184,7 +184,7 @@ def _preparation(name: str) -> str:
 @functools.cache
 def _offline_without_hub() -> None:
     """Where the hub cannot be reached, look in the cache at once instead of trying for long."""
-    import datasets
+    import datasets.config
     import huggingface_hub.constants as hub
 
     if hub.HF_HUB_OFFLINE or any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy")):
