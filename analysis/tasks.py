@@ -104,8 +104,9 @@ def _measured(evals: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     metric = [CSR.get(task, "acc") for task in words(evals, "task")]
     known = np.isin(words(evals, "task"), list(CHANCE))
     usual = rows(evals, known & (np.asarray(words(evals, "metric")) == np.asarray(metric)))
-    counted = usual.groupby("task")["settings"].agg(lambda s: s.value_counts().index[0])
-    usual = rows(usual, usual["settings"].to_numpy() == usual["task"].map(counted).to_numpy())
+    counted = dict(usual.groupby("task")["settings"].agg(lambda s: s.value_counts().index[0]))
+    common = [counted[task] for task in words(usual, "task")]
+    usual = rows(usual, np.asarray(words(usual, "settings")) == np.asarray(common))
     named = usual.rename(columns={"value": "accuracy", "n": "questions"})
     named = named[["arch", "task", "run_id", "tokens", "flops", "accuracy", "questions"]]
     return named.merge(points[["run_id", "tokens", "loss"]], on=["run_id", "tokens"])
