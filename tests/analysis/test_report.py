@@ -275,7 +275,7 @@ def test_page_is_self_contained_and_well_formed(page: str, report: Path) -> None
         assert link.startswith("#") or (report / link).is_file()
         if link.startswith("#"):
             assert link[1:] in outline.ids
-    assert outline.count["figure"] == outline.count["svg"] == 13
+    assert outline.count["figure"] == outline.count["svg"] == 14
     assert 'name="viewport"' in page
     assert len(page) < 4_000_000
 
