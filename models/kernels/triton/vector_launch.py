@@ -6,7 +6,7 @@
 
 States are stored before every `CHUNK` tokens, in bfloat16 for 16-bit inputs (the carried state
 stays float32); the backward stores as many state gradients. Bytes a token and head at K = V = 128,
-bfloat16, C = 128, HGRN2: forward 2304, backward 4352, of which q, x, v, o and their gradients, each
+bfloat16, C = 128, HGRN2: forward 2048, backward 4352, of which q, x, v, o and their gradients, each
 moved once, are 2816. Intermediate scores, decays and keys never leave a multiprocessor.
 
 There is one path for all decays, exact for any of them (see `vector_tiles`): no floor, no clamp.
@@ -117,10 +117,11 @@ class _Call:
         states = empty_states(self.q, self.v, self.cu_seqlens)
         blocks = -(-self.K // config["BK"]) * -(-self.V // config["BV"])
         start = None if start is None else start.to(torch.float32).contiguous()
-        read = self.q if reverse else self.k  # the other is not, and stands for nothing
+        read = self.q if reverse else self.k  # the other is not, nor what is absent
         scan_states[(self.sequences * self.heads * blocks,)](
-            read, read, self.gate, self.pointer(self.low), w, self.pointer(start), states,
-            self.pointer(end), self.pointer(self.cu_seqlens),
+            read, read, self.gate, read if self.low is None else self.low, w,
+            read if start is None else start, states, read if end is None else end,
+            read if self.cu_seqlens is None else self.cu_seqlens,
             *read.stride(), *read.stride(), *self.gate.stride(), *self.low_strides,
             *w.stride(), *self.counts,
             REVERSE=reverse, START=start is not None, END=end is not None,
