@@ -11,7 +11,8 @@ The toy variant does it all with a small teacher: a run of the quickstart, expor
     linscale export runs/quickstart/RUN -o teachers/toy       # RUN: a run of arch llama
     linscale blockwise experiments/lolcats_large.py --toy
 
-The text is plain; the paper's is yahma/alpaca-cleaned, 20M tokens in sequences of 1024.
+Published: 20M tokens of yahma/alpaca-cleaned, packed to 1024, two epochs. Packed examples see each
+other, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ def blockwise(toy: bool = False) -> list[Blockwise]:
             teacher=f"teachers/llama-3.1-{size}",
             model=model,
             data=DataConfig(
-                corpus="hf:yahma/alpaca-cleaned",
-                text_field="output",
+                corpus="instructions:hf:yahma/alpaca-cleaned",
                 tokenizer=f"file:teachers/llama-3.1-{size}/tokenizer.json",
                 sequence_length=1024,
                 batch_sequences=8,

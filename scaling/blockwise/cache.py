@@ -72,6 +72,8 @@ def _draw(config: Blockwise) -> Tensor:
             "text."
         )
     rows = prepared.train.gather(prepared.order(config.seed).blocks(0, wanted))
+    if rows.ndim == 3:  # tokens, their targets and more: packed examples see each other here
+        rows = rows[:, 0]
     text = torch.from_numpy(rows[:, : data.sequence_length].astype(np.int32))
     return text.unflatten(0, (config.batches, data.batch_sequences))
 

@@ -201,6 +201,21 @@ def test_activations_are_the_teachers_hidden_states(make: Any, tmp_path: Path) -
         Boundary(out, 0).batch(3)
 
 
+def test_instructions_are_packed(make: Any, tmp_path: Path) -> None:
+    """Rows of whole examples; what is asked and answered is learned from alike."""
+    lines = [{"instruction": f"Add {n} and 2.", "output": f"It is {n + 2}."} for n in range(60)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = DataConfig(
+        corpus=f"instructions:{tmp_path}/asked.jsonl", sequence_length=256, batch_sequences=2
+    )
+    config = make(data=data, tokens=1024)
+    text = tokens_of(config, tmp_path / "out")
+    assert text.shape == (2, 2, 256)
+    row = bytes(token for token in text[0, 0].tolist() if token < 256).decode(errors="replace")
+    assert "Add " in row
+    assert "It is " in row
+
+
 def test_bfloat16_halves_the_disk_and_learns_the_same(make: Any, tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
