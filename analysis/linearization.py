@@ -6,8 +6,9 @@
 
 With L_s the validation loss right after surgery, L_t the teacher's and L that of a milestone, the
 recovered share of the gap is r = (L_s - L) / (L_s - L_t): 1 at the teacher's loss, above 1 below
-it. Controls from scratch are measured by the same L_s and L_t, those of their architecture and
-size, so that r answers at equal tokens what the teacher's weights are worth. A law for r is in
+it. L_s and L_t are means over the runs of an architecture and size: how unlucky the new weights of
+a seed were must not decide what it recovered. Controls from scratch are measured by the same two,
+so that r answers at equal tokens what the teacher's weights are worth. A law for r is in
 `analysis.linearization_law`.
 """
 
@@ -66,16 +67,28 @@ def read(directory: str | Path) -> Recovery:
             f"{root}: holds no finished linearized run; give the sweep of linscale linearize or of "
             "experiments/linearize_loop.py."
         )
+    references = _references(linear)
     for point in records:
-        if point["kind"] == SCRATCH:
-            same = [p for p in linear if all(p[k] == point[k] for k in ("base", "size"))]
-            for name in ("teacher_loss", "surgery_loss"):
-                point[name] = float(np.mean([p[name] for p in same])) if same else math.nan
+        same = (point["base"], point["size"])
+        if point["kind"] != CONTINUED:
+            point["teacher_loss"], point["surgery_loss"] = references.get(
+                same, (math.nan, math.nan)
+            )
         gap = point["surgery_loss"] - point["teacher_loss"]
         known = gap > 0 and point["kind"] != CONTINUED
         point["recovered"] = (point["surgery_loss"] - point["loss"]) / gap if known else math.nan
     points = pd.DataFrame(records)
     return Recovery(sweep.name, by(points, "group", "n_params", "seed", "tokens"), _notes(sweep))
+
+
+def _references(linear: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float]]:
+    """Losses of the teacher and after surgery by architecture and size, mean over runs."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for run in {point["run_id"]: point for point in linear}.values():
+        pair = (run["teacher_loss"], run["surgery_loss"])
+        found.setdefault((run["base"], run["size"]), []).append(pair)
+    means = {key: np.mean(pairs, axis=0) for key, pairs in found.items()}
+    return {key: (float(mean[0]), float(mean[1])) for key, mean in means.items()}
 
 
 def _point(point: dict[str, Any], facts: dict[str, float]) -> dict[str, Any]:

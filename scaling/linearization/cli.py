@@ -93,6 +93,7 @@ def linearize(
         method,
         {name: value for name, value in options.items() if value is not None},
         corpus=corpus,
+        overrides=overrides or [],
         tokens=tokens,
         no_decay=no_decay,
         seed=seed,
@@ -136,18 +137,19 @@ def _config(
     options: dict[str, Any],
     *,
     corpus: str | None,
+    overrides: list[str],
     tokens: float | None,
     no_decay: bool,
     seed: int,
 ) -> RunConfig:
-    """The published recipe of a method for a teacher."""
+    """The published recipe of a method for a teacher; of the overrides, those of the data."""
     from scaling.linearization import recipes
     from scaling.linearization.teacher import teacher_config
 
     if method not in recipes.METHODS:
         raise ConfigError(f"method={method!r}: choose one of {', '.join(recipes.METHODS)}.")
     student = _student(teacher_config(teacher), method, options, no_decay)
-    data = _data(teacher, method, corpus)
+    data = _reshaped(_data(teacher, method, corpus), overrides)
     name = f"{method}-{Path(teacher).stem if teacher.endswith('.pt') else Path(teacher).name}"
     recipe = recipes.supra_run if method == "supra" else recipes.lolcats_run
     budget: dict[str, Any] = {} if tokens is None else {"tokens": int(tokens)}
@@ -193,6 +195,21 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
         sequence_length=length,
         batch_sequences=per_step // length,
     )
+
+
+def _reshaped(data: DataConfig, overrides: list[str]) -> DataConfig:
+    """With the overrides of the data: the recipe's warm-up and budget depend on the batch."""
+    from dataclasses import replace
+
+    from scaling.fields import hints, parse
+
+    known, changes = hints(type(data)), {}
+    for override in overrides:
+        path, _, text = override.partition("=")
+        name = path.strip().removeprefix("data.")
+        if path.strip() == f"data.{name}" and name in known:
+            changes[name] = parse(known[name], text.strip(), path.strip())
+    return replace(data, **changes)
 
 
 def _parallel() -> Any:
