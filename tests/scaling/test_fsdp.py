@@ -72,10 +72,11 @@ def lines(config: RunConfig, sweep: Path, name: str) -> list[dict[str, Any]]:
 
 
 def assert_same_run(a: Path, b: Path, config: RunConfig) -> None:
-    """Losses agree to 1e-5, gradient norms before clipping to 1e-4 (relative).
+    """Losses agree to 1e-5, gradient norms before clipping to 1e-3 (relative).
 
     Two halves instead of one sum: rounding of float32, which Adam amplifies, and a gradient shows
-    at first order what a loss shows at second.
+    at first order what a loss shows at second: cosFormer2's norm is off by 1e-4 at single steps even
+    between one process and the same process with micro-batches of one sequence.
     """
     metrics, milestones = (lines(config, a, n) for n in ("metrics.jsonl", "milestones.jsonl"))
     metrics2, milestones2 = (lines(config, b, n) for n in ("metrics.jsonl", "milestones.jsonl"))
@@ -83,7 +84,7 @@ def assert_same_run(a: Path, b: Path, config: RunConfig) -> None:
         (m["segment"], m["step"]) for m in metrics2
     ]
     for x, y in zip([*metrics, *milestones], [*metrics2, *milestones2], strict=True):
-        for key, tolerance in (("loss", 1e-5), ("val_loss", 1e-5), ("grad_norm", 1e-4)):
+        for key, tolerance in (("loss", 1e-5), ("val_loss", 1e-5), ("grad_norm", 1e-3)):
             if x.get(key) is not None:
                 assert y[key] == pytest.approx(x[key], rel=tolerance), (key, x["step"])
 
@@ -95,6 +96,8 @@ def assert_same_run(a: Path, b: Path, config: RunConfig) -> None:
         pytest.param("tnl", ("parallel.activation_checkpointing=block",), marks=pytest.mark.slow),
         pytest.param("hgrn2", ("parallel.shard=1",), marks=pytest.mark.slow),
         ("cosformer2", ("parallel.activation_checkpointing=selective",)),
+        # Two replicas of two shares each.
+        pytest.param("tnl", ("parallel.devices=4", "parallel.shard=2"), marks=pytest.mark.slow),
         # Each rank half of every sequence, and of the model or all of it.
         ("tnl", ("parallel.sequence=2", "parallel.strategy=ddp")),
         pytest.param(
