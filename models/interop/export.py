@@ -29,6 +29,7 @@ from models.interop.tensors import SHARD_BYTES, InteropError, write_tensors
 from models.language_model import LanguageModel
 from models.linearize.lora import LoRALinear
 from models.rope import rotary_angles
+from models.width import unscaled
 
 Layout = Literal["transformers", "fla"]
 _CODE = Path(__file__).parent / "remote"
@@ -68,6 +69,7 @@ def export_model(
             f"model.arch={model.config.arch!r}: it has LoRA that is not merged; call "
             "models.linearize.lora.merge_lora(model) first."
         )
+    model = unscaled(model)  # no layout knows muP
     if layout == "fla":
         content = fla_hgrn2.config_json(model.config, context, eos_id)
         tensors = fla_hgrn2.written(model)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.config import ARCHS, Arch, ConfigError, ModelConfig, toy_config
+from models.interop import export_model
 from models.language_model import LanguageModel, build
 from models.layers import Architecture
 from models.width import Rule, multiplier, rates, unscaled
@@ -168,6 +170,16 @@ def test_unscaled_is_the_same_function(arch: Arch, tied: bool) -> None:
         one, state = model.step(tokens[:, t], state)
         torch.testing.assert_close(one, logits[:, t], rtol=1e-9, atol=1e-9)
     assert unscaled(plain) is plain
+
+
+def test_an_export_has_the_factor_of_the_logits_in_its_head(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = build(config("llama", 2 * BASE, mup=True))
+    export_model(model, tmp_path / "out", context=64, eos_id=0)
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = torch.randint(0, VOCAB, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(other(tokens).logits, model(tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_a_wide_matrix_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
