@@ -1,4 +1,4 @@
-"""Norms of gradients and parameters by group, at the steps that are recorded.
+"""Norms of gradients and parameters by group, with every fifth line of metrics.jsonl.
 
     embedding    the embedding, which is the head as well where the two are tied
     mixer        token mixers and the stem: projections, gates, decays, angles
@@ -23,9 +23,12 @@ from torch.distributed.tensor import DTensor
 from scaling.callbacks import StepCallback
 from scaling.module import TrainingModule
 
+LINES = 5
+"""Lines of metrics.jsonl from one with norms to the next; the last line of a segment has them."""
+
 
 class Norms(StepCallback):
-    """Leaves the norms of a recorded step in the journal; comes before `Recorder`."""
+    """Leaves the norms of a step in the journal; comes before `Recorder`."""
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -47,8 +50,10 @@ class Norms(StepCallback):
             }
 
     def _is_due(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> bool:
+        journal = self.journal
+        due = step % (LINES * journal.record_every) == 0 or step == journal.segment.last
         # Ranks that share a model out compute its norms together.
-        return self.journal.is_recorded(step) and (trainer.is_global_zero or module.sharded)
+        return due and (trainer.is_global_zero or module.sharded)
 
 
 def groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:

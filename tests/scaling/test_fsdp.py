@@ -75,8 +75,8 @@ def assert_same_run(a: Path, b: Path, config: RunConfig) -> None:
     """Losses agree to 1e-5, gradient norms before clipping to 1e-3 (relative).
 
     Two halves instead of one sum: rounding of float32, which Adam amplifies, and a gradient shows
-    at first order what a loss shows at second: cosFormer2's norm is off by 1e-4 at single steps even
-    between one process and the same process with micro-batches of one sequence.
+    at first order what a loss shows at second. cosFormer2's norm is off by 1e-4 at single steps
+    even between one process and the same process with micro-batches of one sequence.
     """
     metrics, milestones = (lines(config, a, n) for n in ("metrics.jsonl", "milestones.jsonl"))
     metrics2, milestones2 = (lines(config, b, n) for n in ("metrics.jsonl", "milestones.jsonl"))

@@ -44,7 +44,9 @@ def test_norms_by_group_make_up_the_whole(make_run: Any, tmp_path: Path) -> None
     run = make_run("schedule.kind=cosine", "budget.horizons=", "optim.clip_norm=0.1", arch="tnl")
     train(run, tmp_path)
     trained = [line for line in lines(tmp_path / run.run_id) if line["split"] == "train"]
-    for line in trained:
+    with_norms = [line for line in trained if "grad_norm_mixer" in line]
+    assert [line["step"] for line in with_norms] == [5, 10, 15, 20, 24]
+    for line in with_norms:
         parts = [value for name, value in line.items() if name.startswith("grad_norm_")]
         assert math.hypot(*parts) == pytest.approx(line["grad_norm"], rel=1e-5)
     (milestone,) = (tmp_path / run.run_id / "checkpoints").glob("milestone-*.pt")
