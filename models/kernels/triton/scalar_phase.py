@@ -83,8 +83,8 @@ def add_block(
     cos, sin = rotation(position * step)
     x_c = turned(x_c, cos, sin)
     y_c = turned(y_c, cos, sin)
-    acc = tl.dot(x_c, state.to(x_c.dtype), acc, input_precision=PRECISION)
     scores = tl.dot(x_c, tl.trans(y_c), scores, input_precision=PRECISION)
+    acc = tl.dot(x_c, state.to(x_c.dtype), acc, input_precision=PRECISION)
     state = tl.dot(tl.trans(y_c), z_c, state, input_precision=PRECISION)
     return scores, acc, state
 
