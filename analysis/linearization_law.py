@@ -137,7 +137,8 @@ def _warnings(law: Law, past: int, clusters: int) -> tuple[str, ...]:
             )
     if clusters < 15:
         found.append(
-            f"{clusters} groups of runs (size and seed); bootstrap intervals of so few are narrow."
+            f"{clusters} groups of runs (size and seed): bootstrap intervals of so few are too "
+            "narrow."
         )
     if past:
         found.append(
@@ -146,12 +147,13 @@ def _warnings(law: Law, past: int, clusters: int) -> tuple[str, ...]:
         )
     if law.residual > 0.15:
         found.append(
-            f"milestones scatter by {law.residual:.0%} around the law: its form is a convenience."
+            f"milestones scatter around the law by a factor of {math.exp(law.residual):.2f} (one "
+            "standard deviation): its form is a convenience."
         )
     if law.holdout > 0.3:
         found.append(
-            f"predicted from the smaller budgets, the largest is off by {law.holdout:.0%}: do not "
-            "extrapolate."
+            "predicted from the smaller budgets, the largest is off by a factor of "
+            f"{math.exp(law.holdout):.2f}: do not extrapolate."
         )
     low, high = law.interval("c")
     if low <= 0 <= high:

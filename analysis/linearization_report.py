@@ -240,9 +240,11 @@ def _compose(
     if laws:
         page.table(tables["law"], caption="Intervals: 90 %, refits to runs drawn with replacement.")
     for law in laws:
-        text = f"**{_name(law.group)}**: {len(law.points)} milestones, scatter {law.residual:.0%}."
+        text = f"**{_name(law.group)}**: {len(law.points)} milestones, scatter a factor of "
+        text += f"{np.exp(law.residual):.2f}."
         if np.isfinite(law.holdout):
-            text += f" The largest budget, predicted from the others, is off by {law.holdout:.0%}."
+            text += " The largest budget, predicted from the others, is off by a factor of "
+            text += f"{np.exp(law.holdout):.2f}."
         page.text(text)
         page.box(f"{_name(law.group)}: before believing it", law.warnings)
     page.bullets(failed)

@@ -4,8 +4,7 @@ Question: uptrained on a twentieth of the pretraining tokens, how much of the ga
 opens is closed, and what do SUPRA's parts contribute: the norm in softmax's place, the decay, the
 learned feature map?
 Command: linscale run experiments/supra.py --toy    (after make quickstart; a few core minutes)
-Expected: the published form and the one without decay end close together, far ahead of the same
-model trained from scratch on as many tokens; without the norm the loss is worse.
+Expected: the published form is well ahead of the same model trained from scratch on as many tokens.
 
 At full size: Mistral-7B on 100B tokens of RefinedWeb, as released (arXiv 2405.06640 and the card of
 the authors' Mistral-SUPRA). Its weights and tokenizer are expected in models/Mistral-7B-v0.1.

@@ -21,8 +21,8 @@ TEACHERS = {run.model.dim: run for run in quickstart() if run.model.arch == "lla
 """The quickstart's LLaMA by width."""
 LARGEST, QUICKSTART_TOKENS = DIMS[-1], HORIZONS[-1]
 WINDOW = 4
-"""LoLCATs' window in bytes. The published share of the sequence, a sixteenth, would be 16: in text of
-bytes, which depend on those just before, that leaves the linear part almost nothing to do."""
+"""LoLCATs' window in bytes. The published share of the sequence, a sixteenth, would be 16: bytes
+depend so much on those just before that the linear part would have almost nothing to do."""
 SUPRA_LR, SCRATCH_LR = 3e-3, 6e-3
 TRANSFER_LR, LORA_LR = 1e-1, 1e-2
 LORA_RANK = 8

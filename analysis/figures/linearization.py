@@ -50,24 +50,23 @@ def recovered(points: pd.DataFrame) -> Figure:
         left.set(ylabel=LOSS, title="Validation loss")
         right.set(ylabel="recovered share of the gap r", title="Recovered")
         _lines(left, points, "loss")
-        ends = _lines(right, points, "recovered")
+        _lines(right, points, "recovered")
         left.axhline(teacher, color=_COLORS["llama"], linewidth=0.8)
-        left.annotate("teacher", (0.01, teacher), xycoords=("axes fraction", "data"), va="bottom",
-                      fontsize=7.5, color=_COLORS["llama"], xytext=(0, 1.5),
+        left.annotate("teacher", (0.01, teacher), xycoords=("axes fraction", "data"), va="top",
+                      fontsize=7.5, color=_COLORS["llama"], xytext=(0, -2.5),
                       textcoords="offset points")  # fmt: skip
         right.axhline(1, color=_COLORS["llama"], linewidth=0.8)
         # Early milestones from scratch are worse than the surgery: they run off the panel.
         right.set_ylim(bottom=max(right.get_ylim()[0], -0.25))
         for axes in (left, right):
             _budgets(axes, points)
-        style.lay_out(figure)
-        style.label_ends(right, ends, at=1.02)
+        handles, names = left.get_legend_handles_labels()
+        right.legend(handles, names, loc="lower right")
         return style.finish(figure)
 
 
-def _lines(axes: Axes, points: pd.DataFrame, column: str) -> list[End]:
-    """A line with its interval for every group; returns their right-hand ends."""
-    ends: list[End] = []
+def _lines(axes: Axes, points: pd.DataFrame, column: str) -> None:
+    """A line with its interval for every group."""
     for group in dict.fromkeys(words(points, "group")):
         own = where(points, group=group)
         base, kind = words(own, "base")[0], words(own, "kind")[0]
@@ -79,9 +78,8 @@ def _lines(axes: Axes, points: pd.DataFrame, column: str) -> list[End]:
         axes.fill_between(x, low, high, color=color(base), alpha=0.15, linewidth=0)
         faint = 1.0 if kind != SCRATCH else 0.75
         axes.plot(x, y, color=color(base), linestyle=_DASHES[kind], marker="o", markersize=3,
-                  alpha=faint, linewidth=1.5 if kind != SCRATCH else 1.1)  # fmt: skip
-        ends.append(End(x[-1], y[-1], label(base, kind), color(base)))
-    return ends
+                  label=label(base, kind), alpha=faint,
+                  linewidth=1.5 if kind != SCRATCH else 1.1)  # fmt: skip
 
 
 def laws(found: Sequence[Law]) -> Figure:
