@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_ranks_hold_the_parts_of_the_whole_batch(make_run: Any) -> None:
     parts: list[Any] = []
     for rank in range(4):
         data = DataModule(four)
-        data.trainer = type("Ranks", (), {"global_rank": rank, "world_size": 4})()
+        data.trainer = cast("Any", SimpleNamespace(global_rank=rank, world_size=4))
         parts.append(next(iter(data.train_dataloader())))
     for whole, index in ((tokens, 0), (targets, 1)):
         rows = [torch.cat([parts[r][index], parts[r + 1][index]], dim=1) for r in (0, 2)]
