@@ -48,8 +48,6 @@ class TrainingModule(pl.LightningModule):
         """Sum of the micro-batch losses of the step under way."""
         self.grad_norm = torch.zeros(())
         """Global gradient norm of the last step, before clipping."""
-        self.layer_losses: Tensor | None = None
-        """Losses of the layers in the last micro-batch of attention transfer, (layers,)."""
 
     @property
     def sharded(self) -> bool:
@@ -70,9 +68,7 @@ class TrainingModule(pl.LightningModule):
         """Mean loss in nats per token, or in attention transfer the mean over layers."""
         assert self.segment is not None
         if self.segment.is_transfer:
-            losses = stages.transfer_losses(self.net, self.config, batch)
-            self.layer_losses = losses.detach()
-            loss = losses.mean()
+            loss = stages.transfer_losses(self.net, self.config, batch).mean()
         else:
             loss = mean_loss(self.net, batch)
         self.loss_sum += loss.detach()
