@@ -215,7 +215,9 @@ def sequences_split(config: RunConfig) -> Iterator[None]:
 
     # Every rank makes every group.
     groups = [dist.new_group(range(first, first + size)) for first in range(0, world, size)]
-    with split_over(groups[rank() // size]):
+    own = groups[rank() // size]
+    assert isinstance(own, dist.ProcessGroup)
+    with split_over(own):
         yield
 
 

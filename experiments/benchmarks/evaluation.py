@@ -120,13 +120,14 @@ def models(folder: Path) -> tuple[Any, Any]:
     )
     export_pretrained(made, folder / "hf", "transformers")
     ours = HarnessModel(load(folder / "hf"), max_length=CONTEXT, batch_size=BATCH)
-    theirs = HFLM(
-        pretrained=str(folder / "hf"),
-        device="cpu",
-        dtype="float32",
-        batch_size=BATCH,
-        max_length=CONTEXT,
-    )
+    options: dict[str, Any] = {
+        "pretrained": str(folder / "hf"),
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": BATCH,
+        "max_length": CONTEXT,
+    }
+    theirs = HFLM(**options)
     return ours, theirs
 
 

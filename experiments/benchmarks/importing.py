@@ -65,11 +65,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "llama"
         parameters = write(folder, arguments.layers)
-        (file,) = folder.glob("*.safetensors")
-        file.read_bytes()
+        (weights,) = folder.glob("*.safetensors")
+        weights.read_bytes()
         ways: dict[str, Callable[[], Any]] = {
-            "safetensors, mapped only": lambda: load_file(file),
-            "safetensors, in memory": lambda: {n: t.clone() for n, t in load_file(file).items()},
+            "safetensors, mapped only": lambda: load_file(weights),
+            "safetensors, in memory": lambda: {n: t.clone() for n, t in load_file(weights).items()},
             "import": lambda: import_model(folder),
         }
         times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}

@@ -67,7 +67,7 @@ def test_generate_streams_and_repeats(trained: Any) -> None:
     assert cli("generate", checkpoint, *arguments[2:]) == text
 
 
-@pytest.mark.parametrize("arch", (*ARCHS, *LINEARIZED))
+@pytest.mark.parametrize("arch", [*ARCHS, *LINEARIZED])
 def test_pipeline_of_transformers_gives_our_text(arch: str, trained: Any, tmp_path: Path) -> None:
     run, out = trained(arch), tmp_path / "exported"
     cli("export", run, "-o", out)
