@@ -25,7 +25,6 @@ from scaling import parallel
 from scaling.callbacks import (
     Clock,
     Journal,
-    Progress,
     Recorder,
     TokenCheckpoint,
     save,
@@ -43,6 +42,7 @@ from scaling.milestones import SegmentEnd
 from scaling.module import TrainingModule
 from scaling.norms import Norms
 from scaling.profiling import Profiler
+from scaling.progress import Progress
 from scaling.randomness import isolated_random
 from scaling.record import RunRecord, State
 from scaling.shards import prepare
