@@ -4,7 +4,7 @@ Question: with the quickstart's transformers as teachers, how much of the gap th
 SUPRA and LoLCATs close with how many tokens, at which model size, and where do linearized models
 stand on the loss-versus-compute frontier of models trained from scratch, with the teacher's compute
 counted and not?
-Command: make linearize    (after make quickstart; about ten minutes on two cores)
+Command: make linearize    (after make quickstart; under ten minutes on two idle cores)
 Expected: on a quarter of the teacher's tokens LoLCATs closes 99 % of the gap, with 7 % of the
 parameters, and SUPRA 92 %; the same models from scratch close 62 % and 81 %. Not counting the
 teacher, LoLCATs reaches its loss with several times less compute than the frontier's models, and
