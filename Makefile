@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test test-all check format figures docs notebooks gpu-check bench clean
+.PHONY: help setup quickstart test test-all check format linearize figures docs notebooks gpu-check bench clean
 
 help:            ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ quickstart: $(STAMP)  ## Train 4 architectures on this CPU, fit laws, write runs
 	$(BIN)/linscale run experiments/quickstart.py
 	$(BIN)/linscale report runs/quickstart -o runs/quickstart/report
 
+linearize: $(STAMP)  ## Linearize the quickstart's transformers (run that first); writes runs/linearize_loop/report/index.html.
+	$(BIN)/linscale run experiments/linearize_loop.py
+	$(BIN)/linscale linearize-report runs/linearize_loop --from-scratch runs/quickstart
+
 test: $(STAMP)   ## Run the tests (a few minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
@@ -38,8 +42,8 @@ format: $(STAMP) ## Format and fix what can be fixed.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-figures: $(STAMP)  ## Rebuild the quickstart report and its figures from the run records.
-	$(BIN)/linscale report runs/quickstart -o runs/quickstart/report
+figures: $(STAMP)  ## Rebuild every published figure from the records in experiments/results.
+	$(BIN)/python -m experiments.published
 
 docs: $(STAMP)   ## Build the documentation into build/site; a warning is an error.
 	$(BIN)/mkdocs build --strict

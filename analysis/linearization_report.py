@@ -297,6 +297,10 @@ def _cautions(recovery: Recovery, linear: pd.DataFrame) -> list[str]:
         "interval.",
         "A teacher that has not seen enough text goes on learning while it is linearized: r near "
         "or above 1 may be that, and the control that trains the teacher on shows how much.",
+        "Hyper-parameters are those of the runs: where the rates of linearization were tuned on "
+        "the teacher's size and those of the controls were not, the comparison leans towards "
+        "linearization. For `experiments/linearize_loop.py` this is so: its rates (on seed 1 and "
+        "these validation blocks) and its window were chosen, the controls have the teacher's.",
         *recovery.notes,
     ]
     return found
