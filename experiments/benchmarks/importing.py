@@ -78,7 +78,7 @@ def main() -> None:
                 seconds = clocked(work)
                 if number:  # the first round warms up
                     times[way].append(seconds)
-        size = file.stat().st_size
+        size = weights.stat().st_size
     base = statistics.median(wall for wall, _ in times["safetensors, in memory"])
     rows: list[dict[str, Any]] = []
     for way, seconds in times.items():
