@@ -36,9 +36,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace TeX by MathML everywhere but in code."""
     parts = CODE.split(markdown)  # text and code in turn
     for i in range(0, len(parts), 2):
-        text = DISPLAY.sub(lambda m: convert(m[1].strip(), display="block"), parts[i])
-        parts[i] = INLINE.sub(lambda m: convert(m[1]), text)
+        text = DISPLAY.sub(_display, parts[i])
+        # A line that begins with <math> itself would end the paragraph.
+        parts[i] = INLINE.sub(lambda m: f"<span>{convert(m[1])}</span>", text)
     return "".join(parts)
+
+
+def _display(found: re.Match[str]) -> str:
+    drawn = convert(found[1].strip(), display="block")
+    return f'<div style="margin:1em 0;padding:.3em 0;overflow:auto hidden">{drawn}</div>'
 
 
 def commands() -> str:
