@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 import pytest
+import typer
 
+from scaling.cli import app
 from scaling.config import dotted_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +46,38 @@ def test_command(command: str) -> None:
 
 def test_there_are_commands() -> None:
     assert COMMANDS
+
+
+def shown() -> list[object]:
+    """Commands that need minutes, a trained run or a cluster: indented, or in other blocks."""
+    found: list[object] = []
+    for page in [*PAGES, ROOT / "README.md"]:
+        text = BLOCK.sub("", page.read_text(encoding="utf-8")).replace("\\\n", " ")
+        for line in re.findall(
+            r"^ *(?:\$ )?((?:linscale|python -m|make) [^`\n]+)$", text, re.MULTILINE
+        ):
+            command = line.split("  #")[0].strip()
+            found.append(pytest.param(command, id=f"{page.stem}: {command[:50]}"))
+    return found
+
+
+@pytest.mark.parametrize("command", shown())
+def test_shown_command_can_be_given(command: str) -> None:
+    """Its sub-command, options, arguments and files exist; it is not run."""
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(arguments) - {"&&", "make"} <= set(targets)
+        return
+    if program == "python":
+        assert importlib.util.find_spec(arguments[1]) is not None
+        return
+    commands = cast("Any", typer.main.get_command(app)).commands
+    assert arguments[0] in commands
+    commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
+    for path in arguments[1:]:
+        if path.startswith("experiments/"):
+            assert (ROOT / path).exists(), path
 
 
 @pytest.fixture(scope="module")
