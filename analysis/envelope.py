@@ -33,7 +33,7 @@ from analysis.fitting import fit_law
 from analysis.laws import PFLOP_S_DAY
 from analysis.lines import Line, fit_line, line_bands
 from analysis.power_sum import Array
-from analysis.uncertainty import quantiles
+from analysis.summary import interval_of, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,20 +101,11 @@ class EnvelopeFit:
 
     def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
         """Percentile interval of a parameter."""
-        if name not in self.draws:
-            raise AnalysisError(f"no draws of {name!r}: pass bootstrap=1000 to envelope(); "
-                                f"parameters are {', '.join(self.params)}")  # fmt: skip
-        low, high = quantiles(self.draws[name], level)
-        return float(low), float(high)
+        return interval_of(self.draws, self.params, name, level, "envelope(..., bootstrap=1000)")
 
     def table(self, level: float = 0.9) -> pd.DataFrame:
         """Columns parameter, value, and with a bootstrap se, lo, hi."""
-        frame = pd.DataFrame({"parameter": list(self.params), "value": list(self.params.values())})
-        if self.draws:
-            frame["se"] = [float(self.draws[p].std(ddof=1)) for p in self.params]
-            ends = [self.interval(p, level) for p in self.params]
-            frame["lo"], frame["hi"] = [e[0] for e in ends], [e[1] for e in ends]
-        return frame
+        return summary(self.draws, self.params, level)
 
     def to_json(self) -> str:
         """Options, parameters, frontier, draws and warnings at full precision."""

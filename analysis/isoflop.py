@@ -28,8 +28,9 @@ from analysis.errors import AnalysisError, FitWarning
 from analysis.fitting import fit_law
 from analysis.law_fit import LawFit
 from analysis.lines import Line, batched_lines, fit_line, line_bands
+from analysis.polynomials import polynomial_minimum, vertex
 from analysis.power_sum import Array
-from analysis.uncertainty import quantiles
+from analysis.summary import interval_of, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,20 +79,11 @@ class IsoflopFit:
 
     def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
         """Percentile interval of a parameter."""
-        if name not in self.draws:
-            raise AnalysisError(f"no draws of {name!r}: pass bootstrap=2000 to isoflop(); "
-                                f"parameters are {', '.join(self.params)}")  # fmt: skip
-        low, high = quantiles(self.draws[name], level)
-        return float(low), float(high)
+        return interval_of(self.draws, self.params, name, level, "isoflop(..., bootstrap=2000)")
 
     def table(self, level: float = 0.9) -> pd.DataFrame:
         """Columns parameter, value, and with a bootstrap se, lo, hi."""
-        frame = pd.DataFrame({"parameter": list(self.params), "value": list(self.params.values())})
-        if self.draws:
-            frame["se"] = [float(self.draws[p].std(ddof=1)) for p in self.params]
-            ends = [self.interval(p, level) for p in self.params]
-            frame["lo"], frame["hi"] = [e[0] for e in ends], [e[1] for e in ends]
-        return frame
+        return summary(self.draws, self.params, level)
 
     def profiles(self, places: int = 60) -> pd.DataFrame:
         """The fitted polynomial of every accepted budget: columns budget, n, loss."""
@@ -284,7 +276,7 @@ def _minima(
         row: dict[str, float] = {"budget": float(value), "points": float(len(part["n"]))}
         for axis in () if reason else ("n", "d"):
             x, y = np.log(part[axis]), part["loss"]
-            place, height, se = _minimum(x, y, degree)
+            place, height, se = polynomial_minimum(x, y, degree)
             if not np.isfinite(place):
                 reason = "the profile has no minimum (it does not curve upwards)"
             elif not x.min() < place < x.max():
@@ -313,35 +305,6 @@ def _lowest(table: pd.DataFrame, budget: float, best: int | None) -> dict[str, A
     return {k: _column(table, k)[rows] for k in ("n", "d", "loss")}
 
 
-def _minimum(x: Array, y: Array, degree: int) -> tuple[float, float, float]:
-    """Place, height and standard error of the place of a polynomial's minimum; NaN without one."""
-    centre = x.mean()
-    design = np.vander(x - centre, degree + 1)  # highest power first
-    solution: Array = np.linalg.lstsq(design, y, rcond=None)[0].astype(np.float64)
-    place = float(_vertex(solution[None])[0])
-    if not np.isfinite(place):
-        return float("nan"), float("nan"), float("nan")
-    residual = y - design @ solution
-    freedom = max(1, len(y) - degree - 1)
-    covariance = np.linalg.pinv(design.T @ design) * float(residual @ residual) / freedom
-    # dx*/dp = -(dp'(x*)/dp) / p''(x*)
-    powers = np.arange(degree, -1, -1)
-    slope = np.array([k * place ** (k - 1) if k else 0.0 for k in powers])
-    curve = float(np.polyval(np.polyder(solution, 2), place))
-    se = float(np.sqrt(slope @ covariance @ slope) / curve)
-    return place + float(centre), float(np.polyval(solution, place)), se
-
-
-def _vertex(coefficients: Array) -> Array:
-    """Local minimum (b,) of polynomials (b, 3 or 4), highest power first; NaN without one."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if coefficients.shape[1] == 3:
-            place = -coefficients[:, 1] / (2 * coefficients[:, 0])
-            return np.where(coefficients[:, 0] > 0, place, np.nan)
-        p, q, r = (coefficients[:, i] for i in range(3))
-        return (-2 * q + np.sqrt(4 * q**2 - 12 * p * r)) / (6 * p)
-
-
 def _bootstrap(
     table: pd.DataFrame, minima: pd.DataFrame, shape: Shape, best: int | None, samples: int,
     seed: int,
@@ -361,7 +324,7 @@ def _bootstrap(
             fitted = design @ (inverse @ y)
             hat = np.clip((design * inverse.T).sum(axis=1), 0, 0.9)
             redrawn = fitted + factor * (y - fitted) / (1 - hat)
-            places[axis][:, column] = _vertex(redrawn @ inverse.T) + x.mean()
+            places[axis][:, column] = vertex(redrawn @ inverse.T) + x.mean()
     log_c = np.log(_column(minima, "budget"))
     draws: dict[str, Array] = {}
     good = np.ones(samples, dtype=bool)

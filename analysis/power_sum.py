@@ -183,9 +183,9 @@ class PowerSum(Law):
         middle: Array = x.mean(axis=1) if centres is None else centres
         return x - middle[:, None], middle
 
-    def _powers(self, theta: Array, x: Array) -> tuple[Array, Array | float]:
+    def _powers(self, theta: Array, x: Array) -> tuple[Array, Array | None]:
         """Terms exp(a_k - alpha_k x_k - top) (..., k, n) and top (..., 1, n), which keeps the
-        largest at 1; 0 where every term is far from overflow anyway, as in centred logarithms."""
+        largest at 1; None where no term is near overflow anyway, as in centred logarithms."""
         out = np.empty((*theta.shape[:-1], len(self.terms), x.shape[1]))
         for k, (coefficient, exponent) in enumerate(self._slots):
             if exponent is None:
@@ -199,7 +199,7 @@ class PowerSum(Law):
                     out[..., k, :] = np.exp(theta[..., coefficient, None])
                 else:
                     np.exp(out[..., k, :], out=out[..., k, :])
-            return out, 0.0
+            return out, None
         top = out.max(axis=-2, keepdims=True)
         out -= top
         return np.exp(out, out=out), top
@@ -207,7 +207,7 @@ class PowerSum(Law):
     def log_loss(self, theta: Array, x: Array) -> Array:
         powers, top = self._powers(theta, x)
         total = np.log(powers.sum(axis=-2))
-        return total if isinstance(top, float) else total + top[..., 0, :]
+        return total if top is None else total + top[..., 0, :]
 
     def evaluate(self, theta: Array, x: Array) -> tuple[Array, Array, Any]:
         share, top = self._powers(theta, x)
@@ -225,7 +225,7 @@ class PowerSum(Law):
                 np.multiply(share[:, k], -x[k], out=jacobian[:, exponent])
             seen.add(exponent)
         log_loss = np.log(total, out=total)
-        if not isinstance(top, float):
+        if top is not None:
             log_loss += top[:, 0]
         return log_loss, jacobian, (share, jacobian, x)
 

@@ -178,7 +178,7 @@ def _decimal_commas(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     for name in frame.columns:
         cells = frame[name]
         found = cells.map(lambda v: isinstance(v, str) and bool(_DECIMAL.fullmatch(v.strip())))
-        if found.any():
+        if bool(np.any(found)):
             frame[name] = cells.where(~found, cells.astype(str).str.strip().str.replace(",", "."))
             notes.append(f"{name!r}: a comma marks decimals")
     return frame

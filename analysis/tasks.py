@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.downstream import DownstreamFit, fit_downstream, predict_task
 from analysis.errors import AnalysisError
 from analysis.evals import CSR
 from analysis.frames import numbers, rows, where, words
 from analysis.law_fit import LawFit
-from analysis.power_sum import Array
 
 CHANCE: dict[str, float] = {
     "boolq": 0.5,
@@ -64,7 +64,13 @@ class Tasks:
         return pd.concat(parts, ignore_index=True)
 
     def compute_band(
-        self, task: str, law: LawFit, optimum: pd.DataFrame, inside: Array, *, level: float
+        self,
+        task: str,
+        law: LawFit,
+        optimum: pd.DataFrame,
+        inside: NDArray[np.bool_],
+        *,
+        level: float,
     ) -> pd.DataFrame:
         """Accuracy along a compute-optimal line (c, n, d): task, x, y, lo, hi, inside."""
         two = predict_task(
