@@ -179,15 +179,15 @@ def assemble(config: Blockwise, out: Path) -> Path:
     Raises:
         LinscaleError: a group has not learned yet.
     """
-    target = out / "model"
-    if (target / "config.json").is_file():
+    target, part = out / "model", out / "model.part"
+    if target.is_dir():
         return target
     files = {group: out / f"group-{n:02d}" / LEARNED for n, group in enumerate(config.groups)}
     for number, path in enumerate(files.values()):
         if not path.is_file():
             raise LinscaleError(f"{path}: group {number} has not learned yet; train it first.")
-    if target.is_dir():  # written in part
-        shutil.rmtree(target)
+    if part.is_dir():  # of a run that was stopped
+        shutil.rmtree(part)
     source, teacher = read_source(config.teacher), Path(config.teacher)
 
     @lru_cache(maxsize=1)
@@ -212,14 +212,15 @@ def assemble(config: Blockwise, out: Path) -> Path:
     export_tensors(
         config.student,
         {name: maker(name, p.dtype) for name, p in whole.named_parameters()},
-        target,
+        part,
         context=source.context or config.data.sequence_length,
         eos_id=source.eos_ids[0] if source.eos_ids else None,
         dtype=dtype_of(config),
     )
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if (teacher / name).is_file():
-            shutil.copyfile(teacher / name, target / name)
+            shutil.copyfile(teacher / name, part / name)
+    part.rename(target)  # a folder of this name is whole: weights, code and tokenizer
     return target
 
 

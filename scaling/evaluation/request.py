@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from scaling.claims import exclusive
 from scaling.evaluation import harness
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.tasks import TASKS, recorded
@@ -55,8 +56,9 @@ class Request:
         place = sweep_dir / "evaluation" / hashlib.sha256(text.encode()).hexdigest()[:8]
         with disk_errors(place):
             place.mkdir(parents=True, exist_ok=True)
-        if not (place / "request.json").is_file():
-            write_json(place / "request.json", values)
+        with exclusive(place / "request.lock"):  # a second terminal may ask for the same
+            if not (place / "request.json").is_file():
+                write_json(place / "request.json", values)
         return place
 
     @staticmethod

@@ -127,6 +127,27 @@ def test_groups_learn_what_all_layers_together_learn(
         torch.testing.assert_close(model(text), student(text), rtol=1e-4, atol=1e-4)
 
 
+def test_an_assembly_that_was_stopped_is_not_taken_for_whole(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after weights and config.json were written: the same command writes all files."""
+    config, out = make(), tmp_path / "out"
+
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        export(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    export = training.export_tensors
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "export_tensors", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, out, report=quiet)
+    assert not (out / "model").exists()
+    run(config, out, report=quiet)
+    assert import_model(out / "model")[1].config == config.student
+    assert not (out / "model.part").exists()
+
+
 def test_a_stopped_transfer_goes_on(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
