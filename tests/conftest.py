@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ if not torch.cuda.is_available():
     # Triton decides between compiling and interpreting when it is first imported, which other
     # packages do: without a GPU its kernels run in the interpreter, in every test process.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if threading.current_thread() is threading.main_thread():
+    # A shell's background job ignores Ctrl-C, and so would everything started by the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The default run draws the same examples every time, so that it does not depend on luck;
 # `make test-all` (HYPOTHESIS_PROFILE=default) draws new ones. A GPU machine may lack hypothesis.
