@@ -22,6 +22,8 @@ _FLAT_E, _FLAT_EXPONENT = 0.15, 0.35
 _OUTLIER = 8.0
 _DECISIVE = 0.8
 """Share of the jackknife variance from which one run is said to decide."""
+_WEAK = 2.0
+"""A term varying over the points by less than this many times the noise is called weak."""
 _NO_FLOOR = 0.01
 """An E below this share of the smallest loss is called zero."""
 
@@ -82,7 +84,8 @@ def diagnose(problem: Problem, theta: Array, facts: Evidence) -> list[FitWarning
     found = [*_convergence(facts), *_at_bounds(problem, theta)]
     residual = problem.residuals(theta)
     flat = _flat(problem, theta, residual)
-    return [*found, *([flat] if flat else []), *_outliers(problem, residual)]
+    found += [flat] if flat else []
+    return [*found, *_weak(problem, theta, residual), *_outliers(problem, residual)]
 
 
 def _convergence(facts: Evidence) -> list[FitWarning]:
@@ -165,6 +168,31 @@ def _flat(problem: Problem, theta: Array, residual: Array) -> FitWarning | None:
         "helps.",
         {name: list(pair) for name, pair in moves.items()},
     )
+
+
+def _weak(problem: Problem, theta: Array, residual: Array) -> list[FitWarning]:
+    """Terms in N or D that hardly move the loss: a steep one then fits the noise of a few points,
+    and looks determined to the linearised law."""
+    noise = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    if noise < EXACT:
+        return []
+    _, jacobian, _ = problem.law.evaluate(theta[None], problem.x)
+    found: list[FitWarning] = []
+    for name, axis in (("A", "N"), ("B", "D")):
+        if not {"A", "B"} <= set(problem.law.parameters):
+            continue
+        spread = float(np.std(jacobian[0, problem.law.parameters.index(name)]))
+        if spread < _WEAK * noise:
+            found.append(
+                FitWarning(
+                    "weak_term",
+                    f"The term in {axis} moves the loss by {spread:.2%} over the points, which "
+                    f"scatter by {noise:.2%}: {name} and its exponent may describe noise. A wider "
+                    f"range of {axis} helps.",
+                    {"parameter": name, "spread": spread, "noise": noise},
+                )
+            )
+    return found
 
 
 def _outliers(problem: Problem, residual: Array) -> list[FitWarning]:

@@ -57,6 +57,7 @@ WARNING_CODES: dict[str, str] = {
     "few_clusters": "too few independent runs for a bootstrap over runs",
     "few_sizes": "fewer than four distinct values on an axis",
     "collinear": "N and D move together, so their exponents are not separable",
+    "weak_term": "a term in N or D moves the loss less than the noise does",
     "flat_direction": "a combination of parameters that the data do not determine",
     "at_bound": "a parameter ended at its bound",
     "no_irreducible": "the irreducible loss went to zero",
