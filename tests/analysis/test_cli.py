@@ -316,6 +316,23 @@ def test_commands_run_without_torch(table: Path) -> None:
     assert set(json.loads(done.stdout)["fits"]) == {"x", "y"}
 
 
+def test_linscale_fits_a_table_without_torch(table: Path) -> None:
+    """The whole command line, training half mounted: a table is fitted without importing torch."""
+    words = ["linscale", "fit", str(table), *columns("--bootstrap", "0", "--json")]
+    code = (
+        "import contextlib, io, sys\n"
+        "from scaling.cli import main\n"
+        f"sys.argv = {words!r}\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main()\n"
+        "assert '\"fits\"' in out.getvalue()\n"
+        "print([n for n in ('torch', 'lightning', 'triton') if n in sys.modules])"
+    )
+    done = python(code)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from analysis.cli import app\n"
