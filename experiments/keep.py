@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-WHOLE = ("config.json", "accounting.json", "milestones.jsonl", "evals.jsonl")
+WHOLE = (
+    "config.json", "accounting.json", "milestones.jsonl", "evals.jsonl", "linearization.json",
+)  # fmt: skip
 PRIVATE = ("hostname", "pid", "argv")
 
 

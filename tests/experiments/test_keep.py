@@ -53,6 +53,17 @@ def test_nothing_of_the_machine_stays(sweep: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "kept").rglob("*.safetensors"))
 
 
+def test_a_linearized_run_keeps_its_references(tmp_path: Path) -> None:
+    source = RESULTS / "linearize_loop"
+    run = next(path.parent for path in sorted(source.glob("supra-*/linearization.json")))
+    sweep = tmp_path / "linearize_loop"
+    shutil.copytree(run, sweep / run.name)
+    shutil.copyfile(source / "sweep.json", sweep / "sweep.json")
+    (kept,) = keep(sweep, tmp_path / "kept", every=4)
+    name = "linearization.json"
+    assert (kept / name).read_text("utf-8") == (run / name).read_text("utf-8")
+
+
 def test_unfinished_runs_are_refused(sweep: Path, tmp_path: Path) -> None:
     status = sweep / RUN / "status.json"
     status.write_text(status.read_text().replace('"done"', '"running"'))
