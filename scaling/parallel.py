@@ -5,7 +5,9 @@
     fsdp      the same, and ranks share the model out (`scaling.fsdp`)
 
 Each rank takes its share of each global batch; the gradient is the mean over ranks, so the run is
-the same up to the order of float additions. A rank process is
+the same up to the order of float additions. (Not where only some targets are scored, `task:` and
+`instructions:` corpora: there every micro-batch of every rank weighs the same, however many targets
+it has, and the split of a batch changes its gradient a little.) A rank process is
 `python -m scaling.train CONFIG.json SWEEP_DIR`. On one node this module starts torchrun; on several
 an outer torchrun starts the ranks of every node.
 """
