@@ -14,6 +14,7 @@ from analysis.records import load_sweep
 from analysis.study import study
 
 SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 
 # %% [markdown]
 # A sweep holds runs, decayed checkpoints, curves, and everything that was left out with its reason.
@@ -36,7 +37,7 @@ figures.learning_curves(sweep.curves, sweep.points)
 # One law of N and D an architecture, resampled over runs. Failures are printed, never hidden.
 
 # %%
-results = study(sweep, bootstrap=200)
+results = study(sweep, bootstrap=DRAWS)
 print(results.failures or "every law, envelope and hold-out could be fitted")
 for name in results.groups:
     print(name)

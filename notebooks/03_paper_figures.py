@@ -23,6 +23,7 @@ from analysis.study import study
 from analysis.style import look
 
 SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/paper_ladder")
+DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 PF_DAY = 8.64e19  # FLOPs in a petaFLOP/s-day, the paper's unit of C
 
 # %% [markdown]
@@ -42,7 +43,7 @@ TABLE_3
 
 # %%
 sweep = load_sweep(SWEEP)
-results = study(sweep, bootstrap=200)
+results = study(sweep, bootstrap=DRAWS)
 figures.learning_curves(sweep.curves, sweep.points)
 
 # %% [markdown]

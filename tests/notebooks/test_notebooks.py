@@ -11,15 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-SLOW = {"01_quickstart", "03_paper_figures"}  # bootstraps of every architecture
-CASES = [
-    pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem)
-    for path in NOTEBOOKS
-]
 CELL = re.compile(r"^# %%(?: \[markdown\])?$", re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", CASES)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib.use("Agg")
     monkeypatch.chdir(ROOT)
