@@ -20,6 +20,7 @@ from analysis.fitting import fit_law
 from analysis.frames import numbers, rows, where, words
 from analysis.frontier import compute_for_loss
 from analysis.law_fit import LawFit
+from analysis.laws import PerToken
 from analysis.records import Sweep
 from analysis.sensitivity import sensitivity
 from analysis.study import Study, flops_per_token
@@ -76,29 +77,36 @@ def multiplier_table(result: Study) -> pd.DataFrame:
     """
     table: list[dict[str, Any]] = []
     for variant in _VARIANTS:
+        laws = {g: _under(result, g, variant) for g in (result.baseline, *result.comparisons)}
         row: dict[str, Any] = {"choice": variant.label}
         for group in result.comparisons:
             target = _common_loss(result, group, variant.options.get("loss", "loss"))
-            try:
-                ours, theirs = (
-                    _compute(result, g, variant, target) for g in (group, result.baseline)
-                )
-            except AnalysisError:
-                ours = theirs = np.nan
+            ours, theirs = (_compute(laws[g], target) for g in (group, result.baseline))
             row[look(group).label] = theirs / ours
         table.append(row)
     return pd.DataFrame(table)
 
 
-def _compute(result: Study, group: str, variant: _Variant, target: float) -> float:
-    """Compute that an architecture needs for the target loss under a choice."""
+def _under(result: Study, group: str, variant: _Variant) -> tuple[LawFit, PerToken] | None:
+    """An architecture's law and FLOPs per token under a choice; None where too little is left."""
     points = where(result.points, arch=group)
     if variant.keep is not None:
         points = rows(points, variant.keep(points, result.laws[group]))
-    fit = fit_law("chinchilla", points, clusters="size_seed", **variant.options)
+    try:
+        fit = fit_law("chinchilla", points, clusters="size_seed", **variant.options)
+    except AnalysisError:
+        return None
     n = variant.options.get("n", "n_params")
     c = variant.options.get("c", "flops")
     cost = flops_per_token(numbers(points, n), numbers(points, c) / numbers(points, "tokens"))
+    return fit, cost
+
+
+def _compute(law: tuple[LawFit, PerToken] | None, target: float) -> float:
+    """Compute that an architecture needs for the target loss."""
+    if law is None:
+        return float("nan")
+    fit, cost = law
     return float(compute_for_loss(fit, np.array([target]), flops_per_token=cost)[0])
 
 

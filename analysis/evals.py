@@ -75,16 +75,32 @@ def load_evals(directory: str | Path, sweep: Sweep) -> pd.DataFrame:
     return frame.drop_duplicates(alike, keep="last", ignore_index=True)
 
 
-def csr_average(evals: pd.DataFrame) -> pd.DataFrame:
-    """One row a checkpoint that has all seven tasks: run_id, arch, size, tokens, flops, csr."""
-    wanted = evals["task"].map(lambda task: CSR.get(task)) == evals["metric"]
-    where = ["run_id", "arch", "size", "checkpoint", "tokens", "flops"]
+def csr_average(evals: pd.DataFrame, tasks: Mapping[str, str] = CSR) -> pd.DataFrame:
+    """Plain mean over tasks, for the checkpoints that have them all.
+
+    Args:
+        evals: from `load_evals`.
+        tasks: task -> metric; fewer than the seven are another average, so say which.
+
+    Returns:
+        run_id, arch, size, n_params, checkpoint, tokens, flops, csr and stderr (of the mean, with
+        the tasks' own as independent; NaN where one has none).
+    """
+    wanted = evals["task"].map(lambda task: tasks.get(task)) == evals["metric"]
+    where = ["run_id", "arch", "size", "n_params", "checkpoint", "tokens", "flops"]
     found: Any = evals[wanted]
-    tasks = found.drop_duplicates([*where, "task"], keep="last")
-    means = tasks.groupby(where, as_index=False).agg(
-        csr=("value", "mean"), tasks=("value", "count")
+    last = found.drop_duplicates([*where, "task"], keep="last")
+    means = (
+        last.assign(variance=pd.to_numeric(last["stderr"], errors="coerce") ** 2)
+        .groupby(where)
+        .agg(
+            csr=("value", "mean"),
+            stderr=("variance", lambda v: math.sqrt(v.sum(skipna=False)) / len(v)),
+            tasks=("value", "count"),
+        )
+        .reset_index()
     )
-    return means[means["tasks"] == len(CSR)].drop(columns="tasks").reset_index(drop=True)
+    return means[means["tasks"] == len(tasks)].drop(columns="tasks").reset_index(drop=True)
 
 
 def latest(evals: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,8 @@ With an architecture's own FLOPs per token the inverse follows the optimal path,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from analysis.errors import AnalysisError
@@ -17,6 +19,9 @@ from analysis.laws import PerToken
 from analysis.power_sum import Array, Law
 
 _PATH_POINTS = 1600
+
+Frontier = Callable[[Array], tuple[Array, Array]]
+"""Natural parameters (p,) -> log C and log loss along the frontier."""
 
 
 def frontier_power_law(law: Law, values: Array) -> tuple[Array, Array, Array] | None:
@@ -64,49 +69,54 @@ def compute_for_loss(
             reach = losses - floor
             compute = np.exp((log_k - np.log(np.maximum(reach, 0))) / slope)
         return np.where(reach > 0, compute, np.inf)
+    frontier = _by_compute(fit) if fit.law.columns == ("c",) else _by_size(fit, flops_per_token)
     rows = values.reshape(-1, values.shape[-1])
-    found = np.stack([_invert(fit, row, losses, flops_per_token) for row in rows])
+    # Loss falls along the path; interpolation wants rising abscissae
+    wanted = -np.log(losses)
+    found = np.stack([
+        np.exp(np.interp(wanted, -log_loss, log_c, left=-np.inf, right=np.inf))
+        for log_c, log_loss in map(frontier, rows)
+    ])  # fmt: skip
     return found if draws else found[0]
 
 
-def _invert(fit: LawFit, values: Array, losses: Array, per_token: PerToken | None) -> Array:
-    """Interpolates compute against loss along the frontier of one set of parameters."""
-    law = fit.law
+def _by_compute(fit: LawFit) -> Frontier:
+    """The frontier of a law in C alone: the law itself."""
     centre = np.log(np.nanmedian(fit.observations.compute))
-    if law.columns == ("c",):
-        log_c = np.linspace(centre - 25, centre + 35, _PATH_POINTS)
-        log_loss = np.log(law.predict(values, {"c": np.exp(log_c)}))
-    else:
-        log_c, log_loss = _path(fit, values, per_token)
-    # Loss falls along the path; interpolation wants rising abscissae
-    return np.exp(np.interp(-np.log(losses), -log_loss, log_c, left=-np.inf, right=np.inf))
+    log_c = np.linspace(centre - 25, centre + 35, _PATH_POINTS)
+    compute = {"c": np.exp(log_c)}
+    return lambda values: (log_c, np.log(fit.law.predict(values, compute)))
 
 
-def _path(fit: LawFit, values: Array, per_token: PerToken | None) -> tuple[Array, Array]:
-    """log C and log loss along the optimal path, parametrised by N.
+def _by_size(fit: LawFit, per_token: PerToken | None) -> Frontier:
+    """The frontier of a law in N and D, parametrised by N.
 
     At the optimum alpha A N^-alpha = e(N) beta B D^-beta with e = d log f / d log N the elasticity
     of FLOPs per token f, so each N has its D in closed form.
     """
-    inner = fit.law.inner(values)
-    if inner is None:
-        raise AnalysisError(f"{fit.form} has no N and D: FLOPs per token cannot be applied to it")
     middle = float(np.log(np.median(fit.observations.columns["n"])))
     log_n = np.linspace(middle - 14, middle + 18, _PATH_POINTS)
     n, step = np.exp(log_n), 1e-4
-    f = 6 * n if per_token is None else per_token(n)
     if per_token is None:
-        elasticity = np.ones_like(n)
+        log_f, elasticity = np.log(6 * n), np.ones_like(n)
     else:
         up, down = per_token(n * np.exp(step)), per_token(n * np.exp(-step))
-        elasticity = np.log(up / down) / (2 * step)
-    log_d = (
-        np.log(elasticity * inner.beta * inner.B) - np.log(inner.alpha * inner.A)
-        + inner.alpha * log_n
-    ) / inner.beta  # fmt: skip
-    d = np.exp(log_d)
-    loss = fit.law.predict(values, {"n": n, "d": d, "u": d})
-    return np.log(f) + log_d, np.log(loss)
+        log_f, elasticity = np.log(per_token(n)), np.log(up / down) / (2 * step)
+
+    def frontier(values: Array) -> tuple[Array, Array]:
+        inner = fit.law.inner(values)
+        if inner is None:
+            raise AnalysisError(
+                f"{fit.form} has no N and D: FLOPs per token cannot be applied to it"
+            )
+        log_d = (
+            np.log(elasticity * inner.beta * inner.B) - np.log(inner.alpha * inner.A)
+            + inner.alpha * log_n
+        ) / inner.beta  # fmt: skip
+        d = np.exp(log_d)
+        return log_f + log_d, np.log(fit.law.predict(values, {"n": n, "d": d, "u": d}))
+
+    return frontier
 
 
 def reach(fit: LawFit) -> tuple[float, float]:

@@ -116,7 +116,7 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
     """Loss against tokens. Margins are fixed: a layout engine would take most of the time."""
     with style.context():
         figure, axes = style.panels(1, 1, width=style.SINGLE, height=2.9)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
         ax = axes[0, 0]
         ax.set_position((0.13, 0.16, 0.84, 0.8))
         train = where(curve, split="train") if len(curve) else curve

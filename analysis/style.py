@@ -214,9 +214,12 @@ def lay_out(figure: Figure) -> None:
 
 
 def finish(figure: Figure) -> Figure:
-    """Lays the figure out for good, so that every format and every drawing is the same."""
+    """Lays the figure out for good, so that every format and every drawing is the same.
+
+    No engine is left, not even the "none" placeholder, for which matplotlib draws twice.
+    """
     lay_out(figure)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     return figure
 
 

@@ -14,6 +14,7 @@ from analysis.figures.curves import learning_curves, scaling_collapse
 from analysis.figures.frontier import loss_compute, optimum
 from analysis.figures.surface import contours, valleys
 from analysis.figures.tasks import accuracy_compute, downstream
+from analysis.figures.varied import varied
 
 __all__ = [
     "accuracy_compute",
@@ -30,4 +31,5 @@ __all__ = [
     "scaling_collapse",
     "throughput",
     "valleys",
+    "varied",
 ]
