@@ -12,12 +12,12 @@ from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCHS, ASPECT_SHAPES, paper_config, toy_config
 from scaling.config import RunConfig
 
-# d x l of nearly equal 12 l d^2: 221k, 221k, 249k and 246k.
-TOY_SHAPES = ((48, 8), (64, 4 + 1), (96, 2), (144, 1))
+TOY_SHAPES = ((24, 16), (32, 9), (48, 4), (96, 1))
+"""d x l, all with 12 l d^2 = 110,592."""
 
 
 def runs(toy: bool = False) -> list[RunConfig]:
-    """Four architectures in four shapes of about equal size."""
+    """Four architectures in four shapes of one size."""
     if toy:
         return [
             toy_recipe(

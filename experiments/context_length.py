@@ -23,7 +23,7 @@ def runs(toy: bool = False) -> list[RunConfig]:
             toy_recipe(
                 f"{arch}-n{length}",
                 f"n{length}",
-                toy_config(arch, 64, vocab_size=TOY_VOCAB),
+                toy_config(arch, 48, vocab_size=TOY_VOCAB),
                 tokens=1_000_000,
                 sequence_length=length,  # <- the intervention
             )

@@ -147,6 +147,13 @@ def optimum(
                 axes.plot(x, line, color=style.GREY, linestyle=":", linewidth=1.1, zorder=1)
                 if floor < line[1] < ceiling:
                     ends.append(End(x[1], line[1], name, "#6b6b6b"))
+                elif floor < line[0] < ceiling:  # it leaves through the top or the bottom
+                    edge = ceiling if line[1] > ceiling else floor
+                    leaves = PFLOP_DAY * (edge / factor) ** (1 / power)
+                    axes.annotate(
+                        name, (leaves, edge), (4, -8 if edge == ceiling else 3),
+                        textcoords="offset points", fontsize=7.5, color="#6b6b6b",
+                    )  # fmt: skip
             axes.set_xlim(x[0], x[1])
             axes.set_ylim(floor, ceiling)
             axes.set_xlabel(FLOPS)

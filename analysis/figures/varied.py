@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from analysis import style
 from analysis.figures.common import groups_of
 from analysis.figures.hover import points, tag
-from analysis.frames import by, numbers, where
+from analysis.frames import by, numbers, rows, where
 from analysis.style import look
 
 _FEW = 6
@@ -70,10 +70,10 @@ def _line(axes: Axes, own: pd.DataFrame, group: str, groups: list[str]) -> None:
     kind, own = look(group, groups), by(own, "x")
     means = own.groupby("x")["value"].mean()
     axes.plot(means.index, means, color=kind.color, linewidth=1.0, alpha=0.7, gid=tag(group))
-    if "stderr" in own:
-        errors = np.nan_to_num(numbers(own, "stderr"))
-        _, _, bars = axes.errorbar(own["x"], own["value"], errors, fmt="none", ecolor=kind.color,
-                                   elinewidth=0.8, alpha=0.6)  # fmt: skip
+    known = rows(own, np.isfinite(numbers(own, "stderr"))) if "stderr" in own else own.iloc[:0]
+    if len(known):
+        _, _, bars = axes.errorbar(known["x"], known["value"], known["stderr"], fmt="none",
+                                   ecolor=kind.color, elinewidth=0.8, alpha=0.6)  # fmt: skip
         for bar in bars:
             bar.set_gid(tag(group))
     texts = [

@@ -34,3 +34,18 @@ def test_evals_join_costs_and_average(tmp_path):
     assert average["checkpoint"].tolist() == ["checkpoints/a.pt"]
     assert average["csr"].item() == pytest.approx((0.7 + 0.1 * sum(range(1, 7))) / 7)
     assert csr_average(evals.iloc[:0]).empty
+
+
+def test_average_of_other_tasks_has_its_error(tmp_path):
+    run = {"run_id": "r", "arch": "tnl", "size": "d32", "seed": 0, "n_params": 9.0}
+    (tmp_path / "r").mkdir()
+    lines = [line("piqa", "acc", 0.5) | {"stderr": 0.03}, line("boolq", "acc", 0.6)]
+    lines[1]["stderr"] = 0.04
+    (tmp_path / "r" / "evals.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    evals = load_evals(
+        tmp_path, SimpleNamespace(runs=pd.DataFrame([run | {"flops_per_token": 6.0}]))
+    )
+    average = csr_average(evals, {"piqa": "acc", "boolq": "acc"})
+    assert average["csr"].item() == pytest.approx(0.55)
+    assert average["stderr"].item() == pytest.approx(0.05 / 2)  # 3-4-5, over two tasks
+    assert csr_average(evals).empty

@@ -155,6 +155,13 @@ def make_rolling(sweep: Sweep) -> Figure:
     return figures.rolling(pd.concat(frame))
 
 
+def make_varied(sweep: Sweep) -> Figure:
+    points = sweep.points.rename(columns={"n_params": "x", "loss": "value"})
+    shapes = points.assign(panel="accuracy (%)", x=points["seed"] + 3.0, stderr=0.1)
+    both = pd.concat([points.assign(panel="loss (nats/token)", stderr=np.nan), shapes])
+    return figures.varied(both, x="parameters N", chance={"accuracy (%)": 1.5})
+
+
 MAKERS: dict[str, tuple[Callable[[Sweep], Figure], str, str]] = {
     "frontier": (make_frontier, "FLOPs", "nats/token"),
     "learning": (make_learning, "FLOPs", "nats/token"),
@@ -170,6 +177,7 @@ MAKERS: dict[str, tuple[Callable[[Sweep], Figure], str, str]] = {
     "downstream": (make_downstream, "nats/token", "accuracy"),
     "accuracy": (make_accuracy, "FLOPs", "accuracy"),
     "rolling": (make_rolling, "largest compute fitted", "predicted / measured"),
+    "varied": (make_varied, "parameters N", "nats/token"),
 }
 
 
@@ -257,6 +265,27 @@ def test_learning_curves_have_a_line_per_segment(drawn: dict[str, Figure], sweep
         legend = axes.get_legend()
         assert legend is not None
         assert len(legend.get_texts()) == sizes
+
+
+def test_varied_joins_means_and_ticks_what_was_varied(drawn: dict[str, Figure]) -> None:
+    sizes, shapes = drawn["varied"].axes
+    assert [label.get_text() for label in shapes.get_xticklabels()] == ["3", "4"]
+    assert len(shapes.collections) > len(sizes.collections)  # bars, where errors are known
+    for line in shapes.lines[: len(ARCHS)]:
+        assert list(np.asarray(line.get_xdata())) == [3, 4]
+    assert shapes.lines[-1].get_linestyle() == ":"
+
+
+def test_published_line_is_named_where_it_leaves() -> None:
+    laws = bands(quantity="n")
+    both = pd.concat([laws, laws.assign(quantity="d")])
+    figure = figures.optimum(both, published=("Kaplan",))
+    for axes in figure.axes:
+        drawn = [line for line in axes.lines if line.get_linestyle() == ":"]
+        y = np.asarray(drawn[0].get_ydata(), dtype=float)
+        low, high = axes.get_ylim()
+        seen = any(low < value < high for value in y)
+        assert ("Kaplan" in [text.get_text() for text in axes.texts]) == seen
 
 
 def test_published_laws_are_the_papers() -> None:
