@@ -11,9 +11,12 @@ A file counts only when the manifest names it, and the manifest is replaced as a
 killed while it writes has lost nothing but an orphan. Files hold tensors and plain containers and
 are read with `weights_only=True` after their SHA-256 has been checked.
 
-A resume point of a model that one process can save is written while training goes on: `save_resume`
-copies the tensors, and a thread writes the file and then the manifest (`scaling.background`). All
-methods wait for it first. The ranks of a sharded model write together, and training waits.
+A resume point is written while training goes on: `save_resume` copies the tensors into host memory,
+and a thread writes and hashes the file and then replaces the manifest (`scaling.background`). Every
+rank of a sharded model has such a thread. They meet in a process group of their own (gloo), so that
+their messages are never mixed with those of training; rank 0 replaces the manifest when the shares
+of all have been flushed and hashed. That is `torch.distributed.checkpoint.async_save` with the
+hashes in the same thread. Methods that change the manifest or read a file wait for the threads.
 
 A resume point says with which file, at which step of which segment, training goes on. When a decay
 branch has ended, the next point is the file from which the branch left the trunk; nothing is
@@ -23,30 +26,32 @@ damaged file costs the way back to the file before it, and never the run.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from models.config import ConfigError
+from scaling import parallel
+from scaling.checkpoint_files import (
+    MANIFEST,
+    CheckpointError,
+    Entry,
+    flushed,
+    read_checkpoint,
+    read_manifest,
+    remove,
+    verify_file,
+    write_checkpoint,
+)
 from scaling.config import RunConfig
-from scaling.errors import LinscaleError
-from scaling.files import HashingWriter, disk_errors, replacing, sha256_of, sync, write_json
+from scaling.files import DiskError, disk_errors, write_json
 from scaling.schedule import TRUNK, Segment
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
     from scaling.background import Background
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-
-
-class CheckpointError(LinscaleError):
-    """A checkpoint that is missing, damaged, or not one of ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,21 @@ class ResumePoint:
 class Checkpoints:
     """The checkpoints folder of one run."""
 
-    def __init__(self, folder: Path, run_id: str, segments: tuple[Segment, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        segments: tuple[Segment, ...],
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Open it.
+
+        Args:
+            folder: the checkpoints of the run.
+            run_id: the run.
+            segments: its segments.
+            check: called before anything that was written appears, on whatever thread; raises
+                `scaling.claims.ClaimLost` when the run is another's by then.
 
         Raises:
             CheckpointError: the manifest cannot be read, or is that of another run.
@@ -77,7 +95,7 @@ class Checkpoints:
         self.folder = folder
         self.run_id = run_id
         self.segments = segments
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = read_manifest(folder / MANIFEST)
         if manifest["run_id"] not in (run_id, None):
             raise CheckpointError(
                 f"{folder}: these are the checkpoints of {manifest['run_id']}, not of {run_id}; "
@@ -85,6 +103,7 @@ class Checkpoints:
             )
         self.files: dict[str, dict[str, Any]] = manifest["files"]
         self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
+        self._check = check
         self._writing: Background | None = None
 
     def wait(self) -> None:
@@ -128,7 +147,7 @@ class Checkpoints:
         """Write a checkpoint of step `step` and make it the resume point.
 
         At the end of a trunk segment this is also where the next one starts. All ranks of a sharded
-        model must call it; rank 0 sets the point. Otherwise it returns when `content` is copied.
+        model must call it; rank 0 sets the point. It returns when `content` is copied.
 
         Raises:
             DiskError: this checkpoint, or the one before it, could not be written.
@@ -141,16 +160,17 @@ class Checkpoints:
         trunk = name if on_trunk else self.points[-1].trunk_file
         after = segment + 1 if step == part.last else segment
         point = ResumePoint(segment=after, step=step, file=name, wall=wall, trunk_file=trunk)
-        if kind == "dcp":
-            if self._save_shares(name, content):
-                self._set_point(point)
-            return
         from scaling.background import Background, snapshot
 
         copy = snapshot(content)
+        if kind == "dcp":
+            self._make_room(name)
 
         def write() -> None:
-            self._save(name, copy)
+            if kind == "pt":
+                self.files[name] = write_checkpoint(self.folder / name, copy, self._check)
+            elif not self._write_shares(name, copy):
+                return  # rank 0 sets the point
             self._set_point(point)
 
         self._writing = self._writing or Background()
@@ -160,7 +180,7 @@ class Checkpoints:
         """Write the weights of a horizon; returns the file name and its SHA-256."""
         self.wait()
         name = f"milestone-{tokens}.pt"
-        self._save(name, content)
+        self.files[name] = write_checkpoint(self.folder / name, content, self._check)
         self._write()
         return name, self.files[name]["sha256"]
 
@@ -187,7 +207,7 @@ class Checkpoints:
         named = {name.partition("/")[0] for name in self.files}
         for path in self.folder.iterdir():
             if path.name != MANIFEST and path.name not in named:
-                _remove(path)
+                remove(path)
 
     def _set_point(self, point: ResumePoint) -> None:
         self.points.append(point)
@@ -210,7 +230,7 @@ class Checkpoints:
             self._forget(name)
         self._write()
         for name in resume - used:
-            _remove(self.folder / name)
+            remove(self.folder / name)
 
     def _forget(self, name: str) -> None:
         """Drop a file, or a folder with its files, from the manifest to be written."""
@@ -234,41 +254,51 @@ class Checkpoints:
         common = f"{name}/{COMMON}"
         return read_checkpoint(self.folder / common, shares[common]) | {"folder": str(path)}
 
-    def _save_shares(self, name: str, content: dict[str, Any]) -> bool:
-        """Write a sharded model's state, all ranks together; returns whether this is rank 0."""
+    def _make_room(self, name: str) -> None:
+        """An empty folder for a sharded model's state; all ranks call it together."""
+        import torch.distributed as dist
+
+        folder = self.folder / name
+        if dist.get_rank() == 0:
+            if self._check is not None:
+                self._check()
+            remove(folder)  # of a save that was killed
+            with disk_errors(folder):
+                folder.mkdir()
+        dist.barrier()
+        parallel.host_group()  # made here, where all ranks are at the same place
+
+    def _write_shares(self, name: str, content: dict[str, Any]) -> bool:
+        """Write a sharded model's state with the other ranks; returns whether this is rank 0.
+
+        Raises:
+            DiskError: a rank could not write; all ranks raise.
+        """
         import torch.distributed as dist
 
         from scaling import sharded_state
 
-        folder, main = self.folder / name, dist.get_rank() == 0
+        folder, rank, group = self.folder / name, dist.get_rank(), parallel.host_group()
         with disk_errors(folder):
-            if main:
-                _remove(folder)  # of a save that was killed
-                folder.mkdir()
-            dist.barrier()
-            sharded_state.save(content.pop("shares"), folder)
-        if main:
-            self._save(f"{name}/{sharded_state.COMMON}", content)
-        mine = [*folder.glob(f"__{dist.get_rank()}_*"), *([folder / ".metadata"] if main else [])]
-        entries = {f"{name}/{p.name}": _describe(p) for p in mine}
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, entries)
-        if main:
-            self.files |= {n: e for entries in gathered for n, e in entries.items()}
-        return main
-
-    def _save(self, name: str, content: dict[str, Any]) -> None:
-        import torch
-
-        path = self.folder / name
-        with replacing(path) as file:
-            writer = HashingWriter(file)
-            try:
-                torch.save({"format": FORMAT, **content}, cast("IO[bytes]", writer))
-            except (RuntimeError, OSError):
-                # torch reports a failed write in words of its own; ours carries the errno.
-                raise writer.error or OSError(5, "torch could not write the checkpoint") from None
-        self.files[name] = {"sha256": writer.digest(), "bytes": writer.written}
+            sharded_state.save(content.pop("shares"), folder, group)
+        mine: dict[str, Entry] | DiskError = {}
+        try:
+            for path in folder.glob(f"__{rank}_*"):
+                mine[f"{name}/{path.name}"] = flushed(path)
+            if rank == 0:
+                mine[f"{name}/.metadata"] = flushed(folder / ".metadata")
+                common = folder / sharded_state.COMMON
+                mine[f"{name}/{common.name}"] = write_checkpoint(common, content)
+        except DiskError as error:
+            mine = error
+        gathered: list[dict[str, Entry] | DiskError] = [mine] * dist.get_world_size(group)
+        dist.all_gather_object(gathered, mine, group)
+        for entries in gathered:
+            if isinstance(entries, DiskError):
+                raise entries
+            if rank == 0:
+                self.files |= entries
+        return rank == 0
 
     def _write(self) -> None:
         manifest = {
@@ -277,56 +307,7 @@ class Checkpoints:
             "files": self.files,
             "resume": [asdict(point) for point in self.points],
         }
-        write_json(self.folder / MANIFEST, manifest)
-
-
-def read_checkpoint(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU, after a check of its size and SHA-256.
-
-    Raises:
-        CheckpointError: missing, truncated, altered, or not a Linscale checkpoint.
-    """
-    import torch
-
-    verify_file(path, entry)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__}).") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a Linscale checkpoint of format {FORMAT}.")
-    return content
-
-
-def verify_file(path: Path, entry: dict[str, Any]) -> None:
-    """Check a file against its entry in the manifest.
-
-    Raises:
-        CheckpointError: missing, truncated or altered.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: the checkpoint is missing.")
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        raise CheckpointError(
-            f"{path}: the checkpoint is damaged ({size} bytes instead of {entry['bytes']})."
-        )
-    if sha256_of(path) != entry["sha256"]:
-        raise CheckpointError(f"{path}: the checkpoint is damaged (its SHA-256 has changed).")
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """The entry of a file in the manifest, once it is on the device."""
-    sync(path)
-    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-
-
-def _remove(path: Path) -> None:
-    with disk_errors(path):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        write_json(self.folder / MANIFEST, manifest, self._check)
 
 
 def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:
@@ -343,7 +324,7 @@ def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:
     path = Path(checkpoint_path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint.{_siblings(path)}")
-    entry = _read_manifest(path.parent / MANIFEST)["files"].get(path.name)
+    entry = read_manifest(path.parent / MANIFEST)["files"].get(path.name)
     if entry is None:
         raise CheckpointError(
             f"{path}: {path.parent / MANIFEST} does not name this file, so its content cannot be "
@@ -373,25 +354,3 @@ def misfit(path: Path, error: Exception) -> CheckpointError:
 def _siblings(path: Path) -> str:
     names = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
     return f" Found beside it: {', '.join(names)}." if names else ""
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest; an empty one when there is none.
-
-    Raises:
-        CheckpointError: it exists and cannot be read.
-    """
-    if not path.exists():
-        return {"run_id": None, "files": {}, "resume": []}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "run_id": str(value["run_id"]),
-            "files": dict(value["files"]),
-            "resume": list(value["resume"]),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). Restore it, or delete "
-            f"{path.parent.parent} to start this run again."
-        ) from error

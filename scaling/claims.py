@@ -4,13 +4,15 @@ A process that trains a run holds `<run>/claim`:
 
 1. An exclusive `flock` on the file. The kernel frees it when the holder ends, however it ends, so
    on one machine a claim is never stale and a stopped process cannot be robbed of its run. What the
-   holder starts without closing file descriptors (torchrun, `scaling.orphans`) holds it as well.
+   holder starts within `handed_on` (torchrun, `scaling.parallel`) holds it as well; other processes
+   that it forks, such as those that load data, do not.
 2. In it, as JSON: host, process and time, for `linscale status`.
 3. Its modification time, renewed every few seconds: the heartbeat. Where file locks do not reach
    other machines (some network file systems), a claim of another host holds as long as its
    heartbeat is younger than a minute, and is taken over after that. A holder whose heartbeat failed
    (a stopped process, a network that was gone) looks before its next step whether the claim is
-   still its own, and else leaves the run at once, without a word in its record (`ClaimLost`).
+   still its own, and else leaves the run at once, without a word in its record (`ClaimLost`). What
+   it was writing meanwhile on another thread looks as well, before it shows (`watch`).
 
 The file stays when a claim is given up, empty: removing it would let two processes lock two files
 of the same name.
@@ -25,7 +27,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,11 +74,11 @@ class Claim:
         self._lost = False
         self._me = Holder(hostname=socket.gethostname(), pid=os.getpid(), since=time.time())
         self._beaten = time.monotonic()
-        os.set_inheritable(descriptor, True)  # for those that are started with open descriptors
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(self._me)).encode(), 0)
         self._heart = threading.Thread(target=self._beat, name="claim heartbeat", daemon=True)
         self._heart.start()
+        _held.add(self)
 
     def _beat(self) -> None:
         while not (self._released.wait(HEARTBEAT_SECONDS) or self._lost):
@@ -110,9 +112,16 @@ class Claim:
         if not self._released.is_set():
             self._released.set()
             self._heart.join()
+            _held.discard(self)
             if not self._lost and _content(self._descriptor) == self._me:
                 os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
+
+    def _drop(self) -> None:
+        """In a forked process: the claim is the parent's, and ends with it."""
+        self._released = threading.Event()  # the lock of the old one may be held for ever
+        self._released.set()
+        os.close(self._descriptor)
 
     def __enter__(self) -> Claim:
         return self
@@ -150,6 +159,64 @@ def claim(run_dir: Path) -> Claim | None:
             raise
         os.close(descriptor)
         return None
+
+
+_held: set[Claim] = set()
+_handing_on = False
+
+
+@contextmanager
+def handed_on() -> Iterator[None]:
+    """Processes started in the block, without closing descriptors, hold our claims until they end.
+
+    Other forked processes let go of them at once.
+    """
+    global _handing_on
+    _handing_on = True
+    descriptors = [claim._descriptor for claim in _held]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    try:
+        yield
+    finally:
+        _handing_on = False
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+
+
+def _forked() -> None:
+    if not _handing_on:
+        for claim in _held:
+            claim._drop()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def watch(run_dir: Path) -> Callable[[], None]:
+    """A check that nobody has claimed a run since this call; it raises `ClaimLost` if so.
+
+    It reads the claim's file, so that ranks, whose claim is their worker's, can ask as well.
+    """
+    before = _recorded(run_dir)
+
+    def check() -> None:
+        if _recorded(run_dir) != before:
+            raise ClaimLost
+
+    return check
+
+
+def _recorded(run_dir: Path) -> Holder | None:
+    try:
+        descriptor = os.open(run_dir / CLAIM, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return _content(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:

@@ -179,11 +179,10 @@ class RunConfig(Part):
                 "checkpointing=block or a smaller parallel.micro_batch_sequences to save memory."
             )
         corpus = self.data.corpus
-        if corpus.startswith(("task:", "instructions:")):
+        if corpus.startswith("instructions:"):
             raise ConfigError(
-                f"parallel.sequence={split} with data.corpus={corpus!r}: its targets count in some "
-                "places only, and parts of a sequence would weigh differently; set "
-                "parallel.sequence=1."
+                f"parallel.sequence={split} with data.corpus={corpus!r}: rows packed with several "
+                "examples cannot be split; set parallel.sequence=1."
             )
         if length % split:
             raise ConfigError(

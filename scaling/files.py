@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,8 +39,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, ready: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well, and else vanishes.
+
+    Args:
+        path: the file.
+        ready: called when all is on the device; if it raises, `path` is as it was.
 
     Raises:
         DiskError: the file could not be written; `path` is as it was.
@@ -52,6 +56,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if ready is not None:
+                ready()
             temporary.replace(path)
             _sync_directory(path.parent)
     except BaseException:
@@ -93,9 +99,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON."""
-    with replacing(path) as file:
+def write_json(path: Path, value: Any, ready: Callable[[], None] | None = None) -> None:
+    """Replace `path` by `value` as indented JSON; `ready` as in `replacing`."""
+    with replacing(path, ready) as file:
         file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 

@@ -18,7 +18,12 @@ Batch = tuple[Tensor, ...]
 
 def mean_loss(net: LanguageModel, batch: Batch) -> Tensor:
     """Mean loss in nats over the targets of a batch, a scalar."""
-    return token_losses(net, batch).sum() / (batch[1] != IGNORE_INDEX).sum()
+    return token_losses(net, batch).sum() / counted(batch)
+
+
+def counted(batch: Batch) -> Tensor:
+    """How many targets count, a scalar."""
+    return (batch[1] != IGNORE_INDEX).sum()
 
 
 def block_means(net: LanguageModel, batch: Batch) -> Tensor:

@@ -1,7 +1,13 @@
 """The LightningModule: one language model, its optimizer, and the loss of a batch.
 
 1. `training_step` averages the per-token loss of a micro-batch; Lightning accumulates gradients
-   and, with several devices, averages them.
+   and, with several devices, averages them. Where only some targets count, micro-batches have
+   unequal numbers of them. Then a micro-batch divides its sum by the number of its tokens, which
+   all have alike, and when the last gradient of the step has been added,
+
+       gradient and loss  /=  share of the targets of the global batch that count
+
+   which makes them those of the whole batch at once, however it was split.
 2. Before each optimizer step the learning rate is set from `scaling.schedule` and gradients are
    clipped by their global norm, which is kept for the record.
 3. `state` and `restore` move everything that training depends on to and from plain containers.
@@ -24,9 +30,9 @@ from scaling import fsdp, sharded_state
 from scaling.activations import checkpoint_blocks
 from scaling.config import RunConfig
 from scaling.linearization import stages
-from scaling.losses import Batch, mean_loss
+from scaling.losses import Batch, counted, mean_loss, token_losses
 from scaling.optim import adamw, set_rate
-from scaling.parallel import accelerator
+from scaling.parallel import accelerator, accumulation
 from scaling.randomness import random_state, seed_all, set_random_state
 from scaling.schedule import Segment, learning_rate
 
@@ -48,6 +54,9 @@ class TrainingModule(pl.LightningModule):
         """Sum of the micro-batch losses of the step under way."""
         self.grad_norm = torch.zeros(())
         """Global gradient norm of the last step, before clipping."""
+        self._unequal = config.data.masked and accumulation(config) * config.parallel.world_size > 1
+        self._counted: list[Tensor] = []
+        """Of the micro-batches of the step under way, the share of the targets that count."""
 
     @property
     def sharded(self) -> bool:
@@ -69,6 +78,9 @@ class TrainingModule(pl.LightningModule):
         assert self.segment is not None
         if self.segment.is_transfer:
             loss = stages.transfer_losses(self.net, self.config, batch).mean()
+        elif self._unequal:
+            loss = token_losses(self.net, batch).mean()
+            self._counted.append(counted(batch).double() / batch[1].numel())
         else:
             loss = mean_loss(self.net, batch)
         self.loss_sum += loss.detach()
@@ -93,7 +105,20 @@ class TrainingModule(pl.LightningModule):
         return learning_rate(self.config, self.segment, self.step)
 
     def on_train_start(self) -> None:
+        self._counted = []
         self.loss_sum = torch.zeros((), device=self.device)
+
+    def on_after_backward(self) -> None:
+        """After the last micro-batch of a step, weigh all targets of the global batch alike."""
+        if len(self._counted) < self.trainer.accumulate_grad_batches:
+            return
+        mine = torch.stack(self._counted).mean()
+        share = self.trainer.strategy.reduce(mine, reduce_op="mean")
+        self._counted = []
+        for parameter in self.net.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= float(share)
+        self.loss_sum /= share
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, keep their norm, and set the rate of the step."""

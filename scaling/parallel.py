@@ -4,12 +4,10 @@
     ddp       one process a device under torchrun (gloo or NCCL); every rank holds the whole model
     fsdp      the same, and ranks share the model out (`scaling.fsdp`)
 
-Each rank takes its share of each global batch; the gradient is the mean over ranks, so the run is
-the same up to the order of float additions. (Not where only some targets are scored, `task:` and
-`instructions:` corpora: there every micro-batch of every rank weighs the same, however many targets
-it has, and the split of a batch changes its gradient a little.) A rank process is
-`python -m scaling.train CONFIG.json SWEEP_DIR`. On one node this module starts torchrun; on several
-an outer torchrun starts the ranks of every node.
+Each rank takes its share of each global batch, and every target of the batch weighs the same
+(`scaling.module`), so that the run is the same up to the order of float additions. A rank process
+is `python -m scaling.train CONFIG.json SWEEP_DIR`. On one node this module starts torchrun; on
+several an outer torchrun starts the ranks of every node.
 """
 
 from __future__ import annotations
@@ -22,11 +20,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.config import ConfigError
-from scaling.claims import ClaimLost
+from scaling.claims import ClaimLost, handed_on
 from scaling.config import RunConfig
 from scaling.devices import host_memory
 from scaling.errors import LinscaleError
@@ -35,6 +34,7 @@ from scaling.orphans import die_with_parent
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from torch.distributed import ProcessGroup
 
     from scaling.claims import StopEvent
 
@@ -88,6 +88,17 @@ def barrier() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+@cache
+def host_group() -> ProcessGroup:
+    """All ranks, for messages in host memory beside those of training; all ranks must ask first
+    at the same place."""
+    import torch.distributed as dist
+
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def accelerator(config: RunConfig) -> str:
@@ -250,12 +261,8 @@ def run_ranks(
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         die_with_parent(me, signal.SIGTERM)
 
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        preexec_fn=prepare,
-        close_fds=False,  # the claim goes along: the run is held until its last process ends
-    )
+    with handed_on():  # the run is held until its last process ends
+        process = subprocess.Popen(command, env=environment, preexec_fn=prepare, close_fds=False)
     told = False
     try:
         while True:

@@ -58,6 +58,11 @@ class DataConfig(Part):
 
     _prefix = "data."
 
+    @property
+    def masked(self) -> bool:
+        """Whether targets count in some places only: answers."""
+        return self.corpus.startswith(("task:", "instructions:"))
+
     def _validate(self) -> None:
         kinds = ("text:", "jsonl:", "hf:", "instructions:")
         known = self.corpus in ("kjv", "stdlib") or (

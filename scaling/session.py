@@ -30,7 +30,7 @@ from scaling.callbacks import (
     save,
 )
 from scaling.checkpoints import Checkpoints, misfit
-from scaling.claims import StopEvent
+from scaling.claims import StopEvent, watch
 from scaling.config import RunConfig
 from scaling.data import DataModule
 from scaling.environment import environment, memory_peak, peak_flops
@@ -70,6 +70,7 @@ class _Session:
     ) -> None:
         self._config, self._record, self._progress = config, record, progress
         self._is_main = parallel.rank() == 0
+        self._still_ours = watch(record.path)
         self._prepared = prepare(config.data, progress=progress and self._is_main)
         self._validation = DataModule(config, self._prepared).val_dataloader()
         self._checkpoints = self._open_checkpoints()
@@ -150,7 +151,7 @@ class _Session:
 
     def _open_checkpoints(self) -> Checkpoints:
         record = self._record
-        return Checkpoints(record.checkpoints, record.path.name, record.segments)
+        return Checkpoints(record.checkpoints, record.path.name, record.segments, self._still_ours)
 
     def _start_afresh(self) -> None:
         """Write the checkpoint of step 0, from the seed alone."""

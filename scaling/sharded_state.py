@@ -46,14 +46,19 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[s
     return {"shares": shares, "optimizer": state}
 
 
-def save(shares: dict[str, Tensor], folder: Path) -> None:
+def save(shares: dict[str, Tensor], folder: Path, group: dist.ProcessGroup) -> None:
     """Write the shares of all ranks into an empty folder, together.
+
+    Args:
+        shares: of `collect`.
+        folder: where.
+        group: all ranks, for messages in host memory.
 
     Raises:
         OSError: a rank could not write.
     """
     try:
-        save_distributed(dict(shares), checkpoint_id=folder)
+        save_distributed(dict(shares), checkpoint_id=folder, process_group=group)
     except CheckpointException as error:
         for failure, _ in error.failures.values():
             if isinstance(failure, OSError):

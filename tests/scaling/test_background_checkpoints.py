@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from scaling import checkpoints
 from scaling.background import Background, snapshot
 from scaling.checkpoints import Checkpoints
 from scaling.files import DiskError
@@ -30,13 +31,13 @@ def test_training_goes_on_and_the_weights_are_those_of_the_step(
 ) -> None:
     run = make_run("parallel.workers=0")
     train(run, tmp_path / "undisturbed")
-    release, plain = threading.Event(), Checkpoints._save
+    release, plain = threading.Event(), checkpoints.write_checkpoint
     seen: list[bool] = []
 
-    def slow(self: Checkpoints, name: str, content: dict[str, Any]) -> None:
-        if name == "resume-trunk-3.pt":
+    def slow(path: Path, *rest: Any) -> Any:
+        if path.name == "resume-trunk-3.pt":
             assert release.wait(60)
-        plain(self, name, content)
+        return plain(path, *rest)
 
     class FiveSteps:
         steps = 0
@@ -50,7 +51,7 @@ def test_training_goes_on_and_the_weights_are_those_of_the_step(
                 return True
             return False
 
-    monkeypatch.setattr(Checkpoints, "_save", slow)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", slow)
     assert train(run, tmp_path / "slow", stop_event=FiveSteps()) == "preempted"
     assert seen == [False]
     folder = tmp_path / "slow" / run.run_id
@@ -68,34 +69,34 @@ def test_a_failed_write_ends_the_run_and_costs_the_way_to_the_checkpoint_before(
 ) -> None:
     run = make_run()
     train(run, tmp_path / "undisturbed")
-    plain = Checkpoints._save
+    plain = checkpoints.write_checkpoint
 
-    def full(self: Checkpoints, name: str, content: dict[str, Any]) -> None:
-        if name == "resume-trunk-6.pt":
-            raise DiskError(f"{name}: cannot be written (the disk or quota is full).")
-        plain(self, name, content)
+    def full(path: Path, *rest: Any) -> Any:
+        if path.name == "resume-trunk-6.pt":
+            raise DiskError(f"{path}: cannot be written (the disk or quota is full).")
+        return plain(path, *rest)
 
-    monkeypatch.setattr(Checkpoints, "_save", full)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", full)
     with pytest.raises(DiskError, match="resume-trunk-6"):
         train(run, tmp_path / "full")
     folder = tmp_path / "full" / run.run_id
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     manifest = json.loads((folder / "checkpoints" / "manifest.json").read_text())
     assert manifest["resume"][-1]["step"] == 3
-    monkeypatch.setattr(Checkpoints, "_save", plain)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", plain)
     assert train(run, tmp_path / "full") == "done"
     assert metrics(folder) == metrics(tmp_path / "undisturbed" / run.run_id)
 
 
 def test_what_changes_after_the_call_is_not_in_the_file(make_run: Any, tmp_path: Path) -> None:
     run = make_run()
-    checkpoints = Checkpoints(tmp_path, run.run_id, segments(run))
+    folder = Checkpoints(tmp_path, run.run_id, segments(run))
     weight = torch.zeros(1000, 1000)
     for step in (1, 2, 3):
         weight += 1
-        checkpoints.save_resume(0, step, 0.0, {"model": {"weight": weight}})
+        folder.save_resume(0, step, 0.0, {"model": {"weight": weight}})
         weight += 0.5
-    point, content = checkpoints.newest(pytest.fail)
+    point, content = folder.newest(pytest.fail)
     assert point is not None
     assert point.step == 3
     assert content["model"]["weight"].eq(4.0).all()

@@ -20,12 +20,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 CHAIN = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from scaling.claims import claim
+from scaling.claims import claim, handed_on
 from scaling.orphans import die_with_parent
 
 folder, me = Path(sys.argv[1]), os.getpid()
 held = claim(folder)
-child = subprocess.Popen(
+with handed_on():
+  child = subprocess.Popen(
     ["bash", "-c", "trap 'touch told; while ! [ -e saved ]; do sleep 0.02; done; exit' TERM; "
      "touch ready; while :; do sleep 0.02; done"],
     cwd=folder,

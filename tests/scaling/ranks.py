@@ -1,0 +1,78 @@
+"""Runs on several processes for tests: what torchrun starts, with lines of Python run before."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling import module
+from scaling.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RANK = """
+import json, sys
+from scaling.config import RunConfig
+from scaling.train import train
+
+class StopAfter:
+    steps, last = 0, int(sys.argv[3])
+    def is_set(self):
+        self.steps += 1
+        return self.steps >= self.last
+
+stop = StopAfter()
+{prelude}
+train(RunConfig.from_json(json.loads(sys.argv[1])), sys.argv[2], stop_event=stop)
+"""
+
+DOUBLE = """
+from scaling import module
+build = module.build_model
+module.build_model = lambda config: build(config).double()
+"""
+"""The run in float64, where the order of additions shows in the last digits only."""
+
+
+class StopAfter:
+    """A stop event that is set after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def train_ranks(config: RunConfig, sweep: Path, *, steps: int = 10**9, prelude: str = "") -> int:
+    """Train with the ranks of the run, each of which asks for a stop after so many steps.
+
+    Returns torchrun's exit status.
+    """
+    sweep.mkdir(exist_ok=True)
+    script = sweep / "rank.py"
+    script.write_text(RANK.format(prelude=prelude))
+    ranks = ["--standalone", "--nproc-per-node", str(config.parallel.devices), str(script)]
+    arguments = [json.dumps(config.to_json()), str(sweep), str(steps)]
+    command = [sys.executable, "-m", "torch.distributed.run", *ranks, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, timeout=500).returncode
+
+
+def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `DOUBLE`, in this process."""
+    build = module.build_model
+    monkeypatch.setattr(module, "build_model", lambda config: build(config).double())
+
+
+def lines(config: RunConfig, sweep: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of a record."""
+    path = sweep / config.run_id / name
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,111 @@
+"""Where only some targets count, each of a global batch weighs the same, however it is split."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.config import Arch, toy_config
+from models.cross_entropy import IGNORE_INDEX
+from scaling.checkpoints import load_model
+from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
+from scaling.data import DataModule
+from scaling.train import train
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import DOUBLE, in_double, lines, train_ranks
+
+STEP = 4 * 64
+
+
+@pytest.fixture
+def instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Examples whose answers are of very different lengths."""
+    monkeypatch.setenv("LINSCALE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "examples.jsonl"
+    examples = [{"instruction": f"say {n}", "output": "ab" * (1 + n % 17)} for n in range(60)]
+    path.write_text("\n".join(map(json.dumps, examples)))
+    return f"instructions:{path}"
+
+
+def make_run(corpus: str, *overrides: str, arch: Arch = "tnl") -> RunConfig:
+    length = 256 if corpus.startswith("instructions") else 64
+    return RunConfig(
+        name="masked",
+        model=toy_config(arch, 32, vocab_size=257, layers=1, head_dim=16),
+        data=DataConfig(
+            corpus=corpus,
+            sequence_length=length,
+            batch_sequences=4,
+            validation_blocks=4,
+            validation_fraction=0.2,
+        ),
+        schedule=ScheduleConfig(kind="constant", warmup_tokens=0),
+        budget=BudgetConfig(tokens=6 * 4 * length),
+        parallel=ParallelConfig(accelerator="cpu", threads=1),
+    ).override(list(overrides))
+
+
+def assert_same(one: RunConfig, a: Path, b: Path, tolerance: float) -> None:
+    """Losses and gradient norms of every step, and the weights at the end."""
+    metrics = lines(one, a)
+    assert len(metrics) > 6
+    for x, y in zip(metrics, lines(one, b), strict=True):
+        for key in ("loss", "grad_norm"):
+            if x[key] is not None:
+                # Losses are summed over micro-batches in float32 for the record.
+                rel = max(tolerance, 1e-6) if key == "loss" else tolerance
+                assert y[key] == pytest.approx(x[key], rel=rel), (key, x["step"])
+    name = lines(one, a, "milestones.jsonl")[0]["checkpoint"]
+    (p, _), (q, _) = (load_model(sweep / one.run_id / name) for sweep in (a, b))
+    for (name, x), y in zip(p.named_parameters(), q.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("data", ["task:mqar:pairs=8,vocab=64", "instructions"])
+def test_micro_batches_have_unequal_numbers_of_targets_and_one_gradient(
+    data: str, instructions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_run(instructions if data == "instructions" else data)
+    targets = next(iter(DataModule(one).train_dataloader()))[1]
+    assert len(set((targets != IGNORE_INDEX).sum(1).tolist())) > 1
+    in_double(monkeypatch)
+    for micro in (4, 2, 1):
+        split = one.override([f"parallel.micro_batch_sequences={micro}"])
+        assert train(split, tmp_path / str(micro)) == "done"
+    for micro in ("2", "1"):
+        assert_same(one, tmp_path / "4", tmp_path / micro, 1e-11)
+
+
+def test_in_float32_and_with_the_whole_batch_at_once_nothing_is_rescaled(tmp_path: Path) -> None:
+    """One micro-batch divides by its targets as ever; two agree with it to float32's rounding."""
+    one = make_run("task:mqar:pairs=8,vocab=64")
+    two = one.override(["parallel.micro_batch_sequences=2"])
+    train(one, tmp_path / "one")
+    train(two, tmp_path / "two")
+    assert_same(one, tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arch"),
+    [
+        (("parallel.strategy=ddp", "parallel.micro_batch_sequences=1"), "tnl"),
+        pytest.param(("parallel.strategy=fsdp",), "llama", marks=pytest.mark.slow),
+        pytest.param(
+            ("parallel.strategy=ddp", "parallel.sequence=2"), "hgrn2", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_so_have_ranks(
+    overrides: tuple[str, ...], arch: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_run("task:mqar:pairs=8,vocab=64", arch=arch)
+    two = one.override(["parallel.devices=2", *overrides])
+    assert train_ranks(two, tmp_path / "two", prelude=DOUBLE) == 0
+    in_double(monkeypatch)
+    train(one, tmp_path / "one")
+    assert_same(one, tmp_path / "one", tmp_path / "two", 1e-11)
