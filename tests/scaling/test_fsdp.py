@@ -1,11 +1,12 @@
-"""FSDP2 on two gloo processes: the same run as one process, and resumed across world sizes."""
+"""FSDP2 and shared sequences on gloo processes: the same run as one process.
+
+In float32 losses agree to 1e-5 over twenty steps. Gradient norms show at first order what a loss
+shows at second, and Adam amplifies rounding, so that they may differ by 1e-3 at single steps. That
+this is rounding and nothing else is shown in float64: everything agrees to 1e-9.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,115 +14,102 @@ from typing import Any
 import pytest
 import torch
 
-from scaling.checkpoints import MANIFEST
 from scaling.config import RunConfig
 from scaling.record import load_model
 from scaling.train import train
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import DOUBLE, in_double, lines, train_ranks
+
 STEP = 4 * 32
 TWENTY = (
     f"budget.tokens={20 * STEP}",
     "budget.horizons=",
     "schedule.kind=cosine",
     f"budget.checkpoint_every_tokens={8 * STEP}",
+    "optim.clip_norm=0.5",
 )
-FSDP = ("parallel.strategy=fsdp", "parallel.devices=2")
+FSDP = ("parallel.strategy=fsdp", "parallel.devices=2", "parallel.micro_batch_sequences=1")
+SEQUENCE = ("parallel.sequence=2",)  # each rank half of every sequence, and of the model
+DDP = ("parallel.strategy=ddp",)
 
 
-RANK = """
-import json, sys
-from scaling.config import RunConfig
-from scaling.train import train
-
-class StopAfter:
-    left = int(sys.argv[3])
-    def is_set(self):
-        self.left -= 1
-        return self.left <= 0
-
-train(RunConfig.from_json(json.loads(sys.argv[1])), sys.argv[2], stop_event=StopAfter())
-"""
-
-
-class StopAfter:
-    """A stop event that is set after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
-def train_ranks(config: RunConfig, sweep: Path, steps: int) -> None:
-    """Train with the ranks of the run, each of which asks for a stop after so many steps."""
-    script = sweep.parent / "rank.py"
-    script.write_text(RANK)
-    ranks = ["--standalone", "--nproc-per-node", str(config.parallel.devices), str(script)]
-    arguments = [json.dumps(config.to_json()), str(sweep), str(steps)]
-    command = [sys.executable, "-m", "torch.distributed.run", *ranks, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
-
-
-def lines(config: RunConfig, sweep: Path, name: str) -> list[dict[str, Any]]:
-    path = sweep / config.run_id / name
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def assert_same_run(a: Path, b: Path, config: RunConfig) -> None:
-    """Losses agree to 1e-5, gradient norms before clipping to 1e-3 (relative).
-
-    Two halves instead of one sum: rounding of float32, which Adam amplifies, and a gradient shows
-    at first order what a loss shows at second. cosFormer2's norm is off by 1e-4 at single steps
-    even between one process and the same process with micro-batches of one sequence.
-    """
-    metrics, milestones = (lines(config, a, n) for n in ("metrics.jsonl", "milestones.jsonl"))
-    metrics2, milestones2 = (lines(config, b, n) for n in ("metrics.jsonl", "milestones.jsonl"))
-    assert [(m["segment"], m["step"]) for m in metrics] == [
-        (m["segment"], m["step"]) for m in metrics2
-    ]
-    for x, y in zip([*metrics, *milestones], [*metrics2, *milestones2], strict=True):
-        for key, tolerance in (("loss", 1e-5), ("val_loss", 1e-5), ("grad_norm", 1e-3)):
-            if x.get(key) is not None:
-                assert y[key] == pytest.approx(x[key], rel=tolerance), (key, x["step"])
+def assert_same_run(a: Path, b: Path, config: RunConfig, *, double: bool) -> None:
+    """Every recorded loss and gradient norm (before clipping), and the weights."""
+    tolerances = {"loss": 1e-5, "val_loss": 1e-5, "grad_norm": 1e-3}
+    for name in ("metrics.jsonl", "milestones.jsonl"):
+        for x, y in zip(lines(config, a, name), lines(config, b, name), strict=True):
+            assert (x.get("segment"), x["step"]) == (y.get("segment"), y["step"])
+            for key in tolerances.keys() & x.keys():
+                # Losses are summed in float32 for the record.
+                rel = (
+                    {"grad_norm": 1e-9, "loss": 1e-6}.get(key, 1e-9) if double else tolerances[key]
+                )
+                assert y[key] == (x[key] and pytest.approx(x[key], rel=rel)), (key, x["step"])
+    name = lines(config, a, "milestones.jsonl")[0]["checkpoint"]
+    (p, _), (q, _) = (load_model(sweep / config.run_id / name) for sweep in (a, b))
+    for (name, x), y in zip(p.named_parameters(), q.parameters(), strict=True):
+        # An update is at most lr = 3e-3 and its sign may hang on rounding where a gradient is ~0;
+        # a model that is read is float32.
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7 if double else 1e-4, msg=name)
 
 
 @pytest.mark.parametrize(
     ("arch", "extra"),
     [
-        ("llama", ()),
-        pytest.param("tnl", ("parallel.activation_checkpointing=block",), marks=pytest.mark.slow),
-        pytest.param("hgrn2", ("parallel.shard=1",), marks=pytest.mark.slow),
-        ("cosformer2", ("parallel.activation_checkpointing=selective",)),
-        # Two replicas of two shares each.
-        pytest.param("tnl", ("parallel.devices=4", "parallel.shard=2"), marks=pytest.mark.slow),
-        # Each rank half of every sequence, and of the model or all of it.
-        ("tnl", ("parallel.sequence=2", "parallel.strategy=ddp")),
+        ("llama", FSDP),
         pytest.param(
-            "cosformer2",
-            ("parallel.sequence=2", "parallel.activation_checkpointing=block"),
-            marks=pytest.mark.slow,
+            "tnl", (*FSDP, "parallel.activation_checkpointing=block"), marks=pytest.mark.slow
         ),
-        pytest.param("hgrn2", ("parallel.sequence=2",), marks=pytest.mark.slow),
+        pytest.param("hgrn2", (*FSDP, "parallel.shard=1"), marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_are_the_single_process_over_twenty_steps(
     make_run: Any, tmp_path: Path, arch: str, extra: tuple[str, ...]
 ) -> None:
-    one = make_run(*TWENTY, "optim.clip_norm=0.5", arch=arch)
-    two = one.override([*FSDP, "parallel.micro_batch_sequences=1", *extra])
+    one = make_run(*TWENTY, arch=arch)
+    two = one.override([*extra])
     assert one.run_id == two.run_id
     train(one, tmp_path / "one")
     assert train(two, tmp_path / "two") == "done"
-    assert_same_run(tmp_path / "one", tmp_path / "two", one)
-    name = lines(one, tmp_path / "two", "milestones.jsonl")[0]["checkpoint"]
-    (a, _), (b, _) = (load_model(tmp_path / s / one.run_id / name) for s in ("one", "two"))
-    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
-        # An update is at most lr = 3e-3 and its sign may hang on rounding where a gradient is ~0.
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-4, msg=name)
+    assert_same_run(tmp_path / "one", tmp_path / "two", one, double=False)
+
+
+@pytest.mark.parametrize(
+    ("arch", "extra"),
+    [
+        ("cosformer2", (*FSDP, *SEQUENCE)),
+        pytest.param(
+            "cosformer2",
+            (*FSDP, "parallel.activation_checkpointing=selective"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("tnl", (*FSDP, *SEQUENCE, *DDP), marks=pytest.mark.slow),
+        pytest.param("hgrn2", (*FSDP, *SEQUENCE, *DDP), marks=pytest.mark.slow),
+        # Two replicas of two shares each.
+        pytest.param(
+            "tnl", (*FSDP, "parallel.devices=4", "parallel.shard=2"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "hgrn2",
+            (*FSDP, *SEQUENCE, "parallel.activation_checkpointing=block"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_in_float64_nothing_is_left_but_the_last_digits(
+    make_run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arch: str,
+    extra: tuple[str, ...],
+) -> None:
+    one = make_run(*TWENTY, arch=arch)
+    two = one.override([*extra])
+    assert train_ranks(two, tmp_path / "two", prelude=DOUBLE) == 0
+    in_double(monkeypatch)
+    train(one, tmp_path / "one")
+    assert_same_run(tmp_path / "one", tmp_path / "two", one, double=True)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +135,7 @@ def test_in_bf16_two_ranks_are_the_single_process_with_the_same_micro_batches(
     over all segments. A norm weight in bf16 would be seen in the second step, at 2e-4.
     """
     one = make_run("parallel.precision=bf16", "parallel.micro_batch_sequences=2", arch=arch)
-    two = one.override([*FSDP, *extra])
+    two = one.override([*FSDP[:2], *extra])
     assert train(one, tmp_path / "one") == "done"
     assert train(two, tmp_path / "two") == "done"
     pairs = zip(*(lines(one, tmp_path / n, "metrics.jsonl") for n in ("one", "two")), strict=True)
@@ -157,39 +145,3 @@ def test_in_bf16_two_ranks_are_the_single_process_with_the_same_micro_batches(
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-6 if early else 1e-3)
         if early and a["grad_norm"] is not None:
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
-
-
-def test_goes_on_with_other_ranks_and_without_a_damaged_share(
-    make_run: Any, tmp_path: Path
-) -> None:
-    """Two ranks, then one process, then two ranks; and a flipped bit costs the way back only."""
-    one = make_run(*TWENTY, arch="tnl")
-    two = one.override([*FSDP])
-    train(one, tmp_path / "whole")
-    train_ranks(two, tmp_path / "mixed", 10)
-    checkpoints = tmp_path / "mixed" / one.run_id / "checkpoints"
-    assert (checkpoints / "resume-trunk-10.dcp" / "__1_0.distcp").is_file()
-    named = json.loads((checkpoints / MANIFEST).read_text())["files"]
-    shares = {n for n in named if n.startswith("resume-trunk-10.dcp/")}
-    files = {".metadata", "common.pt", "__0_0.distcp", "__1_0.distcp"}
-    assert shares == {f"resume-trunk-10.dcp/{name}" for name in files}
-
-    shutil.copytree(tmp_path / "mixed", tmp_path / "bent")
-    folder = tmp_path / "bent" / one.run_id
-    share = folder / "checkpoints" / "resume-trunk-10.dcp" / "__1_0.distcp"
-    content = bytearray(share.read_bytes())
-    content[len(content) // 2] ^= 1
-    share.write_bytes(content)
-    assert train(one, tmp_path / "bent") == "done"
-    log = (folder / "log.txt").read_text()
-    assert "__1_0.distcp: the checkpoint is damaged (its SHA-256 has changed)" in log
-    assert "Falling back to step 8 (resume-trunk-8.dcp)" in log
-    assert_same_run(tmp_path / "whole", tmp_path / "bent", one)
-    kept = {p.name for p in (folder / "checkpoints").iterdir()}
-    # What is damaged stays to be looked at, until the run is started again.
-    assert kept == {MANIFEST, f"milestone-{20 * STEP}.pt", "resume-trunk-10.dcp"}
-
-    assert train(one, tmp_path / "mixed", stop_event=StopAfter(4)) == "preempted"
-    assert (checkpoints / "resume-trunk-14.pt").is_file()
-    assert train(two, tmp_path / "mixed") == "done"
-    assert_same_run(tmp_path / "whole", tmp_path / "mixed", one)
