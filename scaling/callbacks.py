@@ -263,14 +263,14 @@ class Recorder(StepCallback):
         journal = self.journal
         if self._speed is None or journal.peak_flops is None:
             return None
-        transfer = journal.segment.is_transfer
-        return self._speed * self._record.flops_per_token(transfer) / journal.peak_flops
+        aligning = journal.segment.is_alignment
+        return self._speed * self._record.flops_per_token(aligning) / journal.peak_flops
 
     def _line(self, loss: float | None) -> dict[str, Any]:
         journal = self.journal
         assert self._speed is not None
         assert self._data_wait is not None
-        transfer = journal.segment.is_transfer
+        aligning = journal.segment.is_alignment
         policy = journal.config.divergence.policy
         counts = {"skip": {"skipped": journal.skipped}, "rewind": {"rewinds": journal.rewinds}}
         return {
@@ -279,9 +279,9 @@ class Recorder(StepCallback):
             "tokens": journal.tokens,
             "flops": self._record.flops(journal.tokens),
             "wall": round(journal.wall_now, 3),
-            "split": "transfer" if transfer else "train",
+            "split": journal.segment.name if aligning else "train",
             "loss": loss,
-            "bpb": None if loss is None or transfer else journal.bits_per_byte(loss),
+            "bpb": None if loss is None or aligning else journal.bits_per_byte(loss),
             "lr": journal.rate,
             "grad_norm": _finite(journal.grad_norm),
             "tokens_per_second": round(self._speed, 1),
@@ -361,7 +361,7 @@ def save(
 def describe(journal: Journal, speed: float | None) -> str:
     """One dense line for log.txt."""
     loss = journal.losses[-1]
-    bits = "" if journal.segment.is_transfer else f" ({journal.bits_per_byte(loss):.4f} bpb)"
+    bits = "" if journal.segment.is_alignment else f" ({journal.bits_per_byte(loss):.4f} bpb)"
     parts = [
         f"{journal.segment.name} step {journal.step}/{journal.segment.last}",
         f"{journal.tokens:,} tokens",

@@ -27,7 +27,7 @@ from typing import Any, Literal, cast, get_args
 
 from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
 from scaling.fields import check, hints, identity, parse, unknown_name
-from scaling.linearization.config import LinearizeConfig
+from scaling.linearization.config import ALIGNMENTS, Alignment, LinearizeConfig
 from scaling.parts import (
     BudgetConfig,
     DataConfig,
@@ -89,7 +89,7 @@ class RunConfig(Part):
         self._require("name", slug, "1 to 64 letters, digits, dots, dashes or underscores")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         self._validate_model()
-        self.linearize.check(self.model, self.parallel.strategy)
+        self.linearize.check(self.model, self.parallel.strategy, self.data.corpus)
         self._validate_budget()
         self._validate_batch()
 
@@ -125,17 +125,20 @@ class RunConfig(Part):
                 "goes back to the last checkpoint, which may not depend on the clock; set "
                 "budget.checkpoint_every_tokens."
             )
-        transfer = self.transfer_steps
-        if transfer >= steps[0]:
+        aligned = self.alignment_steps
+        if aligned > steps[0] or (aligned == steps[0] and aligned < self.steps):
             raise ConfigError(
-                f"linearize.transfer_tokens={self.linearize.transfer_tokens}: stage 1 must end "
-                f"before the first horizon, at {steps[0] * per_step} tokens; shorten it or raise "
-                "the budget, which counts the tokens of both stages."
+                f"{', '.join(f'linearize.{ALIGNMENTS[name]}' for name, _ in self.alignment)}: the "
+                f"stages that align layers take {aligned * per_step} tokens and must end before "
+                f"the first horizon, at {steps[0] * per_step}; shorten them or raise the budget, "
+                "which counts the tokens of all stages together."
             )
+        if aligned == self.steps:
+            return  # nothing follows that has a schedule
         warmup = self.schedule.warmup_tokens
         if self.schedule.kind == "wsd":
             # The decay takes at least one step and starts from a warmed-up trunk.
-            stable = steps[0] - self.decay_steps(steps[0]) - transfer
+            stable = steps[0] - self.decay_steps(steps[0]) - aligned
             if warmup > stable * per_step:
                 raise ConfigError(
                     f"schedule.warmup_tokens={warmup}: the warm-up must end before the first decay "
@@ -143,11 +146,11 @@ class RunConfig(Part):
                     f"schedule.decay_fraction={self.schedule.decay_fraction}); shorten the warm-up "
                     "or move the first horizon."
                 )
-        elif warmup >= (self.steps - transfer) * per_step:
-            after = " after stage 1" if transfer else ""
+        elif warmup >= (self.steps - aligned) * per_step:
+            after = " after stage 1" if aligned else ""
             raise ConfigError(
                 f"schedule.warmup_tokens={warmup}: must be less than the run's "
-                f"{(self.steps - transfer) * per_step} tokens{after}."
+                f"{(self.steps - aligned) * per_step} tokens{after}."
             )
 
     def _validate_batch(self) -> None:
@@ -216,14 +219,18 @@ class RunConfig(Part):
         return tuple(sorted({*self.budget.horizons, self.budget.tokens}))
 
     @property
-    def transfer_steps(self) -> int:
-        """Optimizer steps of stage 1 (attention transfer); 0 where there is no such stage."""
-        tokens = self.linearize.transfer_tokens
-        return self._to_steps(tokens) if tokens else 0
+    def alignment(self) -> tuple[tuple[Alignment, int], ...]:
+        """The stages that align layers with a teacher's, in order, each with its steps."""
+        return tuple((name, self._to_steps(tokens)) for name, tokens in self.linearize.alignment)
+
+    @property
+    def alignment_steps(self) -> int:
+        """Optimizer steps of these stages; 0 where there are none."""
+        return sum(steps for _, steps in self.alignment)
 
     def decay_steps(self, horizon: int) -> int:
         """Optimizer steps of the WSD decay that ends at step `horizon`, at least one."""
-        return max(1, round((horizon - self.transfer_steps) * self.schedule.decay_fraction))
+        return max(1, round((horizon - self.alignment_steps) * self.schedule.decay_fraction))
 
     def _to_steps(self, tokens: int) -> int:
         return max(1, (2 * tokens + self.tokens_per_step) // (2 * self.tokens_per_step))

@@ -21,6 +21,8 @@ FSDP: arXiv 2304.11277; `torch.distributed.fsdp.fully_shard` is its second form,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -36,6 +38,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.language_model import LanguageModel, init_module
+from models.linearize.lora import LoRALinear
 from scaling.config import ParallelConfig
 
 
@@ -77,26 +80,47 @@ def shard(model: LanguageModel, mesh: DeviceMesh, *, bf16: bool) -> None:
 
 def _not_cast_by_autocast(block: nn.Module) -> list[nn.Module]:
     """Modules whose own parameters are used in float32 under autocast: norms, angles, decays."""
+    cast_too = (nn.Linear, nn.ParameterList)  # low-rank additions are a list of a linear layer
     return [
         module
         for module in block.modules()
-        if list(module.parameters(recurse=False)) and not isinstance(module, nn.Linear)
+        if list(module.parameters(recurse=False)) and not isinstance(module, cast_too)
     ]
 
 
 @torch.no_grad()
 def init_weights(model: LanguageModel) -> None:
-    """Give a sharded model the weights that `LanguageModel.init_weights` gives a whole one."""
+    """Give a sharded model the weights that `LanguageModel.init_weights` gives a whole one.
+
+    Low-rank additions come last, as where they are put on a whole model.
+    """
     for module in model.modules():
-        shares = dict(module.named_parameters(recurse=False))
-        for name, share in shares.items():
-            whole = torch.empty(share.shape, dtype=share.dtype)
-            module._parameters[name] = nn.Parameter(whole, requires_grad=share.requires_grad)
-        init_module(module, model.config.std)
-        for name, share in shares.items():
-            drawn = cast(Tensor, module._parameters[name])
-            cast(DTensor, share.data).copy_(share_of(drawn.data, cast(DTensor, share)))
-            module._parameters[name] = share
+        with _drawn(module):
+            init_module(module, model.config.std)
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            with _drawn(module, "down"), _drawn(module.up):
+                module.reset_lora()
+
+
+@contextmanager
+def _drawn(module: nn.Module, *names: str) -> Iterator[None]:
+    """The module's own parameters are whole; at the end the shares take their parts of them.
+
+    Args:
+        module: sharded.
+        names: of the parameters; none: all.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    shares = {name: own[name] for name in names or own}
+    for name, share in shares.items():
+        whole = torch.empty(share.shape, dtype=share.dtype)
+        module._parameters[name] = nn.Parameter(whole, requires_grad=share.requires_grad)
+    yield
+    for name, share in shares.items():
+        drawn = cast(Tensor, module._parameters[name])
+        cast(DTensor, share.data).copy_(share_of(drawn.data, cast(DTensor, share)))
+        module._parameters[name] = share
 
 
 def share_of(whole: Tensor, like: DTensor) -> DTensor:

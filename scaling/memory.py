@@ -5,7 +5,7 @@
 
 1. Weights, gradients and both Adam moments are float32, 16 bytes a parameter, or 4 where it does
    not learn (attention transfer and LoRA of `scaling.linearization`); `fsdp` divides them by the
-   sharding degree.
+   sharding degree. A teacher that is a second model adds 4 bytes for each of its own.
 2. Gathered. bf16: autocast's copies of all matrices. `fsdp`: two blocks at a time in the compute
    dtype, their gradients before they are shared out, and the root group (embedding, head) in
    float32 with its gradient.
@@ -29,7 +29,7 @@ from typing import Any
 from models.accounting import key_dim, parameters
 from models.config import ModelConfig
 from scaling.config import RunConfig
-from scaling.linearization.costs import learning_parameters
+from scaling.linearization.costs import learning_parameters, teacher_parameters
 
 USABLE = 0.92
 """Share of a device's memory that a run may fill; the rest is the runtime's."""
@@ -150,6 +150,7 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         forward = backward = 8.0 * CHUNK_LOGITS
     learning = learning_parameters(run)
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
+    held += 4.0 * teacher_parameters(run)
     kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0
     of_root = 4.0 * root / share if learning == total else 0.0
     worst = max(

@@ -23,7 +23,7 @@ from models.kernels.sequence import split_over
 from scaling import fsdp
 from scaling.callbacks import Journal, StepCallback, save
 from scaling.checkpoints import Checkpoints
-from scaling.linearization.start import end_transfer
+from scaling.linearization.start import end_alignment
 from scaling.losses import Batch, block_means
 from scaling.module import TrainingModule
 from scaling.record import RunRecord
@@ -46,6 +46,8 @@ class SegmentEnd(StepCallback):
         journal = self.journal
         if journal.halted or journal.step < journal.segment.last:
             return
+        if journal.segment.is_alignment and trainer.is_global_zero:
+            end_alignment(module, self._record, self._validation)
         if journal.segment.milestone:
             losses = block_losses(trainer, module, self._validation)
             if not losses.isfinite().all():
@@ -57,8 +59,6 @@ class SegmentEnd(StepCallback):
             weights = module.weights()
             if trainer.is_global_zero:
                 self._write_milestone(weights, losses)
-        elif journal.segment.is_transfer and trainer.is_global_zero:
-            end_transfer(module, self._record, self._validation)
         last = journal.index + 1 == len(journal.segments)
         if not (journal.segment.is_branch or last):
             if trainer.is_global_zero or module.sharded:
@@ -90,9 +90,10 @@ class SegmentEnd(StepCallback):
                 "mfu": None,
             }
         )
+        recent = max(8, math.ceil(0.05 * journal.step))
         line: dict[str, Any] = where | {
             "flops_paper": flops(tokens, "paper"),
-            "train_loss": journal.mean_loss(max(8, math.ceil(0.05 * journal.step))),
+            "train_loss": None if segment.is_alignment else journal.mean_loss(recent),
             "val_loss": loss,
             "val_loss_std": losses.std().item() if len(losses) > 1 else None,
             "val_blocks": len(losses),
@@ -109,7 +110,7 @@ class SegmentEnd(StepCallback):
 
     def _is_end_of_cosine(self) -> bool:
         journal = self.journal
-        cosine = journal.config.schedule.kind == "cosine"
+        cosine = journal.config.schedule.kind == "cosine" and not journal.segment.is_alignment
         return cosine and journal.step == journal.config.steps
 
 

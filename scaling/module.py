@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from models.language_model import LanguageModel, build
+from models.linearize.lora import add_lora
 from scaling import fsdp, sharded_state
 from scaling.activations import checkpoint_blocks
 from scaling.config import RunConfig
@@ -47,6 +48,7 @@ class TrainingModule(pl.LightningModule):
         seed_all(config.seed)
         self.net: LanguageModel = build_model(config)
         self.segment: Segment | None = None
+        self._teacher: tuple[LanguageModel, ...] = ()  # a tuple: it is no part of this module
         self.optimizer_state: dict[str, Any] | None = None
         self.step = 0
         """Optimizer steps along the path, from initialisation."""
@@ -57,6 +59,15 @@ class TrainingModule(pl.LightningModule):
         self._unequal = config.data.masked and accumulation(config) * config.parallel.world_size > 1
         self._counted: list[Tensor] = []
         """Of the micro-batches of the step under way, the share of the targets that count."""
+
+    @property
+    def teacher(self) -> LanguageModel | None:
+        """The softmax model that the net learns from, where a stage needs it as a second model."""
+        return self._teacher[0] if self._teacher else None
+
+    def lend(self, teacher: LanguageModel) -> None:
+        """Take a teacher for the stages that need one; it is never trained."""
+        self._teacher = (teacher.requires_grad_(False).eval(),)
 
     @property
     def sharded(self) -> bool:
@@ -70,21 +81,32 @@ class TrainingModule(pl.LightningModule):
         """Train `segment` next, from `step` on, with the optimizer state given to `restore`."""
         self.segment, self.step = segment, step
         stages.enter(self.net, self.config, segment)
-        if step == self.config.transfer_steps:
+        if step in stages.changes(self.config):
             self.optimizer_state = None  # other parameters learn from here on
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss in nats per token, or in attention transfer the mean over layers."""
+        """Mean loss in nats per token, or in stages that align layers the mean over layers."""
         assert self.segment is not None
-        if self.segment.is_transfer:
-            loss = stages.transfer_losses(self.net, self.config, batch).mean()
+        if self.segment.is_alignment:
+            name = self.segment.name
+            loss = stages.layer_losses(self.net, self.teacher, self.config, name, batch).mean()
+        elif self.config.linearize.temperature:
+            assert self.teacher is not None
+            loss = stages.distillation(self.net, self.teacher, self.config, batch)
+            if self._unequal:
+                loss = loss * self._count(batch)
         elif self._unequal:
             loss = token_losses(self.net, batch).mean()
-            self._counted.append(counted(batch).double() / batch[1].numel())
+            self._count(batch)
         else:
             loss = mean_loss(self.net, batch)
         self.loss_sum += loss.detach()
         return loss
+
+    def _count(self, batch: Batch) -> Tensor:
+        """Note a micro-batch's share of targets that count, a scalar."""
+        self._counted.append(counted(batch).double() / batch[1].numel())
+        return self._counted[-1].float()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, with the moments of the checkpoint that training goes on from."""
@@ -106,6 +128,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._counted = []
+        if self.teacher is not None:
+            self.teacher.to(self.device)
         self.loss_sum = torch.zeros((), device=self.device)
 
     def on_after_backward(self) -> None:
@@ -174,6 +198,8 @@ def build_model(config: RunConfig) -> LanguageModel:
     parallel = config.parallel
     sharded = parallel.strategy == "fsdp"
     net = build(config.model, device="meta" if sharded else None)
+    if stages.starts_with_lora(config):
+        add_lora(net, config.linearize.lora_rank, config.linearize.lora_alpha)
     checkpoint_blocks(net.blocks, parallel.activation_checkpointing)
     if parallel.compile:
         for block in net.blocks:

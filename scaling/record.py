@@ -102,14 +102,14 @@ class RunRecord:
 
     def flops(self, tokens: int, convention: Convention = "exact") -> float:
         """Training FLOPs of the first `tokens` of the run's path."""
-        transfer = min(tokens, self.config.transfer_steps * self.config.tokens_per_step)
-        after = (tokens - transfer) * self.flops_per_token(False, convention)
-        return transfer * self.flops_per_token(True, convention) + after
+        aligned = min(tokens, self.config.alignment_steps * self.config.tokens_per_step)
+        after = (tokens - aligned) * self.flops_per_token(False, convention)
+        return aligned * self.flops_per_token(True, convention) + after
 
-    def flops_per_token(self, transfer: bool, convention: Convention = "exact") -> float:
-        """Training FLOPs of a token in attention transfer, or anywhere else."""
+    def flops_per_token(self, aligning: bool, convention: Convention = "exact") -> float:
+        """Training FLOPs of a token in the stages that align layers, or anywhere else."""
         if stages := self.accounting.get("stages"):
-            return stages[("transfer_" if transfer else "") + "flops_per_token"][convention]
+            return stages[("transfer_" if aligning else "") + "flops_per_token"][convention]
         return self.accounting["flops_per_token"][convention]["total"]
 
     def create(self) -> None:

@@ -16,8 +16,9 @@ With `wsd` one run yields a decayed model at each horizon: a branch leaves the t
 h - decay_steps(h), decays to h and is measured; the trunk then goes on from where it was left.
 `segments` lists those parts in the order in which they are trained.
 
-A run that begins with attention transfer (`scaling.linearization`) has a segment of its own for it,
-at a constant rate; t, D and h above then count from the end of that segment.
+A run that begins by aligning layers with a teacher's (`scaling.linearization`: attention transfer
+and its kin) has a segment of its own for each such stage, at a constant rate; t, D and h above then
+count from the end of the last of them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import math
 from dataclasses import dataclass
 
 from scaling.config import RunConfig, ScheduleConfig
+from scaling.linearization.config import ALIGNMENTS
 
 TRUNK = "trunk"
-TRANSFER = "transfer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Segment:
     """A stretch of steps trained in one go. Steps count along the path from initialisation."""
 
     name: str
-    """`trunk`, `decay-<tokens>` after its horizon in tokens, or `transfer`."""
+    """`trunk`, `decay-<tokens>` after its horizon in tokens, or a stage that aligns layers."""
     first: int
     """Steps taken before the segment starts."""
     last: int
@@ -47,20 +48,24 @@ class Segment:
     @property
     def is_branch(self) -> bool:
         """Whether the state is put back to the one at `first` when the segment has ended."""
-        return self.name not in (TRUNK, TRANSFER)
+        return self.name.startswith("decay-")
 
     @property
-    def is_transfer(self) -> bool:
-        """Whether this is stage 1 of a linearization."""
-        return self.name == TRANSFER
+    def is_alignment(self) -> bool:
+        """Whether layers learn from a teacher's, as in stage 1 of LoLCATs."""
+        return self.name in ALIGNMENTS
 
 
 def segments(config: RunConfig) -> tuple[Segment, ...]:
     """The parts of a run in training order; the last one ends the run."""
     parts: list[Segment] = []
-    trunk = config.transfer_steps
-    if trunk:
-        parts.append(Segment(name=TRANSFER, first=0, last=trunk, milestone=False))
+    trunk = 0
+    for name, steps in config.alignment:
+        last = trunk + steps
+        parts.append(Segment(name=name, first=trunk, last=last, milestone=last == config.steps))
+        trunk = last
+    if trunk == config.steps:
+        return tuple(parts)
     for horizon in config.horizon_steps:
         decay = config.decay_steps(horizon) if config.schedule.kind == "wsd" else 0
         branch = horizon - decay
@@ -75,9 +80,9 @@ def segments(config: RunConfig) -> tuple[Segment, ...]:
 
 def learning_rate(config: RunConfig, segment: Segment, step: int) -> float:
     """Learning rate of the optimizer step that follows `step` earlier ones in a segment's path."""
-    if segment.is_transfer:
+    if segment.is_alignment:
         return config.linearize.transfer_lr
-    per_step, before = config.tokens_per_step, config.transfer_steps
+    per_step, before = config.tokens_per_step, config.alignment_steps
     middle = (step - before + 0.5) * per_step
     if segment.is_branch:
         share = (middle / per_step - (segment.first - before)) / (segment.last - segment.first)

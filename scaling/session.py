@@ -36,7 +36,8 @@ from scaling.data import DataModule
 from scaling.environment import environment, memory_peak, peak_flops
 from scaling.errors import LinscaleError
 from scaling.guard import DivergenceGuard, passed_over, write_rewind
-from scaling.linearization.start import begin
+from scaling.linearization.stages import asks_teacher, changes
+from scaling.linearization.start import begin, lend
 from scaling.loggers import attached
 from scaling.milestones import SegmentEnd
 from scaling.module import TrainingModule
@@ -128,18 +129,20 @@ class _Session:
             return None
         module = self._module or TrainingModule(self._config)
         self._module = module
+        segment = self._record.segments[point.segment]
+        if asks_teacher(self._config, segment) and module.teacher is None:
+            lend(module, self._record, self._prepared)  # building it draws random numbers
         try:
             module.restore(content)
         except (KeyError, RuntimeError, ValueError) as error:
             raise misfit(self._checkpoints.folder / point.file, error) from error
-        segment = self._record.segments[point.segment]
         module.start(segment, point.step)
         self._journal.begin(
             point.segment,
             point.step,
             point.wall,
-            # Losses of attention transfer are no losses of the language model.
-            [] if point.step == self._config.transfer_steps else content["losses"].tolist(),
+            # Losses of a stage before are no losses of the next.
+            [] if point.step in changes(self._config) else content["losses"].tolist(),
             content.get("skipped", 0),
         )
         rewinds = passed_over(self._record, point.segment)

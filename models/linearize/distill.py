@@ -69,17 +69,21 @@ def matrix_losses(
 
 
 def hidden_losses(
-    student: LanguageModel, teacher: LanguageModel, tokens: Tensor
+    student: LanguageModel,
+    teacher: LanguageModel,
+    tokens: Tensor,
+    cu_seqlens: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Squared error of each block's output on the teacher's hidden states: (layer, scalar).
 
-    Args: as `matrix_losses`; the heads may differ.
+    Args: as `matrix_losses`; the heads may differ, and the sequences be packed (`cu_seqlens`, as in
+        `LanguageModel.forward`).
 
     Raises:
         ConfigError: the two do not match.
     """
     # The teacher runs each block twice: here, and where the stream goes on.
-    for layer, x, span, theirs, block in _teacher_stream(student, teacher, tokens):
+    for layer, x, span, theirs, block in _teacher_stream(student, teacher, tokens, cu_seqlens):
         with torch.no_grad():
             target, _ = block(x, span, theirs, None)
         shared = student.stem(x, span, None)[1][layer]
@@ -93,6 +97,7 @@ def distillation_loss(
     teacher: LanguageModel,
     tokens: Tensor,
     targets: Tensor,
+    cu_seqlens: Tensor | None = None,
     *,
     temperature: float = 1.0,
     hard: float = 0.0,
@@ -103,6 +108,7 @@ def distillation_loss(
         student, teacher: of one vocabulary. Only the student gets gradients.
         tokens: (B, T).
         targets: (B, T), the tokens that follow; those at -100 are left out.
+        cu_seqlens: boundaries of packed sequences, as in `LanguageModel.forward`.
         temperature: tau.
         hard: factor of the cross-entropy of `targets`.
 
@@ -118,9 +124,11 @@ def distillation_loss(
     if not temperature > 0:
         raise ConfigError(f"temperature={temperature}: must be above 0.")
     kept = targets != -100
-    mine = F.linear(student.hidden(tokens)[0][kept], student.head_weight)  # (n, V)
+    x, _ = student.hidden(tokens, cu_seqlens=cu_seqlens)
+    mine = F.linear(x[kept], student.head_weight)  # (n, V)
     with torch.no_grad():
-        theirs = F.linear(teacher.hidden(tokens)[0][kept], teacher.head_weight)
+        x, _ = teacher.hidden(tokens, cu_seqlens=cu_seqlens)
+        theirs = F.linear(x[kept], teacher.head_weight)
     wide = torch.promote_types(mine.dtype, torch.float32)
     mine, theirs = mine.to(wide), theirs.to(wide)
     soft = F.kl_div(
@@ -173,7 +181,10 @@ def mixing_matrix(mixer: TokenMixer, x: Tensor, span: Span, shared: Shared) -> T
 
 
 def _teacher_stream(
-    student: LanguageModel, teacher: LanguageModel, tokens: Tensor
+    student: LanguageModel,
+    teacher: LanguageModel,
+    tokens: Tensor,
+    cu_seqlens: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor, Span, Shared, Block]]:
     """Layer by layer: the teacher's hidden states before it, what it shares, and its block."""
     ours, theirs = student.config, teacher.config
@@ -183,7 +194,7 @@ def _teacher_stream(
                 f"model.{name}={getattr(ours, name)} of the student and {getattr(theirs, name)} of "
                 "the teacher: layers are matched one to one; give both the same."
             )
-    span = make_span(tokens, None, None, False)
+    span = make_span(tokens, None, cu_seqlens, False)
     with torch.no_grad():
         x, shared, _ = teacher.stem(teacher.embedding(tokens), span, None)
     for layer, block in enumerate(teacher.blocks):

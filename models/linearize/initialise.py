@@ -78,13 +78,18 @@ def from_attention(teacher: LanguageModel, arch: str, **changes: Any) -> Languag
     weight = teacher.embedding.weight
     config = gated_config(teacher.config, arch, **changes)
     model = build(config, device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        model.embedding.weight.copy_(weight)
-        assert model.head is not None
-        model.head.weight.copy_(teacher.head_weight * _scale(teacher.norm))
-        for ours, theirs in zip(model.blocks, teacher.blocks, strict=True):
-            _start_block(cast(Block, ours), cast(Block, theirs), arch)
+    start_from(model, teacher)
     return model.train(teacher.training)
+
+
+@torch.no_grad()
+def start_from(model: LanguageModel, teacher: LanguageModel) -> None:
+    """Give a model of a `gated_config` the teacher's weights, in place; what is fresh stays."""
+    model.embedding.weight.copy_(teacher.embedding.weight)
+    assert model.head is not None
+    model.head.weight.copy_(teacher.head_weight * _scale(teacher.norm))
+    for ours, theirs in zip(model.blocks, teacher.blocks, strict=True):
+        _start_block(cast(Block, ours), cast(Block, theirs), model.config.arch)
 
 
 def _start_block(ours: Block, theirs: Block, arch: str) -> None:

@@ -11,6 +11,7 @@ whose LoRA would tie the three. A merged model is an ordinary one again.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -50,12 +51,18 @@ class LoRALinear(nn.Linear):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """An ordinary linear layer with the same outputs."""
-        parts = [up @ down for up, down in zip(self.up, self.down.split(self.rank), strict=True)]
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        plain.weight = nn.Parameter(self.weight + self.scale * torch.cat(parts))
+        merged = merged_weight(self.weight, self.down, list(self.up), self.scale)
+        plain.weight = nn.Parameter(merged)
         plain.bias = self.bias
         return plain.requires_grad_(True)
+
+
+def merged_weight(weight: Tensor, down: Tensor, ups: Sequence[Tensor], scale: float) -> Tensor:
+    """W + (alpha / r) U D of all groups of outputs, (out, in)."""
+    parts = [up @ part for up, part in zip(ups, down.split(len(down) // len(ups)), strict=True)]
+    return weight + scale * torch.cat(parts)
 
 
 def add_lora(model: LanguageModel, rank: int = 8, alpha: float = 16.0) -> list[nn.Parameter]:

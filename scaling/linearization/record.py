@@ -1,15 +1,17 @@
 """linearization.json in a run's directory: what the surgery cost and what the stages gave back.
 
     teacher      name, path; tokens, FLOPs and SHA-256 where it is a run of ours
-    parameters   total, and how many learn in stage 1 and after it
-    tokens       of stage 1, and of the whole path
-    validation   loss of the teacher, of the model after surgery, and after stage 1: mean, standard
-                 deviation and number of the run's fixed validation blocks. The end of the run is in
+    parameters   total, and how many learn while layers are aligned (`transfer`) and after it
+    tokens       of the aligning stages (`transfer`), and of the whole path
+    validation   loss of the teacher, of the model after surgery, and after each aligning stage:
+                 mean, standard deviation and number of the run's fixed validation blocks. With
+                 fitted outputs also before these (`weights`). The end of the run is in
                  milestones.jsonl.
-    layers       stage 1's validation loss of each layer, before and after
+    layers       validation loss of each layer in an aligning stage, before and after
+    costs        what each linear layer costs, in a run that was made to choose softmax layers
 
-Written as a whole at the start, and once more at the end of stage 1; both can be repeated, so that
-a run that was killed in between writes the same.
+Written as a whole at the start, and once more at the end of each aligning stage; both can be
+repeated, so that a run that was killed in between writes the same.
 """
 
 from __future__ import annotations
@@ -23,6 +25,15 @@ from scaling.files import write_json
 from scaling.linearization.costs import stages
 
 FILE = "linearization.json"
+EVENTS = {
+    "teacher": "teacher",
+    "weights": "before fitting outputs",
+    "surgery": "after surgery",
+    "matrices": "after mixing matrices",
+    "transfer": "after stage 1",
+    "hidden": "after hidden states",
+}
+"""Names in `validation` in the order of events, as people read them."""
 SUPRA_SHARE = 0.05
 """Share of the pretraining tokens that SUPRA uses (arXiv 2405.06640, abstract)."""
 LOLCATS_PARAMETERS, LOLCATS_TOKENS = 0.002, 0.004
@@ -64,7 +75,7 @@ def begin(run_dir: Path, config: RunConfig, teacher: dict[str, Any]) -> None:
 def note(run_dir: Path, part: str, name: str, value: object) -> None:
     """Put a value into a part of the file, in the place of an earlier one."""
     content = read(run_dir)
-    content[part][name] = value
+    content.setdefault(part, {})[name] = value
     write_json(run_dir / FILE, content)
 
 
@@ -82,19 +93,18 @@ def losses(run_dir: Path) -> list[dict[str, Any]]:
     content, milestones = read(run_dir), run_dir / "milestones.jsonl"
     found = content["validation"]
     rows: list[dict[str, Any]] = []
-    for name, what, tokens in (
-        ("teacher", "teacher", 0),
-        ("surgery", "after surgery", 0),
-        ("transfer", "after stage 1", content["tokens"]["transfer"]),
-    ):
+    for name, what in EVENTS.items():
         if name in found:
+            tokens = found[name].get("tokens", 0)
+            if name == "transfer":  # which older records do not say
+                tokens = tokens or content["tokens"]["transfer"]
             rows.append({"what": what, "tokens": tokens, "loss": found[name]["loss"]})
     lines = milestones.read_text(encoding="utf-8").splitlines() if milestones.is_file() else []
     for line in map(json.loads, lines):
         rows.append({"what": "milestone", "tokens": line["tokens"], "loss": line["val_loss"]})
     gap = found["surgery"]["loss"] - found["teacher"]["loss"] if "surgery" in found else 0.0
     for row in rows:
-        known = gap > 0 and row["what"] not in ("teacher", "after surgery")
+        known = gap > 0 and row["tokens"] > 0
         row["recovered"] = (found["surgery"]["loss"] - row["loss"]) / gap if known else None
     return rows
 
@@ -108,12 +118,10 @@ def describe(content: dict[str, Any]) -> list[str]:
             f"stage 1 trains {first:,} of {total:,} parameters ({first / total:.2%}) on "
             f"{tokens['transfer']:,} tokens"
         )
-    after = content["parameters"]["after"]
-    name = "stage 2" if first else "the run"
-    lines.append(
-        f"{name} trains {after:,} parameters ({after / total:.2%}) on "
-        f"{tokens['path'] - tokens['transfer']:,} tokens"
-    )
+    if rest := tokens["path"] - tokens["transfer"]:
+        after = content["parameters"]["after"]
+        name = "stage 2" if first else "the run"
+        lines.append(f"{name} trains {after:,} parameters ({after / total:.2%}) on {rest:,} tokens")
     if pretrained := content["teacher"].get("tokens"):
         lines.append(
             f"{tokens['path']:,} tokens are {tokens['path'] / pretrained:.2%} of the teacher's "

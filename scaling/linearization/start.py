@@ -1,7 +1,7 @@
-"""The first moment of a run that starts from a teacher, and the end of its stage 1.
+"""The first moment of a run that starts from a teacher, and the end of its aligning stages.
 
-    validate the teacher -> copy its weights into the student -> validate the student
-    ... stage 1 ... -> validate the student
+    validate the teacher -> its weights into the student [-> fit outputs] -> validate the student
+    ... a stage that aligns layers ... -> validate the student
 
 All on the run's fixed validation blocks and in its precision. A model that is sharded over devices
 takes the teacher's weights and is not validated before it is trained.
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from models.language_model import LanguageModel
 from scaling.config import RunConfig
+from scaling.data import to_batch
+from scaling.errors import LinscaleError
 from scaling.linearization import record as linearization
-from scaling.linearization.stages import transfer_losses
+from scaling.linearization.stages import layer_losses
 from scaling.linearization.teacher import adopt, load_teacher
 from scaling.losses import Batch, block_means
 from scaling.module import TrainingModule
@@ -37,35 +39,77 @@ def begin(
         LinscaleError, ConfigError: the teacher is missing or does not fit
             (`scaling.linearization.teacher`).
     """
-    config, sharded = module.config, module.sharded
+    config, net = module.config, module.net
     teacher = load_teacher(config, prepared.tokenizer())
     measured: dict[str, Any] = {}
-    if not sharded:
+    layers: dict[str, list[float]] = {}
+    if not module.sharded:
         measured["teacher"] = _losses(teacher.model, config, validation)
-    adopt(module.net, teacher.model)
-    layers = None
-    if not sharded:
-        measured["surgery"] = _losses(module.net, config, validation)
-        if config.transfer_steps:
-            layers = _layers(module.net, config, validation)
+    adopt(net, teacher.model)
+    if not module.sharded:
+        if count := config.linearize.fit_sequences:
+            measured["weights"] = _losses(net, config, validation)
+            _fit(net, teacher.model, prepared, config, count)
+        measured["surgery"] = _losses(net, config, validation)
+        for name, _ in config.alignment:
+            layers[name] = _layers(net, teacher.model, config, name, validation)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         linearization.begin(record.path, config, {"name": teacher.name, **teacher.cost})
         for name, losses in measured.items():
             linearization.note(record.path, "validation", name, _summary(losses))
-        if layers is not None:
-            linearization.note(record.path, "layers", "before", layers)
+        for name, losses in layers.items():
+            linearization.note(record.path, "layers", _key(name, "before"), losses)
         for line in linearization.describe(linearization.read(record.path)):
             record.log(line)
 
 
-def end_transfer(module: TrainingModule, record: RunRecord, validation: list[Batch]) -> None:
-    """Write what stage 1 has brought."""
+def lend(module: TrainingModule, record: RunRecord, prepared: PreparedData) -> None:
+    """Give a module its teacher for the stages that need it as a second model.
+
+    Raises:
+        LinscaleError, ConfigError: as `begin`, or it is not the teacher that the run began with.
+    """
+    teacher = load_teacher(module.config, prepared.tokenizer())
+    known = linearization.read(record.path).get("teacher", {})
+    if known.get("sha256") != teacher.cost.get("sha256"):
+        raise LinscaleError(
+            f"linearize.teacher={module.config.linearize.teacher}: the weights there are not those "
+            f"that the run began with ({known.get('name')}; now {teacher.name}); put them back, or "
+            f"delete {record.path} to start again."
+        )
+    module.lend(teacher.model)
+
+
+def end_alignment(module: TrainingModule, record: RunRecord, validation: list[Batch]) -> None:
+    """Write what a stage that aligns layers has brought."""
     net, config = module.net, module.config
-    losses = _losses(net, config, validation)
-    summary = _summary(losses)
-    linearization.note(record.path, "validation", "transfer", summary)
-    linearization.note(record.path, "layers", "after", _layers(net, config, validation))
-    record.log(f"stage 1 done | validation loss {summary['loss']:.4f}")
+    assert module.segment is not None
+    name = module.segment.name
+    tokens = module.step * config.tokens_per_step
+    summary = {**_summary(_losses(net, config, validation)), "tokens": tokens}
+    linearization.note(record.path, "validation", name, summary)
+    layers = _layers(net, module.teacher, config, name, validation)
+    linearization.note(record.path, "layers", _key(name, "after"), layers)
+    record.log(f"{linearization.EVENTS[name]} | validation loss {summary['loss']:.4f}")
+
+
+def _key(stage: str, when: str) -> str:
+    """Key in the layers of linearization.json; attention transfer's has no prefix."""
+    return when if stage == "transfer" else f"{stage} {when}"
+
+
+def _fit(
+    net: LanguageModel,
+    teacher: LanguageModel,
+    prepared: PreparedData,
+    config: RunConfig,
+    sequences: int,
+) -> None:
+    """Solve the output projections on the first sequences of the run."""
+    from models.linearize.initialise import fit_outputs
+
+    rows = prepared.train.gather(prepared.order(config.seed).blocks(0, sequences))
+    fit_outputs(net, teacher, to_batch(rows)[0])
 
 
 def _losses(net: LanguageModel, config: RunConfig, batches: list[Batch]) -> Tensor:
@@ -74,10 +118,23 @@ def _losses(net: LanguageModel, config: RunConfig, batches: list[Batch]) -> Tens
         return torch.cat([block_means(net, _to(batch, device)).cpu() for batch in batches])
 
 
-def _layers(net: LanguageModel, config: RunConfig, batches: list[Batch]) -> list[float]:
-    """Stage 1's loss of each linearized layer, mean over the validation batches."""
+def _layers(
+    net: LanguageModel,
+    teacher: LanguageModel | None,
+    config: RunConfig,
+    stage: str,
+    batches: list[Batch],
+) -> list[float]:
+    """A stage's loss of each layer that it aligns, mean over the validation batches."""
     with _evaluating(net, config) as device:
-        parts = [transfer_losses(net, config, _to(batch, device)).cpu() for batch in batches]
+        home = None if teacher is None else teacher.embedding.weight.device
+        if teacher is not None:
+            teacher.to(device)
+        parts = [
+            layer_losses(net, teacher, config, stage, _to(batch, device)).cpu() for batch in batches
+        ]
+        if teacher is not None:
+            teacher.to(home)
     return torch.stack(parts).double().mean(0).tolist()
 
 

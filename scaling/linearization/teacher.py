@@ -1,10 +1,12 @@
 """The teacher of a linearization: found by path, checked against the run, loaded.
 
 1. `teacher_config` reads the configuration alone, to build a run from.
-2. `load_teacher` reads the weights, once, when the run starts: a run that goes on has them in its
-   checkpoints. It checks that the run's model is the teacher with other attentions, and that its
-   text is tokenised as the teacher's was.
-3. `adopt` copies every weight that teacher and student both have.
+2. `load_teacher` reads the weights, when the run starts, and again only for stages that learn from
+   the teacher as a second model: a run that goes on has its own in its checkpoints. It checks that
+   the run's model is the teacher with other attentions, and that its text is tokenised as the
+   teacher's was.
+3. `adopt` gives the student what it takes over of the teacher: every weight that both have, or for
+   a TNL, HGRN2 or cosFormer2 what `models.linearize.initialise` makes of them.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.config import ConfigError, ModelConfig
+from models.config import LINEARIZED, ConfigError, ModelConfig
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
+from scaling.linearization.config import STARTED
 from scaling.pretrained import find_checkpoint, load
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A softmax model, and what it cost where that is known."""
+    """A softmax or linearized model, and what it cost where that is known."""
 
     name: str
     """Run and checkpoint, or the directory's name."""
@@ -76,16 +79,7 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
     path = config.linearize.teacher
     checkpoint = _find(path)
     loaded = load(path)
-    theirs, model = _softmax(loaded.model.config, path), config.model
-    same = ("arch", "supra", "lolcats", "decay_slopes", "learn_decay", "init_std")
-    changes = {name: getattr(theirs, name) for name in same}
-    if model.replace(**changes) != theirs:
-        names = [n for n in vars(theirs) if getattr(model.replace(**changes), n) != vars(theirs)[n]]
-        raise LinscaleError(
-            f"linearize.teacher={path}: has model.{names[0]}={getattr(theirs, names[0])!r} and the "
-            f"run model.{names[0]}={getattr(model, names[0])!r}; a run keeps everything of its "
-            "teacher but the attention. Make the run from this teacher, with linscale linearize."
-        )
+    _check_model(config.model, _softmax(loaded.model.config, path), path)
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
         raise LinscaleError(
             f"linearize.teacher={path}: was trained with another tokenizer than "
@@ -100,13 +94,40 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
     )
 
 
+def _check_model(model: ModelConfig, theirs: ModelConfig, path: str) -> None:
+    """Raise LinscaleError where a run's model is not its teacher with another attention."""
+    if model.arch in STARTED:
+        from models.linearize.initialise import gated_config
+
+        started = gated_config(theirs, model.arch)
+        known = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "rope_base",
+                 "glu_activation", "tie_embeddings")  # fmt: skip
+        expected, given = ({n: getattr(m, n) for n in known} for m in (started, model))
+    else:
+        same = ("init_std",) if theirs.arch in LINEARIZED else (
+            "arch", "supra", "lolcats", "decay_slopes", "learn_decay", "init_std")  # fmt: skip
+        changes = {name: getattr(theirs, name) for name in same}
+        expected, given = vars(theirs), vars(model.replace(**changes))
+    for name, value in expected.items():
+        if given[name] != value:
+            raise LinscaleError(
+                f"linearize.teacher={path}: has model.{name}={value!r} and the run "
+                f"model.{name}={given[name]!r}; a run keeps everything of its teacher but the "
+                "attention. Make the run from this teacher, with linscale linearize."
+            )
+
+
 def adopt(student: LanguageModel, teacher: LanguageModel) -> None:
-    """Copy the teacher's weights into the student; what is new there stays as initialised."""
+    """Give the student the teacher's weights; what is new there stays as initialised."""
     import torch
     from torch.distributed.tensor import DTensor
 
+    from models.linearize.initialise import start_from
     from scaling.fsdp import share_of
 
+    if student.config.arch in STARTED:
+        start_from(student, teacher)
+        return
     weights = student.state_dict()
     with torch.no_grad():
         for name, whole in teacher.state_dict().items():
@@ -122,11 +143,11 @@ def _find(path: Path | str) -> Path | None:
 
 
 def _softmax(config: ModelConfig, path: Path | str) -> ModelConfig:
-    if config.arch != "llama":
+    if config.arch not in ("llama", *LINEARIZED):
         raise ConfigError(
             f"linearize.teacher={path}: is a model of arch={config.arch!r}; only a transformer "
             "with rotary softmax attention can be a teacher (llama here; Llama, Mistral and Qwen2 "
-            "in Hugging Face's layout)."
+            "in Hugging Face's layout), or one that is linearized already."
         )
     return config
 

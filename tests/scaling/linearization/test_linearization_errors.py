@@ -104,7 +104,7 @@ def test_too_little_text(student: Any, tmp_path: Path) -> None:
     ("method", "override", "words"),
     [
         ("supra", f"linearize.transfer_tokens={STEP}", ("transfer_tokens", "lolcats")),
-        ("lolcats", f"linearize.transfer_tokens={16 * STEP}", ("first horizon", "both stages")),
+        ("lolcats", f"linearize.transfer_tokens={16 * STEP}", ("first horizon", "all stages")),
         ("lolcats", "linearize.lora_rank=-1", ("lora_rank=-1", "at least 0")),
         ("lolcats", "linearize.transfer_lr=0", ("transfer_lr", "above 0")),
         ("lolcats", "parallel.strategy=fsdp", ("fsdp", "ddp")),
@@ -116,9 +116,33 @@ def test_configurations(student: Any, method: str, override: str, words: tuple[s
     refused(lambda: student(method, override), *words)
 
 
-def test_a_mixer_of_its_own_cannot_take_a_teacher(student: Any) -> None:
+def test_another_mixer_than_the_teachers_shape(student: Any, tmp_path: Path) -> None:
+    """Width and depth fit, the number of heads does not; and options that it does not have."""
     linear = toy_config("tnl", 32, vocab_size=257, layers=2, head_dim=16)
-    refused(lambda: replace(student("llama"), model=linear), "tnl", "choose one of")
+    linear = linear.replace(tie_embeddings=False, glu_activation="silu")
+    config = replace(student("llama"), model=linear)
+    refused(lambda: train(config, tmp_path), "model.heads=4", "linscale linearize")
+    refused(lambda: config.override(["linearize.lora_rank=4"]), "lora_rank=4", "tnl")
+    refused(lambda: config.override(["parallel.strategy=fsdp"]), "fsdp", "tnl", "ddp")
+
+
+@pytest.mark.parametrize(
+    ("method", "override", "words"),
+    [
+        ("llama", f"linearize.hidden_tokens={STEP}", ("hidden_tokens", "llama", "=0")),
+        ("supra", "linearize.hard=0.5", ("hard=0.5", "without a temperature")),
+        ("supra", "linearize.temperature=-1", ("temperature=-1", "at least 0")),
+        ("supra", "linearize.teacher=", ("temperature", "without a teacher")),
+        ("supra", "parallel.strategy=fsdp", ("fsdp", "temperature", "ddp")),
+        ("supra", "data.corpus=instructions:a.jsonl", ("matrix_tokens", "packed", "plain text")),
+    ],
+)
+def test_options_of_stages(
+    student: Any, method: str, override: str, words: tuple[str, ...]
+) -> None:
+    base = ["linearize.temperature=1"] if "fsdp" in override or "teacher" in override else []
+    base += [f"linearize.matrix_tokens={STEP}"] if "instructions" in override else []
+    refused(lambda: student(method, *base, override), *words)
 
 
 def test_identity(student: Any) -> None:
