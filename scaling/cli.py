@@ -17,6 +17,7 @@ from analysis.tables_cli import app as tables_app
 from models.config import ConfigError
 from scaling.blockwise.cli import app as blockwise_app
 from scaling.checkpoint_cli import app as checkpoint_app
+from scaling.data_cli import app as data_app
 from scaling.errors import LinscaleError
 from scaling.evaluation.cli import app as evaluation_app
 from scaling.linearization.cli import app as linearization_app
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.add_typer(analysis_app)
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
+app.add_typer(data_app, name="data")
 app.add_typer(tune_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
@@ -54,6 +56,14 @@ Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Sweep directory (default runs/<file stem>).")
 ]
 Toy = Annotated[bool, typer.Option("--toy", help="The experiment's small variant, for a CPU.")]
+HyperLaw = Annotated[
+    str,
+    typer.Option(
+        "--law",
+        help="Learning rate and batch of every run: constant (as the file has them), deepseek or "
+        "step. Overrides have the last word.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -68,6 +78,7 @@ def plan(
         int | None, typer.Option(help="Plan for so many nodes; without, for the fewest devices.")
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(help="Devices of a node, with --nodes.")] = 8,
+    law: HyperLaw = "constant",
     refine: Annotated[
         Path | None,
         typer.Option(help="Finished sweep: rank the rungs by how much they would narrow "
@@ -94,6 +105,7 @@ def plan(
     """
     from scaling.devices import device_for, find_device
     from scaling.experiment import defines, load_experiment
+    from scaling.hyper_laws import known_law
     from scaling.plan import placed, rung
     from scaling.record import read_states
 
@@ -102,13 +114,15 @@ def plan(
 
         show_plan(file, toy, find_device(device or ("cpu" if toy else "h100")), as_json)
         return
-    experiment = load_experiment(file, overrides or [], toy)
+    chosen = known_law(law)
+    cluster = 1 if nodes is None else nodes * gpus_per_node
+    experiment = load_experiment(file, overrides or [], toy, chosen, cluster)
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
     runs = experiment.runs
     if nodes is not None:
         runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
-    rungs = [rung(run, target, states.get(run.run_id, "planned")) for run in runs]
+    rungs = [rung(run, target, states.get(run.run_id, "planned"), chosen) for run in runs]
     if refine is not None:
         from analysis.cli import plan_refinement
 
@@ -152,6 +166,7 @@ def run(
     slurm: Annotated[
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
+    law: HyperLaw = "constant",
     toy: Toy = False,
     out: Out = None,
 ) -> None:
@@ -161,6 +176,7 @@ def run(
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
     from scaling.experiment import load_experiment
+    from scaling.hyper_laws import known_law
     from scaling.launch import launch
     from scaling.slurm import SlurmOptions, parse_extra
 
@@ -168,7 +184,7 @@ def run(
     if launcher != "slurm" and (given := [name for name, value in options.items() if value]):
         raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
     on_nodes = [] if nodes is None else [f"parallel.nodes={nodes}"]
-    experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy)
+    experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy, known_law(law))
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
     if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs, slurm=cluster):
@@ -226,14 +242,18 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
     }
     if all(r.strategy == "single" for r in rungs):
         del cells["strategy"]
-    for spare in ("horizons", "FLOPs/token", "batch", "steps", "lr", "tokens"):
-        if 2 + sum(3 + max(map(len, [title, *rows])) for title, rows in cells.items()) <= width:
+    title, spares = f"{name}: planned for {device.name}", ["batch", "steps", "lr", "tokens"]
+    if (law := rungs[0].law) != "constant":
+        title += f"\nlearning rate and batch by law: {law}"
+        spares = ["steps", "tokens", "batch", "lr"]
+    for spare in ("horizons", "FLOPs/token", *spares):
+        if 2 + sum(3 + max(map(len, [top, *rows])) for top, rows in cells.items()) <= width:
             break
         del cells[spare]
-    table = Table(title=f"{name}: planned for {device.name}", title_justify="left", box=SIMPLE_HEAD)
-    for title in cells:
-        left = title in ("run", "state")
-        table.add_column(title, justify="left" if left else "right", no_wrap=True)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for top in cells:
+        left = top in ("run", "state")
+        table.add_column(top, justify="left" if left else "right", no_wrap=True)
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
     return table

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling.config import DataConfig
+from scaling.devices import cores
 from scaling.errors import LinscaleError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 PIECE_CHARACTERS = 16_384
 """Length at which `text:` files are cut into documents."""
+PARALLEL_BYTES = 256 * 2**20
+"""Size of a local dataset from which on several processes convert it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,12 +243,15 @@ def _huggingface(name: str, argument: str, text_field: str) -> Corpus:
     local = folder.exists()
     source, config = (str(folder), None) if local else _split_config(argument)
     signature: list[Any] = []
+    total: int | None = None
     if local:
         paths = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else [folder]
-        signature = _from_files(name, paths, None, _read_text).signature
+        files = _from_files(name, paths, None, _read_text)
+        signature, total = files.signature, files.total_bytes
 
     def documents(skip: int) -> Iterator[str]:
-        dataset = load_dataset(name, source, config)
+        large = total is None or total > PARALLEL_BYTES
+        dataset = load_dataset(name, source, config, processes=cores() if large else 1)
         if text_field not in dataset.column_names:
             raise LinscaleError(
                 f"corpus {name}: no column {text_field!r}; it has "
@@ -254,10 +260,12 @@ def _huggingface(name: str, argument: str, text_field: str) -> Corpus:
         rows = dataset.select_columns([text_field])
         if skip >= len(rows):
             return
-        for row, record in enumerate(rows.skip(skip), start=skip):
-            yield _text_of(f"corpus {name}, row {row}", dict(record), text_field)
+        row = skip
+        for batch in rows.skip(skip).iter(batch_size=1000):  # ten times as fast as single rows
+            for text in dict(batch)[text_field]:
+                yield _text_of(f"corpus {name}, row {row}", {text_field: text}, text_field)
+                row += 1
 
-    total = sum(size for _, size, _ in signature) if local else None
     return Corpus(name=name, signature=signature, total_bytes=total, read=documents)
 
 
@@ -266,8 +274,14 @@ def _split_config(argument: str) -> tuple[str, str | None]:
     return source, config or None
 
 
-def load_dataset(name: str, source: str, config: str | None = None) -> Dataset:
+def load_dataset(name: str, source: str, config: str | None = None, processes: int = 1) -> Dataset:
     """The train split of a dataset by name or folder.
+
+    Args:
+        name: of the corpus, for errors.
+        source: name or folder.
+        config: configuration of the dataset.
+        processes: that download its files and convert them to Arrow.
 
     Raises:
         LinscaleError: it cannot be had, or the package `datasets` is missing.
@@ -282,7 +296,8 @@ def load_dataset(name: str, source: str, config: str | None = None) -> Dataset:
     try:
         if (Path(source) / "dataset_info.json").exists() and (Path(source) / "state.json").exists():
             return datasets.Dataset.load_from_disk(source)  # written by Dataset.save_to_disk
-        return datasets.load_dataset(source, config, split="train")
+        several = processes if processes > 1 else None
+        return datasets.load_dataset(source, config, split="train", num_proc=several)
     except Exception as error:  # the library raises many types; all mean it cannot be had
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LinscaleError(

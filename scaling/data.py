@@ -2,8 +2,10 @@
 
 1. `scaling.shards.prepare` makes or opens the token shards.
 2. `StepSampler` turns (seed, samples consumed) into block numbers, one micro-batch at a time.
-3. `Blocks` gathers a whole micro-batch from the memory map in one indexing operation.
-4. A batch is (inputs, targets), two int64 tensors (B, T); targets are the inputs shifted by one.
+3. `ReadAhead` has the disk read the blocks of the micro-batches to come while others are trained
+   on, so that nobody waits for a page fault.
+4. `Blocks` gathers a whole micro-batch from the memory map in one indexing operation.
+5. A batch is (inputs, targets), two int64 tensors (B, T); targets are the inputs shifted by one.
 
 Nothing here has a state: a run resumed after s steps constructs its data with `start_step=s`. The
 batches are the same for any number of loader processes, devices and accumulation steps.
@@ -12,7 +14,8 @@ batches are the same for any number of loader processes, devices and accumulatio
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ from scaling.losses import Batch
 from scaling.sampler import StepSampler
 from scaling.shards import PreparedData, prepare
 from scaling.token_store import Source
+
+AHEAD = 8
+"""Micro-batches between the one that is trained on and the one that the disk is asked for."""
 
 
 def to_batch(rows: NDArray[np.int64]) -> Batch:
@@ -68,6 +74,25 @@ class Blocks(Dataset[Batch]):
 
     def __getitems__(self, blocks: list[int]) -> Batch:
         return to_batch(self._split.gather(blocks))
+
+
+class ReadAhead:
+    """The micro-batches of a sampler; each is announced to the source `AHEAD` batches before.
+
+    The order is known without any state, so that looking ahead is just iterating further.
+    """
+
+    def __init__(self, sampler: Iterable[list[int]], source: Source) -> None:
+        self._sampler, self._source = sampler, source
+
+    def __iter__(self) -> Iterator[list[int]]:
+        coming: deque[list[int]] = deque()
+        for blocks in self._sampler:
+            self._source.will_need(blocks)
+            coming.append(blocks)
+            if len(coming) > AHEAD:
+                yield coming.popleft()
+        yield from coming
 
 
 def validation_batches(prepared: PreparedData, batch_sequences: int) -> Iterator[Batch]:
@@ -158,7 +183,7 @@ class DataModule(pl.LightningDataModule):
         workers = self.config.parallel.workers
         return Loader(
             Blocks(self.prepared.train),
-            batch_sampler=sampler,
+            batch_sampler=ReadAhead(sampler, self.prepared.train),
             collate_fn=partial(_part, number=part, parts=self.config.parallel.sequence),
             num_workers=workers,
             persistent_workers=workers > 0,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import traceback
@@ -21,6 +22,7 @@ from pathlib import Path
 from models.config import ConfigError
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
+from scaling.hyper_laws import Law, tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,22 @@ class Experiment:
     """Its runs, overrides applied."""
 
 
-def load_experiment(path: Path, overrides: list[str], toy: bool = False) -> Experiment:
+def load_experiment(
+    path: Path,
+    overrides: list[str],
+    toy: bool = False,
+    law: Law = "constant",
+    devices: int = 1,
+) -> Experiment:
     """Read an experiment file and apply dotted overrides to each of its runs.
 
-    With `toy`, the file's small variant, in a sweep of its own (`<stem>-toy`).
+    Args:
+        path: the file.
+        overrides: `field=value`, for every run; they have the last word.
+        toy: take the file's small variant, in a sweep of its own (`<stem>-toy`).
+        law: sets learning rate and batch of each run by its size and budget
+            (`scaling.hyper_laws`).
+        devices: the batch of a law is a multiple of so many sequences.
 
     Raises:
         LinscaleError: the file is missing, fails to run, or does not list distinct runs.
@@ -52,7 +66,7 @@ def load_experiment(path: Path, overrides: list[str], toy: bool = False) -> Expe
         raise LinscaleError(f"{path}: runs() must return a list of RunConfig.")
     if not runs:
         raise LinscaleError(f"{path}: runs() returned no run.")
-    configs = [run.override(overrides) for run in runs] if overrides else runs
+    configs = [_configured(run, overrides, law, devices) for run in runs]
     repeated = [name for name, count in Counter(run.run_id for run in configs).items() if count > 1]
     if repeated:
         raise LinscaleError(
@@ -61,6 +75,17 @@ def load_experiment(path: Path, overrides: list[str], toy: bool = False) -> Expe
         )
     name = f"{path.stem}-toy" if toy else path.stem
     return Experiment(name=name, path=path, text=text, runs=configs)
+
+
+def _configured(run: RunConfig, overrides: list[str], law: Law, devices: int) -> RunConfig:
+    """Overrides come first, as a law depends on budget and devices, and again after it."""
+    if overrides:
+        run = run.override(overrides)
+    if law == "constant":
+        return run
+    own = run.parallel.world_size
+    run = tuned(run, law, multiple=math.lcm(devices, own) // own)
+    return run.override(overrides) if overrides else run
 
 
 def defines(path: Path, function: str) -> bool:

@@ -5,6 +5,8 @@
     def runs():
         return [tuned(run, "deepseek") for run in ladder()]
 
+`linscale plan FILE --law deepseek` and `linscale run FILE --law deepseek` do it for any file.
+
 With C the training FLOPs, N the parameters without embedding and head, D the tokens of a run:
 
 | law        | learning rate         | batch in tokens   | source                           |
@@ -29,6 +31,18 @@ from scaling.config import RunConfig
 
 Law = Literal["constant", "deepseek", "step"]
 LAWS: tuple[Law, ...] = get_args(Law)
+
+
+def known_law(name: str) -> Law:
+    """The law of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for law in LAWS:
+        if law == name:
+            return law
+    raise _unknown(name)
 
 
 def learning_rate(law: Law, parameters: int, tokens: int, flops: float) -> float:
@@ -68,13 +82,16 @@ def tuned(run: RunConfig, law: Law, multiple: int = 1) -> RunConfig:
             devices; give the devices that a cluster will have.
 
     Raises:
-        ConfigError: an unknown law; a run with muP, which sets the rate by width already; or a
-            budget too small for the law's batch.
+        ConfigError: an unknown law; a run that starts from a teacher; a run with muP, which sets
+            the rate by width already; or a budget too small for the law's batch.
     """
-    if law not in LAWS:
-        raise _unknown(law)
-    if law == "constant":
+    if known_law(law) == "constant":
         return run
+    if run.linearize.teacher:
+        raise ConfigError(
+            f"law={law!r} with linearize.teacher={run.linearize.teacher!r}: the laws are those of "
+            "training from scratch; leave the law out."
+        )
     if run.model.mup_base_dim is not None:
         raise ConfigError(
             f"law={law!r} with model.mup_base_dim={run.model.mup_base_dim}: both set the learning "

@@ -74,6 +74,9 @@ class PackedRows:
         """The rows of the given numbers: (n, 3, T)."""
         return self.rows[np.asarray(blocks, dtype=np.int64)]
 
+    def will_need(self, blocks: NDArray[np.int64] | list[int]) -> None:
+        """Nothing: they are in memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedInstructions(PreparedData):

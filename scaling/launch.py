@@ -25,6 +25,7 @@ from pathlib import Path
 from models.config import ConfigError
 from scaling.claims import exclusive
 from scaling.config import RunConfig
+from scaling.devices import cores
 from scaling.display import SweepDisplay
 from scaling.experiment import Experiment
 from scaling.files import write_json
@@ -109,8 +110,6 @@ def environments(configs: list[RunConfig], jobs: int | None) -> list[dict[str, s
     of threads follows from the machine and `jobs`, never from how many runs are left: it can change
     the last bits of a sum, and a sweep that is resumed must not depend on where it stopped.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     threads = max((config.parallel.threads or 0 for config in configs), default=0)
     devices = max((config.parallel.devices for config in configs), default=1)
     visible = _gpus() if any(c.parallel.accelerator != "cpu" for c in configs) else []
@@ -120,8 +119,8 @@ def environments(configs: list[RunConfig], jobs: int | None) -> list[dict[str, s
         jobs = jobs or len(groups)
     else:
         groups = []
-        jobs = jobs or max(1, cores // (devices * (threads or 1)))
-    threads = threads or max(1, cores // (jobs * devices))
+        jobs = jobs or max(1, cores() // (devices * (threads or 1)))
+    threads = threads or max(1, cores() // (jobs * devices))
     common = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     result = [dict(common) for _ in range(jobs)]
     for number, environment in enumerate(result):

@@ -3,8 +3,8 @@
     data.corpus = "mix:0.7 hf:DATASET + 0.2 text:books/*.txt + 0.1 stdlib"
 
 Weights are shares of the training sequences, and so of the tokens, whatever the sizes of the
-corpora: a small one is repeated, a large one not read to its end. They need not sum to 1. What is
-made of it: `scaling.mixture_data`.
+corpora, up to 1/4096: a run may see a small one many times and a large one not to its end. They
+need not sum to 1. What is made of it: `scaling.mixture_data`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from models.errors import ConfigError
 
 PREFIX = "mix:"
 PERIOD = 4096
-"""Samples after which the shares are exact. Part of the order: another value is another run."""
+"""Samples in which every corpus has its quota, the same in all periods. Part of the order: another
+value is another run."""
 
 
 @dataclass(frozen=True, kw_only=True)

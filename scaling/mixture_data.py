@@ -11,12 +11,13 @@ The order of the training blocks is a pure function of (seed, samples consumed):
 2. The n-th sample of source j is the n-th block of its own order (`scaling.sampler.BlockOrder`):
    every block once an epoch of that source.
 
-So the shares are exact after every period, nothing is stored, and a run resumes at any sample.
+So the quotas are met after every period, nothing is stored, and a run resumes at any sample.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,18 +98,30 @@ class Sources:
 
     def gather(self, blocks: NDArray[np.int64] | list[int]) -> NDArray[np.int64]:
         """The blocks of the given numbers, in their order: (n, T + 1)."""
+        rows: dict[int, NDArray[np.int64]] = {}
+        for part, places, numbers in self._by_part(blocks):
+            rows |= dict(zip(places.tolist(), part.gather(numbers), strict=True))
+        return np.stack([rows[i] for i in range(len(blocks))])
+
+    def will_need(self, blocks: NDArray[np.int64] | list[int]) -> None:
+        """Start reading these blocks."""
+        for part, _, numbers in self._by_part(blocks):
+            part.will_need(numbers)
+
+    def _by_part(
+        self, blocks: NDArray[np.int64] | list[int]
+    ) -> Iterator[tuple[Source, NDArray[np.intp], NDArray[np.int64]]]:
+        """For each part that holds some of the blocks: their places among them, and their numbers
+        in the part."""
         wanted = np.asarray(blocks, dtype=np.int64)
         ends = np.cumsum([part.n_blocks for part in self.parts])
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < ends[-1]:
             raise IndexError(f"block {wanted.min()}..{wanted.max()} of {ends[-1]}")
         owners = np.searchsorted(ends, wanted, side="right")
-        rows: dict[int, NDArray[np.int64]] = {}
-        for owner in np.unique(owners):
+        for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner)
-            start = ends[owner] - self.parts[owner].n_blocks
-            found = self.parts[owner].gather(wanted[places] - start)
-            rows |= dict(zip(places.tolist(), found, strict=True))
-        return np.stack([rows[i] for i in range(len(wanted))])
+            part = self.parts[owner]
+            yield part, places, wanted[places] - (ends[owner] - part.n_blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +134,8 @@ class PreparedMixture(PreparedData):
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean over the validation blocks."""
+        """Mean over the validation blocks, each counted with that of its corpus: total bits over
+        total bytes is the loss over this mean."""
         blocks = [len(part.validation) for part in self.parts]
         return float(np.average([part.bytes_per_token for part in self.parts], weights=blocks))
 
@@ -142,7 +156,9 @@ class PreparedMixture(PreparedData):
         return super().fingerprint() | {"sources": sources}
 
 
-def prepare_mixture(data: DataConfig, cache_dir: Path, progress: bool) -> PreparedMixture:
+def prepare_mixture(
+    data: DataConfig, cache_dir: Path, progress: bool, workers: int | None
+) -> PreparedMixture:
     """Prepare, or open, every corpus of a mixture.
 
     Raises:
@@ -166,7 +182,7 @@ def prepare_mixture(data: DataConfig, cache_dir: Path, progress: bool) -> Prepar
     parts: list[PreparedData] = []
     for one, blocks in zip(ingredients, quotas(weights, data.validation_blocks), strict=True):
         alone = replace(data, corpus=one.corpus, validation_blocks=int(blocks))
-        part = prepare(alone, cache_dir, progress)
+        part = prepare(alone, cache_dir, progress, workers)
         if len(part.validation) < blocks:
             raise LinscaleError(
                 f"corpus {one.corpus}: its validation split has {len(part.validation)} blocks of "

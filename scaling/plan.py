@@ -24,6 +24,7 @@ from models.accounting import (
 from models.config import ConfigError, ModelConfig
 from scaling.config import RunConfig
 from scaling.devices import GIB, Device
+from scaling.hyper_laws import Law
 from scaling.linearization.costs import flops as training_flops
 from scaling.memory import USABLE, memory, resolved
 
@@ -189,6 +190,8 @@ class Rung:
     """Estimated hours of one device, all segments."""
     state: str
     """State in the run record, `planned` when there is none."""
+    law: Law
+    """Which law has set learning rate and batch (`scaling.hyper_laws`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -204,11 +207,17 @@ def trained_tokens(run: RunConfig) -> int:
     return steps * run.tokens_per_step
 
 
-def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
+def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "constant") -> Rung:
     """The plan of one run on one kind of device.
 
     A run whose strategy is left open, and which its own devices cannot hold, is planned for the
     fewest devices that hold it sharded.
+
+    Args:
+        run: learning rate and batch set.
+        device: each of its devices.
+        state: in the run record.
+        law: which has set them.
 
     Raises:
         ConfigError: it does not fit (see `check_fits`, `devices_needed`).
@@ -249,4 +258,5 @@ def rung(run: RunConfig, device: Device, state: str = "planned") -> Rung:
         strategy=strategy,
         device_hours=flops / (device.peak_flops * device.efficiency) / 3600,
         state=state,
+        law=law,
     )

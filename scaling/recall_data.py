@@ -157,6 +157,9 @@ class Sequences:
         """The sequences of the given numbers: (n, 2, T)."""
         return rows(self.task, blocks, self.length)
 
+    def will_need(self, blocks: Sequence[int] | NDArray[np.int64]) -> None:
+        """Nothing: they are computed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedTask(PreparedData):

@@ -139,7 +139,10 @@ def default_cache() -> Path:
 
 
 def prepare(
-    data: DataConfig, cache_dir: Path | None = None, progress: bool = False
+    data: DataConfig,
+    cache_dir: Path | None = None,
+    progress: bool = False,
+    workers: int | None = None,
 ) -> PreparedData:
     """Tokenise the corpus of `data`, or open what was tokenised before; of a task, nothing.
 
@@ -147,6 +150,7 @@ def prepare(
         data: corpus, tokenizer, split and sequence length.
         cache_dir: where prepared corpora lie; None for `default_cache()`.
         progress: show a progress bar on standard error.
+        workers: processes that tokenise; None for one on each core where it is worth it.
 
     Raises:
         LinscaleError: the corpus or tokenizer is missing or unreadable, there is too little text
@@ -160,7 +164,7 @@ def prepare(
     if is_mixture(data.corpus):
         from scaling.mixture_data import prepare_mixture
 
-        return prepare_mixture(data, cache_dir or default_cache(), progress)
+        return prepare_mixture(data, cache_dir or default_cache(), progress, workers)
     if data.corpus.startswith("instructions:"):
         from scaling.instructions import prepare_instructions
 
@@ -187,8 +191,12 @@ def prepare(
                 if index is None or not index.complete:
                     index = remote.fetch(folder) or index
                 if index is None or not index.complete:
-                    index = ShardWriter(folder, corpus, data, source, index, progress).run()
-                    remote.publish(folder, index)
+                    index = ShardWriter(
+                        folder, corpus, data, source, index, progress, workers
+                    ).run()
+        if remote.unpublished(folder):
+            with exclusive(folder / LOCK):
+                remote.publish(folder, index)
         return _open(folder, data, index)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -15,8 +15,10 @@ do not cross shards, and the fewer than T + 1 tokens at the end of a shard belon
 
 from __future__ import annotations
 
-import hashlib
 import json
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,11 +28,19 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from scaling.errors import LinscaleError
-from scaling.files import write_json
+from scaling.files import sha256_of, write_json
 
 FORMAT = 1
 INDEX = "index.json"
 TRAINED = "tokenizer.json"
+OPEN_SHARDS = 256
+"""Shards of a split that are mapped at once: each map keeps a file open, and a process has about a
+thousand. 300 B tokens are 5000 shards."""
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The narrower of `uint16` and `uint32` that holds every token of a vocabulary."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +93,11 @@ class Index:
     validation: Contents = field(default_factory=Contents)
     format: int = FORMAT
 
+    @property
+    def width(self) -> int:
+        """Bytes of a token."""
+        return np.dtype(self.dtype).itemsize
+
     def save(self, folder: Path) -> None:
         """Replace the folder's index in one step."""
         write_json(folder / INDEX, asdict(self))
@@ -124,9 +139,17 @@ class Source(Protocol):
         """The blocks of the given numbers: (n, T + 1), or (n, 2, T) with targets of their own."""
         ...
 
+    def will_need(self, blocks: NDArray[np.int64] | list[int]) -> None:
+        """These blocks will be gathered soon: fetch them meanwhile, if they are not in memory."""
+        ...
+
 
 class Split:
-    """The blocks of a split, memory-mapped. Pickles as paths, so loader workers map it anew."""
+    """The blocks of a split, memory-mapped. Pickles as paths, so loader workers map it anew.
+
+    A block that is not in the page cache costs whoever gathers it the time of the disk. `will_need`
+    asks the kernel to read it in the background (`MADV_WILLNEED`).
+    """
 
     def __init__(self, folder: Path, contents: Contents, dtype: str, sequence_length: int) -> None:
         """Raises LinscaleError: a shard is missing or does not have the size of the index."""
@@ -136,17 +159,13 @@ class Split:
         self._paths: list[Path] = []
         counts: list[int] = []
         for shard in contents.shards:
-            path = folder / shard.file
-            expected = shard.tokens * self._dtype.itemsize
-            size = path.stat().st_size if path.is_file() else None
-            if size != expected:
-                found = "missing" if size is None else f"{size} bytes long"
-                raise damaged(folder, f"{shard.file} is {found}, the index says {expected} bytes")
+            if (what := shard_problem(folder, shard, dtype)) is not None:
+                raise damaged(folder, what)
             if blocks := (shard.tokens - 1) // sequence_length:
-                self._paths.append(path)
+                self._paths.append(folder / shard.file)
                 counts.append(blocks)
         self._ends = np.cumsum(counts, dtype=np.int64)
-        self._windows: list[NDArray[np.unsignedinteger] | None] = [None] * len(counts)
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
 
     @property
     def n_blocks(self) -> int:
@@ -155,30 +174,68 @@ class Split:
 
     def gather(self, blocks: NDArray[np.int64] | list[int]) -> NDArray[np.int64]:
         """The blocks of the given numbers, in their order: (n, T + 1)."""
+        out = np.empty((len(blocks), self.sequence_length + 1), dtype=np.int64)
+        for shard, rows, numbers in self._by_shard(blocks):
+            out[rows] = self._windows(self._map(shard))[numbers]
+        return out
+
+    def will_need(self, blocks: NDArray[np.int64] | list[int]) -> None:
+        """Start reading these blocks; returns at once."""
+        size = self._dtype.itemsize
+        for shard, _, numbers in self._by_shard(blocks):
+            file = self._map(shard)
+            for start in (numbers * self.sequence_length * size).tolist():
+                page = start - start % mmap.PAGESIZE
+                end = start + (self.sequence_length + 1) * size
+                file.madvise(mmap.MADV_WILLNEED, page, end - page)
+
+    def _by_shard(
+        self, blocks: NDArray[np.int64] | list[int]
+    ) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int64]]]:
+        """For each shard that holds some of the blocks: their places among them, and their numbers
+        in the shard."""
         wanted = np.asarray(blocks, dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.n_blocks:
             raise IndexError(f"block {wanted.min()}..{wanted.max()} of {self.n_blocks}")
-        out = np.empty((len(wanted), self.sequence_length + 1), dtype=np.int64)
         shards = np.searchsorted(self._ends, wanted, side="right")
-        for shard in np.unique(shards):
+        for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
             first = self._ends[shard - 1] if shard else 0
-            out[rows] = self._map(int(shard))[wanted[rows] - first]
-        return out
+            yield shard, rows, wanted[rows] - first
 
-    def _map(self, shard: int) -> NDArray[np.unsignedinteger]:
+    def _map(self, shard: int) -> mmap.mmap:
+        """A shard's file; the least recently used of `OPEN_SHARDS` makes room for it."""
+        if shard in self._maps:
+            self._maps.move_to_end(shard)
+        else:
+            if len(self._maps) >= OPEN_SHARDS:
+                self._maps.popitem(last=False)
+            with self._paths[shard].open("rb") as file:
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[shard]
+
+    def _windows(self, file: mmap.mmap) -> NDArray[np.unsignedinteger]:
         """All blocks of a shard, as overlapping views of its file: (blocks, T + 1)."""
-        windows = self._windows[shard]
-        if windows is None:
-            flat = np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
-            length, stride = self.sequence_length, flat.strides[0]
-            shape = ((len(flat) - 1) // length, length + 1)
-            windows = as_strided(flat, shape, (length * stride, stride), writeable=False)
-            self._windows[shard] = windows
-        return windows
+        flat = np.frombuffer(file, dtype=self._dtype)
+        length, stride = self.sequence_length, flat.strides[0]
+        shape = ((len(flat) - 1) // length, length + 1)
+        return as_strided(flat, shape, (length * stride, stride), writeable=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_windows": [None] * len(self._paths)}
+        return {**self.__dict__, "_maps": OrderedDict()}
+
+
+def shard_problem(folder: Path, shard: Shard, dtype: str, *, content: bool = False) -> str | None:
+    """What is wrong with a shard, None if nothing: its size, and with `content` its hash."""
+    path = folder / shard.file
+    expected = shard.tokens * np.dtype(dtype).itemsize
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        found = "missing" if size is None else f"{size} bytes long"
+        return f"{shard.file} is {found}, the index says {expected} bytes"
+    if content and sha256_of(path) != shard.sha256:
+        return f"{shard.file} does not have the content that was written"
+    return None
 
 
 def verify(folder: Path, index: Index) -> None:
@@ -188,13 +245,8 @@ def verify(folder: Path, index: Index) -> None:
         LinscaleError: a shard is missing or holds other bytes than were written.
     """
     for shard in [*index.train.shards, *index.validation.shards]:
-        try:
-            with (folder / shard.file).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise damaged(folder, f"{shard.file} is missing") from None
-        if found != shard.sha256:
-            raise damaged(folder, f"{shard.file} does not have the content that was written")
+        if (what := shard_problem(folder, shard, index.dtype, content=True)) is not None:
+            raise damaged(folder, what)
 
 
 def damaged(folder: Path, what: str) -> LinscaleError:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from models.config import toy_config
+from scaling import tokenise
 from scaling.config import (
     BudgetConfig,
     DataConfig,
@@ -78,3 +79,9 @@ def make_run(
         return config.override(list(overrides))
 
     return build
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenise, "CHUNK_BYTES", 5000)
+    monkeypatch.setattr(tokenise, "BATCH_BYTES", 700)

@@ -13,7 +13,7 @@ import torch
 
 from models.config import ConfigError, toy_config
 from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig
-from scaling.data import Batch, Blocks, DataModule, validation_batches
+from scaling.data import AHEAD, Batch, Blocks, DataModule, ReadAhead, validation_batches
 from scaling.sampler import BlockOrder
 from scaling.shards import PreparedData, prepare
 
@@ -112,3 +112,22 @@ def test_a_model_with_too_few_rows_is_refused(prepared: PreparedData) -> None:
 def test_data_is_prepared_when_not_given(tmp_path: Path, prepared: PreparedData) -> None:
     module = DataModule(run_config(prepared), cache_dir=tmp_path)
     assert module.prepared.fingerprint() == prepared.fingerprint()
+
+
+def test_micro_batches_are_announced_before_they_are_read(
+    prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[list[int]] = []
+    monkeypatch.setattr(type(prepared.train), "will_need", lambda _, b: announced.append(list(b)))
+    loader = iter(DataModule(run_config(prepared), prepared).train_dataloader())
+    order = BlockOrder(n_blocks=prepared.train.n_blocks, seed=3)
+    for step in range(3):
+        next(loader)
+        assert len(announced) == step + 1 + AHEAD
+    assert announced == [order.blocks(12 * i, 12).tolist() for i in range(3 + AHEAD)]
+
+
+def test_a_sampler_that_ends_is_read_to_its_end(prepared: PreparedData) -> None:
+    for count in (0, 1, AHEAD, AHEAD + 5):
+        wanted = [[i, i + 1] for i in range(count)]
+        assert list(ReadAhead(wanted, prepared.train)) == wanted

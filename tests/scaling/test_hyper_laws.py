@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.accounting import non_embedding_parameters, train_flops_per_token
 from models.config import ARCHS, ConfigError, paper_config, toy_config
+from scaling.cli import app
 from scaling.config import RunConfig
 from scaling.devices import find_device
+from scaling.experiment import Experiment, load_experiment
 from scaling.hyper_laws import LAWS, batch_tokens, learning_rate, tuned
+from scaling.linearization.config import LinearizeConfig
 from scaling.plan import rung
+
+LADDER = str(Path(__file__).parents[2] / "experiments" / "paper_ladder.py")
+LLAMA = toy_config("llama", 32, vocab_size=TOY_VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +86,54 @@ def test_errors_name_the_choice() -> None:
     scaled = replace(toy(), model=toy().model.replace(mup_base_dim=16))
     with pytest.raises(ConfigError, match="both set the learning rate by size"):
         tuned(scaled, "step")
+    started = replace(toy(), linearize=LinearizeConfig(teacher="runs/teacher"), model=LLAMA)
+    with pytest.raises(ConfigError, match="laws are those of training from scratch"):
+        tuned(started, "step")
+    result = CliRunner().invoke(app, ["plan", LADDER, "--law", "best"])
+    assert isinstance(result.exception, ConfigError)
+
+
+def planned(*arguments: str) -> list[dict[str, Any]]:
+    result = CliRunner().invoke(app, ["plan", LADDER, "--device", "h200", "--json", *arguments])
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout)
+
+
+def test_plan_takes_a_law_for_any_experiment() -> None:
+    plain, lawful = planned(), planned("--law", "deepseek")
+    assert {row["law"] for row in plain} == {"constant"}
+    assert {row["law"] for row in lawful} == {"deepseek"}
+    runs = [tuned(run, "deepseek") for run in load_experiment(Path(LADDER), []).runs]
+    for row, run in zip(lawful, runs, strict=True):
+        assert row["run_id"] == run.run_id
+        assert row["lr"] == run.optim.lr
+        assert row["batch_tokens"] == run.tokens_per_step
+    assert len({row["lr"] for row in lawful}) > 4 > len({row["lr"] for row in plain})
+
+
+def test_overrides_have_the_last_word_over_a_law_and_a_law_knows_of_them() -> None:
+    rows = planned("--law", "step", "optim.lr=1e-3")
+    assert {row["lr"] for row in rows} == {1e-3}
+    shorter = planned("--law", "step", "budget.tokens=30000000000", "budget.horizons=")
+    assert all(a["batch_tokens"] < b["batch_tokens"] for a, b in zip(shorter, rows, strict=True))
+
+
+def test_a_cluster_shares_the_batch_of_a_law_evenly() -> None:
+    length = load_experiment(Path(LADDER), []).runs[0].data.sequence_length
+    rows = planned("--law", "step", "--nodes", "4", "--gpus-per-node", "8")
+    assert {row["devices"] for row in rows} == {32}
+    assert {row["batch_tokens"] // length % 32 for row in rows} == {0}
+
+
+def test_run_trains_what_plan_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Experiment] = []
+
+    def launch(experiment: Experiment, *_: Any, **__: Any) -> bool:
+        launched.append(experiment)
+        return True
+
+    monkeypatch.setattr("scaling.launch.launch", launch)
+    arguments = ["run", LADDER, "--law", "step", "optim.weight_decay=0.2"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    ids = [row["run_id"] for row in planned("--law", "step", "optim.weight_decay=0.2")]
+    assert [run.run_id for run in launched[0].runs] == ids
