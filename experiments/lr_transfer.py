@@ -15,7 +15,7 @@ Depth, data and batch are the same at all widths. Both forms start with the same
 width; without muP it shrinks with the square root of the width, as everywhere in these experiments.
 The second command reads the records: one row for every run, and for each width the learning rate at
 the bottom of a parabola through the best point and its neighbours; `--write` keeps the dated table
-and the figure in experiments/results/lr_transfer.
+in experiments/results/lr_transfer, from which `make figures` draws the published figure.
 """
 
 from __future__ import annotations
@@ -166,13 +166,14 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             line[0].set_ylabel("loss (nats per byte)")
         for ax in axes[-1]:
             ax.set_xlabel("peak learning rate")
-        axes[0][0].legend(loc="upper center", bbox_to_anchor=(0.62, 1.0))
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
         style.finish(fig)
     return fig
 
 
 def main() -> None:
-    """Print the optima of a sweep; keep table and figure with --write."""
+    """Print the optima of a sweep; keep the table with --write."""
     parser = argparse.ArgumentParser(description="Best learning rates of a finished sweep.")
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--write", action="store_true", help=f"keep the results in {RESULTS}")
@@ -189,7 +190,6 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        figure(rows).savefig(RESULTS / f"valleys_{stamp}.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,27 @@ Question: which runs is a published picture made of?
 Command: make figures    (python -m experiments.published)
 Expected: docs/images/*.png and *.pdf, byte for byte as committed where matplotlib and the records
 are the same; each carries its caption and the ids of its runs in its metadata, and a .txt beside it
-holds them for people.
+holds them for people. Learning-rate transfer is kept as a table of losses, without ids.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.frames import words
 from analysis.records import load_sweep
 from analysis.report_figures import basis, draw
 from analysis.study import study
+from experiments import lr_transfer, recall_figure
 
 RECORDS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -30,6 +36,37 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
 BOOTSTRAP = 2000
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A figure drawn from a table under experiments/results."""
+
+    table: str
+    """Pattern of the table; the last in order of names is drawn."""
+    figure: Callable[[list[dict[str, Any]]], Figure]
+    """From the rows of the table."""
+    caption: str
+    """Ends before n and date."""
+
+
+TABLES = {
+    "lr_transfer": Kept(
+        "lr_transfer/losses_*.csv",
+        lr_transfer.figure,
+        "Validation loss against the peak learning rate at three widths, with muP and without; "
+        "dashed: bottom of the parabola through the best rate and its neighbours. Two layers, "
+        "150 steps of 1024 bytes, one seed.",
+    ),
+    "recall": Kept(
+        "recall/recall.csv",
+        recall_figure.figure,
+        "Multi-query associative recall: accuracy on held-out sequences against the numbers that "
+        "a model carries from token to token, by pairs to recall. Bars: two standard errors over "
+        "1024 sequences; one seed.",
+    ),
+}
+"""Name of the published figure -> how it is drawn."""
+
+
 def publish(sweep: str, names: Sequence[str], out: Path, bootstrap: int = BOOTSTRAP) -> list[Path]:
     """Draw some figures of one kept sweep; returns the files written."""
     result = study(load_sweep(RECORDS / sweep), bootstrap=bootstrap)
@@ -38,14 +75,29 @@ def publish(sweep: str, names: Sequence[str], out: Path, bootstrap: int = BOOTST
     written: list[Path] = []
     for name in names:
         caption = f"{drawn[name].caption} {basis(result)}"
-        stem = out / f"{sweep}_{name}"
-        written += style.save(
-            drawn[name].figure, stem, title=f"{sweep}: {name}", caption=caption, runs=runs
-        )
-        text = stem.with_suffix(".txt")
-        text.write_text(f"{caption}\n\nRuns: {' '.join(runs)}\n", encoding="utf-8")
-        written.append(text)
+        written += _save(drawn[name].figure, out / f"{sweep}_{name}", caption, runs)
     return written
+
+
+def publish_table(name: str, out: Path) -> list[Path]:
+    """Draw the figure of one kept table; returns the files written."""
+    kept = TABLES[name]
+    path = sorted(RECORDS.glob(kept.table))[-1]
+    table = pd.read_csv(path)
+    date = table["date"].max() if "date" in table else path.stem[-10:]
+    runs = sorted(set(words(table, "run"))) if "run" in table else []
+    count = f"{len(table)} runs" if not runs else f"{len(table)} accuracies of {len(runs)} runs"
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    return _save(kept.figure(rows), out / name, f"{kept.caption} n = {count}, {date}.", runs)
+
+
+def _save(figure: Figure, stem: Path, caption: str, runs: Sequence[str]) -> list[Path]:
+    """PNG, PDF and a text with the caption and the runs."""
+    written = style.save(figure, stem, title=stem.name, caption=caption, runs=runs)
+    text = stem.with_suffix(".txt")
+    of = f"\n\nRuns: {' '.join(runs)}" if runs else ""
+    text.write_text(f"{caption}{of}\n", encoding="utf-8")
+    return [*written, text]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,9 +105,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.published", description=__doc__)
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder (docs/images)")
     options = parser.parse_args(argv)
+    for name in TABLES:
+        print(*publish_table(name, options.out), sep="\n", flush=True)
     for sweep, names in PUBLISHED.items():
-        for path in publish(sweep, names, options.out):
-            print(path, flush=True)
+        print(*publish(sweep, names, options.out), sep="\n", flush=True)
     return 0
 
 

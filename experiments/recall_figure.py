@@ -2,8 +2,8 @@
 
     python -m experiments.recall_figure runs/recall-toy [--write]
 
-Reads the run records and the `recall` lines of evals.jsonl; `--write` keeps the dated table and the
-figure in experiments/results/recall.
+Reads the run records and the `recall` lines of evals.jsonl; `--write` keeps the dated table in
+experiments/results/recall, from which `make figures` draws the published figure.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch.utils._pytree import tree_leaves
 
@@ -84,11 +85,13 @@ def table(sweep: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (ARCHS.index(r["arch"]), r["state_numbers"], r["load"]))
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each load."""
+def figure(rows: list[dict[str, Any]]) -> Figure:
+    """A panel for each load; bars are two standard errors."""
     loads = sorted({row["load"] for row in rows})
     with style.context():
-        figure, panels = style.panels(1, len(loads), width=style.DOUBLE, height=2.4)
+        drawn, panels = style.panels(
+            1, len(loads), width=style.DOUBLE, height=2.7, sharex=True, sharey=True
+        )
         states = [row["state_numbers"] for row in rows]
         ticks = [2**i for i in range(31) if min(states) <= 2**i <= max(states)]
         for axes, load in zip(panels.flat, loads, strict=True):
@@ -101,6 +104,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     [2 * row["stderr"] for row in mine],
                     color=look.color,
                     marker=look.marker,
+                    markersize=7 if arch == "llama" else 4.5,  # seen below another one
                     label=look.label,
                 )
             axes.set(xscale="log", ylim=(0, 1.03), xlabel="state (numbers)")
@@ -108,13 +112,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_title(f"{load} to recall")
         panels.flat[0].set_ylabel("accuracy")
-        panels.flat[0].legend()
-        style.lay_out(figure)
-        figure.savefig(path, dpi=150)
+        handles, labels = panels.flat[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        return style.finish(drawn)
 
 
 def main() -> None:
-    """Print the table; `--write` keeps table and figure."""
+    """Print the table; `--write` keeps it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--write", action="store_true")
@@ -132,7 +136,6 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        draw(rows, RESULTS / "recall.png")
 
 
 if __name__ == "__main__":
