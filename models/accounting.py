@@ -307,10 +307,11 @@ def kv_cache_bytes(
 ) -> int:
     """Bytes of keys and values held after `context` tokens (0 for the linear models).
 
-    A sliding window does not shrink the cache: keys that have left it are masked, not dropped.
-    LoLCATs' layers hold two windows, whatever the context.
+    Under a sliding window those in it are held. LoLCATs' layers hold two windows of their own,
+    whatever the context.
     """
-    slots = len(config.softmax_layers) * context
+    held = context if config.window is None else min(context, config.window)
+    slots = len(config.softmax_layers) * held
     if config.lolcats is not None:
         slots += _linear_layers(config) * 2 * config.lolcats.window
     return batch_size * itemsize * 2 * slots * config.key_value_heads * config.head_dim

@@ -1,9 +1,10 @@
 """Continue prompts: prefill in parallel, then decode one token a sequence and step.
 
-1. Prompts of any lengths are packed into one row with boundaries (`cu_seqlens`) and pass through
-   the model's parallel form once; nothing is padded, so no sequence can disturb another.
+1. Prompts of any lengths pass through the model's parallel form once: packed into one row with
+   boundaries (`cu_seqlens`) where padding would change the state, padded behind their ends where it
+   would not (`LanguageModel.keeps_tokens`).
 2. The states that come out are stepped as a batch. Recurrent states keep their size; LLaMA's cache
-   grows. A sequence that ends leaves the batch.
+   grows, up to its window where it has one. A sequence that ends leaves the batch.
 3. Each sequence draws from a generator of its own, seeded with `seed` plus its number in the batch,
    so that a prompt is continued alike alone and in any company.
 
@@ -34,7 +35,7 @@ __all__ = [
     "generate",
     "generate_tokens",
     "prefill",
-    "prefill_hidden",
+    "read",
 ]
 
 Reason = Literal["length", "end", "stop"]
@@ -171,32 +172,42 @@ class Decoder:
 
 @torch.no_grad()
 def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
-    """Logits after each prompt (N, V) and the states; arguments as `prefill_hidden`."""
-    last, state = prefill_hidden(model, prompts)
-    return torch.nn.functional.linear(last, model.head_weight), state
+    """Logits after each prompt (N, V) and the states; arguments as `read`."""
+    hidden, starts, state = read(model, prompts)
+    ends = [start + len(prompt) - 1 for start, prompt in zip(starts, prompts, strict=True)]
+    return torch.nn.functional.linear(hidden[ends], model.head_weight), state
 
 
 @torch.no_grad()
-def prefill_hidden(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
-    """Hidden state after each prompt (N, d) and the states, in one parallel pass without padding.
+def read(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[int], State]:
+    """All that a model makes of some prompts, in one parallel pass.
 
     Args:
         model: in evaluation mode.
         prompts: token numbers, at least one each, of any lengths.
+
+    Returns:
+        Hidden states (M, d), those of a prompt one after another; the number of each prompt's
+        first; and the states after the prompts.
     """
     device = model.embedding.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
     rows = [torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]
-    if (lengths == lengths[0]).all():
-        hidden, state = model.hidden(torch.stack(rows).to(device), keep_state=True)
-        last = hidden[:, -1]  # (N, d)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    if model.keeps_tokens or (lengths == lengths[0]).all():
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        hidden, state = model.hidden(tokens, keep_state=True)
+        assert state is not None
+        state = state._replace(position=lengths.to(device))
+        starts = [row * tokens.shape[1] for row in range(len(rows))]
     else:
-        boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+        boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         packed = torch.cat(rows)[None].to(device)  # (1, T)
-        hidden, state = model.hidden(packed, keep_state=True, cu_seqlens=boundaries)
-        last = hidden[0, boundaries[1:].to(torch.int64) - 1]
-    assert state is not None
-    return last, state
+        hidden, state = model.hidden(
+            packed, keep_state=True, cu_seqlens=boundaries.to(device, torch.int32)
+        )
+        assert state is not None
+        starts = boundaries[:-1].tolist()
+    return hidden.flatten(0, 1), starts, state
 
 
 def _check(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from models import width
 from models.config import ModelConfig
 from models.cross_entropy import linear_cross_entropy
-from models.layers import GLU, Architecture, LayerState, Shared, Span, make_span
+from models.layers import GLU, Architecture, LayerState, Shared, Span, Trees, make_span
 
 
 class State(NamedTuple):
@@ -99,6 +99,11 @@ class LanguageModel(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     @property
+    def keeps_tokens(self) -> bool:
+        """Whether every mixer's state holds every token by itself (see `TokenMixer`)."""
+        return all(block.mixer.keeps_tokens for block in self._stack)
+
+    @property
     def head_weight(self) -> Tensor:
         """The output projection (V, d), which is the embedding where the two are tied."""
         return self.embedding.weight if self.head is None else self.head.weight
@@ -120,13 +125,17 @@ class LanguageModel(nn.Module):
         *,
         keep_state: bool = False,
         cu_seqlens: Tensor | None = None,
+        trees: Trees | None = None,
     ) -> tuple[Tensor, State | None]:
         """What the head multiplies, (B, T, d), and the state if it is kept.
 
-        Args: as `forward`.
+        Args: as `forward`; and `trees`, how the tokens of each row follow each other where not in
+            one line, for models that keep tokens. No state can be kept after trees.
         """
+        if trees is not None and (keep_state or cu_seqlens is not None or not self.keeps_tokens):
+            raise ValueError("trees: for models that keep tokens, unpacked and without a state")
         offset = None if state is None else state.position
-        span = make_span(tokens, offset, cu_seqlens, keep_state)
+        span = make_span(tokens, offset, cu_seqlens, keep_state, trees)
         x = self.embedding(tokens)  # (B, T, d)
         x, shared, stem_state = self.stem(x, span, None if state is None else state.stem)
         block_states: list[LayerState] = []

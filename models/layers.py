@@ -45,12 +45,31 @@ class Span(NamedTuple):
     """Packed: the sequence of every token, (T,)."""
     keep_state: bool = False
     """The caller wants the state after the last token."""
+    visible: Tensor | None = None
+    """Which tokens of the call a token sees, (B, T, T), where they are trees; None: those before
+    it in its sequence."""
+
+
+class Trees(NamedTuple):
+    """Continuations of each sequence, with beginnings in common, in one row (see `TokenMixer`)."""
+
+    depth: Tensor
+    """Tokens between each token and the end of what came before the call, (B, T), from 0."""
+    visible: Tensor
+    """Whether a token (second dimension) continues another or is it, (B, T, T)."""
 
 
 def make_span(
-    tokens: Tensor, offset: Tensor | None, cu_seqlens: Tensor | None, keep_state: bool
+    tokens: Tensor,
+    offset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    keep_state: bool,
+    trees: Trees | None = None,
 ) -> Span:
     """The span of `tokens` (B, T) that follow `offset` earlier tokens of every sequence."""
+    if trees is not None:
+        positions = trees.depth if offset is None else offset[:, None] + trees.depth
+        return Span(positions, offset, visible=trees.visible)
     index = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
     index = index + first_position(tokens.shape[1])
     if cu_seqlens is None:
@@ -290,7 +309,10 @@ class TokenMixer(nn.Module):
     """
 
     growing: bool = False
-    """The state grows with the tokens seen, so that `reserve` must be asked for room."""
+    """The state may grow with the tokens seen, so that `reserve` must be asked for room."""
+    keeps_tokens: bool = False
+    """The state holds every token by itself. Then padding behind a sequence does it no harm (the
+    next tokens overwrite it), and `Trees` can be read, whose tokens see what they continue."""
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None

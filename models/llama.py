@@ -13,10 +13,9 @@ head dimension of its own (`head_size`), stretched rotary frequencies (`rope_sca
 Data flow: 1. one product gives q, k, v; 2. q and k are rotated by their positions; 3. softmax
 attention through `scaled_dot_product_attention`; 4. output projection.
 
-The state is a key-value cache (N, capacity, key-value heads, K): slot p holds the token at position
-p, and slots at or above a sequence's length are never read. Under a sliding window all keys stay in
-the cache and older ones are masked. Packed sequences and windows shorter than the call use an
-explicit mask of T x T (or T x N capacity with a state), memory quadratic in the packed length.
+The state is a key-value cache (`models.kv_cache`), under a sliding window a ring of its size.
+Packed sequences, trees and windows shorter than the call use an explicit mask of T x T, and calls
+that continue a state one of T x (slots + T): memory quadratic in the length of the call.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.kv_cache import call_mask, extended, held, past_mask, prepend, visible
 from models.layers import (
     Architecture,
     LayerState,
@@ -68,6 +68,9 @@ class SoftmaxAttention(TokenMixer):
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.key_value_heads
         self.head_dim, self.window = config.head_dim, config.window
+        # A window forgets what padding overwrites, and dynamic angles depend on the length.
+        dynamic = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
+        self.keeps_tokens = self.growing and config.window is None and not dynamic
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = nn.Linear(config.dim, width, bias=config.qkv_bias)
         self.out = nn.Linear(self.heads * self.head_dim, config.dim, bias=config.out_bias)
@@ -108,29 +111,27 @@ class SoftmaxAttention(TokenMixer):
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, shared)
-        if state is None and (span.sequence is None or not span.keep_state):
-            kept = {"k": k, "v": v} if span.keep_state else {}
-            return self._attend(q, k, v, call_mask(span, self.window)), kept
-        if state is None:
-            assert span.cu_seqlens is not None
-            empty = k.new_zeros(span.cu_seqlens.numel() - 1, 0, self.kv_heads, self.head_dim)
-            state = {"k": empty, "v": empty}
-        state = _write(state, k, v, span)
-        keys, values = state["k"], state["v"]
-        mask = _cache_mask(span, keys, self.window)
-        if span.sequence is not None:
-            keys, values = keys.flatten(0, 1)[None], values.flatten(0, 1)[None]
-        return self._attend(q, keys, values, mask), state
+        new = {"k": k, "v": v}
+        kept = extended(state, new, span, self.window) if span.keep_state else {}
+        mask = call_mask(span, self.window)
+        if state is not None:
+            past = past_mask(span, state["k"].shape[1], self.window)
+            if mask is None:
+                mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            mask = torch.cat((past, mask.expand(*past.shape[:-1], -1)), dim=-1)
+            k, v = prepend(state["k"], k, span), prepend(state["v"], v, span)
+        return self._attend(q, k, v, mask), kept
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x[:, None], shared)  # (B, 1, H, K)
         rows = torch.arange(x.shape[0], device=x.device)
-        state["k"].index_put_((rows, positions), k[:, 0].to(state["k"].dtype))
-        state["v"].index_put_((rows, positions), v[:, 0].to(state["v"].dtype))
-        slots = torch.arange(state["k"].shape[1], device=x.device)
-        mask = _visible(positions[:, None], slots, self.window)[:, None, None]  # (B, 1, 1, S)
+        slot = positions if self.window is None else positions % self.window
+        state["k"].index_put_((rows, slot), k[:, 0].to(state["k"].dtype))
+        state["v"].index_put_((rows, slot), v[:, 0].to(state["v"].dtype))
+        keys_at = held(positions + 1, state["k"].shape[1], self.window)  # (B, S)
+        mask = visible(positions[:, None], keys_at, self.window)[:, None, None]  # (B, 1, 1, S)
         # The query heads of a key-value head stand where queries of one head would: no key is
         # read twice.
         q = q.unflatten(2, (self.kv_heads, -1))[:, 0]  # (B, key-value heads, group, K)
@@ -141,57 +142,17 @@ class SoftmaxAttention(TokenMixer):
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> LayerState:
-        shape = (batch_size, INITIAL_CAPACITY, self.kv_heads, self.head_dim)
+        slots = INITIAL_CAPACITY if self.window is None else min(INITIAL_CAPACITY, self.window)
+        shape = (batch_size, slots, self.kv_heads, self.head_dim)
         return {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
 
     def reserve(self, state: LayerState, capacity: int) -> LayerState:
-        have = state["k"].shape[1]
-        if have >= capacity:
+        have, most = state["k"].shape[1], capacity if self.window is None else self.window
+        if have >= min(capacity, most):
             return state
-        more = max(capacity, 2 * have) - have
+        slots = max(capacity, 2 * have)
+        more = (slots if self.window is None else min(slots, self.window)) - have
         return {name: F.pad(cache, (0, 0, 0, 0, 0, more)) for name, cache in state.items()}
-
-
-def _write(state: LayerState, k: Tensor, v: Tensor, span: Span) -> LayerState:
-    """A copy of the cache with T more slots that holds the new keys and values."""
-    length = k.shape[1]
-    positions = span.positions.expand(k.shape[0], length)
-    if span.sequence is None:
-        rows = torch.arange(k.shape[0], device=k.device)[:, None].expand(-1, length)
-    else:
-        rows = span.sequence[None]
-    written = {}
-    for name, new in (("k", k), ("v", v)):
-        cache = F.pad(state[name], (0, 0, 0, 0, 0, length))  # (N, S + T, H, K)
-        written[name] = cache.index_put((rows, positions), new.to(cache.dtype)).to(new.dtype)
-    return written
-
-
-def _visible(positions: Tensor, slots: Tensor, window: int | None) -> Tensor:
-    """Whether a query at a position sees the key in a slot: not later, and within the window."""
-    seen = slots <= positions
-    return seen if window is None else seen & (slots > positions - window)
-
-
-def call_mask(span: Span, window: int | None) -> Tensor | None:
-    """(T, T): which tokens of its call a token sees when nothing is carried; None: all before."""
-    positions = span.positions[0]
-    if span.sequence is not None:
-        same = span.sequence[:, None] == span.sequence
-        return same & _visible(positions[:, None], positions, window)
-    if window is None or window >= len(positions):
-        return None
-    return _visible(positions[:, None], positions, window)
-
-
-def _cache_mask(span: Span, cache: Tensor, window: int | None) -> Tensor:
-    """Which slots of the cache (N, S, ., K) each token sees: (B, 1, T, S) or (T, N S)."""
-    slots = torch.arange(cache.shape[1], device=cache.device)
-    if span.sequence is None:
-        return _visible(span.positions[..., None], slots, window)[:, None]
-    rows = torch.arange(cache.shape[0], device=cache.device)
-    same = span.sequence[:, None, None] == rows[:, None]  # (T, N, 1)
-    return (same & _visible(span.positions[0][:, None, None], slots, window)).flatten(1)
 
 
 ARCHITECTURE = Architecture(

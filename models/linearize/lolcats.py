@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import LoLCATs, ModelConfig
+from models.kv_cache import call_mask
 from models.layers import (
     Architecture,
     FullPrecision,
@@ -40,7 +41,7 @@ from models.layers import (
 from models.linearize import blocks as tiles
 from models.linearize.blocks import Blocks
 from models.linearize.feature_maps import feature_map, repeat_heads
-from models.llama import RotaryStem, SoftmaxAttention, call_mask
+from models.llama import RotaryStem, SoftmaxAttention
 
 
 class WindowFactor(FullPrecision):

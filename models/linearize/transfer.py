@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ConfigError
+from models.kv_cache import call_mask
 from models.language_model import Block, LanguageModel
 from models.layers import Shared, Span, make_span
 from models.linearize.feature_maps import repeat_heads
 from models.linearize.lolcats import HybridAttention
-from models.llama import SoftmaxAttention, call_mask
+from models.llama import SoftmaxAttention
 
 MSE_FACTOR = 1000.0
 """Scale of the squared error in the authors' configurations."""

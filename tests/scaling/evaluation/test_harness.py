@@ -1,4 +1,4 @@
-"""The harness on our models: against its own `hf` model, and prefix reuse against whole texts."""
+"""The harness on our models: against its own `hf` model, local data, and what is missing."""
 
 from __future__ import annotations
 
@@ -40,27 +40,13 @@ def data(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("arch", ["llama", "tnl", "hgrn2", "cosformer2"])
-def test_shared_contexts_change_no_score(make_toy, arch):
+def test_what_does_not_fit_the_context(make_toy):
     from scaling.evaluation.harness_model import HarnessModel
 
-    model = HarnessModel(make_toy(arch), max_length=20, batch_size=4)
-    contexts = [list(b"abcdefgh"), list(b"xyz"), list(b"a longer context than all the others")]
-    endings = [list(b"12345"), list(b"1"), list(b"xyz")]
-    pairs = [(context, ending) for context in contexts for ending in endings]
-    expected = []
-    for context, ending in pairs:
-        tokens = [*context, *ending][-21:]
-        with torch.no_grad():
-            logits = model._model(torch.tensor([tokens[:-1]]))[0, -len(ending) :]
-        targets = torch.tensor(ending)
-        score = logits.log_softmax(-1)[torch.arange(len(ending)), targets].sum().item()
-        expected.append((score, bool((logits.argmax(-1) == targets).all())))
-    for found in (model.score(pairs), [model.score([pair])[0] for pair in pairs]):
-        assert [f[1] for f in found] == [e[1] for e in expected]
-        assert [f[0] for f in found] == pytest.approx([e[0] for e in expected], abs=1e-6)
+    model = HarnessModel(make_toy("tnl"), max_length=20, batch_size=4)
+    pair = instances("loglikelihood", [("a", "b" * 21)])
     with pytest.raises(EvaluationError, match=r"continuation of 21 tokens.*raise --max-length"):
-        model.score([([1], [2] * 21)])
+        model.loglikelihood(pair, disable_tqdm=True)
     long = instances("generate_until", [("abc", {"until": ["x"], "max_gen_toks": 20})])
     with pytest.raises(EvaluationError, match="generates 20 tokens, and the context is 20"):
         model.generate_until(long)

@@ -1,0 +1,111 @@
+"""The key-value cache of softmax attention, and which of its keys a token sees.
+
+A cache is {"k", "v"}, each (N, S, key-value heads, K): S slots for each of N sequences. The token
+at position p stands in slot p; under a sliding window of w keys (arXiv 2310.06825) in slot p mod w,
+so that there are never more than w slots and a token takes the place of one that nothing sees
+again. After n tokens, slot s holds position
+
+    n - 1 - (n - 1 - s) mod w,   and nothing where that is negative
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.layers import LayerState, Span
+
+
+def held(lengths: Tensor, slots: int, window: int | None) -> Tensor:
+    """Position in each slot (N, S) after `lengths` (N,) tokens; negative where there is none."""
+    slot, last = torch.arange(slots, device=lengths.device), lengths[:, None] - 1
+    if window is None:
+        return torch.where(slot <= last, slot, -1)
+    return last - (last - slot) % window
+
+
+def visible(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Whether a query at a position sees the key of another: there, not later, in the window."""
+    seen = (keys >= 0) & (keys <= positions)
+    return seen if window is None else seen & (keys > positions - window)
+
+
+def call_mask(span: Span, window: int | None) -> Tensor | None:
+    """Which tokens of its call a token sees, (T, T) or of a tree (B, 1, T, T); None: all before."""
+    positions = span.positions[0]
+    if span.visible is not None:
+        return span.visible[:, None]
+    if span.sequence is not None:
+        same = span.sequence[:, None] == span.sequence
+        return same & visible(positions[:, None], positions, window)
+    if window is None or window >= len(positions):
+        return None
+    # All rows have consecutive positions, so that one mask of differences serves them.
+    return visible(positions[:, None], positions, window)
+
+
+def past_mask(span: Span, slots: int, window: int | None) -> Tensor:
+    """Which slots of the cache a token sees: (N, 1, T, S), or packed (T, N S)."""
+    assert span.offset is not None
+    keys = held(span.offset, slots, window)  # (N, S)
+    if span.sequence is None:
+        return visible(span.positions[..., None], keys[:, None], window)[:, None]
+    same = span.sequence[:, None, None] == torch.arange(len(keys), device=keys.device)[:, None]
+    return (same & visible(span.positions[0][:, None, None], keys, window)).flatten(1)
+
+
+def prepend(cache: Tensor, new: Tensor, span: Span) -> Tensor:
+    """Keys (or values) of the cache before those of the call: (B, S + T, ., K)."""
+    past = cache if span.sequence is None else cache.flatten(0, 1)[None]
+    return torch.cat((past.to(new.dtype), new), dim=1)
+
+
+def extended(
+    state: LayerState | None, new: LayerState, span: Span, window: int | None
+) -> LayerState:
+    """The cache after a call.
+
+    Args:
+        state: before the call; None: empty.
+        new: keys and values of the call, each (B, T, ., K).
+        span: positions and packing.
+        window: keys that a query sees; None: all.
+    """
+    length = new["k"].shape[1]
+    if state is None and span.sequence is None and (window is None or length <= window):
+        return new  # every token stands in the slot of its position already
+    if span.cu_seqlens is None:
+        sequences, longest = new["k"].shape[0], length
+    else:
+        lengths = span.cu_seqlens.diff()
+        sequences, longest = len(lengths), int(lengths.max())
+    slots = longest if state is None else state["k"].shape[1] + longest
+    slots = slots if window is None else min(slots, window)
+    row, slot, token = _places(span, sequences, window)
+    written = {}
+    for name, values in new.items():
+        size = values.shape[2:]
+        old = values.new_zeros(sequences, 0, *size) if state is None else state[name]
+        cache = F.pad(old.to(values.dtype), (0, 0, 0, 0, 0, slots - old.shape[1]))
+        written[name] = cache.index_put((row, slot), values.flatten(0, 1)[token])
+    return written
+
+
+def _places(span: Span, sequences: int, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and slot of every token that stays, and its number among all tokens of the call."""
+    positions = span.positions
+    if span.sequence is None:
+        positions = positions.expand(sequences, -1)  # (B, T)
+        row = torch.arange(sequences, device=positions.device)[:, None].expand_as(positions)
+        end = positions[:, -1:]
+    else:
+        row = span.sequence[None]  # (1, T)
+        assert span.cu_seqlens is not None
+        end = positions[:, span.cu_seqlens[1:].to(torch.int64) - 1][:, span.sequence]
+    token = torch.arange(positions.numel(), device=positions.device)
+    row, slot = row.flatten(), positions.flatten()
+    if window is None:
+        return row, slot, token
+    stays = (positions > end - window).flatten()  # of tokens with one slot the last
+    return row[stays], slot[stays] % window, token[stays]

@@ -1,0 +1,260 @@
+"""Log-likelihoods of continuations, in which what texts have in common is read once.
+
+The choices of a question share its context, and often their first words; contexts share a prefix of
+examples. So the texts of a whole task are sorted by their tokens and formed into groups:
+
+    a text joins the group before it when the beginning that it shares with all of that group is at
+    least a quarter of it, and is worth more than what the others then read each for themselves
+
+1. Groups are ordered by the length of their shared beginning, and some of them at a time read it.
+2. From its state the rest is read. Where the state keeps tokens (softmax attention), the rest of a
+   group is a tree in one row: whatever some of its texts share is one token there, and a token sees
+   those that it continues. A recurrent state is copied, and each text is a row.
+3. The head is applied to the positions alone that predict a token of a continuation.
+
+Both kinds of rows are read with others of about their length, so that little is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map
+
+from models.generation import read
+from models.language_model import LanguageModel, State
+from models.layers import Trees
+from scaling.evaluation.results import EvaluationError
+
+LEAST_SHARED = 0.25
+"""Part of a text that must stand in a group already for it to join."""
+ALIKE = 0.75
+"""Rows are read together down to this part of the longest."""
+BRANCHES = 512
+"""Tokens of a group behind its shared beginning, or as many as that has: all may look at all."""
+LOGITS = 2**25
+"""Logits that are held at once."""
+
+Pair = tuple[list[int], list[int]]
+"""Tokens of a context and of its continuation."""
+Score = tuple[float, bool]
+"""Log-likelihood in nats, and whether greedy decoding gives the continuation."""
+
+
+T = TypeVar("T")
+
+
+class Text(NamedTuple):
+    """Context and continuation as inputs and targets."""
+
+    number: int
+    """Its place among the pairs."""
+    inputs: list[int]
+    """All tokens but the last."""
+    targets: list[int]
+    """The continuation, predicted by the last of the inputs."""
+
+
+@dataclass
+class Group:
+    """Texts with a shared beginning."""
+
+    shared: int
+    """Inputs that all texts begin with."""
+    texts: list[Text]
+
+    @property
+    def beginning(self) -> list[int]:
+        """The shared inputs."""
+        return self.texts[0].inputs[: self.shared]
+
+
+class Row(NamedTuple):
+    """What follows the shared beginning of a group, or one of its texts."""
+
+    group: int
+    """Number of the group in its pass."""
+    tokens: Tensor
+    """(n,)."""
+    depth: Tensor
+    """Tokens between each and the shared beginning, (n,)."""
+    visible: Tensor
+    """Whether a token continues another, or is it, (n, n)."""
+    paths: list[tuple[Text, list[int]]]
+    """Texts, and where their inputs are among the tokens."""
+
+
+@torch.inference_mode()
+def score(
+    model: LanguageModel, pairs: Sequence[Pair], *, max_length: int, batch_size: int
+) -> list[Score]:
+    """Log-likelihood of each continuation after its context.
+
+    Args:
+        model: in evaluation mode.
+        pairs: at least one token each in context and continuation.
+        max_length: inputs that a prediction may see; longer contexts lose their beginning.
+        batch_size: rows that pass through the model at once.
+
+    Raises:
+        EvaluationError: a continuation is empty or longer than `max_length`.
+    """
+    texts: list[Text] = []
+    for number, (context, continuation) in enumerate(pairs):
+        if not 0 < len(continuation) <= max_length:
+            raise EvaluationError(
+                f"a continuation of {len(continuation)} tokens does not fit the "
+                f"{max_length} tokens of context; raise --max-length, or leave the task "
+                "out for this model."
+            )
+        inputs = [*context, *continuation][:-1]
+        texts.append(Text(number, inputs[-max_length:], continuation))
+    scores: list[Score] = [(0.0, False)] * len(pairs)
+    scaling = model.config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":  # angles depend on what a call reads
+        groups = [Group(len(text.inputs), [text]) for text in texts]
+    else:
+        groups = _groups(texts)
+    for batch in _alike(groups, lambda group: group.shared, batch_size):
+        for text, found in _pass(model, batch, batch_size):
+            scores[text.number] = found
+    return scores
+
+
+def _groups(texts: list[Text]) -> list[Group]:
+    """Texts by what they share; see the module."""
+    groups: list[Group] = []
+    for text in sorted(texts, key=lambda text: text.inputs):
+        length = len(text.inputs)
+        if groups:
+            group = groups[-1]
+            # The texts are sorted: what the last has in common with this one, all have.
+            shared = min(group.shared, _common(group.texts[-1].inputs, text.inputs))
+            saves = shared >= LEAST_SHARED * length and (
+                len(group.texts) * (group.shared - shared) < group.shared
+            )
+            behind = sum(len(other.inputs) - shared for other in [*group.texts, text])
+            if saves and behind <= max(BRANCHES, shared):
+                group.texts.append(text)
+                group.shared = shared
+                continue
+        groups.append(Group(length, [text]))
+    return groups
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Tokens that two texts begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _alike(items: list[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Runs of at most `most` items of about one size, the largest first."""
+    items = sorted(items, key=size, reverse=True)
+    first = 0
+    for end in range(1, len(items) + 1):
+        full = end - first == most
+        if end == len(items) or full or size(items[end]) < ALIKE * size(items[first]):
+            yield items[first:end]
+            first = end
+
+
+def _pass(
+    model: LanguageModel, groups: list[Group], batch_size: int
+) -> Iterator[tuple[Text, Score]]:
+    """Scores of the texts of some groups."""
+    device = model.embedding.weight.device
+    hidden, starts, state = read(model, [group.beginning for group in groups])
+    pieces, read_so_far = [hidden], len(hidden)
+    places = {  # of what each text reads in the rows, among the tokens of all pieces
+        text.number: range(start, start + group.shared)
+        for start, group in zip(starts, groups, strict=True)
+        for text in group.texts
+    }
+    make = _tree if model.keeps_tokens else _chains
+    rows = [row for number, group in enumerate(groups) for row in make(number, group)]
+    behind: dict[int, list[int]] = {}
+    for batch in _alike(rows, lambda row: len(row.tokens), batch_size):
+        hidden = _continue(model, state, batch)
+        for number, row in enumerate(batch):
+            start = read_so_far + number * hidden.shape[1]
+            for text, path in row.paths:
+                behind[text.number] = [start + place for place in path]
+        pieces.append(hidden.flatten(0, 1))
+        read_so_far += len(pieces[-1])
+    texts = [text for group in groups for text in group.texts]
+    index: list[int] = []
+    for text in texts:
+        index += [*places[text.number], *behind.get(text.number, ())][-len(text.targets) :]
+    every = torch.cat(pieces)[torch.tensor(index, device=device)]  # (targets, d)
+    targets = torch.tensor([t for text in texts for t in text.targets], device=device)
+    some = max(1, LOGITS // model.config.vocab_size)
+    parts = zip(every.split(some), targets.split(some), strict=True)
+    found = [_likelihood(model, *part) for part in parts]
+    logs, hits = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    first = np.cumsum([0, *(len(text.targets) for text in texts[:-1])])
+    sums, greedy = np.add.reduceat(logs, first), np.logical_and.reduceat(hits, first)
+    return zip(texts, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True)
+
+
+def _likelihood(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods of targets (n,), and whether they are the likeliest tokens."""
+    logits = torch.nn.functional.linear(hidden, model.head_weight)  # (n, V)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logs = -torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    return logs.double(), logits.argmax(-1) == targets
+
+
+def _continue(model: LanguageModel, state: State, rows: list[Row]) -> Tensor:
+    """Hidden states (R, longest, d) of rows, each from the state of its group."""
+    device = model.embedding.weight.device
+    owner = torch.tensor([row.group for row in rows], device=device)
+    own = tree_map(lambda tensor: tensor[owner], state)
+    tokens = pad_sequence([row.tokens for row in rows], batch_first=True).to(device)
+    if not model.keeps_tokens:
+        return model.hidden(tokens, own)[0]
+    depth = pad_sequence([row.depth for row in rows], batch_first=True).to(device)
+    visible = torch.eye(tokens.shape[1], dtype=torch.bool).repeat(len(rows), 1, 1)
+    for number, row in enumerate(rows):
+        visible[number, : len(row.tokens), : len(row.tokens)] = row.visible
+    return model.hidden(tokens, own, trees=Trees(depth, visible.to(device)))[0]
+
+
+def _chains(number: int, group: Group) -> list[Row]:
+    """A row for each text that goes on behind the shared beginning."""
+    rows = []
+    for text in group.texts:
+        if rest := text.inputs[group.shared :]:
+            order = torch.arange(len(rest))
+            causal = order[:, None] >= order
+            rows.append(Row(number, torch.tensor(rest), order, causal, [(text, order.tolist())]))
+    return rows
+
+
+def _tree(number: int, group: Group) -> list[Row]:
+    """One row for all texts, in which equal beginnings are the same tokens."""
+    nodes: dict[tuple[int, int], int] = {}  # (parent, token): place in the row
+    parents, depth, paths = [], [], []
+    for text in group.texts:
+        node, path = -1, []
+        for level, token in enumerate(text.inputs[group.shared :]):
+            child = nodes.setdefault((node, token), len(nodes))
+            if child == len(parents):
+                parents.append(node)
+                depth.append(level)
+            path.append(node := child)
+        paths.append((text, path))
+    if not nodes:
+        return []
+    visible = torch.eye(len(nodes), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            visible[node] |= visible[parent]
+    tokens = torch.tensor([token for _, token in nodes])
+    return [Row(number, tokens, torch.tensor(depth), visible, paths)]
