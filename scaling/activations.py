@@ -37,6 +37,7 @@ KEPT = frozenset(
         _ATEN._scaled_dot_product_cudnn_attention.default,
         _OURS.linear_attention.default,
         _OURS.hgrn2_attention.default,
+        _OURS.cosine_attention.default,
     }
 )
 """Operators whose outputs `selective` keeps."""

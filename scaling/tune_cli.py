@@ -24,6 +24,9 @@ def tune(
     dims: Annotated[
         str, typer.Option(help="Head dimensions: of 16, 32, 64, 128 and 256, comma-separated.")
     ] = "16,32,64,128,256",
+    jobs: Annotated[
+        int, typer.Option(help="Processes that compile; 0 for one a processor core.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder (default: the checked-in tables).")
     ] = None,
@@ -45,7 +48,7 @@ def tune(
         sizes = [int(dim) for dim in dims.split(",")]
         paths = tuning.tune(
             arch or None, offline=offline, families=families.split(","), dims=sizes, output=out,
-            report=typer.echo,
+            jobs=jobs or os.cpu_count() or 1, report=typer.echo,
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from error

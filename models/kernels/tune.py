@@ -22,7 +22,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -36,7 +40,7 @@ from models.kernels.triton.common import (
     table,
     trial,
 )
-from models.kernels.triton.offline import SHARED_LIMIT, compile_launch, record
+from models.kernels.triton.offline import SHARED_LIMIT, Launch, compile_launch, record
 
 DIMS = (16, 32, 64, 128, 256)
 KERNELS = {
@@ -140,50 +144,70 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
             yield constants
 
 
-def call(mode: str, dtype: torch.dtype, dim: int, device: str, tokens: int) -> Run:
-    """Forward and backward in the form that uses every kernel: both states, sequences cut."""
+def call(
+    mode: str,
+    dtype: torch.dtype,
+    key_dim: int,
+    value_dim: int,
+    device: str,
+    tokens: int,
+    packed: bool = False,
+    segment: int | None = 512,
+) -> Run:
+    """Forward and backward in a form that uses every kernel: both states, sequences cut (unless
+    `segment` is None and they are short)."""
+    sequences = 3 if packed else 1
 
     def new(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=kind, device=device)
 
-    q, k, v, do = (new(1, tokens, 16, dim) for _ in range(4))
-    rows = 2 * dim if mode == "phase" else dim
-    state, dstate = (new(1, 16, rows, dim, kind=torch.float32) for _ in range(2))
-    vector = new(16, dim, kind=torch.float32)
+    q, k = (new(1, tokens, 16, key_dim) for _ in range(2))
+    v, do = (new(1, tokens, 16, value_dim) for _ in range(2))
+    rows = 2 * key_dim if mode == "phase" else key_dim
+    state, dstate = (new(sequences, 16, rows, value_dim, kind=torch.float32) for _ in range(2))
+    cu = new(sequences + 1, kind=torch.int32) if packed else None
+    vector = new(16, key_dim, kind=torch.float32)
 
     def phase() -> None:
-        phase_launch.cosine_forward(q, k, v, vector, state, segment=512)
-        phase_launch.cosine_backward(q, k, v, vector, state, None, 0, do, dstate, segment=512)
+        at = new(1, kind=torch.int64)
+        phase_launch.cosine_forward(q, k, v, vector, state, cu, at, segment)
+        phase_launch.cosine_backward(q, k, v, vector, state, cu, at, do, dstate, segment)
 
     def gate() -> None:
-        states = vector_launch.hgrn2_forward(q, k, v, vector, state)[2]
-        vector_launch.hgrn2_backward(q, k, v, vector, state, None, states, do, dstate)
+        states = vector_launch.hgrn2_forward(q, k, v, vector, state, cu)[2]
+        vector_launch.hgrn2_backward(q, k, v, vector, state, cu, states, do, dstate)
 
     def channel() -> None:
-        decay = new(1, tokens, 16, dim) - 0.05
-        states = vector_launch.forward(q, k, v, decay, state)[2]
-        vector_launch.backward(q, k, v, decay, state, None, states, do, dstate)
+        decay = new(1, tokens, 16, key_dim) - 0.05
+        states = vector_launch.forward(q, k, v, decay, state, cu)[2]
+        vector_launch.backward(q, k, v, decay, state, cu, states, do, dstate)
 
     def scalar() -> None:
         shape = {"none": None, "head": (16,), "head_t": (1, tokens, 16)}[mode]
         decay = None if shape is None else new(*shape, kind=torch.float32) - 0.05
-        states = scalar_launch.forward(q, k, v, decay, state, segment=512)[2]
-        scalar_launch.backward(q, k, v, decay, state, None, states, do, dstate, segment=512)
+        states = scalar_launch.forward(q, k, v, decay, state, cu, segment)[2]
+        scalar_launch.backward(q, k, v, decay, state, cu, states, do, dstate, True, segment)
 
     return {"phase": phase, "gate": gate, "vector": channel}.get(mode, scalar)
+
+
+def launches(entry: Entry, arch: str) -> Iterator[Launch]:
+    """The launches of an entry's kernel, in every mode it serves."""
+    for mode in entry.modes:
+        run = call(mode, entry.dtype, entry.dim, entry.dim, "meta", 2048)
+        with assume_architecture(arch), record() as recorded:
+            run()
+        for launch in recorded:
+            reverse = launch.constants.get("REVERSE")
+            if launch.kernel == entry.function and entry.reverse in (None, reverse):
+                yield launch
 
 
 def spilled(entry: Entry, constants: dict[str, int], arch: str) -> int | None:
     """Most bytes that a launch of the entry's kernel spills; None when shared memory is short."""
     most = 0
-    for mode in entry.modes:
-        run = call(mode, entry.dtype, entry.dim, "meta", 2048)
-        with trial(entry.family, entry.kernel, constants), record() as launches:
-            run()
-        for launch in launches:
-            reverse = launch.constants.get("REVERSE")
-            if launch.kernel != entry.function or entry.reverse not in (None, reverse):
-                continue
+    with trial(entry.family, entry.kernel, constants):
+        for launch in launches(entry, arch):
             evidence = compile_launch(launch, arch)
             if evidence.shared > SHARED_LIMIT[arch]:
                 return None
@@ -191,36 +215,72 @@ def spilled(entry: Entry, constants: dict[str, int], arch: str) -> int | None:
     return most
 
 
-def choose(entry: Entry, arch: str, offline: bool) -> tuple[dict[str, int], int]:
-    """Constants of an entry and the bytes they spill; its present ones are tried first.
+def _send(connection: Connection, arguments: tuple[Entry, dict[str, int], str]) -> None:
+    connection.send(spilled(*arguments))
+
+
+def judged(entry: Entry, constants: dict[str, int], arch: str) -> int | None:
+    """`spilled` from a process of its own, because a compiler may abort; None then, too.
 
     Raises:
-        RuntimeError: no candidate fits shared memory.
+        RuntimeError: the process ended by itself without an answer; its traceback was printed.
     """
-    fitting: list[dict[str, int]] = []
-    least: tuple[int, dict[str, int]] | None = None
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(send, (entry, constants, arch)))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        process.join()
+        if (process.exitcode or 0) >= 0:
+            raise RuntimeError(f"{arch} {entry.key}: compiling {constants} failed.") from None
+        return None
+    finally:
+        process.join()
+
+
+def attempts(entry: Entry, arch: str, offline: bool) -> list[tuple[dict[str, int], int]]:
+    """Constants that compile and fit shared memory, and the bytes they spill; the present ones
+    first; offline no further than the first that do not spill."""
     present = table(entry.family, arch).get(entry.key)
     first = [] if present is None else [present]
+    tried: list[tuple[dict[str, int], int]] = []
     for constants in [*first, *(c for c in candidates(entry) if c != present)]:
-        spills = spilled(entry, constants, arch)
-        if spills == 0:
-            if offline:
-                return constants, 0
-            fitting.append(constants)
-        elif spills is not None and (least is None or spills < least[0]):
-            least = spills, constants
-    if fitting:
-        from triton.testing import do_bench
+        spills = judged(entry, constants, arch)
+        if spills is not None:
+            tried.append((constants, spills))
+        if offline and spills == 0:
+            break
+    return tried
 
-        run = call(entry.modes[-1], entry.dtype, entry.dim, "cuda", 8192)
-        times: list[float] = []
-        for constants in fitting:
-            with trial(entry.family, entry.kernel, constants):
-                times.append(float(do_bench(run, return_mode="median")))  # pyright: ignore
-        return fitting[times.index(min(times))], 0
-    if least is None:
-        raise RuntimeError(f"{arch} {entry.key}: no candidate fits {SHARED_LIMIT[arch]} bytes.")
-    return least[1], least[0]
+
+def choose(
+    entry: Entry, arch: str, tried: list[tuple[dict[str, int], int]]
+) -> tuple[dict[str, int], int]:
+    """Constants of an entry and the bytes they spill: of those that spill least, the fastest.
+
+    Raises:
+        RuntimeError: nothing compiled and fitted shared memory.
+    """
+    if not tried:
+        raise RuntimeError(
+            f"{arch} {entry.key}: no candidate compiles and fits {SHARED_LIMIT[arch]} bytes."
+        )
+    least = min(spills for _, spills in tried)
+    best = [constants for constants, spills in tried if spills == least]
+    if least or len(best) == 1:
+        return best[0], least
+    from triton.testing import do_bench
+
+    run = call(entry.modes[-1], entry.dtype, entry.dim, entry.dim, "cuda", 8192)
+    times: list[float] = []
+    for constants in best:
+        with trial(entry.family, entry.kernel, constants):
+            times.append(float(do_bench(run, return_mode="median")))  # pyright: ignore
+    return best[times.index(min(times))], 0
 
 
 def tune(
@@ -230,6 +290,7 @@ def tune(
     families: Sequence[str] = tuple(KERNELS),
     dims: Sequence[int] = DIMS,
     output: Path | None = None,
+    jobs: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[Path]:
     """Tune the kernels of some families and write their tables; returns the files written.
@@ -240,6 +301,7 @@ def tune(
         families: of "scalar", "phase", "vector".
         dims: head dimensions, of `DIMS`.
         output: folder to write to; None replaces the checked-in tables.
+        jobs: processes that compile at a time.
         report: called with one line per entry.
 
     Raises:
@@ -259,15 +321,22 @@ def tune(
     for dim in dims:
         if dim not in DIMS:
             raise ValueError(f"dims={dim}: choose from {', '.join(map(str, DIMS))}.")
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: at least one process compiles.")
     offline = offline or arch is not None
     arch = arch or architecture()
+    todo = list(entries(families, arch, dims))
     tables: dict[str, dict[str, dict[str, int]]] = {}
     written: dict[str, Path] = {}
-    with assume_architecture(arch):
-        for entry in entries(families, arch, dims):
+    with ThreadPoolExecutor(jobs) as threads, assume_architecture(arch):
+        compiled = threads.map(partial(attempts, arch=arch, offline=offline), todo)
+        if not offline:
+            report(f"{arch}: compiling the candidates of {len(todo)} rows")
+            compiled = list(compiled)  # timing wants the processor for itself
+        for entry, tried in zip(todo, compiled, strict=True):
+            constants, spills = choose(entry, arch, tried)
             # A copy: `table` is cached, and launches read it while this one changes.
             rows = tables.setdefault(entry.family, dict(table(entry.family, arch)))
-            constants, spills = choose(entry, arch, offline)
             recorded = {k: n for k, n in rows.pop("spills", {}).items() if k != entry.key}
             rows[entry.key] = constants
             if spills:

@@ -54,16 +54,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients (dq, dk, dv, ddecay, dinitial_state) of everything `forward` read.
 
-    ddecay is None without a decay; for decays of (H,) or (B, T, H), `decay_gradient=False` skips
-    it too, and with it one or two launches (a constant slope needs none). dinitial_state is None
+    ddecay is None without a decay and with `decay_gradient=False`, which for decays of (H,) or
+    (B, T, H) saves one or two launches (a constant slope needs none). dinitial_state is None
     without an initial state. dfinal_state None stands for zeros.
     """
     if decay is not None and decay.ndim == 4:
         from models.kernels.triton import vector_launch
 
-        return vector_launch.backward(
+        *gradients, ddecay, dinitial_state = vector_launch.backward(
             q, k, v, decay, initial_state, cu_seqlens, states, do, dfinal_state
         )
+        return *gradients, ddecay if decay_gradient else None, dinitial_state
     from models.kernels.triton import scalar_launch
 
     return scalar_launch.backward(

@@ -5,8 +5,8 @@
        exactly what is launched, any package's kernels included.
     2. `compile_launch` compiles one launch for a target with Triton's own back end, as a GPU's
        first call would (pointers and divisible integers marked as such).
-    3. The evidence is read off the binary: registers, stack (spills), shared memory, tensor-core
-       instructions.
+    3. The evidence is read off what comes out: registers and stack (spills) of the binary, shared
+       memory, tensor-core instructions of the assembly it is made from.
 
 Needs no GPU and no CUDA toolkit: Triton's wheel ships ptxas and cuobjdump. Not available in the
 interpreter (TRITON_INTERPRET=1).
@@ -15,7 +15,6 @@ interpreter (TRITON_INTERPRET=1).
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import subprocess
 import tempfile
@@ -41,11 +40,12 @@ TARGETS = {
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 """Bytes of shared memory one block may use (A100, H200, B200, MI300)."""
 TENSOR_CORE = {
-    "mma": r"\b(?:HMMA|QMMA|IMMA)\b",
-    "wgmma": r"\bHGMMA\b",
-    "tcgen05": r"\bUTC[A-Z]*MMA\b",
+    "mma": r"\bmma\.sync\b",
+    "wgmma": r"\bwgmma\.mma_async\b",
+    "tcgen05": r"\btcgen05\.mma\b",
     "mfma": r"\bv_mfma_",
 }
+"""Tensor-core instructions in PTX, and in AMD's assembly."""
 TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -58,7 +58,7 @@ TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One recorded kernel launch."""
+    """One recorded kernel launch; equal to another if the same binary serves both."""
 
     kernel: str
     """Name of the kernel function."""
@@ -72,9 +72,9 @@ class Launch:
     """Positions of arguments divisible by 16."""
     options: dict[str, int]
     """num_warps and num_stages."""
-    programs: int
+    programs: int = field(compare=False)
     """Programs in the grid."""
-    moved: int
+    moved: int = field(compare=False)
     """Bytes of all tensor arguments, each counted once: what crosses memory at least."""
 
     @property
@@ -96,7 +96,7 @@ class Evidence:
     shared: int
     """Bytes of shared memory a program."""
     tensor_core: dict[str, int] = field(default_factory=dict)
-    """Tensor-core instructions in the binary, by kind."""
+    """Tensor-core instructions by kind, of `TENSOR_CORE`."""
 
 
 def _launch(function: JITFunction[Any], grid: Any, args: Any, kwargs: dict[str, Any]) -> Launch:
@@ -169,7 +169,10 @@ def record() -> Iterator[list[Launch]]:
 
 
 def compile_launch(launch: Launch, arch: str) -> Evidence:
-    """Compile one launch for `arch` (a key of `TARGETS`) and read the binary."""
+    """Compile one launch for `arch` (a key of `TARGETS`) and read what came out.
+
+    Triton keeps what it compiled on disk: a launch compiled before takes only the reading.
+    """
     target = TARGETS[arch]
     source = ASTSource(
         fn=launch.function,
@@ -178,28 +181,25 @@ def compile_launch(launch: Launch, arch: str) -> Evidence:
         attrs={(i,): [["tt.divisibility", 16]] for i in launch.divisible},
     )
     compiled = triton.compile(source, target=target, options=dict(launch.options))
-    shared = compiled.metadata.shared
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
         registers = int(re.findall(r"\.vgpr_count:\s*(\d+)", text)[0])
         spilled = int(re.findall(r"\.vgpr_spill_count:\s*(\d+)", text)[0])
     else:
+        text = compiled.asm["ptx"]
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        with tempfile.TemporaryDirectory() as folder:
-            binary = os.path.join(folder, "kernel.cubin")
-            Path(binary).write_bytes(compiled.asm["cubin"])
-            usage, text = (
-                subprocess.run(
-                    [tool, flag, binary], capture_output=True, text=True, check=True
-                ).stdout
-                for flag in ("-res-usage", "-sass")
-            )
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+            binary.write(compiled.asm["cubin"])
+            binary.flush()
+            usage = subprocess.run(
+                [tool, "-res-usage", binary.name], capture_output=True, text=True, check=True
+            ).stdout
         registers = int(re.findall(r"REG:(\d+)", usage)[0])
         spilled = int(re.findall(r"STACK:(\d+)", usage)[0])
     counts = {kind: len(re.findall(pattern, text)) for kind, pattern in TENSOR_CORE.items()}
     return Evidence(
         registers=registers,
         spilled=spilled,
-        shared=shared,
+        shared=compiled.metadata.shared,
         tensor_core={kind: n for kind, n in counts.items() if n},
     )

@@ -194,6 +194,8 @@ class _Call:
             )  # fmt: skip
         if dlow is not None and self.low is not None:
             dlow = dlow.sum(0).to(self.low.dtype)
+        if dinitial is not None and initial_state is not None:
+            dinitial = dinitial.to(initial_state.dtype)
         return dq, dk, dv, dgate, dlow, dinitial
 
 
@@ -230,7 +232,7 @@ def backward(
     do: Tensor,
     dfinal_state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """dq, dk, dv, ddecay (of the dtypes of q, k, v, decay) and dinitial_state (float32 or None)."""
+    """dq, dk, dv, ddecay and dinitial_state (None without one), of their inputs' dtypes."""
     call = _Call(q, k, v, decay, None, initial_state, cu_seqlens)
     dq, dk, dv, ddecay, _, dinitial = call.backward(initial_state, states, do, dfinal_state)
     assert dk is not None
@@ -266,7 +268,7 @@ def hgrn2_backward(
     do: Tensor,
     dfinal_state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """dq, dgate_logits, dv, dlower_bound and dinitial_state (float32 or None)."""
+    """dq, dgate_logits, dv, dlower_bound and dinitial_state (None without one)."""
     call = _Call(q, gate_logits, v, gate_logits, lower_bound, initial_state, cu_seqlens)
     dq, _, dv, dx, dlow, dinitial = call.backward(initial_state, states, do, dfinal_state)
     assert dlow is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,25 @@ def _multiply_bfloat16_as_float32() -> None:
         return create_dot(self, a, b, *rest)
 
     setattr(InterpreterBuilder, "create_dot", with_float32)  # noqa: B010
+
+
+def _index_with_one_element() -> None:
+    """Triton 3.6's interpreter makes loop bounds of arrays of one element, which NumPy 2.4 refuses
+    to take for integers."""
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        def set_attr(owner: Any, name: str, value: Any) -> None:
+            if name == "__index__":
+                value = lambda self: self.handle.data.item()  # noqa: E731
+            scope.set_attr(owner, name, value)
+
+        changed: Any = SimpleNamespace(set_attr=set_attr)
+        patch_tensor(tensor, changed)
+
+    setattr(interpreter, "_patch_lang_tensor", patched)  # noqa: B010
 
 
 def _reduce_and_scan_with_numpy() -> None:
@@ -68,6 +88,7 @@ def _reduce_and_scan_with_numpy() -> None:
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     _multiply_bfloat16_as_float32()
+    _index_with_one_element()
     _reduce_and_scan_with_numpy()
 
 

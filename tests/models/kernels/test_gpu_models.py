@@ -7,11 +7,13 @@ of the device, at the smallest shapes; what needs a device (compilation, CUDA gr
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import ARCHS, Arch, ModelConfig
 from models.kernels import (
@@ -23,6 +25,7 @@ from models.kernels import (
 )
 from models.kernels.triton.common import interpreted
 from models.language_model import LanguageModel, build
+from scaling.activations import Mode, checkpoint_blocks
 
 on_gpu = [
     pytest.mark.gpu,
@@ -32,6 +35,7 @@ DEVICES = [
     pytest.param("cuda", marks=on_gpu),
     pytest.param("cpu", marks=pytest.mark.skipif(not interpreted(), reason="has a GPU")),
 ]
+OURS = torch.ops.linscale
 TOKENS = 40
 """More than the recurrent kernel takes, so that models run the chunked ones."""
 
@@ -79,6 +83,37 @@ def test_loss_and_gradients(arch: Arch, dtype: torch.dtype, device: str) -> None
     assert error(
         torch.cat([x.flatten().float() for x in found]), torch.cat([x.flatten() for x in wanted])
     ) < (limit if dtype == torch.float32 else 0.2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["selective", "block"])
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch != "llama"])
+def test_activation_checkpointing(arch: Arch, mode: Mode, device: str) -> None:
+    """Recomputing gives the same gradients; with "selective" no kernel runs a second time."""
+    _, model = pair(arch, device, torch.float32)
+    tokens = torch.randint(64, (1, TOKENS + 1), device=device)
+    kernels = {OURS.linear_attention.default, OURS.hgrn2_attention.default,
+               OURS.cosine_attention.default}  # fmt: skip
+
+    class Counter(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.calls += func in kernels
+            return func(*args, **(kwargs or {}))
+
+    with kernels_of(device):
+        with Counter() as plain:
+            expected = gradients(model, tokens)[1]
+        checkpoint_blocks(model.blocks, mode)
+        with Counter() as recomputing:
+            found = gradients(model, tokens)[1]
+    again = len(model.blocks) if mode == "block" else 0
+    assert recomputing.calls == plain.calls + again > again
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -142,6 +177,7 @@ def test_cosine_form(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("default")  # the compiler's own, such as advice to use TF32
 @pytest.mark.parametrize("arch", ARCHS)
 def test_compiles_without_graph_breaks(arch: Arch) -> None:
     _, model = pair(arch, "cuda", torch.float32)
