@@ -204,6 +204,7 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Remove files that the manifest does not name: what a kill left behind."""
+        self.wait()
         named = {name.partition("/")[0] for name in self.files}
         for path in self.folder.iterdir():
             if path.name != MANIFEST and path.name not in named:

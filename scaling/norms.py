@@ -1,14 +1,15 @@
-"""Norms of gradients and parameters by group, with every fifth line of metrics.jsonl.
+"""Norms of gradients and parameters by group, in metrics.jsonl: with every fifth line and the last
+of a segment.
 
     embedding    the embedding, which is the head as well where the two are tied
-    mixer        token mixers and the stem: projections, gates, decays, angles
+    mixer        token mixers with the norms inside them, and the stem
     channel      channel mixers
-    norm         norm weights
+    norm         norms before mixers, before channel mixers and before the head
     head         the output projection, where it is not tied
 
-Gradients are taken before clipping and after they have been summed over devices and micro-batches,
-so that the squares of their norms add up to that of `grad_norm`; parameters after the update.
-Groups without gradients (no parameters, or frozen ones) are left out.
+Gradients are those of the global batch before clipping, so that the squares of their norms add up
+to that of `grad_norm`; parameters are those after the update. Frozen parameters count nowhere, and
+a group with no others is left out.
 """
 
 from __future__ import annotations

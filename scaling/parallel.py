@@ -58,6 +58,10 @@ _EXPECTED_WARNINGS = (
 )
 
 
+RANK_MODULE = "scaling.train"
+"""What a rank process runs."""
+
+
 def is_rank() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -166,7 +170,7 @@ def make_trainer(config: RunConfig, steps: int, callbacks: list[pl.Callback]) ->
         )
     elif config.parallel.distributed:
         strategy = DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=kind,
         devices=config.parallel.devices,
         num_nodes=config.parallel.nodes,
@@ -184,6 +188,21 @@ def make_trainer(config: RunConfig, steps: int, callbacks: list[pl.Callback]) ->
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    if config.parallel.distributed:
+        _leave_signals_to_ranks(trainer)
+    return trainer
+
+
+def _leave_signals_to_ranks(trainer: pl.Trainer) -> None:
+    """Keep Lightning from handling SIGTERM among several ranks.
+
+    Its handler broadcasts, at whatever place the signal finds a rank: the others are in another
+    collective or in none, and all wait for ever. Every micro-batch would broadcast as well, to
+    ask. Ranks set a flag (`scaling.train.main`) and agree on it after each step
+    (`scaling.callbacks.Clock`).
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 @contextmanager
@@ -249,7 +268,7 @@ def run_ranks(
     """
     command = [
         *(sys.executable, "-m", "torch.distributed.run", *meeting),
-        *("--nproc-per-node", str(devices), "-m", "scaling.train"),
+        *("--nproc-per-node", str(devices), "-m", RANK_MODULE),
         *(str(config_path), str(sweep_dir)),
         *(["--progress"] if progress else []),
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,20 @@ from scaling.config import (
     RunConfig,
     ScheduleConfig,
 )
+from scaling.experiment import Experiment
+
+sys.path.insert(0, str(Path(__file__).parent))
+from launches import FAKE, run_config
 
 STEP_TOKENS = 4 * 32
+LAUNCH = """
+import sys
+from pathlib import Path
+from scaling.experiment import load_experiment
+from scaling.launch import launch
+ok = launch(load_experiment(Path(sys.argv[1]), []), Path(sys.argv[2]), jobs=2, train={fake!r})
+sys.exit(0 if ok else 1)
+"""
 MakeRun = Callable[..., RunConfig]
 
 
@@ -85,3 +100,59 @@ def make_run(
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenise, "CHUNK_BYTES", 5000)
     monkeypatch.setattr(tokenise, "BATCH_BYTES", 700)
+
+
+@pytest.fixture(scope="session")
+def launch_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus, small enough to cost nothing, and its cache."""
+    folder = tmp_path_factory.mktemp("launch-data")
+    lines = [json.dumps({"text": f"document {i} " * 20}) for i in range(60)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def launch_environment(launch_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINSCALE_CACHE", str(launch_data / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def make_experiment(
+    launch_environment: None, launch_data: Path, tmp_path: Path
+) -> Callable[..., Experiment]:
+    """An experiment of runs with these names; each longer than the one before."""
+
+    def experiment(*names: str) -> Experiment:
+        runs = [run_config(name, launch_data, 640 * (i + 1)) for i, name in enumerate(names)]
+        return Experiment(name="exp", path=tmp_path / "exp.py", text="# exp", runs=runs)
+
+    return experiment
+
+
+@pytest.fixture
+def spawn_launch(
+    launch_environment: None, launch_data: Path, tmp_path: Path
+) -> Callable[..., subprocess.Popen[str]]:
+    """A launch in a process of its own: sweep directory and names of the runs."""
+
+    def start(sweep: Path, *names: str) -> subprocess.Popen[str]:
+        (tmp_path / "exp.py").write_text(
+            "import sys\n"
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from pathlib import Path\n"
+            "from launches import run_config\n"
+            "def runs():\n"
+            f"    return [run_config(n, Path({str(launch_data)!r}), 640 * (i + 1))"
+            f" for i, n in enumerate({names!r})]\n"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", LAUNCH.format(fake=FAKE), tmp_path / "exp.py", sweep],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,17 +39,6 @@ module.build_model = lambda config: build(config).double()
 """The run in float64, where the order of additions shows in the last digits only."""
 
 
-class StopAfter:
-    """A stop event that is set after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
 def train_ranks(config: RunConfig, sweep: Path, *, steps: int = 10**9, prelude: str = "") -> int:
     """Train with the ranks of the run, each of which asks for a stop after so many steps.
 
@@ -70,9 +58,3 @@ def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `DOUBLE`, in this process."""
     build = module.build_model
     monkeypatch.setattr(module, "build_model", lambda config: build(config).double())
-
-
-def lines(config: RunConfig, sweep: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """The lines of a record."""
-    path = sweep / config.run_id / name
-    return [json.loads(line) for line in path.read_text().splitlines()]

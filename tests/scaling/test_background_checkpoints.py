@@ -14,6 +14,7 @@ import torch
 from scaling import checkpoints
 from scaling.background import Background, snapshot
 from scaling.checkpoints import Checkpoints
+from scaling.claims import CLAIM, ClaimLost, claim
 from scaling.files import DiskError
 from scaling.schedule import segments
 from scaling.train import train
@@ -86,6 +87,34 @@ def test_a_failed_write_ends_the_run_and_costs_the_way_to_the_checkpoint_before(
     monkeypatch.setattr(checkpoints, "write_checkpoint", plain)
     assert train(run, tmp_path / "full") == "done"
     assert metrics(folder) == metrics(tmp_path / "undisturbed" / run.run_id)
+
+
+def test_what_is_being_written_when_the_run_becomes_anothers_never_appears(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    folder = tmp_path / run.run_id
+    held = claim(folder)
+    assert held is not None
+    plain = checkpoints.write_checkpoint
+
+    def robbed(path: Path, *rest: Any) -> Any:
+        if path.name == "resume-trunk-6.pt":
+            other = {"hostname": "elsewhere", "pid": 1, "since": 0.0}
+            (folder / CLAIM).write_text(json.dumps(other))
+        return plain(path, *rest)
+
+    monkeypatch.setattr(checkpoints, "write_checkpoint", robbed)
+    with held, pytest.raises(ClaimLost):
+        train(run, tmp_path, stop_event=held.watching(threading.Event()))
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {
+        "manifest.json",
+        "resume-trunk-0.pt",
+        "resume-trunk-3.pt",
+    }
+    manifest = json.loads((folder / "checkpoints" / "manifest.json").read_text())
+    assert manifest["resume"][-1]["step"] == 3
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
 
 
 def test_what_changes_after_the_call_is_not_in_the_file(make_run: Any, tmp_path: Path) -> None:

@@ -90,6 +90,25 @@ def test_a_stopped_holder_keeps_its_claim(tmp_path: Path) -> None:
     process.communicate()
 
 
+def test_a_forked_process_holds_nothing(tmp_path: Path) -> None:
+    """Such as one that loads data, which may outlive a killed trainer for seconds."""
+    held = claim(tmp_path)
+    assert held is not None
+    waits, goes_on = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(goes_on)
+        os.read(waits, 1)
+        os._exit(0)
+    held.release()
+    again = claim(tmp_path)
+    os.close(goes_on)
+    os.waitpid(child, 0)
+    os.close(waits)
+    assert again is not None
+    again.release()
+
+
 def test_another_host_holds_while_its_heart_beats(tmp_path: Path) -> None:
     other_host(tmp_path / "fresh", age=claims.STALE_SECONDS / 2)
     other_host(tmp_path / "stale", age=claims.STALE_SECONDS + 1)

@@ -19,7 +19,8 @@ from scaling.record import load_model
 from scaling.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ranks import DOUBLE, in_double, lines, train_ranks
+from ranks import DOUBLE, in_double, train_ranks
+from results import lines
 
 STEP = 4 * 32
 TWENTY = (
@@ -62,6 +63,7 @@ def assert_same_run(a: Path, b: Path, config: RunConfig, *, double: bool) -> Non
             "tnl", (*FSDP, "parallel.activation_checkpointing=block"), marks=pytest.mark.slow
         ),
         pytest.param("hgrn2", (*FSDP, "parallel.shard=1"), marks=pytest.mark.slow),
+        pytest.param("tnl", (*FSDP, *SEQUENCE, "parallel.compile=true"), marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_are_the_single_process_over_twenty_steps(

@@ -17,7 +17,8 @@ from scaling.data import DataModule
 from scaling.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ranks import DOUBLE, in_double, lines, train_ranks
+from ranks import DOUBLE, in_double, train_ranks
+from results import lines
 
 STEP = 4 * 64
 

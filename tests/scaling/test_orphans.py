@@ -26,13 +26,13 @@ from scaling.orphans import die_with_parent
 folder, me = Path(sys.argv[1]), os.getpid()
 held = claim(folder)
 with handed_on():
-  child = subprocess.Popen(
-    ["bash", "-c", "trap 'touch told; while ! [ -e saved ]; do sleep 0.02; done; exit' TERM; "
-     "touch ready; while :; do sleep 0.02; done"],
-    cwd=folder,
-    preexec_fn=lambda: die_with_parent(me, signal.SIGTERM),
-    close_fds=False,
-)
+    child = subprocess.Popen(
+        ["bash", "-c", "trap 'touch told; while ! [ -e saved ]; do sleep 0.02; done; exit' TERM; "
+         "touch ready; while :; do sleep 0.02; done"],
+        cwd=folder,
+        preexec_fn=lambda: die_with_parent(me, signal.SIGTERM),
+        close_fds=False,
+    )
 child.wait()
 """
 

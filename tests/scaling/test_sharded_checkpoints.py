@@ -15,10 +15,10 @@ from scaling.config import RunConfig
 from scaling.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ranks import StopAfter, lines, train_ranks
+from ranks import train_ranks
+from results import StopAfter, lines, result
 
 STEP = 4 * 32
-TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 TWENTY = (
     f"budget.tokens={20 * STEP}",
     "budget.horizons=",
@@ -45,10 +45,6 @@ sharded_state.save = late
 """
 
 
-def metrics(config: RunConfig, sweep: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in m.items() if k not in TIMES} for m in lines(config, sweep)]
-
-
 def assert_same_losses(a: Path, b: Path, config: RunConfig) -> None:
     for x, y in zip(lines(config, a), lines(config, b), strict=True):
         assert x["step"] == y["step"]
@@ -63,14 +59,14 @@ def test_ranks_train_on_while_their_shares_are_written(make_run: Any, tmp_path: 
     checkpoints = tmp_path / "late" / run.run_id / "checkpoints"
     points = json.loads((checkpoints / MANIFEST).read_text())["resume"]
     assert [point["step"] for point in points] == [3, 5]
-    before = metrics(run, tmp_path / "late")
+    before = result(run, tmp_path / "late")[0]
     assert [line["step"] for line in before] == [1, 2, 3, 4, 5]
 
     (checkpoints / "resume-trunk-5.dcp" / "__1_0.distcp").unlink()
     assert train_ranks(run, tmp_path / "late", steps=3) == 0
     log = (checkpoints.parent / "log.txt").read_text()
     assert "Falling back to step 3 (resume-trunk-3.dcp)" in log
-    assert metrics(run, tmp_path / "late")[:5] == before
+    assert result(run, tmp_path / "late")[0][:5] == before
 
 
 FULL = """
@@ -102,10 +98,7 @@ def test_a_disk_that_is_full_for_one_rank_ends_all_with_its_words(
     manifest = json.loads((folder / "checkpoints" / MANIFEST).read_text())
     assert manifest["resume"][-1]["step"] == 3
     assert train_ranks(run, tmp_path / "full") == 0
-    assert metrics(run, tmp_path / "full") == metrics(run, tmp_path / "whole")
-    assert lines(run, tmp_path / "full", "milestones.jsonl") == lines(
-        run, tmp_path / "whole", "milestones.jsonl"
-    )
+    assert result(run, tmp_path / "full") == result(run, tmp_path / "whole")
 
 
 def test_goes_on_with_other_ranks_and_without_a_damaged_share(

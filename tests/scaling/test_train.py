@@ -1,4 +1,4 @@
-"""Runs end to end: what they leave behind, and that interruptions of every kind leave no trace.
+"""Runs end to end: what they leave behind, and that stopping and splitting them leave no trace.
 
 The oracle for resuming is a run that was not disturbed: metrics (wall time and speeds apart) and
 milestones must be identical to the last digit.
@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +26,10 @@ from scaling.record import load_model, read_states
 from scaling.shards import prepare
 from scaling.train import train
 
+sys.path.insert(0, str(Path(__file__).parent))
+from results import StopAfter, lines, result
+
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def result(config: RunConfig, sweep: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Metrics without times, and milestones."""
-    metrics = lines(sweep / config.run_id / "metrics.jsonl")
-    timeless = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics]
-    return timeless, lines(sweep / config.run_id / "milestones.jsonl")
-
-
-class StopAfter:
-    """A stop event that is set after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 def test_record_of_a_run(make_run: Any, tmp_path: Path) -> None:
@@ -106,7 +82,7 @@ def test_record_of_a_run(make_run: Any, tmp_path: Path) -> None:
 def test_milestone_weights_reproduce_the_validation_loss(make_run: Any, tmp_path: Path) -> None:
     config = make_run()
     train(config, tmp_path)
-    milestone = lines(tmp_path / config.run_id / "milestones.jsonl")[1]
+    milestone = lines(config, tmp_path, "milestones.jsonl")[1]
     model, stored = load_model(tmp_path / config.run_id / milestone["checkpoint"])
     assert stored == config
     rows = torch.from_numpy(prepare(config.data).validation)
@@ -254,180 +230,6 @@ def test_checkpoints_by_wall_time(
     train(config, tmp_path / "always")
     assert saved == [*range(1, 6), 7, 7, *range(9, 12), *range(9, 17), *range(18, 24)]
     assert result(config, tmp_path / "always") == result(config, tmp_path / "never")
-
-
-# --- killed -------------------------------------------------------------------------------------
-
-
-def _train_until_killed(values: dict[str, Any], sweep: str, cache: str, operation: int) -> None:
-    """In a child: train, and die by SIGKILL at the n-th operation on the disk."""
-    os.environ["LINSCALE_CACHE"] = cache
-    torch.set_num_threads(1)
-    count = 0
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        if count == operation:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    real_fsync, real_replace, real_unlink = os.fsync, os.replace, os.unlink
-    real_write, real_rename = os.write, os.rename
-
-    def before(function: Any) -> Any:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            tick()
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    os.fsync, os.replace, os.unlink = map(before, (real_fsync, real_replace, real_unlink))
-    os.write, os.rename = map(before, (real_write, real_rename))
-
-    real_append = record.append_line
-
-    def torn(path: Path, text: str) -> None:
-        nonlocal count
-        count += 1
-        if count == operation:  # half a line reaches the file
-            with path.open("a") as file:
-                file.write(text[: len(text) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        real_append(path, text)
-        tick()
-
-    record.append_line = torn
-    train(RunConfig.from_json(values), sweep)
-
-
-def _kill_and_resume(config: RunConfig, sweep: Path, operations: list[int]) -> None:
-    """Start the run again and again, each time killed at the next given operation, then finish."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scaling.session"])
-    for operation in [*operations, 0]:
-        arguments = (config.to_json(), str(sweep), os.environ["LINSCALE_CACHE"], operation)
-        process = context.Process(target=_train_until_killed, args=arguments)
-        process.start()
-        process.join(300)
-        assert process.exitcode in (0, -signal.SIGKILL)
-        if process.exitcode == 0 and operation:
-            return  # the run ended before that many operations
-    assert process.exitcode == 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "seed", "faults"),
-    [
-        pytest.param("wsd", 0, 6, id="wsd"),
-        pytest.param("cosine", 1, 3, id="cosine"),
-        *(
-            pytest.param(kind, seed, 8, marks=pytest.mark.slow, id=f"{kind}-{seed}")
-            for kind in ("wsd", "cosine", "constant")
-            for seed in range(2, 8)
-        ),
-    ],
-)
-def test_killed_at_any_operation_on_the_disk(
-    make_run: Any, tmp_path: Path, kind: str, seed: int, faults: int
-) -> None:
-    config = make_run(f"schedule.kind={kind}", arch="tnl")
-    train(config, tmp_path / "whole")
-    draw = random.Random(seed)
-    operations = [draw.randint(1, 70) for _ in range(faults)]
-    _kill_and_resume(config, tmp_path / "killed", operations)
-    assert result(config, tmp_path / "killed") == result(config, tmp_path / "whole")
-    assert read_states(tmp_path / "killed") == {config.run_id: "done"}
-    kept = {p.name for p in (tmp_path / "killed" / config.run_id / "checkpoints").iterdir()}
-    horizons = [h * config.tokens_per_step for h in config.horizon_steps]
-    assert kept == {"manifest.json", *(f"milestone-{h}.pt" for h in horizons)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("operation", range(1, 190, 5))
-def test_killed_twice_at_every_operation(make_run: Any, tmp_path: Path, operation: int) -> None:
-    config = make_run(arch="cosformer2")
-    train(config, tmp_path / "whole")
-    _kill_and_resume(config, tmp_path / "killed", [operation, max(1, operation // 2)])
-    assert result(config, tmp_path / "killed") == result(config, tmp_path / "whole")
-
-
-def _rank_command(config: RunConfig, sweep: Path) -> list[str]:
-    path = sweep.parent / "config.json"
-    path.write_text(json.dumps(config.to_json()))
-    return [sys.executable, "-m", "scaling.train", str(path), str(sweep)]
-
-
-def _wait_for_line(process: subprocess.Popen[bytes], path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not (path.exists() and path.stat().st_size):
-        assert process.poll() is None, "ended before it wrote a metric"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
-def test_a_process_killed_from_outside(
-    make_run: Any, tmp_path: Path, number: signal.Signals
-) -> None:
-    config = make_run("budget.tokens=25600", "budget.checkpoint_every_tokens=none", arch="tnl")
-    train(config, tmp_path / "whole")
-    sweep = tmp_path / "killed"
-    process = subprocess.Popen(_rank_command(config, sweep), cwd=ROOT)
-    _wait_for_line(process, sweep / config.run_id / "metrics.jsonl")
-    process.send_signal(number)
-    status = process.wait(60)
-    assert status == (-signal.SIGKILL if number == signal.SIGKILL else 0)
-    state = "running" if number == signal.SIGKILL else "preempted"
-    assert read_states(sweep) == {config.run_id: state}
-    assert train(config, sweep) == "done"
-    assert result(config, sweep) == result(config, tmp_path / "whole")
-
-
-# --- several devices ----------------------------------------------------------------------------
-
-
-def test_two_processes_equal_one(make_run: Any, tmp_path: Path) -> None:
-    one = make_run(arch="tnl")
-    two = make_run("parallel.devices=2", "parallel.micro_batch_sequences=1", arch="tnl")
-    assert one.run_id == two.run_id
-    train(one, tmp_path / "one")
-    assert train(two, tmp_path / "two") == "done"
-    (metrics, milestones), (metrics2, milestones2) = (
-        result(one, tmp_path / "one"),
-        result(two, tmp_path / "two"),
-    )
-    assert len(metrics) == len(metrics2)
-    for a, b in zip([*metrics, *milestones], [*metrics2, *milestones2], strict=True):
-        for key in ("loss", "val_loss", "val_loss_std", "grad_norm"):
-            if a.get(key) is not None:
-                # The mean of two halves instead of one sum: float32 rounding, amplified by Adam.
-                assert b[key] == pytest.approx(a[key], rel=2e-4), key
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_devices(make_run: Any, tmp_path: Path) -> None:
-    one, two = make_run(), make_run("parallel.devices=2")
-    train(one, tmp_path / "one")
-    assert train(one, tmp_path / "mixed", stop_event=StopAfter(10)) == "preempted"
-    assert train(two, tmp_path / "mixed") == "done"
-    a, b = result(one, tmp_path / "one")[1], result(one, tmp_path / "mixed")[1]
-    assert [m["val_loss"] for m in a] == pytest.approx([m["val_loss"] for m in b], rel=2e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together(make_run: Any, tmp_path: Path) -> None:
-    config = make_run("budget.tokens=51200", "parallel.devices=2")
-
-    class StopWhenTraining:
-        def is_set(self) -> bool:
-            path = tmp_path / config.run_id / "metrics.jsonl"
-            return path.exists() and path.stat().st_size > 0
-
-    assert train(config, tmp_path, stop_event=StopWhenTraining()) == "preempted"
-    assert train(config.override(["parallel.devices=1"]), tmp_path) == "done"
-    assert len(result(config, tmp_path)[1]) == 3
 
 
 def test_accumulation_shares_the_batch(make_run: Any) -> None:
