@@ -1,6 +1,6 @@
 """Decoding: time for a token and bytes of state by context length, for the four architectures.
 
-    python experiments/benchmarks/decoding.py [--write]
+    python -m experiments.benchmarks.decoding [--write]
 
 Questions: is a token of the linear models as cheap after 8192 tokens as after 128, and is their
 state as small? What does recurrent decoding save over running the whole context again for each
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from analysis import style
+from experiments.benchmarks.tables import DOCS, put_table
 from models.config import ARCH_NAMES, ARCHS, Arch, toy_config
 from models.generation import prefill
 from models.language_model import LanguageModel, State, build
@@ -117,6 +118,37 @@ def draw(rows: list[dict[str, Any]]) -> None:
         figure.savefig(FIGURE, dpi=150)
 
 
+def caption(rows: list[dict[str, Any]]) -> str:
+    """What the table of docs/generation.md shows."""
+    first = rows[0]
+    return (
+        f"Milliseconds a token and MiB of state by context, one thread of an {first['machine']}, "
+        f"PyTorch {first['torch']}, {first['date']} (width {DIM}, {LAYERS} layers, {VOCAB} tokens):"
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each architecture: time and state at every context, and the two ratios."""
+    lines: list[dict[str, Any]] = []
+    for arch in ARCHS:
+        mine = {row["context"]: row for row in rows if row["arch"] == arch}
+        last = mine[CONTEXTS[-1]]
+        times = {
+            f"{context:,}": f"{mine[context]['milliseconds_per_token']:.1f} ms, "
+            f"{mine[context]['state_bytes'] / 2**20:.2f} MiB"
+            for context in CONTEXTS
+        }
+        lines.append(
+            {
+                "": ARCH_NAMES[arch],
+                **times,
+                f"{CONTEXTS[-1]:,} over {CONTEXTS[0]}": last["relative_to_shortest"],
+                "recomputation over step": last["recompute_over_step"],
+            }
+        )
+    return lines
+
+
 def main() -> None:
     """Print the table; `--write` keeps it, with the figure, as the dated result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -163,6 +195,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
         draw(rows)
+        put_table(DOCS / "generation.md", "decoding", caption(rows), table(rows))
 
 
 if __name__ == "__main__":

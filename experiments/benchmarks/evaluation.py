@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 
+from experiments.benchmarks.tables import DOCS, put_table
 from models.config import toy_config
 from models.language_model import build
 from scaling.config import DataConfig
@@ -179,6 +180,16 @@ def main() -> None:
             writer = csv.DictWriter(file, [*rows[0], *common])
             writer.writeheader()
             writer.writerows(row | common for row in rows)
+        columns = {"questions": "questions", "tokenizer": "tokens", "requests": "requests",
+                   "characters_of_context": "characters of context", "ratio": "times as fast",
+                   "largest_difference_nats": "largest difference (nats)"}  # fmt: skip
+        shown = [{title: row[name] for name, title in columns.items()} for row in rows]
+        title = (
+            f"Batch {BATCH}, width {DIM}, {LAYERS} layers, one thread of an {cpu_name()}, PyTorch "
+            f"{torch.__version__}, {rows[0]['date']}; geometric mean "
+            f"{statistics.geometric_mean(ratios):.2f}:"
+        )
+        put_table(DOCS / "evaluation.md", "speed", title, shown)
 
 
 if __name__ == "__main__":

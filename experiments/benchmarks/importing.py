@@ -1,6 +1,6 @@
 """Import of a Llama of a billion parameters against safetensors reading the same file.
 
-    python experiments/benchmarks/importing.py [--write] [--layers N]
+    python -m experiments.benchmarks.importing [--write] [--layers N]
 
 Question: does `models.interop.import_model` cost more than reading the weights?
 Method: a random Llama of the paper's 1B shape in bfloat16 (2 GB) is written once and read once, so
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from experiments.benchmarks.tables import DOCS, put_table
 from models.config import paper_config
 from models.interop import export_model, import_model
 from models.language_model import build
@@ -111,6 +112,15 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+        columns = {"way": "", "wall_seconds": "seconds", "cpu_seconds": "CPU seconds",
+                   "relative_to_in_memory": "of safetensors, in memory"}  # fmt: skip
+        shown = [{columns[name]: row[name] for name in columns} for row in rows]
+        first = rows[0]
+        title = (
+            f"{first['parameters'] / 1e9:.2f} billion parameters in bfloat16, {first['machine']}, "
+            f"{first['date']}:"
+        )
+        put_table(DOCS / "interop.md", "importing", title, shown)
 
 
 if __name__ == "__main__":
