@@ -112,8 +112,10 @@ def plan(
     if defines(file, "blockwise"):
         from scaling.blockwise.cli import show_plan
 
-        show_plan(file, toy, find_device(device or ("cpu" if toy else "h100")), as_json)
-        return
+        target = find_device(device or ("cpu" if toy else "h100"))
+        show_plan(file, toy, target, as_json)
+        if as_json or not defines(file, "runs"):
+            return
     chosen = known_law(law)
     cluster = 1 if nodes is None else nodes * gpus_per_node
     experiment = load_experiment(file, overrides or [], toy, chosen, cluster)

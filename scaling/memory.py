@@ -129,9 +129,12 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
     world = parallel.world_size if devices is None else devices
     share = (world if devices is not None else parallel.shard or world) if sharded else 1
     width = 2 if bf16 else 4
+    learning = learning_parameters(run)
     if share > 1:
-        # The block at work and the one fetched ahead; gradients leave in float32.
-        gathered = 2 * block * width + block * (width + 4) + 8.0 * root
+        # The block at work and the one fetched ahead; gradients leave in float32, where they are
+        # of whole matrices.
+        own = block * (width + 4) + 4.0 * root if learning == total else 0.0
+        gathered = 2 * block * width + 4.0 * root + own
     else:
         gathered = 2.0 * total if bf16 else 0.0
     ranks = max(1, world // parallel.sequence)
@@ -148,7 +151,6 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         forward, backward = 2 * logits, 3 * logits
     else:
         forward = backward = 8.0 * CHUNK_LOGITS
-    learning = learning_parameters(run)
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
     held += 4.0 * teacher_parameters(run)
     kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0

@@ -1,6 +1,6 @@
 """Which layers should keep their softmax attention: those that cost most without it, as measured.
 
-    costs = layer_costs(student, tokens)                 # {layer: nats a token}
+    costs = layer_costs(student, loss)                   # {layer: nats a token}
     kept = keep_costliest(costs, 2)                      # for Linearized.softmax_layers
 
 The cost of a layer is the loss with that layer alone linear, less the loss with none: the student's
@@ -12,10 +12,10 @@ together may be more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from models.config import ConfigError
 from models.language_model import LanguageModel, build
@@ -52,22 +52,22 @@ def with_softmax_layers(student: LanguageModel, layers: tuple[int, ...]) -> Lang
 
 
 @torch.no_grad()
-def layer_costs(student: LanguageModel, tokens: Tensor) -> dict[int, float]:
+def layer_costs(student: LanguageModel, loss: Callable[[LanguageModel], float]) -> dict[int, float]:
     """What each linear layer costs, in nats a token.
 
     Args:
         student: linearized, with its feature maps trained.
-        tokens: (B, T + 1) of held-out text; the more, the finer the differences that can be seen.
+        loss: of a model on held-out text, in nats a token; the more text, the finer the
+            differences that can be seen.
 
     Raises:
         ConfigError: the model is not linearized.
     """
     every = tuple(range(student.config.layers))
-    base = _loss(with_softmax_layers(student, every), tokens)
+    base = loss(with_softmax_layers(student, every))
     linear = [layer for layer in every if layer not in student.config.softmax_layers]
     return {
-        layer: _loss(with_softmax_layers(student, every[:layer] + every[layer + 1 :]), tokens)
-        - base
+        layer: loss(with_softmax_layers(student, every[:layer] + every[layer + 1 :])) - base
         for layer in linear
     }
 
@@ -82,7 +82,3 @@ def keep_costliest(costs: dict[int, float], keep: int) -> tuple[int, ...]:
         raise ConfigError(f"keep={keep}: must be between 0 and {len(costs)}, the linear layers.")
     ranked = sorted(costs, key=lambda layer: (-costs[layer], layer))
     return tuple(sorted(ranked[:keep]))
-
-
-def _loss(model: LanguageModel, tokens: Tensor) -> float:
-    return float(model.loss(tokens[:, :-1], tokens[:, 1:]).mean())

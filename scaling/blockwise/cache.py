@@ -44,19 +44,33 @@ def save(path: Path, tensors: dict[str, Tensor]) -> None:
         file.write(safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}))
 
 
+def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The content of a safetensors file.
+
+    Raises:
+        LinscaleError: it is missing or damaged; `remedy` says what to do.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise LinscaleError(f"{path}: cannot be read ({error}); {remedy}") from None
+
+
 def tokens_of(config: Blockwise, out: Path) -> Tensor:
     """The text, (batches, B, T) int32; drawn from the corpus at the first call.
 
     Raises:
         LinscaleError: the corpus is shorter than `config.tokens`, or has more tokens in its
-            vocabulary than the teacher.
+            vocabulary than the teacher; the file is damaged.
     """
     path = out / "tokens.safetensors"
     if not path.is_file():
         with exclusive(out / "tokens.lock"):
             if not path.is_file():
                 save(path, {"tokens": _draw(config)})
-    return safetensors.torch.load_file(path)["tokens"]
+    stored = read_tensors(path, f"delete it and {out / 'activations'}, and give the same command "
+                          "again: they are made anew.")  # fmt: skip
+    return stored["tokens"]
 
 
 def _draw(config: Blockwise) -> Tensor:
@@ -110,13 +124,8 @@ class Boundary:
             LinscaleError: the file is missing or damaged.
         """
         path = self._path(number)
-        try:
-            return safetensors.torch.load_file(path)["x"]
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-            raise LinscaleError(
-                f"{path}: cannot be read ({error}); delete {self.folder} and give the same command "
-                "again: it is made anew."
-            ) from None
+        remedy = f"delete {self.folder} and give the same command again: it is made anew."
+        return read_tensors(path, remedy)["x"]
 
     def _path(self, number: int) -> Path:
         return self.folder / f"batch-{number:05d}.safetensors"

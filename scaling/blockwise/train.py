@@ -1,6 +1,7 @@
 """Groups of layers learn from cached activations, each by itself; then all become one model.
 
     OUT/blockwise.json                     the configuration
+    OUT/group-NN/claim                     who trains a group now (`scaling.claims`)
     OUT/group-NN/checkpoint.pt             where a stopped group goes on
     OUT/group-NN/losses.jsonl              {"step", "losses": {layer: loss}}, every step
     OUT/group-NN/learned.safetensors       feature maps and window factors, when it has learned
@@ -14,6 +15,7 @@ together would see. With the same batches in the same order, grouping changes no
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -29,18 +30,33 @@ from models.interop.export import export_tensors
 from models.interop.importing import read_source
 from models.language_model import Block, LanguageModel, build
 from models.linearize.transfer import block_losses, count_trained
-from scaling.blockwise.cache import Boundary, cache_activations, save, span_of, tokens_of
+from scaling.blockwise.cache import (
+    Boundary,
+    cache_activations,
+    read_tensors,
+    save,
+    span_of,
+    tokens_of,
+)
 from scaling.blockwise.config import Blockwise
 from scaling.blockwise.layers import check_teacher, dtype_of, learned, student_layers
+from scaling.claims import Claim, claim, exclusive, holder
 from scaling.errors import LinscaleError
 from scaling.files import replacing, write_json
 from scaling.sampler import permute
+from scaling.status import read_json
 
 CHECKPOINT_STEPS = 100
 """Steps between checkpoints of a group."""
 LEARNED = "learned.safetensors"
 
+CHECKPOINT, LOSSES = "checkpoint.pt", "losses.jsonl"
+
 Report = Callable[[str], None]
+
+
+class GroupBusy(LinscaleError):
+    """Another process is training the group."""
 
 
 def open_folder(config: Blockwise, out: Path) -> None:
@@ -55,10 +71,10 @@ def open_folder(config: Blockwise, out: Path) -> None:
     path = out / "blockwise.json"
     if not path.is_file():
         write_json(path, config.to_json() | {"digest": config.digest()})
-    elif json.loads(path.read_text(encoding="utf-8")).get("digest") != config.digest():
+    elif read_json(path).get("digest") != config.digest():
         raise LinscaleError(
-            f"{out}: holds a block-wise transfer with other settings (blockwise.json); choose "
-            "another --out, or delete it."
+            f"{out}: holds a block-wise transfer with other settings (blockwise.json), or that "
+            "file is damaged; choose another --out, or delete it."
         )
 
 
@@ -81,27 +97,55 @@ def train_group(
 
     Raises:
         ConfigError: there is no such group.
-        LinscaleError: its activations are not there yet, or cannot be read.
+        LinscaleError: its activations are not there yet, a file cannot be read, or another process
+            is training it (`GroupBusy`).
     """
     group, folder = config.group(number), out / f"group-{number:02d}"
     if (folder / LEARNED).is_file():
         return
+    held = claim(folder)
+    if held is None:
+        by = holder(folder)
+        where = "another process" if by is None else f"process {by.pid} on {by.hostname}"
+        raise GroupBusy(f"{folder}: {where} is training group {number}; wait for it, or stop it.")
+    with held:
+        if not (folder / LEARNED).is_file():
+            _train(config, out, group, folder, held, device)
+            report(_summary(number, group, folder))
+
+
+def _train(
+    config: Blockwise,
+    out: Path,
+    group: range,
+    folder: Path,
+    held: Claim,
+    device: torch.device | str,
+) -> None:
+    """Let a claimed group learn, and write what it has learned."""
     boundary = Boundary(out, group.start)
     if not boundary.complete:
         raise LinscaleError(
             f"{boundary.folder}: the activations before layer {group.start} are not complete; run "
             "the part activations first."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     student = student_layers(config, group, device=device)
     tensors = learned(student, group)
-    last: dict[int, float] = {}
     if tensors:  # a group may keep softmax in all of its layers
-        last = _learn(config, student, group, tensors, boundary, tokens_of(config, out), folder)
+        text = tokens_of(config, out)
+        _learn(config, student, group, tensors, boundary, text, folder, held)
+    held.check()
     save(folder / LEARNED, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    losses = ", ".join(f"{layer}: {loss:.4g}" for layer, loss in last.items())
-    report(f"group {number}, layers {group.start} to {group.stop - 1}: last losses {losses}")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _summary(number: int, group: range, folder: Path) -> str:
+    """How a group ended, in words."""
+    path = folder / LOSSES
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    last = json.loads(lines[-1])["losses"] if lines else {}
+    losses = ", ".join(f"{layer}: {loss:.4g}" for layer, loss in last.items()) or "none"
+    return f"group {number}, layers {group.start} to {group.stop - 1}: last losses {losses}"
 
 
 def _learn(
@@ -112,8 +156,9 @@ def _learn(
     boundary: Boundary,
     text: Tensor,
     folder: Path,
-) -> dict[int, float]:
-    """Train; returns the losses of the last step by layer."""
+    held: Claim,
+) -> None:
+    """Train from where the group stands to its last step."""
     parameters = list(tensors.values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -121,7 +166,6 @@ def _learn(
     device = parameters[0].device
     blocks = [cast(Block, student.blocks[layer]) for layer in group]
     lines = _resume(folder, tensors, optimizer)
-    last: dict[int, float] = {}
     for step in range(len(lines), config.steps):
         epoch, position = divmod(step, config.batches)
         order = permute(np.array([position]), config.batches, config.seed, epoch)
@@ -134,24 +178,24 @@ def _learn(
         losses = block_losses(
             blocks, group.start, x, span, shared, cross_entropy=config.cross_entropy
         )
-        last = {}
+        last: dict[int, float] = {}
         for layer, loss in losses:
             loss.backward()
             last[layer] = float(loss.detach())
         optimizer.step()
         lines.append(json.dumps({"step": step + 1, "losses": last}))
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == config.steps:
+            held.check()
             _keep(folder, lines, tensors, optimizer)
-    return last or {int(k): v for k, v in json.loads(lines[-1])["losses"].items()}
 
 
 def _keep(
     folder: Path, lines: list[str], tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    with replacing(folder / "losses.jsonl") as file:
+    with replacing(folder / LOSSES) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     state: dict[str, Any] = {"step": len(lines), "tensors": tensors}
-    with replacing(folder / "checkpoint.pt") as file:
+    with replacing(folder / CHECKPOINT) as file:
         torch.save(state | {"optimizer": optimizer.state_dict()}, file)
 
 
@@ -159,15 +203,25 @@ def _resume(
     folder: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> list[str]:
     """Put a stopped group back; returns the lines of its finished steps."""
-    if not (folder / "checkpoint.pt").is_file():
+    path = folder / CHECKPOINT
+    if not path.is_file():
         return []
-    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(state["tensors"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    lines = (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()
-    return lines[: state["step"]]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(state["tensors"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        lines = (folder / LOSSES).read_text(encoding="utf-8").splitlines()[: state["step"]]
+        if len(lines) < state["step"]:
+            raise ValueError(f"{LOSSES} ends before step {state['step']}")
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise LinscaleError(
+            f"{path}: the group cannot go on from it ({text}); delete {folder} and give the same "
+            "command again: the group learns from its start."
+        ) from None
+    return lines
 
 
 def assemble(config: Blockwise, out: Path) -> Path:
@@ -177,8 +231,13 @@ def assemble(config: Blockwise, out: Path) -> Path:
         Its directory, in Hugging Face's layout, with the teacher's tokenizer.
 
     Raises:
-        LinscaleError: a group has not learned yet.
+        LinscaleError: a group has not learned yet, or what it has learned cannot be read.
     """
+    with exclusive(out / "assemble.lock", f"{out}: another process is assembling it; waiting"):
+        return _assemble(config, out)
+
+
+def _assemble(config: Blockwise, out: Path) -> Path:
     target, part = out / "model", out / "model.part"
     if target.is_dir():
         return target
@@ -199,8 +258,8 @@ def assemble(config: Blockwise, out: Path) -> Path:
         model = student_layers(config, range(layer, layer + 1))
         block = {n: p.detach() for n, p in model.named_parameters() if not p.is_meta}
         path = next(path for group, path in files.items() if layer in group)
-        with safetensors.safe_open(path, framework="pt") as stored:
-            block.update({n: stored.get_tensor(n) for n in stored.keys() if n in block})  # noqa: SIM118
+        remedy = f"delete {path.parent} and give the same command again: the group learns anew."
+        block.update({n: t for n, t in read_tensors(path, remedy).items() if n in block})
         return block
 
     whole = build(config.student, device="meta", dtype=dtype_of(config))
@@ -255,9 +314,17 @@ def run(
         report(f"activations of {config.cached_tokens:,} tokens before each of "
                f"{len(config.groups)} groups: {out / 'activations'}")  # fmt: skip
     numbers = range(len(config.groups)) if only is None else [int(only)] if only.isdigit() else []
+    busy: list[str] = []
     for number in numbers:
-        train_group(config, out, number, device=device, report=report)
-    if only in (None, "assemble"):
+        try:
+            train_group(config, out, number, device=device, report=report)
+        except GroupBusy as error:
+            if only is not None:
+                raise
+            busy.append(str(error))
+    if busy:
+        report("\n".join([*busy, "the same command assembles the model when they have learned"]))
+    elif only in (None, "assemble"):
         target = assemble(config, out)
         student = build(config.student, device="meta")
         student.requires_grad_(False)

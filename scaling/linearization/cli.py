@@ -6,15 +6,18 @@ its checkpoints can be generated from, evaluated and exported.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models.config import ConfigError, LoLCATs, ModelConfig, Supra
+from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
 from scaling.errors import LinscaleError
+from scaling.linearization.config import STARTED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +44,9 @@ def linearize(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Dotted overrides, such as optim.lr=1e-3.")
     ] = None,
-    method: Annotated[str, typer.Option(help="supra or lolcats.")] = "supra",
+    method: Annotated[
+        str, typer.Option(help="supra or lolcats; or tnl, hgrn2, cosformer2, from its weights.")
+    ] = "supra",
     tokens: Annotated[
         float | None, typer.Option(help="Budget of all stages (default: as published).")
     ] = None,
@@ -67,6 +72,22 @@ def linearize(
     keep_softmax: Annotated[
         str, typer.Option(help="Layers that keep their softmax, such as 0,15.")
     ] = "",
+    keep_costliest: Annotated[
+        int | None,
+        typer.Option(
+            help="LoLCATs: how many layers keep their softmax, those whose loss without it is "
+            "largest after attention transfer; a run of its own measures that first."
+        ),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of linscale evaluate for teacher and result, with commas.")
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="With --tasks: folder of local task files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="With --tasks: first so many questions.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seeds new weights and data order.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
@@ -76,10 +97,14 @@ def linearize(
     """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
 
     Prints how much is trained, and the validation loss of the teacher, after surgery and after
-    each stage. The same command goes on with a run that was stopped.
+    each stage; with --tasks also the results of teacher and student on them. Other stages are
+    overrides (docs/linearize.md): linearize.matrix_tokens, hidden_tokens, temperature,
+    fit_sequences. The same command goes on with a run that was stopped.
     """
     from scaling.experiment import Experiment
     from scaling.launch import launch
+    from scaling.linearization.selection import with_costliest_kept
+    from scaling.linearization.tasks import before_and_after, request
 
     options: dict[str, Any] = {
         "feature_map": feature_map,
@@ -98,13 +123,20 @@ def linearize(
         no_decay=no_decay,
         seed=seed,
     )
+    asked = request(tasks, data, limit) if tasks else None
     transfer = [] if transfer_tokens is None else [f"linearize.transfer_tokens={transfer_tokens}"]
     config = config.override([*transfer, *(overrides or [])])
     command = f"linscale linearize {model} --method {method}"
+    if keep_costliest is not None:
+        config = with_costliest_kept(config, out, keep_costliest, command)
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline"):
         raise typer.Exit(1)
-    _show(out / config.run_id, as_json)
+    results = []
+    if asked is not None:
+        say = functools.partial(typer.echo, err=True)
+        results = before_and_after(config, out / config.run_id, asked, say)
+    _show(out / config.run_id, results, as_json)
 
 
 @app.command(
@@ -146,33 +178,50 @@ def _config(
     from scaling.linearization import recipes
     from scaling.linearization.teacher import teacher_config
 
-    if method not in recipes.METHODS:
-        raise ConfigError(f"method={method!r}: choose one of {', '.join(recipes.METHODS)}.")
-    student = _student(teacher_config(teacher), method, options, no_decay)
+    methods = (*recipes.METHODS, *STARTED)
+    if method not in methods:
+        raise ConfigError(f"method={method!r}: choose one of {', '.join(methods)}.")
+    theirs = teacher_config(teacher)
+    student = _student(theirs, method, options, no_decay)
     data = _reshaped(_data(teacher, method, corpus), overrides)
     name = f"{method}-{Path(teacher).stem if teacher.endswith('.pt') else Path(teacher).name}"
-    recipe = recipes.supra_run if method == "supra" else recipes.lolcats_run
+    recipe = recipes.lolcats_run if method == "lolcats" else recipes.supra_run
     budget: dict[str, Any] = {} if tokens is None else {"tokens": int(tokens)}
-    return recipe(name[:64], teacher, student, data, seed=seed, parallel=_parallel(), **budget)
+    run = recipe(name[:64], teacher, student, data, seed=seed, parallel=_parallel(), **budget)
+    if theirs.arch == "llama":
+        return run
+    return replace(run, linearize=replace(run.linearize, transfer_tokens=0))  # was done before
 
 
 def _student(
     teacher: ModelConfig, method: str, options: dict[str, Any], no_decay: bool
 ) -> ModelConfig:
+    slopes = {"decay_slopes": "none"} if no_decay else {}
+    if no_decay and method not in ("supra", "tnl"):
+        raise ConfigError(f"no_decay with method={method!r}: only supra and tnl have fixed decays.")
+    if teacher.arch in LINEARIZED:
+        if method != teacher.arch or options or no_decay:
+            raise ConfigError(
+                f"method={method!r}: the model is linearized already; go on with it by --method "
+                f"{teacher.arch}, without options of the attention."
+            )
+        return teacher
+    if method in STARTED:
+        from models.linearize.initialise import gated_config
+
+        if options:
+            first = next(iter(options))
+            raise ConfigError(f"{first}={options[first]!r}: {method} has no such option.")
+        return gated_config(teacher, method, **slopes)
     part = Supra if method == "supra" else LoLCATs
     names = part.__dataclass_fields__
     if wrong := [name for name in options if name not in names]:
         raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
-    if no_decay and method != "supra":
-        raise ConfigError(f"no_decay with method={method!r}: only supra has decays.")
-    slopes = {"decay_slopes": "none"} if no_decay else {}
     return teacher.replace(arch=method, **{method: part(**options)}, **slopes)
 
 
 def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
     """The teacher's text and shape of a batch, or the published shape for a foreign model."""
-    from dataclasses import replace
-
     from scaling.checkpoints import load_model
     from scaling.config import DataConfig
     from scaling.linearization import recipes
@@ -182,13 +231,13 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
     if checkpoint is not None:
         data = load_model(checkpoint)[1].data
         return data if corpus is None else replace(data, corpus=corpus)
-    if corpus is None and method == "supra":
+    if corpus is None and method != "lolcats":
         raise LinscaleError(
             f"{teacher}: a foreign model says nothing of the text it was trained on; give some "
             "with --corpus, such as --corpus hf:tiiuae/falcon-refinedweb or text:'DIR/*.txt'."
         )
-    length, per_step = (2048, recipes.SUPRA_TOKENS_PER_STEP) if method == "supra" else (
-        1024, recipes.LOLCATS_TOKENS_PER_STEP)  # fmt: skip
+    length, per_step = (1024, recipes.LOLCATS_TOKENS_PER_STEP) if method == "lolcats" else (
+        2048, recipes.SUPRA_TOKENS_PER_STEP)  # fmt: skip
     return DataConfig(
         corpus=corpus or ALPACA,
         tokenizer=f"file:{teacher}/tokenizer.json",
@@ -199,8 +248,6 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
 
 def _reshaped(data: DataConfig, overrides: list[str]) -> DataConfig:
     """With the overrides of the data: the recipe's warm-up and budget depend on the batch."""
-    from dataclasses import replace
-
     from scaling.fields import hints, parse
 
     known, changes = hints(type(data)), {}
@@ -234,8 +281,8 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path) if inside else str(path)
 
 
-def _show(run_dir: Path, as_json: bool) -> None:
-    """What is trained, and losses before and after, to standard output."""
+def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
+    """What is trained, and losses and tasks before and after, to standard output."""
     from rich.console import Console
 
     from scaling.linearization.record import describe, losses, read
@@ -243,12 +290,15 @@ def _show(run_dir: Path, as_json: bool) -> None:
     content = read(run_dir)
     rows = losses(run_dir)
     if as_json:
-        typer.echo(json.dumps({"run": str(run_dir), **content, "losses": rows}, indent=1))
+        shown = {"run": str(run_dir), **content, "losses": rows, "tasks": results}
+        typer.echo(json.dumps(shown, indent=1))
         return
     console = Console(highlight=False)
     for line in describe(content):
         console.print(line, soft_wrap=True)
     console.print(_table(run_dir, rows))
+    if results:
+        console.print(_tasks_table(results))
 
 
 def _table(run_dir: Path, rows: list[dict[str, Any]]) -> Table:
@@ -262,3 +312,26 @@ def _table(run_dir: Path, rows: list[dict[str, Any]]) -> Table:
         recovered = "" if row["recovered"] is None else f"{row['recovered']:.1%}"
         table.add_row(row["what"], f"{row['tokens']:,}", f"{row['loss']:.4f}", recovered)
     return table
+
+
+def _tasks_table(lines: list[dict[str, Any]]) -> Table:
+    """A row for each task and metric: the teacher, and the milestones by their tokens."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(_column(line) for line in lines))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for line in lines:
+        row = cells.setdefault((line["task"], line["metric"]), {})
+        spread = "" if line["stderr"] is None else f" ± {line['stderr']:.3f}"
+        row[_column(line)] = f"{line['value']:.3f}{spread}"
+    table = Table("task", "metric", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for (task, metric), row in cells.items():
+        table.add_row(task, metric, *(row.get(column, "") for column in columns))
+    return table
+
+
+def _column(line: dict[str, Any]) -> str:
+    return "teacher" if line["of"] == "teacher" else f"{line['tokens']:,} tokens"

@@ -227,7 +227,11 @@ def test_costs_are_measured_with_one_layer_linear(options: Supra | LoLCATs) -> N
     model, text = teacher(), tokens(3, 30)
     torch.manual_seed(5)
     student = linearize(model, options)
-    costs = layer_costs(student, text)
+
+    def loss_of(net: LanguageModel) -> float:
+        return float(net.loss(text[:, :-1], text[:, 1:]).mean())
+
+    costs = layer_costs(student, loss_of)
     base = model.loss(text[:, :-1], text[:, 1:]).mean()
     for layer in range(3):
         mixed = copy.deepcopy(model)
@@ -237,7 +241,7 @@ def test_costs_are_measured_with_one_layer_linear(options: Supra | LoLCATs) -> N
         assert costs[layer] == pytest.approx((loss - base).item(), rel=1e-9)
     # A student that keeps a layer judges the others.
     kept = with_softmax_layers(student, (1,))
-    assert layer_costs(kept, text) == pytest.approx({0: costs[0], 2: costs[2]}, rel=1e-9)
+    assert layer_costs(kept, loss_of) == pytest.approx({0: costs[0], 2: costs[2]}, rel=1e-9)
 
 
 def test_the_costliest_layers_are_kept() -> None:
@@ -273,7 +277,7 @@ def test_models_that_do_not_match() -> None:
     with pytest.raises(ConfigError, match=r"model.head_size=6 of the teacher"):
         from_attention(teacher(head_size=6), "tnl")
     with pytest.raises(ConfigError, match=r"is not linearized"):
-        layer_costs(model, text)
+        layer_costs(model, lambda _: 0.0)
     with pytest.raises(ConfigError, match=r"layer 1 of the student has no linear"):
         with_softmax_layers(linearize(model, LoLCATs(softmax_layers=(1,))), (0,))
     with pytest.raises(ConfigError, match=r"keep=4: must be between 0 and 3"):

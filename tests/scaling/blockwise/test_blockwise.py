@@ -14,11 +14,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from models.accounting import parameters
 from models.config import ConfigError, LoLCATs, toy_config
-from models.interop import export_model, import_model
-from models.language_model import build
+from models.interop import import_model
 from models.linearize.transfer import layer_losses
-from scaling.blockwise import train as training
 from scaling.blockwise.cache import Boundary, cache_activations, tokens_of
 from scaling.blockwise.config import Blockwise
 from scaling.blockwise.layers import learned, student_layers, teacher_layers
@@ -27,46 +26,15 @@ from scaling.blockwise.train import assemble, run, train_group
 from scaling.cli import app
 from scaling.devices import find_device
 from scaling.errors import LinscaleError
+from scaling.experiment import load_experiment
+from scaling.linearization.costs import lora_parameters
 from scaling.live_memory import LiveBytes
 from scaling.parts import DataConfig
+from scaling.plan import USABLE, rung
 from scaling.sampler import permute
 
 ROOT = Path(__file__).resolve().parents[3]
 LARGE = ROOT / "experiments" / "lolcats_large.py"
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes a teacher of five layers and a text, and returns a maker of transfers."""
-    monkeypatch.setenv("LINSCALE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    config = toy_config("llama", 32, vocab_size=257, layers=5, head_dim=8)
-    teacher = build(config.replace(kv_heads=2, init_std=0.15, tie_embeddings=False))
-    export_model(teacher, tmp_path / "teacher", context=64, eos_id=256)
-    words = ["in", "the", "beginning", "there", "was", "a", "word", "and", "it", "was", "long"]
-    for number, drawn in enumerate(np.random.default_rng(0).choice(words, (20, 100))):
-        (tmp_path / f"text-{number}.txt").write_text(" ".join(drawn))
-
-    def transfer(**changes: Any) -> Blockwise:
-        values: dict[str, Any] = {
-            "name": "test",
-            "teacher": str(tmp_path / "teacher"),
-            "model": teacher.config,
-            "lolcats": LoLCATs(window=4, softmax_layers=(2,)),
-            "data": DataConfig(
-                corpus=f"text:{tmp_path}/text-*.txt",
-                sequence_length=32,
-                batch_sequences=2,
-                validation_fraction=0.2,
-            ),
-            "tokens": 4 * 64,
-            "group_layers": 2,
-            "precision": "fp32",
-        }
-        return Blockwise(**values | changes)
-
-    return transfer
 
 
 def quiet(_: str) -> None:
@@ -125,58 +93,6 @@ def test_groups_learn_what_all_layers_together_learn(
     text = tokens_of(config, out)[0].long()
     with torch.no_grad():
         torch.testing.assert_close(model(text), student(text), rtol=1e-4, atol=1e-4)
-
-
-def test_an_assembly_that_was_stopped_is_not_taken_for_whole(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped after weights and config.json were written: the same command writes all files."""
-    config, out = make(), tmp_path / "out"
-
-    def stopped(*args: Any, **kwargs: Any) -> None:
-        export(*args, **kwargs)
-        raise KeyboardInterrupt
-
-    export = training.export_tensors
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "export_tensors", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, out, report=quiet)
-    assert not (out / "model").exists()
-    run(config, out, report=quiet)
-    assert import_model(out / "model")[1].config == config.student
-    assert not (out / "model.part").exists()
-
-
-def test_a_stopped_transfer_goes_on(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, out = make(), tmp_path / "out"
-    run(config, tmp_path / "whole", report=quiet)
-    monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
-    read, calls = Boundary.batch, []
-
-    def stops(self: Boundary, number: int) -> torch.Tensor:
-        calls.append(number)
-        if len(calls) in (3, 20):  # first while activations are made, then while a group learns
-            raise KeyboardInterrupt
-        return read(self, number)
-
-    monkeypatch.setattr(Boundary, "batch", stops)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            run(config, out, report=quiet)
-    made = sorted(out.glob("activations/*/batch-*"))
-    assert (out / "group-01" / "checkpoint.pt").is_file()
-    assert not (out / "group-01" / "learned.safetensors").exists()
-    run(config, out, report=quiet)
-    assert sorted(out.glob("activations/*/batch-*")) == made
-    for name in ("group-00/losses.jsonl", "group-01/losses.jsonl", "group-02/losses.jsonl"):
-        assert (out / name).read_text() == (tmp_path / "whole" / name).read_text()
-    name = "model/model.safetensors"
-    again = safetensors.torch.load_file(out / name)
-    for key, value in safetensors.torch.load_file(tmp_path / "whole" / name).items():
-        assert torch.equal(again[key], value), key
 
 
 def test_parts_can_be_jobs_of_their_own(make: Any, tmp_path: Path) -> None:
@@ -334,8 +250,25 @@ def test_plan_of_llama_70b_and_405b() -> None:
     # At least the matrix products: 2 FLOPs a weight, for 15 of 16 groups once, for all twice.
     products = 2 * layer * 80 * small["tokens"]
     assert products * (15 / 16 + 2) < small["flops"] < 1.5 * products * (15 / 16 + 2)
-    shown = CliRunner().invoke(app, ["plan", str(LARGE)]).stdout
-    assert "lolcats-405B: 406B parameters, 126 layers in 14 groups of 9" in shown
+
+
+def test_plan_of_both_stages(tmp_path: Path) -> None:
+    """Stage 2 is LoRA on all layers with FSDP: 70B on one node of eight, 405B on eight nodes."""
+    result = CliRunner().invoke(app, ["plan", str(LARGE), "--device", "h100"])
+    assert result.exit_code == 0, result.output
+    assert "lolcats-405B: 406B parameters, 126 layers in 14 groups of 9" in result.stdout
+    small, large = load_experiment(LARGE, [], False).runs
+    assert (small.parallel.world_size, large.parallel.world_size) == (8, 64)
+    assert small.linearize.transfer_tokens == large.linearize.transfer_tokens == 0
+    rungs = [rung(one, find_device("h100"), "planned") for one in (small, large)]
+    for one, row in zip((small, large), rungs, strict=True):
+        assert row.strategy == "fsdp"
+        # The float32 masters are shared out; what learns is LoRA alone.
+        masters = 4 * sum(parameters(one.model).values()) / one.parallel.world_size
+        assert masters < row.memory_per_device < 80 * 2**30 * USABLE
+        assert lora_parameters(one.model, one.linearize.lora_rank) < 0.001 * sum(
+            parameters(one.model).values()
+        )
 
 
 def test_a_group_that_does_not_fit_is_refused(make: Any) -> None:

@@ -68,9 +68,74 @@ def test_a_directory_in_hugging_faces_layout(teacher: Any, workplace: Path, tmp_
     assert values["teacher"].get("tokens") is None
 
 
+def test_costliest_layers_and_tasks_before_and_after(teacher: Any, tmp_path: Path) -> None:
+    """A run of attention transfer judges the layers; teacher and student answer the questions."""
+    questions = tmp_path / "questions"
+    questions.mkdir()
+    words = [("the quick brown", " fox", " sun"), ("jumps over a", " dog", " over")]
+    lines = [{"query": q, "choices": [a, b], "gold": 0} for q, a, b in words]
+    (questions / "arc_easy.jsonl").write_text("".join(json.dumps(n) + "\n" for n in lines))
+    out = tmp_path / "out"
+    command = [teacher[1], "--method", "lolcats", "--tokens", 12 * STEP, "--window", 4,
+               "--keep-costliest", 1, "--tasks", "arc_easy", "--data", questions, "-o", out,
+               *SMALL]  # fmt: skip
+    first = linscale(*command)
+    assert first.exit_code == 0, first.output
+    assert "arc_easy" in first.stdout
+    assert "1,536 tokens" in first.stdout
+    again = linscale(*command, "--json")  # nothing is trained, measured or evaluated again
+    values = json.loads(again.stdout[again.stdout.index("{") :])
+    (probe,) = out.glob("*-probe-*")
+    costs = json.loads((probe / "linearization.json").read_text())["costs"]
+    assert sorted(costs) == ["0", "1"]
+    kept = json.loads((Path(values["run"]) / "config.json").read_text())["model"]["lolcats"]
+    assert kept["softmax_layers"] == [int(max(costs, key=lambda layer: costs[layer]))]
+    assert json.loads((probe / "milestones.jsonl").read_text())["tokens"] == 6 * STEP
+    of = {(n["of"], n["metric"]): n for n in values["tasks"]}
+    assert set(of) >= {("teacher", "acc"), ("run", "acc"), ("run", "acc_norm")}
+    assert all(n["n"] == 2 for n in of.values())
+    stored = (Path(values["run"]) / "evals.jsonl").read_text().splitlines()
+    assert json.loads(stored[0])["task"] == "arc_easy"
+
+
+def test_other_mixers_and_stages(teacher: Any, tmp_path: Path) -> None:
+    command = [teacher[1], "--method", "hgrn2", "--tokens", 12 * STEP, "-o", tmp_path, "--json"]
+    stages = [f"linearize.hidden_tokens={4 * STEP}", "linearize.temperature=2",
+              "linearize.fit_sequences=8"]  # fmt: skip
+    result = linscale(*command, *SMALL, *stages)
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout[result.stdout.index("{") :])
+    assert [row["what"] for row in values["losses"]] == [
+        "teacher", "before fitting outputs", "after surgery", "after hidden states", "milestone",
+    ]  # fmt: skip
+    config = json.loads((Path(values["run"]) / "config.json").read_text())
+    assert config["model"]["arch"] == "hgrn2"
+    assert config["linearize"]["temperature"] == 2.0
+
+
+def test_going_on_with_a_linearized_model(teacher: Any, tmp_path: Path) -> None:
+    out = ["-o", tmp_path, "--json", *SMALL]
+    stage_1 = ["linearize.lora_rank=0", f"linearize.transfer_tokens={6 * STEP}"]
+    first = linscale(
+        teacher[1], "--method", "lolcats", "--tokens", 6 * STEP, "--window", 4, *out, *stage_1
+    )
+    run = json.loads(first.stdout[first.stdout.index("{") :])
+    second = linscale(run["run"], "--method", "lolcats", "--tokens", 6 * STEP, *out)
+    assert second.exit_code == 0, second.output
+    values = json.loads(second.stdout[second.stdout.index("{") :])
+    assert values["tokens"]["transfer"] == 0
+    assert values["parameters"]["after"] < 0.5 * values["parameters"]["total"]
+    with pytest.raises(ConfigError, match="is linearized already"):
+        linscale(run["run"], "--method", "supra", "-o", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--method", "hgrn2", "--window", "4"], ("window=4", "hgrn2 has no such option")),
+        (["--method", "supra", "--keep-costliest", "1"], ("keep_costliest=1", "lolcats")),
+        (["--method", "lolcats", "--keep-costliest", "2"], ("keep_costliest=2", "between 1 and 1")),
+        (["--tasks", "perplexity", "--data", "nowhere"], ("nowhere", "no such directory")),
         (["--method", "mamba"], ("mamba", "supra, lolcats")),
         (["--method", "supra", "--window", "4"], ("window=4", "supra has no such option")),
         (["--method", "lolcats", "--no-norm"], ("norm", "lolcats has no such option")),
