@@ -109,14 +109,16 @@ def plan(
     from scaling.plan import placed, rung
     from scaling.record import read_states
 
+    chosen = known_law(law)
     if defines(file, "blockwise"):
         from scaling.blockwise.cli import show_plan
 
+        if chosen != "constant":
+            raise ConfigError(f"--law {law}: {file} linearizes a teacher, with its own rates.")
         target = find_device(device or ("cpu" if toy else "h100"))
         show_plan(file, toy, target, as_json)
         if as_json or not defines(file, "runs"):
             return
-    chosen = known_law(law)
     cluster = 1 if nodes is None else nodes * gpus_per_node
     experiment = load_experiment(file, overrides or [], toy, chosen, cluster)
     target = device_for(experiment.runs, device)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from models.accounting import parameters
 from models.config import ARCHS, ConfigError, ModelConfig, paper_config
-from models.language_model import build
-from scaling import parallel
+from models.language_model import LanguageModel, build
+from scaling import fsdp, parallel
 from scaling.activations import checkpoint_blocks
 from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
-from scaling.devices import DEVICES, Device
+from scaling.devices import DEVICES, GIB, Device
 from scaling.memory import USABLE, memory, resolved
 from scaling.plan import check_fits, placed, rung
 
@@ -37,27 +42,31 @@ def make_run(arch: Any, shape: dict[str, int], sequences: int, **parallel: Any) 
     )
 
 
-def measured_peak(run: RunConfig, path: Path) -> int:
-    """Most bytes allocated at once, in the order in which Lightning's closure works."""
-    shape = (run.data.batch_sequences, run.data.sequence_length)
-    bf16 = run.parallel.precision == "bf16"
+@contextmanager
+def allocations(path: Path) -> Iterator[list[int]]:
+    """The most bytes that the CPU's allocator had given out at once; known when the block ends."""
+    peak: list[int] = []
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model = build(run.model)
-        checkpoint_blocks(model.blocks, run.parallel.activation_checkpointing)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        tokens = torch.randint(0, 257, shape)
-        for _ in range(2):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                loss = model.loss(tokens, tokens).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            del loss
+        yield peak
     profiler.export_chrome_trace(str(path))
     events = json.loads(path.read_text())["traceEvents"]
     totals = [e["args"] for e in events if e.get("name") == "[memory]"]
     before = totals[0]["Total Allocated"] - totals[0]["Bytes"]
-    return max(t["Total Allocated"] for t in totals) - before
+    peak.append(max(t["Total Allocated"] for t in totals) - before)
+
+
+def two_steps(run: RunConfig, model: LanguageModel, micro: int) -> None:
+    """In the order in which Lightning's closure works."""
+    bf16 = run.parallel.precision == "bf16"
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.randint(0, 257, (micro, run.data.sequence_length))
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss = model.loss(tokens, tokens).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        del loss
 
 
 @pytest.mark.parametrize("shape", [TOY, pytest.param(MIDDLE, marks=pytest.mark.slow)])
@@ -67,8 +76,78 @@ def test_within_fifteen_percent_of_the_allocator(
 ) -> None:
     for mode, precision in itertools.product(MODES, PRECISIONS):
         run = make_run(arch, shape, 4, activation_checkpointing=mode, precision=precision)
-        peak = measured_peak(run, tmp_path / "trace.json")
-        assert memory(run).total == pytest.approx(peak, rel=0.15), (mode, precision)
+        with allocations(tmp_path / "trace.json") as peak:
+            model = build(run.model)
+            checkpoint_blocks(model.blocks, mode)
+            two_steps(run, model, 4)
+            del model
+        assert memory(run).total == pytest.approx(peak[0], rel=0.15), (mode, precision)
+
+
+@pytest.fixture
+def ranks() -> Iterator[Callable[[ParallelConfig], DeviceMesh]]:
+    """Makes this process rank 0 of a group whose others do not exist: what it receives is whatever
+    lies in the buffers, and what it allocates is what a rank allocates."""
+
+    def join(parallel: ParallelConfig) -> DeviceMesh:
+        store = FakeStore()
+        torch.distributed.init_process_group(
+            "fake", store=store, rank=0, world_size=parallel.world_size
+        )
+        return fsdp.device_mesh(parallel, "cpu")
+
+    yield join
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # of the view that `loss` returns
+@pytest.mark.parametrize(
+    ("shape", "devices"), [(TOY, 2), pytest.param(MIDDLE, 4, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_share_is_within_fifteen_percent_of_the_allocator(
+    arch: Any, shape: dict[str, int], devices: int, tmp_path: Path, ranks: Any
+) -> None:
+    """FSDP2: the share of one rank, and what it gathers from the others."""
+    parallel: dict[str, Any] = {"strategy": "fsdp", "devices": devices}
+    mesh = ranks(ParallelConfig(**parallel))
+    for mode, precision in itertools.product(MODES, PRECISIONS):
+        kinds: dict[str, Any] = {"activation_checkpointing": mode, "precision": precision}
+        run = make_run(arch, shape, 4 * devices, **parallel, **kinds)
+        with allocations(tmp_path / "trace.json") as peak:
+            model = build(run.model, device="meta")
+            checkpoint_blocks(model.blocks, mode)
+            fsdp.shard(model, mesh, bf16=precision == "bf16")
+            fsdp.init_weights(model)
+            two_steps(run, model, 4)
+            del model
+        assert memory(run).total == pytest.approx(peak[0], rel=0.15), (mode, precision)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_rank_never_has_more_of_7b_than_its_share(arch: Any, tmp_path: Path, ranks: Any) -> None:
+    parallel = ParallelConfig(strategy="fsdp", devices=8, nodes=8)
+    mesh = ranks(parallel)
+    config = paper_config(arch, "7B")
+    with allocations(tmp_path / "trace.json") as peak:
+        fsdp.shard(build(config, device="meta"), mesh, bf16=True)
+    share = 4 * sum(parameters(config).values()) / parallel.world_size
+    assert share < 0.5 * GIB
+    assert peak[0] == pytest.approx(share, rel=0.01)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_weights_are_drawn_one_matrix_at_a_time(arch: Any, tmp_path: Path, ranks: Any) -> None:
+    parallel = ParallelConfig(strategy="fsdp", devices=8, nodes=2)
+    mesh = ranks(parallel)
+    config = paper_config(arch, "70M")
+    with allocations(tmp_path / "trace.json") as peak:
+        model = build(config, device="meta")
+        fsdp.shard(model, mesh, bf16=False)
+        fsdp.init_weights(model)
+    share = 4 * sum(parameters(config).values()) / parallel.world_size
+    largest = max(4 * p.numel() for p in model.parameters())
+    assert peak[0] < share + 1.1 * largest
 
 
 def test_sharding_divides_the_states_and_only_them() -> None:
