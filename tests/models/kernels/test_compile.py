@@ -90,11 +90,14 @@ def compiled(
 def test_default_configurations(arch: str) -> None:
     """K = V = 128 in bfloat16, sequences cut: the four architectures' kernels; on sm_90, and there
     alone without `make test-all`, every mode."""
-    modes = (*MODES, "step") if arch == "sm_90" else ("head", "phase", "gate")
+    # Triton 3.6 and 3.7 end in an assertion of their own on the slope gradient for Blackwell.
+    old = arch == "sm_100" and version("triton").startswith(("3.6.", "3.7."))
+    modes = (*MODES, "step") if arch == "sm_90" else ("none" if old else "head", "phase", "gate")
     found = compiled(arch, [(mode, "bfloat16", 128, 128) for mode in modes])
     names = {launch["kernel"] for launch in found}
-    assert names >= {"boundary_states", "output", "gradients", "slope_gradient", "phase_read",
-                     "phase_inputs", "scan_states", "read_states"}  # fmt: skip
+    assert names >= {"boundary_states", "output", "gradients", "phase_read", "phase_inputs",
+                     "scan_states", "read_states"}  # fmt: skip
+    assert old or "slope_gradient" in names
     if arch == "sm_90":
         assert names >= {"decay_gradient", "recurrent"}
         products = [launch for launch in found if launch["kernel"] != "recurrent"]

@@ -85,6 +85,9 @@ def test_fake_results(
     assert results(backward, arguments, "cuda") == results(backward, arguments)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="PyTorch 2.11 cannot move modules of fake tensors"
+)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_models_run_on_fake_tensors(arch: Arch) -> None:
     """Loss, gradients, prefill and a step, dispatched as on a GPU."""
