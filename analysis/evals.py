@@ -89,9 +89,10 @@ def csr_average(evals: pd.DataFrame, tasks: Mapping[str, str] = CSR) -> pd.DataF
     wanted = evals["task"].map(lambda task: tasks.get(task)) == evals["metric"]
     where = ["run_id", "arch", "size", "n_params", "checkpoint", "tokens", "flops"]
     found: Any = evals[wanted]
-    last = found.drop_duplicates([*where, "task"], keep="last")
+    last: Any = found.drop_duplicates([*where, "task"], keep="last")
+    errors: Any = pd.to_numeric(last["stderr"], errors="coerce")
     means = (
-        last.assign(variance=pd.to_numeric(last["stderr"], errors="coerce") ** 2)
+        last.assign(variance=errors**2)
         .groupby(where)
         .agg(
             csr=("value", "mean"),

@@ -24,7 +24,7 @@ def runs(toy: bool = False) -> list[RunConfig]:
                 f"{arch}-n{length}",
                 f"n{length}",
                 toy_config(arch, 48, vocab_size=TOY_VOCAB),
-                tokens=1_000_000,
+                tokens=600_000,
                 sequence_length=length,  # <- the intervention
             )
             for arch in ARCHS

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from analysis import style
 from analysis.figures.common import groups_of
 from analysis.figures.hover import points, tag
-from analysis.frames import by, numbers, rows, where
+from analysis.frames import by, numbers, rows, where, words
 from analysis.style import look
 
 _FEW = 6
@@ -25,7 +25,8 @@ def varied(measured: pd.DataFrame, *, x: str, chance: Mapping[str, float] | None
 
     Args:
         measured: panel (what is drawn and its unit: the label of the y axis), arch, x, value, and
-            optionally stderr (NaN where there is none). Panels may cover different x.
+            optionally stderr (NaN where there is none) and source (whose numbers these are; those
+            of two sources are not joined). Panels may cover different x.
         x: label of the horizontal axis, which is logarithmic.
         chance: panel -> value of a guess, drawn dotted.
     """
@@ -68,8 +69,12 @@ def _line(axes: Axes, own: pd.DataFrame, group: str, groups: list[str]) -> None:
     if not len(own):
         return
     kind, own = look(group, groups), by(own, "x")
-    means = own.groupby("x")["value"].mean()
-    axes.plot(means.index, means, color=kind.color, linewidth=1.0, alpha=0.7, gid=tag(group))
+    sources = words(own, "source") if "source" in own else [""] * len(own)
+    for source in dict.fromkeys(sources):
+        joined = rows(own, [name == source for name in sources])
+        x = np.unique(numbers(joined, "x"))
+        means = [float(numbers(where(joined, x=at), "value").mean()) for at in x]
+        axes.plot(x, means, color=kind.color, linewidth=1.0, alpha=0.7, gid=tag(group))
     known = rows(own, np.isfinite(numbers(own, "stderr"))) if "stderr" in own else own.iloc[:0]
     if len(known):
         _, _, bars = axes.errorbar(known["x"], known["value"], known["stderr"], fmt="none",

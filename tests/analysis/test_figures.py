@@ -276,6 +276,14 @@ def test_varied_joins_means_and_ticks_what_was_varied(drawn: dict[str, Figure]) 
     assert shapes.lines[-1].get_linestyle() == ":"
 
 
+def test_varied_does_not_join_two_sources() -> None:
+    frame = pd.DataFrame({"panel": "loss", "arch": "tnl", "x": [1.0, 2, 8, 9], "value": 1.0})
+    one = figures.varied(frame, x="N")
+    two = figures.varied(frame.assign(source=["ours", "ours", "theirs", "theirs"]), x="N")
+    assert [len(line.get_xdata()) for line in one.axes[0].lines] == [4]  # pyright: ignore
+    assert [len(line.get_xdata()) for line in two.axes[0].lines] == [2, 2]  # pyright: ignore
+
+
 def test_published_line_is_named_where_it_leaves() -> None:
     laws = bands(quantity="n")
     both = pd.concat([laws, laws.assign(quantity="d")])
