@@ -20,11 +20,14 @@ def lines(config: RunConfig, sweep: Path, name: str = "metrics.jsonl") -> Lines:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def metrics(config: RunConfig, sweep: Path) -> Lines:
+    """The lines of metrics.jsonl without times."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines(config, sweep)]
+
+
 def result(config: RunConfig, sweep: Path) -> tuple[Lines, Lines]:
     """Metrics without times, and milestones as they are; equal for equal trajectories."""
-    metrics = lines(config, sweep)
-    timeless = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics]
-    return timeless, lines(config, sweep, "milestones.jsonl")
+    return metrics(config, sweep), lines(config, sweep, "milestones.jsonl")
 
 
 class StopAfter:

@@ -16,7 +16,7 @@ from scaling.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import train_ranks
-from results import StopAfter, lines, result
+from results import StopAfter, lines, metrics, result
 
 STEP = 4 * 32
 TWENTY = (
@@ -59,14 +59,14 @@ def test_ranks_train_on_while_their_shares_are_written(make_run: Any, tmp_path: 
     checkpoints = tmp_path / "late" / run.run_id / "checkpoints"
     points = json.loads((checkpoints / MANIFEST).read_text())["resume"]
     assert [point["step"] for point in points] == [3, 5]
-    before = result(run, tmp_path / "late")[0]
+    before = metrics(run, tmp_path / "late")
     assert [line["step"] for line in before] == [1, 2, 3, 4, 5]
 
     (checkpoints / "resume-trunk-5.dcp" / "__1_0.distcp").unlink()
     assert train_ranks(run, tmp_path / "late", steps=3) == 0
     log = (checkpoints.parent / "log.txt").read_text()
     assert "Falling back to step 3 (resume-trunk-3.dcp)" in log
-    assert result(run, tmp_path / "late")[0][:5] == before
+    assert metrics(run, tmp_path / "late")[:5] == before
 
 
 FULL = """
