@@ -63,6 +63,13 @@ TABLES = {
         "a model carries from token to token, by pairs to recall. Bars: two standard errors over "
         "1024 sequences; one seed.",
     ),
+    "recall_tasks": Kept(
+        "recall/recall_tasks.csv",
+        recall_figure.figure,
+        "Selective copying and induction heads: accuracy on held-out sequences against the numbers "
+        "that a model carries from token to token, by items to remember. Bars: two standard errors "
+        "over 1024 sequences; a line for each seed.",
+    ),
 }
 """Name of the published figure -> how it is drawn."""
 

@@ -11,8 +11,7 @@ Expected: LLaMA recalls everything; the linear models lose accuracy as the pairs
 their state the earlier. The toy shows the first and the loss with the pairs; its budget is too
 small for the rest (`docs/recall.md`).
 
-The other tasks run in the same way: data.corpus=task:copying data.sequence_length=64, or
-data.corpus=task:induction.
+The other two tasks are those of experiments/recall_tasks.py.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from scaling.errors import LinscaleError
 from scaling.recall import parse
 
 RESULTS = Path(__file__).parent / "results" / "recall"
+VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}
 
 
 def state_numbers(config: RunConfig) -> int:
@@ -69,6 +71,7 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                     "date": status["updated"][:10],
                     "run": path.parent.name,
                     "arch": config.model.arch,
+                    "seed": config.seed,
                     "head_dim": config.model.head_dim,
                     "state_numbers": state_numbers(config),
                     "parameters": accounting["n_total"],
@@ -82,21 +85,32 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                     "torch": environment["torch"],
                 }
             )
-    return sorted(rows, key=lambda r: (ARCHS.index(r["arch"]), r["state_numbers"], r["load"]))
+    return sorted(
+        rows,
+        key=lambda r: (r["task"], ARCHS.index(r["arch"]), r["state_numbers"], r["seed"], r["load"]),
+    )
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
-    """A panel for each load; bars are two standard errors."""
-    loads = sorted({row["load"] for row in rows})
+    """A panel for each task and load, a line for each seed; bars are two standard errors."""
+    cases = sorted({(row["task"], row["load"]) for row in rows})
+    seeds = sorted({row.get("seed", 0) for row in rows})
     with style.context():
         drawn, panels = style.panels(
-            1, len(loads), width=style.DOUBLE, height=2.7, sharex=True, sharey=True
+            1, len(cases), width=style.DOUBLE, height=2.7, sharex=True, sharey=True
         )
         states = [row["state_numbers"] for row in rows]
         ticks = [2**i for i in range(31) if min(states) <= 2**i <= max(states)]
-        for axes, load in zip(panels.flat, loads, strict=True):
-            for arch in ARCHS:
-                mine = [row for row in rows if row["arch"] == arch and row["load"] == load]
+        for axes, (task, load) in zip(panels.flat, cases, strict=True):
+            for arch, seed in product(ARCHS, seeds):
+                wanted = (task, load, arch, seed)
+                mine = [
+                    row
+                    for row in rows
+                    if (row["task"], row["load"], row["arch"], row.get("seed", 0)) == wanted
+                ]
+                if not mine:
+                    continue
                 look = style.look(arch)
                 axes.errorbar(
                     [row["state_numbers"] for row in mine],
@@ -105,12 +119,12 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                     color=look.color,
                     marker=look.marker,
                     markersize=7 if arch == "llama" else 4.5,  # seen below another one
-                    label=look.label,
+                    label=look.label if seed == seeds[0] else None,
                 )
             axes.set(xscale="log", ylim=(0, 1.03), xlabel="state (numbers)")
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_title(f"{load} to recall")
+            axes.set_title(f"{load} {VERBS[parse(task).task]}")
         panels.flat[0].set_ylabel("accuracy")
         handles, labels = panels.flat[0].get_legend_handles_labels()
         drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
@@ -127,12 +141,13 @@ def main() -> None:
     rows = table(arguments.sweep)
     for row in rows:
         print(
-            f"{row['arch']:11} state {row['state_numbers']:7,}  load {row['load']:3}  accuracy "
-            f"{row['accuracy']:.3f} +- {row['stderr']:.3f}"
+            f"{row['task']}  {row['arch']:11} state {row['state_numbers']:7,}  seed {row['seed']}  "
+            f"load {row['load']:3}  accuracy {row['accuracy']:.3f} +- {row['stderr']:.3f}"
         )
     if arguments.write:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "recall.csv").open("w", newline="") as file:
+        name = arguments.sweep.resolve().name.removesuffix("-toy")
+        with (RESULTS / f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

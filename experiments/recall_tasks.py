@@ -8,7 +8,8 @@ Command: linscale run experiments/recall_tasks.py --toy
          linscale evaluate runs/recall_tasks-toy --tasks recall
          python -m experiments.recall_figure runs/recall_tasks-toy
 Expected: all four learn induction, which is one thing to remember; LLaMA copies everything, and the
-linear models copy more with the larger state.
+linear models copy more with the larger state. The toy shows the first two; its four items fit into
+every state (`docs/recall.md`).
 """
 
 from __future__ import annotations
