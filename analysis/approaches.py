@@ -90,6 +90,7 @@ def three_approaches(
     bootstrap: int = 0,
     seed: int = 0,
     level: float = 0.9,
+    law: LawFit | None = None,
     clusters: str | None = None,
     **names: Any,
 ) -> Approaches:
@@ -104,6 +105,7 @@ def three_approaches(
         at: budget at which N* and D* are compared; default the largest among the points.
         options: of the envelope.
         bootstrap: draws for each approach (an envelope gets a quarter: it is the slowest).
+        law: approach 3 where it has been fitted to these points already, with as many draws.
         names: columns n, d, c, loss where they differ from the defaults.
 
     Raises:
@@ -112,7 +114,7 @@ def three_approaches(
     rows: list[dict[str, Any]] = []
     first: EnvelopeFit | None = None
     second: IsoflopFit | None = None
-    third: LawFit | None = None
+    third = law
     notes: dict[str, str] = dict.fromkeys(NAMES, "")
     try:
         if curves is None:
@@ -121,7 +123,9 @@ def three_approaches(
     except AnalysisError as error:
         notes["1 envelope"] = str(error)
     try:
-        third = fit_law(form, points, bootstrap=bootstrap, seed=seed, clusters=clusters, **names)
+        third = third or fit_law(
+            form, points, bootstrap=bootstrap, seed=seed, clusters=clusters, **names
+        )
     except AnalysisError as error:
         notes["3 parametric"] = str(error)
     try:

@@ -8,7 +8,6 @@ record_of(...)            all of it as JSON types
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.checklist import checklist
-from analysis.choices import recorded
+from analysis.choices import COUNTINGS, recorded
 from analysis.compare import CompareResult, compute_multiplier
 from analysis.errors import AnalysisError
-from analysis.frames import plain
+from analysis.frames import finite, plain
 from analysis.sensitivity import sensitivity
 from analysis.shared import SharedExponents, shared_exponents
 from analysis.study import flops_per_token
@@ -59,8 +58,7 @@ class Comparison:
             "multipliers": {
                 name: {
                     "verdict": r.verdict, "paired": r.paired, "table": plain(r.frame),
-                    "crossing": {k: None if isinstance(v, float) and math.isnan(v) else v
-                                 for k, v in asdict(r.crossing).items()},
+                    "crossing": asdict(r.crossing),
                     "crossing_words": r.crossing_words,
                     "warnings": [w.as_dict() for w in r.warnings],
                 }
@@ -77,7 +75,12 @@ def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
     own = points.loc[fit.observations.rows]
     clusters = fit.observations.names["clusters"]
     named = clusters if clusters in points else None
-    table = sensitivity(fit.form, own, reference=fit, clusters=named, **options)
+    counted = {role: {label: name for label, name in names.items() if name in points}
+               for role, names in COUNTINGS.items()}  # fmt: skip
+    table = sensitivity(
+        fit.form, own, reference=fit, clusters=named, n_columns=counted["n"],
+        c_columns=counted["c"] if "c" in fit.law.columns else None, **options,
+    )  # fmt: skip
     return Beside(table, checklist(fit, context=recorded(sweep, group)))
 
 
@@ -128,7 +131,8 @@ def record_of(
     compared: Comparison | None,
     approaches: Mapping[str, Approaches],
 ) -> dict[str, Any]:
-    """What --json prints: everything but points and draws, which --out saves."""
+    """What --json prints: everything but points and draws, which --out saves. Strict JSON: what is
+    not a finite number is null."""
     heavy = ("draws", "points", "clusters")
     record: dict[str, Any] = {
         "source": sweep.name,
@@ -151,4 +155,4 @@ def record_of(
         record["comparison"] = compared.as_dict()
     if approaches:
         record["approaches"] = {name: each.as_dict() for name, each in approaches.items()}
-    return record
+    return finite(record)

@@ -229,7 +229,9 @@ def _clusters(data: pd.DataFrame, clusters: str | None) -> tuple[NDArray[Any], s
     if name is None:
         width = len(str(max(1, len(data) - 1)))
         return np.array([f"row {i:0{width}d}" for i in range(len(data))]), "each row a run"
-    return data[name].astype(str).to_numpy(dtype=str), name
+    labels = data[name].astype(str).to_numpy(dtype=str)
+    nameless = [f"row {i}" for i in range(len(data))]  # not one large run of all of them
+    return np.where(data[name].isna(), nameless, labels), name
 
 
 def _enough(obs: Observations, law: Law) -> None:

@@ -27,6 +27,11 @@ from analysis.study import Study, flops_per_token
 from analysis.style import look
 
 Keep = Callable[[pd.DataFrame, LawFit], np.ndarray]
+COUNTINGS = {
+    "n": {"all": "n_total", "paper": "n_paper", "non-embedding": "n_non_embedding"},
+    "c": {"exact": "flops_exact", "paper": "flops_paper", "6ND": "flops_6nd"},
+}
+"""Columns of a sweep's points that count N and C, by the name of their convention."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def sensitivity_table(result: Study) -> pd.DataFrame:
         table = sensitivity(
             "chinchilla",
             where(result.points, arch=group),
-            n_columns={"all": "n_total", "paper": "n_paper", "non-embedding": "n_non_embedding"},
+            n_columns=COUNTINGS["n"],
             reference=result.laws[group],
             clusters="size_seed",
         )

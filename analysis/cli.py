@@ -33,6 +33,8 @@ _FIT_EXAMPLES = """Examples:
 
 - `linscale fit results.csv --tokens 'tokens_b*1e9' --form gamma --json`
 
+- `linscale fit results.csv --group arch --clusters size`
+
 - `linscale fit runs/quickstart --params total --compute 6nd --bootstrap 4000`
 
 - `linscale fit runs/isoflop --approaches --full`
@@ -57,6 +59,12 @@ def fit(
     group: Annotated[
         str | None, typer.Option(help="Column with one law per value ('' for one law in all).")
     ] = None,
+    clusters: Annotated[
+        str | None,
+        typer.Option(help="Column of what the bootstrap resamples (default: the run, else each "
+                     "row). If its values recur in every group, as sizes or seeds do, groups are "
+                     "compared in pairs."),
+    ] = None,
     form: Annotated[
         str,
         typer.Option(help="chinchilla, chinchilla_tied, chinchilla_no_e, gamma, kaplan, "
@@ -79,7 +87,7 @@ def fit(
         str | None, typer.Option(help="Group that the others are compared with (default llama, "
                                       "else the first).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     full: Annotated[
         bool, typer.Option("--full", help="Print the whole sensitivity table and checklist.")
     ] = False,
@@ -98,13 +106,16 @@ def fit(
         from analysis import terminal
         from analysis.beside import beside, compare_groups, record_of
 
-        sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
         options: dict[str, Any] = {"objective": objective, "delta": delta}
+        _check_choices(form, objective, delta, bootstrap)
+        sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
+        unit = _clusters(sweep, clusters)
         with _progress(bootstrap, quiet=as_json) as progress:
             fits, failures = _fit_each(
-                sweep, form, progress, options | {"bootstrap": bootstrap, "seed": seed}
-            )
-        other = _approaches(sweep, list(fits), form, bootstrap, seed) if approaches else {}
+                sweep, form, progress,
+                options | {"clusters": unit, "bootstrap": bootstrap, "seed": seed},
+            )  # fmt: skip
+        other = _approaches(sweep, fits, bootstrap, seed) if approaches else {}
         extras = {name: beside(each, sweep, name, **options) for name, each in fits.items()}
         compared = compare_groups(fits, baseline=baseline)
         if out is not None:
@@ -112,7 +123,7 @@ def fit(
             _write(out, json.dumps(full_record))
         if as_json:
             record = record_of(sweep, fits, failures, extras, compared, other)
-            typer.echo(json.dumps(record, indent=1))
+            typer.echo(json.dumps(record, indent=1, allow_nan=False))
         else:
             terminal.fits(sweep, fits, failures, extras, full=full)
             terminal.comparison(compared)
@@ -129,7 +140,7 @@ def report(
         str, typer.Option(help="Architecture that the others are compared with.")
     ] = "llama",
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
     with _one_paragraph():
@@ -197,6 +208,31 @@ def _read(
     )
 
 
+def _check_choices(form: str, objective: Any, delta: float, bootstrap: int) -> None:
+    """Raises AnalysisError once for a wrong option, instead of once for every group."""
+    from analysis.errors import AnalysisError
+    from analysis.laws import get_law
+    from analysis.robust import Robust
+
+    get_law(form)
+    Robust(objective, delta)
+    if bootstrap == 1:
+        raise AnalysisError("--bootstrap 1 gives no interval: 1000 is usual, 0 for none")
+
+
+def _clusters(sweep: Sweep, asked: str | None) -> str | None:
+    """The column that the bootstrap resamples; in a sweep runs of one size and seed are drawn
+    together in every architecture."""
+    from analysis.errors import AnalysisError
+
+    if asked is None:
+        return "size_seed" if "size_seed" in sweep.points else None
+    if asked not in sweep.points:
+        raise AnalysisError(f"no column {asked!r} for --clusters; {sweep.name} has "
+                            f"{', '.join(map(str, sweep.points.columns))}")  # fmt: skip
+    return asked
+
+
 def _fit_each(
     sweep: Sweep, form: str, progress: Callable[[str, int, int], None] | None,
     options: dict[str, Any],
@@ -211,16 +247,12 @@ def _fit_each(
     from analysis.frames import groups, where
 
     points = sweep.require_points()
-    # In a sweep, runs of one size and seed are drawn together in every architecture.
-    clusters = "size_seed" if "size_seed" in points else None
     fits: dict[str, LawFit] = {}
     failures: dict[str, str] = {}
     for name in groups(points, "arch"):
         step = partial(progress, name) if progress is not None else None
         try:
-            fits[name] = fit_law(
-                form, where(points, arch=name), clusters=clusters, progress=step, **options
-            )
+            fits[name] = fit_law(form, where(points, arch=name), progress=step, **options)
         except AnalysisError as error:
             failures[name] = str(error)
     if not fits:
@@ -230,7 +262,7 @@ def _fit_each(
 
 
 def _approaches(
-    sweep: Sweep, names: list[str], form: str, bootstrap: int, seed: int
+    sweep: Sweep, fits: dict[str, LawFit], bootstrap: int, seed: int
 ) -> dict[str, Approaches]:
     """The three approaches for every group whose law could be fitted."""
     from analysis.approaches import three_approaches
@@ -238,9 +270,9 @@ def _approaches(
 
     return {
         name: three_approaches(
-            where(sweep.points, arch=name), form=form, bootstrap=bootstrap, seed=seed
+            where(sweep.points, arch=name), law=fit, bootstrap=bootstrap, seed=seed
         )
-        for name in names
+        for name, fit in fits.items()
     }
 
 
@@ -251,6 +283,7 @@ def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int]
         yield None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -258,7 +291,7 @@ def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int]
 
         def advance(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(f"bootstrap {name}", total=total)
+                tasks[name] = bar.add_task(f"bootstrap {escape(name)}", total=total)
             bar.update(tasks[name], completed=done)
 
         yield advance

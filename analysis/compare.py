@@ -114,8 +114,9 @@ def compute_multiplier(
         if compute is None:
             if not low < high:
                 raise AnalysisError(
-                    f"{names[0]} and {names[1]} share no range of compute ({reach(x)} and "
-                    f"{reach(y)} FLOPs); pass losses to compare by extrapolation"
+                    f"{names[0]} and {names[1]} share no range of compute ({_range(x)} and "
+                    f"{_range(y)} FLOPs): their runs cannot be compared at an equal loss that both "
+                    "have seen. Pass losses to compute_multiplier to compare by extrapolation"
                 )
             compute = np.geomspace(low, high, 25)
         losses = x.frontier(compute, flops_per_token=flops_per_token[0])
@@ -133,6 +134,7 @@ def compute_multiplier(
         d_y = compute_for_loss(y, losses, draws=True, flops_per_token=flops_per_token[1])
         count = min(len(d_x), len(d_y))
         with np.errstate(invalid="ignore", divide="ignore"):
+            # A refit under which neither reaches the loss does not separate them
             ratio = np.nan_to_num(d_y[:count] / d_x[:count], nan=1.0, posinf=np.inf)
         frame["lo"], frame["hi"] = np.quantile(
             ratio, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest"
@@ -150,6 +152,11 @@ def compute_multiplier(
     return CompareResult(names[0], names[1], level, paired, frame, cross, verdict, warnings)
 
 
+def _range(fit: LawFit) -> str:
+    low, high = reach(fit)
+    return f"{low:.2g} to {high:.2g}"
+
+
 def _warnings(
     frame: pd.DataFrame, paired: bool, drawn: bool, names: tuple[str, str]
 ) -> list[FitWarning]:
@@ -159,8 +166,9 @@ def _warnings(
             FitWarning(
                 "one_draw_source",
                 f"{names[0]} and {names[1]} were resampled independently, so noise that their "
-                "runs share does not cancel and intervals are wide. Name a `clusters` column with "
-                "the same labels in both (a size, say) to draw them in pairs.",
+                "runs share does not cancel and intervals are wide. To draw them in pairs, name a "
+                "column whose values recur in both, such as a size or a seed (`clusters`; "
+                "--clusters on the command line).",
             )
         )
     outside = int((~frame["inside"].to_numpy(dtype=bool)).sum())
@@ -183,6 +191,8 @@ def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: b
     place = f"At loss {loss:.3f}, the lowest that both have reached"
     if not inside.any():
         place = f"At loss {loss:.3f}, beyond the data of one of them"
+    if not np.isfinite(m):
+        return f"{place}, {_unreached(frame, names, index)} by the point estimates."
     if not drawn:
         return (
             f"{place}, {y} needs {m:.2f} times the compute of {x} by the point estimates; without "
@@ -201,6 +211,13 @@ def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: b
         f"{place}, the data do not separate {x} and {y}: {y} needs {m:.2f} times the compute of "
         f"{x}, but the interval includes 1 {spread}."
     )
+
+
+def _unreached(frame: pd.DataFrame, names: tuple[str, str], index: int) -> str:
+    """Which of the two never comes down to a loss."""
+    never = [name for name, column in zip(names, ("c_x", "c_y"), strict=True)
+             if not np.isfinite(frame[column].to_numpy(dtype=float)[index])]  # fmt: skip
+    return f"{'neither of the two reaches' if len(never) == 2 else f'{never[0]} does not reach'} it"
 
 
 def multipliers(

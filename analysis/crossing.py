@@ -40,7 +40,11 @@ class Crossing:
         drawn = np.isfinite(self.share)
         if not np.isfinite(self.compute):
             text = f"The frontiers of {x} and {y} do not cross in the range searched"
-            return text + (f"; those of {self.share:.0%} of the refits do." if drawn else ".")
+            if not drawn:
+                return f"{text}."
+            if not self.share:
+                return f"{text}, nor do those of any refit."
+            return f"{text}; those of {self.share:.0%} of the refits do."
         text = (
             f"The frontiers of {x} and {y} cross at {self.compute:.2g} FLOPs (loss "
             f"{self.loss:.3g}), {'within' if self.inside else 'outside'} the data"
@@ -94,8 +98,12 @@ def crossing(
 
 
 def _first_zero(x: Array, gap: Array) -> Array:
-    """Abscissa of the first sign change of each row (b, m), linearly interpolated; NaN if none."""
-    change = np.sign(gap[:, :-1]) * np.sign(gap[:, 1:]) < 0
+    """Abscissa of the first sign change of each row (b, m), linearly interpolated; NaN if none.
+
+    A gap of exactly zero counts as positive, so that a crossing on a grid point is found once, and
+    frontiers that coincide do not cross.
+    """
+    change = (gap[:, :-1] >= 0) != (gap[:, 1:] >= 0)
     at = change.argmax(axis=1)
     rows = np.arange(len(gap))
     left, right = gap[rows, at], gap[rows, at + 1]

@@ -56,10 +56,12 @@ def quantity(fit: LawFit, name: str) -> Quantity:
         at = [float(v) for v in place.split(",")]
     except ValueError:
         at = []
+    if not all(0 < v < np.inf for v in at):
+        at = []
     if kind == "loss" and len(at) == 2:
         point = {"n": np.array([at[0]]), "d": np.array([at[1]]), "u": np.array([at[1]])}
         return lambda values: float(law.predict(values, point)[0])
-    if kind in ("n", "d", "loss") and len(at) == 1 and at[0] > 0:
+    if kind in ("n", "d", "loss") and len(at) == 1:
         budget = np.array([at[0]])
         if kind == "loss":
             return lambda values: float(fit.frontier_at(values, budget)[0])
@@ -67,7 +69,7 @@ def quantity(fit: LawFit, name: str) -> Quantity:
         return lambda values: float(np.log(fit.optimum_at(values, budget)[index][0]))
     raise AnalysisError(
         f"quantity {name!r} is not known; use a parameter ({', '.join(law.parameters)}), a, b, "
-        "n@C, d@C, loss@C or loss@N,D with numbers in place of C, N and D"
+        "n@C, d@C, loss@C or loss@N,D with positive numbers in place of C, N and D"
     )
 
 

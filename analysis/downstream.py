@@ -26,7 +26,7 @@ from analysis.errors import AnalysisError, FitWarning
 from analysis.law_fit import LawFit
 from analysis.power_sum import Array
 from analysis.selection import forecast, leap_of
-from analysis.uncertainty import quantiles
+from analysis.uncertainty import FEWEST_CLUSTERS, quantiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +128,8 @@ def fit_downstream(
         bootstrap: redraws of clusters.
 
     Raises:
-        AnalysisError: columns absent, accuracies outside 0..1, too few points, or all at chance.
+        AnalysisError: columns absent, accuracies outside 0..1, too few points, all at chance, or
+            fewer than four clusters to redraw.
     """
     for name in (loss, accuracy):
         if name not in data.columns:
@@ -171,6 +172,9 @@ def fit_downstream(
     draws = None
     if bootstrap:
         unique, code = np.unique(names, return_inverse=True)
+        if len(unique) < FEWEST_CLUSTERS:
+            raise AnalysisError(f"{len(unique)} run(s) with this task: a bootstrap over runs needs "
+                                f"at least {FEWEST_CLUSTERS}")  # fmt: skip
         rng = np.random.default_rng(seed)
         counts = rng.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), bootstrap)
         draws, _ = _levenberg(
@@ -195,7 +199,7 @@ def predict_task(
     """Accuracy of models not yet trained, from N and D (or C) through the predicted loss.
 
     Columns loss, accuracy, lo, hi, leap. The interval holds the uncertainty of both steps and the
-    scatter of tasks about the sigmoid.
+    scatter of models about the sigmoid.
 
     Raises:
         AnalysisError: no draws, or further than `limit` times the largest compute fitted.

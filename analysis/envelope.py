@@ -5,7 +5,7 @@
         2. frontier: for each of many log-spaced budgets the run with the lowest (interpolated)
            loss (`grid`, Hoffmann et al. 2203.15556), or the lower convex hull of all points in
            log-log space (`hull`, McLeish et al. 2502.06857)
-        3. points whose best run is the smallest or largest model, or at an end of its curve, are
+        3. points whose best run is the smallest or largest model, or at the end of its curve, are
            not minima but edges of the design: dropped when `interior`
         4. L(C) by the chosen form; N*(C) and D*(C) as separate log-log lines
         5. intervals: the runs (whole curves) are drawn with replacement, and 2-4 repeated
@@ -155,6 +155,8 @@ def envelope(
     seed: int = 0,
 ) -> EnvelopeFit:
     """Fits the envelope of curves (one row per logged point of each run).
+
+    A column `schedule` that says `cosine` for some run is warned of (`cut_schedule`).
 
     Raises:
         AnalysisError: columns absent, fewer than three models, or no interior envelope.

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.jsonlines import read_records
-from analysis.records import Sweep
+from analysis.records import Sweep, path_flops
 
 CSR: dict[str, str] = {
     "boolq": "acc",
@@ -67,7 +67,7 @@ def load_evals(directory: str | Path, sweep: Sweep) -> pd.DataFrame:
             row = {name: run[name] for name in ("run_id", "arch", "size", "seed", "n_params")}
             row |= {name: record.get(name) for name in _FIELDS}
             row["settings"] = str(record.get("settings"))
-            row["flops"] = float(record["tokens"] or 0) * run["flops_per_token"]
+            row["flops"] = float(path_flops(float(record.get("tokens") or 0), run, run["counting"]))
             rows.append(row)
     columns = ["run_id", "arch", "size", "seed", "n_params", "flops", *_FIELDS]
     frame = pd.DataFrame(rows, columns=columns)

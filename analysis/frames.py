@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -48,6 +49,15 @@ def by(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
 def groups(frame: pd.DataFrame, name: str) -> list[str]:
     """Distinct values of a column, architectures in their usual order."""
     return style.ordered(words(frame, name))
+
+
+def finite(value: Any) -> Any:
+    """JSON types with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -165,9 +165,11 @@ def isoflop(
     Raises:
         AnalysisError: columns absent or fewer than two budgets with a minimum.
     """
-    table = _table(data, budget, c=c, n=n, d=d, loss=loss)
-    found = _minima(table, shape, best)
-    minima, refused = found
+    table, unusable = _table(data, budget, c=c, n=n, d=d, loss=loss)
+    if not len(table):
+        raise AnalysisError(f"none of {len(data)} rows has positive numbers for N, loss and the "
+                            "budget: IsoFLOP profiles need them")  # fmt: skip
+    minima, refused = _minima(table, shape, best)
     if len(minima) < 2:
         reasons = "; ".join(_refusal_texts(refused))
         raise AnalysisError(
@@ -176,7 +178,7 @@ def isoflop(
         )
     n_line = fit_line(_column(minima, "budget"), _column(minima, "n"))
     d_line = fit_line(_column(minima, "budget"), _column(minima, "d"))
-    warnings = _refusals(refused, table)
+    warnings = [*_excluded(unusable, len(data)), *_refusals(refused, table)]
     bias: dict[str, float] = {}
     try:
         truth = law or fit_law("chinchilla", table, n="n", d="d", c="c", loss="loss")
@@ -224,8 +226,8 @@ def measure_bias(
 
 def _table(
     data: pd.DataFrame, budget: str | None, *, c: str, n: str, d: str, loss: str
-) -> pd.DataFrame:
-    """Columns budget, c, n, d, loss, sorted; unusable rows left out."""
+) -> tuple[pd.DataFrame, int]:
+    """Columns budget, c, n, d, loss, sorted; and how many unusable rows were left out."""
     columns: dict[str, Array] = {}
     for key, name in (("c", c), ("n", n), ("d", d), ("loss", loss), ("budget", budget)):
         if name is not None and name in data.columns:
@@ -257,7 +259,7 @@ def _table(
         else:
             columns["budget"] = columns["c"]
     table = pd.DataFrame(columns).drop_duplicates()
-    return table.sort_values(["budget", "n"], ignore_index=True)
+    return table.sort_values(["budget", "n"], ignore_index=True), int((~good).sum())
 
 
 def _minima(
@@ -345,6 +347,13 @@ def _bootstrap(
 def _refusal_texts(refused: pd.DataFrame) -> list[str]:
     pairs = zip(refused["budget"], refused["reason"], strict=True)
     return [f"{budget:.3g} FLOPs: {reason}" for budget, reason in pairs]
+
+
+def _excluded(count: int, rows: int) -> list[FitWarning]:
+    if not count:
+        return []
+    text = f"{count} of {rows} rows were left out: a value is no positive number."
+    return [FitWarning("rows_excluded", text, {"count": count})]
 
 
 def _refusals(refused: pd.DataFrame, table: pd.DataFrame) -> list[FitWarning]:

@@ -115,9 +115,8 @@ class LawFit:
         arrays = np.broadcast_arrays(*[np.asarray(given[k], float) for k in self.law.columns])
         if any((~np.isfinite(a) | (a <= 0)).any() for a in arrays):
             raise AnalysisError("N, D and C must be positive numbers to predict a loss")
-        return {k: a.ravel() for k, a in zip(self.law.columns, arrays, strict=True)}, arrays[
-            0
-        ].shape
+        columns = {k: a.ravel() for k, a in zip(self.law.columns, arrays, strict=True)}
+        return columns, arrays[0].shape
 
     def band(
         self, *, level: float = 0.9, kind: Literal["mean", "run"] = "mean", seed: int = 0,

@@ -45,7 +45,8 @@ def optimum(
     budget = np.log(compute / 6.0)
     log_n = log_g + inner.beta / total * budget
     if flops_per_token is None:
-        return np.exp(log_n), np.exp(budget - log_n)
+        with np.errstate(over="ignore"):  # a refit without a term in N or D splits without bounds
+            return np.exp(log_n), np.exp(budget - log_n)
     log_c = np.log(compute) + 0 * log_n
     for _ in range(_ITERATIONS):
         n = np.exp(log_n)

@@ -91,7 +91,7 @@ class Metrics:
                     self._table, self._codes = stored["numbers"], stored["words"]
                     self._vocabulary = [np.array(v, dtype=object) for v in index["vocabulary"]]
                     self._known = index["runs"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             self._known = {}  # absent, torn or of another version: read everything
 
     def _cached(self, entry: dict[str, Any]) -> Columns:

@@ -339,7 +339,8 @@ def _length(tokens: int) -> str:
 
 
 def _tex(text: str) -> str:
-    for plain, mark in (("λ", r"$\lambda$"), ("<=", r"$\leq$"), ("_", r"\_"), ("%", r"\%")):
+    for plain, mark in (("&", r"\&"), ("#", r"\#"), ("λ", r"$\lambda$"), ("<=", r"$\leq$"),
+                        ("_", r"\_"), ("%", r"\%")):  # fmt: skip
         text = text.replace(plain, mark)
     return "--" if text == DASH else text
 

@@ -137,7 +137,8 @@ class Law(ABC):
         inner = self.inner(values)
         assert inner is not None
         floor = self.column(values, "E") if self.has_floor else 0.0
-        reducible = inner.A * n**-inner.alpha + inner.B * d**-inner.beta
+        with np.errstate(divide="ignore", over="ignore"):  # at a split without bounds
+            reducible = inner.A * n**-inner.alpha + inner.B * d**-inner.beta
         return floor + reducible ** self.outer(values)
 
     def predict(self, values: Array, columns: Columns) -> Array:

@@ -122,6 +122,8 @@ class Sweep:
         )
 
 
+SCHEMA = 1
+"""Version of the run records that are understood."""
 _METRIC_NUMBERS = (
     "step", "tokens", "flops", "wall", "loss", "bpb", "lr", "grad_norm", "tokens_per_second", "mfu",
 )  # fmt: skip
@@ -154,14 +156,23 @@ def load_sweep(directory: str | Path, *, conventions: Conventions | None = None)
     found = sorted(p.parent.name for p in root.glob("*/config.json"))
     if not planned and not found:
         raise AnalysisError(
-            f"{root} holds neither a sweep.json nor a run with a config.json; give the directory "
-            "that `linscale run` wrote, such as runs/quickstart"
+            f"{root} holds neither a sweep.json nor a run with a config.json; {_instead(root)}"
         )
     reader = _Reader(root, how)
     for run_id in dict.fromkeys([*planned, *found]):
         reader.read(run_id)
     reader.metrics.save()
     return reader.sweep(str(plan.get("sweep") or root.name))
+
+
+def _instead(root: Path) -> str:
+    """What to give instead of a directory that is no sweep."""
+    if (root / "config.json").is_file():
+        return f"it is one run: give its sweep, {root.resolve().parent}"
+    sweeps = sorted(str(p.parent) for p in root.glob("*/sweep.json"))
+    if sweeps:
+        return f"give one of the sweeps in it: {', '.join(sweeps[:8])}"
+    return "give the directory that `linscale run` wrote, such as runs/quickstart"
 
 
 class _Reader:
@@ -188,9 +199,12 @@ class _Reader:
         for name, record in (("config.json", config), ("accounting.json", accounting)):
             if not record:
                 return self.exclude(run_id, f"{name} is missing or unreadable")
+        if config.get("schema", SCHEMA) != SCHEMA:
+            return self.exclude(run_id, f"written in schema {config['schema']!r} of run records; "
+                                f"this version reads {SCHEMA}")  # fmt: skip
         try:
             run = self._describe(run_id, config, accounting)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             return self.exclude(run_id, f"the record lacks or garbles the field {error}")
         status, environment = _json(path / "status.json"), _json(path / "environment.json")
         state = str(status.get("state", "running"))
@@ -208,7 +222,7 @@ class _Reader:
             return self.exclude(run_id, f"{why}: {run['reason']}" if run["reason"] else why)
         self._milestones(path, run)
         keys = {k: run[k] for k in ("run_id", "arch", "size", "seed", "n_params")}
-        columns["flops"] = _path_flops(columns["tokens"], run, self.how.compute)
+        columns["flops"] = path_flops(columns["tokens"], run, self.how.compute)
         self.curves.append(keys | dict(columns))
         self._environment({k: environment.get(k) for k in _ENVIRONMENT_KEYS})
         return None
@@ -241,6 +255,7 @@ class _Reader:
             "tokenizer": str(data["tokenizer"]),
         }
         run["stages"] = accounting.get("stages")
+        run["counting"] = self.how.compute
         run["n_params"] = run[f"n_{self.how.parameters}"]
         run["flops_per_token_6nd"] = 6.0 * run["n_params"]
         run["flops_per_token"] = run[f"flops_per_token_{self.how.compute}"]
@@ -278,7 +293,7 @@ class _Reader:
     ) -> dict[str, Any]:  # fmt: skip
         keep = ("run_id", "arch", "size", "seed", "n_params", "n_total", "n_non_embedding",
                 "n_paper")  # fmt: skip
-        flops = {f"flops_{c}": float(_path_flops(tokens, run, c)) for c in get_args(Compute)}
+        flops = {f"flops_{c}": float(path_flops(tokens, run, c)) for c in get_args(Compute)}
         std, blocks = _number(record.get("val_loss_std")), _number(record.get("val_blocks"))
         return {
             **{k: run[k] for k in keep},
@@ -326,7 +341,7 @@ def _group(model: dict[str, Any], linearize: dict[str, Any]) -> str:
     return f"{arch} ({'continued' if arch == 'llama' else 'linearized'})"
 
 
-def _path_flops(tokens: Any, run: dict[str, Any], compute: Compute) -> Any:
+def path_flops(tokens: Any, run: dict[str, Any], compute: Compute) -> Any:
     """FLOPs of a run's first tokens: attention transfer and LoRA cost less than training."""
     stages = run["stages"]
     if stages is None or compute == "6nd":

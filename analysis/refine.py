@@ -84,6 +84,11 @@ def refine(
             able[arch] = fit_law(form, where(points, arch=arch))
         except AnalysisError as error:
             left_out[arch] = str(error)
+    if not len(fresh) and len(candidates):
+        raise AnalysisError(
+            f"every run of the experiment is finished in {sweep.name}: nothing is left to rank. "
+            "Add sizes, seeds or horizons to the experiment file, or name a larger one"
+        )
     if not able:
         reasons = "; ".join(f"{what}: {why}" for what, why in left_out.items())
         raise AnalysisError(f"no candidate can be ranked against {sweep.name}: {reasons}")

@@ -5,7 +5,7 @@
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
         4. out/runs/*.html       a page for every run
-    5. out/index.html        the same in words, tables and SVG; no request leaves the page
+        5. out/index.html        the same in words, tables and SVG; no request leaves the page
 
 The same records give the same bytes, so a report can be rebuilt at any time.
 """
@@ -23,7 +23,7 @@ from analysis.choices import checklist_table, multiplier_table, sensitivity_tabl
 from analysis.errors import AnalysisError
 from analysis.evals import load_evals
 from analysis.figures import hover
-from analysis.frames import plain, take, where, words
+from analysis.frames import finite, plain, take, where, words
 from analysis.narrative import cautions, law_rows, law_sentence, rolling_rows, summary, tasks_table
 from analysis.page import Page
 from analysis.records import Conventions, load_sweep
@@ -142,29 +142,31 @@ def _record(result: Study) -> dict[str, Any]:
     def light(text: str) -> dict[str, Any]:
         return {k: v for k, v in json.loads(text).items() if k not in ("draws", "points")}
 
-    return {
-        "schema": 1,
-        "sweep": sweep.name,
-        "conventions": sweep.conventions,
-        "level": LEVEL,
-        "bootstrap": result.bootstrap,
-        "seed": result.seed,
-        "baseline": result.baseline,
-        "laws": {g: light(law.to_json()) for g, law in result.laws.items()},
-        "envelopes": {g: light(fit.to_json()) for g, fit in result.envelopes.items()},
-        "shared_exponents": result.shared.as_dict() if result.shared else None,
-        "tasks": {
-            task: light(fit.to_json())
-            for task, fit in (result.tasks.fits if result.tasks else {}).items()
-        },
-        "comparisons": {g: json.loads(r.to_json()) for g, r in result.comparisons.items()},
-        "summary": summary(result),
-        "cautions": cautions(result),
-        "exclusions": plain(sweep.exclusions),
-        "failures": result.failures,
-        "notes": sweep.notes,
-        "environments": sweep.environments,
-    }
+    return finite(
+        {
+            "schema": 1,
+            "sweep": sweep.name,
+            "conventions": sweep.conventions,
+            "level": LEVEL,
+            "bootstrap": result.bootstrap,
+            "seed": result.seed,
+            "baseline": result.baseline,
+            "laws": {g: light(law.to_json()) for g, law in result.laws.items()},
+            "envelopes": {g: light(fit.to_json()) for g, fit in result.envelopes.items()},
+            "shared_exponents": result.shared.as_dict() if result.shared else None,
+            "tasks": {
+                task: light(fit.to_json())
+                for task, fit in (result.tasks.fits if result.tasks else {}).items()
+            },
+            "comparisons": {g: json.loads(r.to_json()) for g, r in result.comparisons.items()},
+            "summary": summary(result),
+            "cautions": cautions(result),
+            "exclusions": plain(sweep.exclusions),
+            "failures": result.failures,
+            "notes": sweep.notes,
+            "environments": sweep.environments,
+        }
+    )
 
 
 def _compose(

@@ -2,9 +2,9 @@
 
     sensitivity(form, data) -> DataFrame
         one row per alternative, everything else as in the reference fit:
-        outliers dropped (0, 1, 2, 3, 5, 8 highest losses), delta of the Huber loss, objective, the
+        outliers dropped (1, 2, 3, 5, 8 highest losses), delta of the Huber loss, objective, the
         form, columns that count N or C in another convention, checkpoints used (late, compute
-        above a fraction, last of each run), and every run left out that moves the answer most
+        above a fraction, last of each run), and the three runs that move the answer most left out
 
 Selection and accounting move exponents more than noise does (Porian et al. 2406.19146, McLeish et
 al. 2502.06857); `shift` states by how many standard errors, when the reference fit has draws.
@@ -115,8 +115,10 @@ def _alternatives(
     for other in _ALTERNATIVES.get(form, ()):
         yield "form", other, {"form": other}
     for role, columns in (("n", n_columns), ("c", c_columns)):
+        counted = reference.observations.columns.get(role)
         for label, column in (columns or {}).items():
-            if column != reference.observations.names.get(role):
+            alike = column in used and counted is not None and np.array_equal(used[column], counted)
+            if not alike:
                 yield f"counting of {role.upper()}", label, {"options": {role: column}}
     yield from _checkpoints(used, reference)
     yield from _influential(used, reference)

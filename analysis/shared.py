@@ -165,7 +165,8 @@ def _verdict(
         return text + " No draws: nothing can be said about single differences."
     count = int(differences["differs"].to_numpy(dtype=bool).sum())
     return text + (
-        f" {count} of {len(differences)} pairwise differences exclude zero at {level:.0%}."
+        f" {count} of {len(differences)} pairwise differences exclude zero at {level:.0%}, where "
+        f"about {(1 - level) * len(differences):.1g} would by chance alone."
         if count
         else f" No pairwise difference excludes zero at {level:.0%}."
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ PFLOP_DAY = 1e15 * 86400.0
 """FLOPs in one PFLOP/s-day."""
 
 _NAMES = {
-    "loss": ("loss", "val_loss", "validation_loss", "final_loss", "eval_loss", "test_loss",
-             "raw_loss", "train_loss", "training_loss"),
+    "loss": ("loss", "loss_nats", "val_loss", "validation_loss", "final_loss", "eval_loss",
+             "test_loss", "raw_loss", "train_loss", "training_loss"),
     "n_params": ("n_params", "params", "parameters", "n", "model_size", "num_params", "size_params",
                  "n_non_embedding", "non_embedding_params", "param_count", "nparams"),
     "tokens": ("tokens", "d", "n_tokens", "train_tokens", "training_tokens", "num_tokens",
@@ -61,6 +62,7 @@ _CELL = re.compile(
 _DECIMAL = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 _SCALED = ("n_params", "tokens", "flops")
 """What may carry a unit."""
+_OTHER_FORMATS = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".pkl", ".npz", ".zip", ".gz")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def load_csv(
             taken.add(found.name)
     if "loss" not in columns:
         raise AnalysisError(
-            f"no loss column among {_listed(frame)} of {path.name}; name it with --loss"
+            f"no loss column among {_listed(frame)} of {path.name}; name it with --loss (the "
+            "first line of the file holds the names)"
         )
     axes = [key for key in _SCALED if key in columns]
     if not axes:
@@ -123,14 +126,20 @@ def load_csv(
     run = _guess(frame, "run_id", taken)
     # Rows of one run are the unit of the bootstrap; without a run column each row is a run.
     names = [f"row {i + 2}" for i in range(len(frame))]  # as a spreadsheet counts: header is row 1
-    points["run_id"] = _words(frame, run.name) if run else names
-    repeated = np.asarray(frame.duplicated())
-    excluded = {"run_id": rows(points, repeated)["run_id"], "tokens": math.nan,
-                "reason": "identical to an earlier row"}  # fmt: skip
+    points["run_id"] = _words(frame, run.name, names) if run else names
+    if run:
+        notes.append(f"rows of one run, resampled together = {run.name!r} (guessed)")
+    reason = np.where(frame.duplicated(), "identical to an earlier row", "").astype(object)
+    if "group" in columns:
+        empty = np.asarray(frame[columns["group"].name].isna())
+        reason[empty] = f"no value in {columns['group'].name!r}, which tells laws apart"
+    left_out = reason != ""
+    excluded = {"run_id": rows(points, left_out)["run_id"], "tokens": math.nan,
+                "reason": reason[left_out]}  # fmt: skip
     return Sweep(
         name=path.name,
         runs=pd.DataFrame(),
-        points=rows(points, ~repeated),
+        points=rows(points, ~left_out),
         curves=pd.DataFrame(),
         exclusions=pd.DataFrame(excluded),
         conventions="; ".join(_describe(k, c) for k, c in columns.items() if k != "group"),
@@ -143,6 +152,8 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
     notes: list[str] = []
     if not path.is_file():
         raise AnalysisError(f"{path} does not exist; give a CSV file or a sweep directory")
+    if path.suffix.lower() in _OTHER_FORMATS:
+        raise AnalysisError(f"{path} is not text: save the table as CSV, or as JSON lines")
     try:
         match path.suffix.lower():
             case ".json":
@@ -150,20 +161,40 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
             case ".jsonl":
                 frame = pd.read_json(path, lines=True)
             case ".tsv":
-                frame = pd.read_csv(path, sep="\t")
+                frame = _delimited(path, "\t")
             case _:
                 separator = _separator(path)
-                frame = pd.read_csv(path, sep=separator)
+                frame = _delimited(path, separator)
                 if separator != ",":
                     notes.append(f"columns are separated by {separator!r}")
                     frame = _decimal_commas(frame, notes)
+    except pd.errors.EmptyDataError as error:
+        raise AnalysisError(f"{path} is empty") from error
+    except UnicodeDecodeError as error:
+        raise AnalysisError(f"{path} is not UTF-8 text; save it as a CSV in UTF-8") from error
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        first = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+        first = (str(error).strip().splitlines() or ["it is empty"])[0]
+        first = first.removeprefix("Error tokenizing data. C error: ")
         raise AnalysisError(f"{path} cannot be read as a table: {first}") from error
     frame.columns = [str(c).strip() for c in frame.columns]
     if len(frame) == 0:
         raise AnalysisError(f"{path} has no rows")
     return frame, notes
+
+
+def _delimited(path: Path, separator: str) -> pd.DataFrame:
+    """A table of separated fields. A separator at the end of every line is forgiven; rows of more
+    fields than the header are not, because it is not known which names they belong to.
+
+    Raises:
+        ValueError: such rows.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, sep=separator, index_col=False)
+        except pd.errors.ParserWarning as error:
+            raise ValueError("rows have more fields than the header has names") from error
 
 
 def _separator(path: Path) -> str:
@@ -190,7 +221,7 @@ def _given(frame: pd.DataFrame, request: str, key: str) -> _Column:
         name, factor_text = request, ""
     if name not in frame.columns:
         near = difflib.get_close_matches(name, list(frame.columns), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise AnalysisError(
             f"there is no column {name!r} for the {_LABELS[key]}{hint} Columns: {_listed(frame)}"
         )
@@ -277,5 +308,10 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _words(frame: pd.DataFrame, name: str) -> list[str]:
-    return [str(value) for value in frame[name]]
+def _words(frame: pd.DataFrame, name: str, absent: list[str] | None = None) -> list[str]:
+    """A column as text; `absent` stands for empty cells."""
+    words = [str(value) for value in frame[name]]
+    if absent is None:
+        return words
+    empty = np.asarray(frame[name].isna())
+    return [other if none else word for word, other, none in zip(words, absent, empty, strict=True)]

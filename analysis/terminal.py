@@ -25,9 +25,18 @@ if TYPE_CHECKING:
     from analysis.refine import Refinement
 
 
+_MOST_LISTED = 12
+"""Exclusions are listed one by one up to here."""
+
+
+def _console() -> Console:
+    """Prints names of columns and groups as they are: "loss [nats]" is not markup."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def refinement(sweep: Sweep, result: Refinement) -> None:
     """Candidate runs, most informative first."""
-    console = Console()
+    console = _console()
     table = Table(
         title=f"runs that would narrow {result.quantity}, given {sweep.name}", title_justify="left"
     )
@@ -45,10 +54,9 @@ def refinement(sweep: Sweep, result: Refinement) -> None:
             console.print(
                 f"{arch}: the plan narrows {result.quantity} from ± {now:.3g} to ± {after:.3g} "
                 f"({LEVEL:.0%} intervals of the linearised law).",
-                highlight=False,
             )
     for what, why in result.left_out.items():
-        console.print(f"left out: {what}: {why}", highlight=False, style="yellow")
+        console.print(f"left out: {what}: {why}", style="yellow")
 
 
 def fits(
@@ -56,24 +64,26 @@ def fits(
     extras: Mapping[str, Beside], *, full: bool,
 ) -> None:  # fmt: skip
     """Every group's law, what was left out, and what stands beside each fit."""
-    console = Console()
-    console.print(f"{sweep.name}: {sweep.conventions}", highlight=False)
+    console = _console()
+    console.print(f"{sweep.name}: {sweep.conventions}")
     for note in sweep.notes:
-        console.print(note, highlight=False)
-    for row in sweep.exclusions.to_dict("records"):
-        text = f"left out: {row['run_id']}: {row['reason']}"
-        console.print(text, highlight=False, style="yellow")
+        console.print(note)
+    for text in _left_out(sweep.exclusions):
+        console.print(f"left out: {text}", style="yellow")
     for name, why in failures.items():
-        console.print(f"not fitted: {name}: {why}", highlight=False, style="yellow")
+        console.print(f"not fitted: {name}: {why}", style="yellow")
     for name, each in found.items():
-        console.print()
-        console.print(_fit_table(name, each))
+        obs = each.observations
+        console.print(
+            f"\n{name}: {each.law.formula}, {len(obs.loss)} points of {len(obs.labels)} runs",
+            style="bold",
+        )
+        console.print(_fit_table(each))
         quality = each.criteria()
         console.print(
             f"rms error {quality['rms']:.2%}, AICc {quality['aicc']:.1f}; {each.evidence.reached} "
             f"of {each.evidence.starts} starts reached this optimum; condition "
             f"{each.evidence.condition:.0f}",
-            highlight=False,
         )
         for warning in each.warnings:
             _warn(console, str(warning))
@@ -81,6 +91,14 @@ def fits(
         _checklist(console, extras[name].checklist, full)
     if not full:
         console.print("\n--full prints every choice and the checklist.", style="dim")
+
+
+def _left_out(exclusions: pd.DataFrame) -> list[str]:
+    """Every exclusion with its reason; of many, how often each reason was the one."""
+    if len(exclusions) <= _MOST_LISTED:
+        return [f"{r['run_id']}: {r['reason']}" for r in exclusions.to_dict("records")]
+    counted = exclusions["reason"].value_counts()
+    return [f"{count} x {reason}" for reason, count in counted.items()]
 
 
 def _choices(console: Console, table: pd.DataFrame, fit: LawFit, full: bool) -> None:
@@ -94,7 +112,6 @@ def _choices(console: Console, table: pd.DataFrame, fit: LawFit, full: bool) -> 
         console.print(
             f"other choices: {name} from {np.nanmin(values):.3f} to {np.nanmax(values):.3f} over "
             f"{len(table) - 1}; farthest: {row['choice']}, {row['setting']}{far}",
-            highlight=False,
         )
     if not full:
         return
@@ -120,7 +137,7 @@ def _checklist(console: Console, table: pd.DataFrame, full: bool) -> None:
     text = f"checklist: {len(answers) - len(open_)} of {len(answers)} questions answered"
     if open_:
         text += f"; the data do not say: {' '.join(open_)}"
-    console.print(text, highlight=False)
+    console.print(text)
     if not full:
         return
     shown = Table(title="checklist", title_justify="left", show_lines=False)
@@ -137,23 +154,21 @@ def comparison(result: Comparison | None) -> None:
     """Equal-loss compute, crossings and shared exponents of several groups."""
     if result is None:
         return
-    console = Console()
-    console.print(f"\ncompared with {result.baseline}:", style="bold", highlight=False)
+    console = _console()
+    console.print(f"\ncompared with {result.baseline}:", style="bold")
     for each in result.multipliers.values():
-        console.print(f"{each.verdict} {each.crossing_words}", highlight=False)
+        console.print(f"{each.verdict} {each.crossing_words}")
     for what, why in result.failures.items():
-        console.print(f"not compared: {what}: {why}", highlight=False, style="yellow")
+        console.print(f"not compared: {what}: {why}", style="yellow")
     if result.shared is not None:
-        console.print(result.shared.verdict, highlight=False)
+        console.print(result.shared.verdict)
     codes = {w.code: w for each in result.multipliers.values() for w in each.warnings}
     for warning in codes.values():
         _warn(console, str(warning))
 
 
-def _fit_table(name: str, fit: LawFit) -> Table:
-    obs = fit.observations
-    title = f"{name}: {fit.law.formula}, {len(obs.loss)} points of {len(obs.labels)} runs"
-    table = Table(title=title, title_justify="left")
+def _fit_table(fit: LawFit) -> Table:
+    table = Table()
     table.add_column("parameter")
     table.add_column("value", justify="right")
     frame = fit.table(LEVEL)
@@ -170,7 +185,7 @@ def _fit_table(name: str, fit: LawFit) -> Table:
 
 def approaches(results: dict[str, Approaches]) -> None:
     """What each of the three approaches says."""
-    console = Console()
+    console = _console()
     for name, result in results.items():
         table = Table(title=f"{name}: N* ~ C^a, and N*, D* at {result.at:.3g} FLOPs",
                       title_justify="left")  # fmt: skip

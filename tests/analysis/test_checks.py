@@ -174,3 +174,9 @@ def test_the_callers_table_is_left_alone() -> None:
     before = data.copy(deep=True)
     _fit(data, bootstrap=10)
     pd.testing.assert_frame_equal(data, before)
+
+
+def test_rows_without_a_cluster_are_units_of_their_own() -> None:
+    data = suite(runs="size").assign(unit=["u", None, None, "u"] + ["v"] * 21)
+    assert fit_law("chinchilla", data, clusters="unit").observations.labels == [
+        "row 1", "row 2", "u", "v"]  # fmt: skip

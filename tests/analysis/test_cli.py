@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from make_runs import LAWS, Problem, write_sweep
 from typer.testing import CliRunner
+from worlds import suite
 
 from analysis.cli import app
 from analysis.law_fit import LawFit
@@ -340,3 +341,60 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = python(code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_brackets_in_names_are_printed_as_they_are(tmp_path: Path, table: Path) -> None:
+    frame = pd.read_csv(table).rename(columns={"final": "loss [nats]"})
+    frame["arch"] = frame["arch"].map({"x": "[/x]", "y": "[bold]y"})
+    path = tmp_path / "t.csv"
+    frame.to_csv(path, index=False)
+    code, out, _ = call("fit", path, "--params", "size_m*1e6", "--bootstrap", "0")
+    assert code == 0
+    assert "loss = 'loss [nats]' (guessed)" in out
+    assert "[/x]: L = E" in out
+    assert "[bold]y: L = E" in out
+
+
+def test_json_is_strict_where_numbers_are_infinite(tmp_path: Path, table: Path) -> None:
+    """Seven points of six unknowns: AICc is infinite, which JSON cannot say."""
+    path = tmp_path / "t.csv"
+    pd.read_csv(table).iloc[[0, 4, 8, 12, 16, 20, 24]].to_csv(path, index=False)
+    code, out, _ = call("fit", path, *columns("--bootstrap", "0", "--json"))
+    assert code == 0
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    record = json.loads(out, parse_constant=refuse)
+    assert record["fits"]["x"]["criteria"]["aicc"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--form", "chinchila"), "form 'chinchila' is not known"),
+        (("--objective", "huba"), "objective 'huba' is not known"),
+        (("--delta", "0"), "delta must be a positive number"),
+        (("--bootstrap", "1"), "--bootstrap 1 gives no interval"),
+        (("--clusters", "sise"), "no column 'sise' for --clusters"),
+    ],
+)
+def test_a_wrong_option_is_said_once(table: Path, words: tuple[str, str], message: str) -> None:
+    code, _, err = call("fit", table, *columns(*words))
+    assert code == 2
+    assert " ".join(err.split()).count(message) == 1
+
+
+def test_groups_of_a_table_are_drawn_in_pairs_on_request(tmp_path: Path) -> None:
+    frame = pd.concat([suite(noise=0.003, runs="size", sizes=6),
+                       suite(noise=0.003, runs="size", sizes=6, arch="y")])  # fmt: skip
+    path = tmp_path / "t.csv"
+    frame.drop(columns="run_id").to_csv(path, index=False)
+    found = {}
+    for words in ((), ("--clusters", "size")):
+        out = call("fit", path, "--bootstrap", "50", "--json", *words)[1]
+        found[words] = json.loads(out)["comparison"]["multipliers"]["y"]
+    assert [r["paired"] for r in found.values()] == [False, True]
+    unpaired, paired = ({w["code"]: w["message"] for w in r["warnings"]} for r in found.values())
+    assert "--clusters on the command line" in unpaired["one_draw_source"]
+    assert "one_draw_source" not in paired

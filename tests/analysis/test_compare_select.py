@@ -9,7 +9,7 @@ from worlds import TRUTH, optimum_of, suite
 
 from analysis.checklist import NOT_RECORDED, checklist, to_markdown
 from analysis.compare import CompareResult, compute_multiplier, multipliers
-from analysis.crossing import crossing
+from analysis.crossing import Crossing, _first_zero, crossing
 from analysis.errors import AnalysisError
 from analysis.fitting import fit_groups, fit_law
 from analysis.frontier import compute_for_loss, frontier_power_law
@@ -273,3 +273,25 @@ def test_checklist_is_filled_from_the_fit_and_open_questions_stay_visible() -> N
     assert table["Which learning-rate schedule?"] == NOT_RECORDED
     text = to_markdown(checklist(fit))
     assert text.count("### ") == 4
+
+
+def test_crossings_on_a_grid_point_and_of_equal_frontiers() -> None:
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    gap = np.array([[2.0, 0.0, -1.0, -2.0], [-2.0, -1.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(_first_zero(x, gap), [1.0, 2.0, np.nan])
+
+
+def test_a_crossing_that_no_refit_sees_is_said_so() -> None:
+    nan = float("nan")
+    text = Crossing(nan, nan, nan, nan, 0.0, inside=False).describe("x", "y", 0.9)
+    assert text.endswith("do not cross in the range searched, nor do those of any refit.")
+
+
+def test_a_loss_that_one_never_reaches_is_no_number() -> None:
+    low = {**TRUTH, "E": 1.2}
+    data = pd.concat([suite(law=low), suite(arch="y")])
+    fits = fit_groups("chinchilla", data, group="arch")
+    result = compute_multiplier(fits["x"], fits["y"], names=("x", "y"), losses=np.array([1.5]))
+    assert result.verdict.endswith("y does not reach it by the point estimates.")
+    result = compute_multiplier(fits["x"], fits["y"], names=("x", "y"), losses=np.array([1.0]))
+    assert "neither of the two reaches it" in result.verdict

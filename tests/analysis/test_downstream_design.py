@@ -184,3 +184,15 @@ def test_quantities_agree_with_the_fit() -> None:
     row = fit.optimal(1e22).iloc[0]
     assert quantity(fit, "n@1e22")(values) == pytest.approx(np.log(row["n"]))
     assert quantity(fit, "loss@1e22")(values) == pytest.approx(row["loss"])
+
+
+def test_three_runs_are_too_few_to_redraw() -> None:
+    data = _tasks().assign(run_id=lambda f: [f"r{i % 3}" for i in range(len(f))])
+    with pytest.raises(AnalysisError, match=r"3 run\(s\) with this task.*at least 4"):
+        fit_downstream(data, chance=0.25, bootstrap=50)
+
+
+@pytest.mark.parametrize("name", ["loss@-1e20", "loss@1e9,-5", "n@inf", "d@nan"])
+def test_quantities_at_impossible_places(name: str) -> None:
+    with pytest.raises(AnalysisError, match="positive numbers in place of C, N and D"):
+        quantity(fit_law("chinchilla", suite()), name)

@@ -259,3 +259,12 @@ def test_line_standard_error_matches_ordinary_least_squares() -> None:
     assert line.se == pytest.approx(oracle.stderr, rel=1e-12)
     with pytest.raises(AnalysisError, match="two distinct x"):
         fit_line(np.ones(3), np.ones(3))
+
+
+def test_unusable_rows_of_profiles_are_counted() -> None:
+    data = _grid(0.34, 0.28, 4.0)
+    data.loc[0, "loss"] = np.nan
+    found = [w for w in isoflop(data).warnings if w.code == "rows_excluded"]
+    assert "1 of" in found[0].message
+    with pytest.raises(AnalysisError, match="has positive numbers for N, loss and the budget"):
+        isoflop(data.assign(budget="1e18 FLOPs"), budget="budget")

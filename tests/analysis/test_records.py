@@ -241,3 +241,22 @@ def test_speed_of_a_million_lines(tmp_path: Path) -> None:
     print(f"{seconds:.2f} s")
     assert len(sweep.curves) == 1400 * 715
     assert seconds < 15  # three times the target: a shared machine slows caches down
+
+
+def test_records_of_another_version_are_left_out_by_name(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "demo", archs=("tnl",), dims=(32, 64), log_lines=4)
+    path = sorted(root.glob("*/config.json"))[0]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
+    sweep = load_sweep(root)
+    assert sweep.exclusions["reason"].tolist() == [
+        "written in schema 2 of run records; this version reads 1"]  # fmt: skip
+    assert len(set(sweep.points["run_id"])) == 1
+
+
+def test_directories_near_a_sweep_say_which_to_give(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "demo", archs=("tnl",), dims=(32,), log_lines=4)
+    with pytest.raises(AnalysisError, match=r"give one of the sweeps in it: .*demo"):
+        load_sweep(tmp_path)
+    (run,) = [p.parent for p in root.glob("*/config.json")]
+    with pytest.raises(AnalysisError, match=r"it is one run: give its sweep, .*demo"):
+        load_sweep(run)

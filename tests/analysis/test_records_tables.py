@@ -106,7 +106,7 @@ def test_errors_name_the_column_and_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match=r"does not exist; give a CSV"):
         load_csv(tmp_path / "absent.csv")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(AnalysisError, match=r"cannot be read as a table"):
+    with pytest.raises(AnalysisError, match=r"empty.csv is empty"):
         load_csv(tmp_path / "empty.csv")
     (tmp_path / "header.csv").write_text("params,tokens,loss\n")
     with pytest.raises(AnalysisError, match=r"has no rows"):
@@ -176,3 +176,44 @@ def test_a_row_given_twice_counts_once_and_is_said(tmp_path: Path) -> None:
     assert len(sweep.points) == 2
     assert sweep.exclusions.to_dict("records")[0]["run_id"] == "row 4"
     assert sweep.exclusions["reason"].tolist() == ["identical to an earlier row"]
+
+
+LINES = [f"{n:g},{d:g},{loss!r}" for n, d, loss in zip(N, D, LOSS.tolist(), strict=True)]
+
+
+def test_a_separator_at_the_end_of_lines_shifts_no_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("N,D,loss\n" + "".join(f"{line},\n" for line in LINES))
+    points = load_csv(path).points
+    np.testing.assert_allclose(points["n_params"], N)
+    np.testing.assert_array_equal(points["loss"], LOSS)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.csv", "".join(["N,D,loss\n", *(f"{line},7\n" for line in LINES)]).encode(),
+         "rows have more fields than the header has names"),
+        ("t.csv", b"N,D,loss\n1,2,3\n1,2,3,4\n", "Expected 3 fields in line 3, saw 4"),
+        ("t.csv", b"", "t.csv is empty"),
+        ("t.csv", "N,D,loss\n".encode("utf-16"), "not UTF-8 text; save it as a CSV in UTF-8"),
+        ("t.csv", "".join(f"{line}\n" for line in LINES).encode(),
+         "first line of the file holds the names"),
+        ("t.xlsx", b"PK", "is not text: save the table as CSV"),
+        ("t.json", b"5", "cannot be read as a table"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_table(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(AnalysisError, match=message):
+        load_csv(tmp_path / name)
+
+
+def test_empty_cells_are_neither_a_group_nor_a_run(tmp_path: Path) -> None:
+    group = ["x"] * 15 + [None]
+    runs = [None, None, *(f"r{i}" for i in range(14))]
+    sweep = load_csv(save(tmp_path / "t.csv", N=N, D=D, loss=LOSS, arch=group, run=runs))
+    assert sweep.points["arch"].unique().tolist() == ["x"]
+    assert sweep.exclusions["reason"].tolist() == ["no value in 'arch', which tells laws apart"]
+    assert sweep.points["run_id"].tolist()[:3] == ["row 2", "row 3", "r0"]
+    assert "rows of one run, resampled together = 'run' (guessed)" in sweep.notes
