@@ -193,7 +193,7 @@ def read(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor
     device = model.embedding.weight.device
     rows = [torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    if model.keeps_tokens or (lengths == lengths[0]).all():
+    if model.keeps_tokens(int(lengths.max())) or (lengths == lengths[0]).all():
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
         hidden, state = model.hidden(tokens, keep_state=True)
         assert state is not None

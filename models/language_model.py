@@ -98,10 +98,9 @@ class LanguageModel(nn.Module):
     def _stack(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 
-    @property
-    def keeps_tokens(self) -> bool:
-        """Whether every mixer's state holds every token by itself (see `TokenMixer`)."""
-        return all(block.mixer.keeps_tokens for block in self._stack)
+    def keeps_tokens(self, length: int) -> bool:
+        """Whether the state of `length` tokens holds every one by itself (see `TokenMixer`)."""
+        return all(block.mixer.keeps_tokens(length) for block in self._stack)
 
     @property
     def head_weight(self) -> Tensor:
@@ -130,9 +129,10 @@ class LanguageModel(nn.Module):
         """What the head multiplies, (B, T, d), and the state if it is kept.
 
         Args: as `forward`; and `trees`, how the tokens of each row follow each other where not in
-            one line, for models that keep tokens. No state can be kept after trees.
+            one line, for models that keep all tokens of that length (`keeps_tokens`). No state can
+            be kept after trees.
         """
-        if trees is not None and (keep_state or cu_seqlens is not None or not self.keeps_tokens):
+        if trees is not None and (keep_state or cu_seqlens is not None or not self.keeps_tokens(1)):
             raise ValueError("trees: for models that keep tokens, unpacked and without a state")
         offset = None if state is None else state.position
         span = make_span(tokens, offset, cu_seqlens, keep_state, trees)

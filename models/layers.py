@@ -310,9 +310,6 @@ class TokenMixer(nn.Module):
 
     growing: bool = False
     """The state may grow with the tokens seen, so that `reserve` must be asked for room."""
-    keeps_tokens: bool = False
-    """The state holds every token by itself. Then padding behind a sequence does it no harm (the
-    next tokens overwrite it), and `Trees` can be read, whose tokens see what they continue."""
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
@@ -342,6 +339,14 @@ class TokenMixer(nn.Module):
     ) -> LayerState:
         """The state of `batch_size` sequences without tokens."""
         raise NotImplementedError
+
+    def keeps_tokens(self, length: int) -> bool:
+        """Whether the state of `length` tokens holds every one of them by itself.
+
+        Then padding behind a sequence does it no harm (the next tokens overwrite it), and `Trees`
+        can be read, whose tokens see what they continue.
+        """
+        return False
 
     def reserve(self, state: LayerState, capacity: int) -> LayerState:
         """Room for `capacity` tokens a sequence; a recurrent state needs none."""

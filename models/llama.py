@@ -68,9 +68,7 @@ class SoftmaxAttention(TokenMixer):
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.key_value_heads
         self.head_dim, self.window = config.head_dim, config.window
-        # A window forgets what padding overwrites, and dynamic angles depend on the length.
-        dynamic = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
-        self.keeps_tokens = self.growing and config.window is None and not dynamic
+        self.dynamic = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = nn.Linear(config.dim, width, bias=config.qkv_bias)
         self.out = nn.Linear(self.heads * self.head_dim, config.dim, bias=config.out_bias)
@@ -145,6 +143,10 @@ class SoftmaxAttention(TokenMixer):
         slots = INITIAL_CAPACITY if self.window is None else min(INITIAL_CAPACITY, self.window)
         shape = (batch_size, slots, self.kv_heads, self.head_dim)
         return {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
+
+    def keeps_tokens(self, length: int) -> bool:
+        # A window forgets what padding overwrites, and dynamic angles depend on the length.
+        return self.growing and not self.dynamic and (self.window is None or length <= self.window)
 
     def reserve(self, state: LayerState, capacity: int) -> LayerState:
         have, most = state["k"].shape[1], capacity if self.window is None else self.window

@@ -82,15 +82,13 @@ class Row(NamedTuple):
     """Number of the group in its pass."""
     tokens: Tensor
     """(n,)."""
-    depth: Tensor
-    """Tokens between each and the shared beginning, (n,)."""
-    visible: Tensor
-    """Whether a token continues another, or is it, (n, n)."""
+    tree: Trees | None
+    """How they follow each other, (n,) and (n, n); None: in one line."""
     paths: list[tuple[Text, list[int]]]
     """Texts, and where their inputs are among the tokens."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(
     model: LanguageModel, pairs: Sequence[Pair], *, max_length: int, batch_size: int
 ) -> list[Score]:
@@ -177,7 +175,8 @@ def _pass(
         for start, group in zip(starts, groups, strict=True)
         for text in group.texts
     }
-    make = _tree if model.keeps_tokens else _chains
+    texts = [text for group in groups for text in group.texts]
+    make = _tree if model.keeps_tokens(max(len(text.inputs) for text in texts)) else _chains
     rows = [row for number, group in enumerate(groups) for row in make(number, group)]
     behind: dict[int, list[int]] = {}
     for batch in _alike(rows, lambda row: len(row.tokens), batch_size):
@@ -188,7 +187,6 @@ def _pass(
                 behind[text.number] = [start + place for place in path]
         pieces.append(hidden.flatten(0, 1))
         read_so_far += len(pieces[-1])
-    texts = [text for group in groups for text in group.texts]
     index: list[int] = []
     for text in texts:
         index += [*places[text.number], *behind.get(text.number, ())][-len(text.targets) :]
@@ -217,13 +215,14 @@ def _continue(model: LanguageModel, state: State, rows: list[Row]) -> Tensor:
     owner = torch.tensor([row.group for row in rows], device=device)
     own = tree_map(lambda tensor: tensor[owner], state)
     tokens = pad_sequence([row.tokens for row in rows], batch_first=True).to(device)
-    if not model.keeps_tokens:
+    trees = [row.tree for row in rows if row.tree is not None]
+    if not trees:
         return model.hidden(tokens, own)[0]
-    depth = pad_sequence([row.depth for row in rows], batch_first=True).to(device)
+    depth = pad_sequence([tree.depth for tree in trees], batch_first=True)
     visible = torch.eye(tokens.shape[1], dtype=torch.bool).repeat(len(rows), 1, 1)
-    for number, row in enumerate(rows):
-        visible[number, : len(row.tokens), : len(row.tokens)] = row.visible
-    return model.hidden(tokens, own, trees=Trees(depth, visible.to(device)))[0]
+    for tree, matrix in zip(trees, visible, strict=True):
+        matrix[: len(tree.depth), : len(tree.depth)] = tree.visible
+    return model.hidden(tokens, own, trees=Trees(depth.to(device), visible.to(device)))[0]
 
 
 def _chains(number: int, group: Group) -> list[Row]:
@@ -231,9 +230,7 @@ def _chains(number: int, group: Group) -> list[Row]:
     rows = []
     for text in group.texts:
         if rest := text.inputs[group.shared :]:
-            order = torch.arange(len(rest))
-            causal = order[:, None] >= order
-            rows.append(Row(number, torch.tensor(rest), order, causal, [(text, order.tolist())]))
+            rows.append(Row(number, torch.tensor(rest), None, [(text, list(range(len(rest))))]))
     return rows
 
 
@@ -257,4 +254,4 @@ def _tree(number: int, group: Group) -> list[Row]:
         if parent >= 0:
             visible[node] |= visible[parent]
     tokens = torch.tensor([token for _, token in nodes])
-    return [Row(number, tokens, torch.tensor(depth), visible, paths)]
+    return [Row(number, tokens, Trees(torch.tensor(depth), visible), paths)]

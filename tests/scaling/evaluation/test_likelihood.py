@@ -50,18 +50,19 @@ def test_scores_are_those_of_each_text_alone(model, batch_size):
     check(model.model, questions(), batch_size)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"window": 5},
-        {"window": 5, "kv_heads": 1},
-        {"kv_heads": 1, "qkv_bias": True},
-        {"rope_scaling": RopeScaling(kind="dynamic", factor=2.0, original_length=6)},
-        {"arch": "supra"},
-        {"arch": "lolcats", "lolcats": LoLCATs(window=4, softmax_layers=(1,))},
-    ],
-    ids=["window", "window, grouped", "grouped", "dynamic", "supra", "lolcats"],
-)
+VARIANTS = {
+    "window": {"window": 5},
+    "window, grouped": {"window": 5, "kv_heads": 1},
+    "window of some": {"window": 12},
+    "window of all": {"window": MAX_LENGTH},
+    "grouped": {"kv_heads": 1, "qkv_bias": True},
+    "dynamic": {"rope_scaling": RopeScaling(kind="dynamic", factor=2.0, original_length=6)},
+    "supra": {"arch": "supra"},
+    "lolcats": {"arch": "lolcats", "lolcats": LoLCATs(window=4, softmax_layers=(1,))},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_variants_of_llama(make_toy, changes):
     config = dataclasses.replace(make_toy("llama").model.config, **changes)
     torch.manual_seed(1)
