@@ -48,18 +48,21 @@ figures: $(STAMP)  ## Rebuild every published figure from the records in experim
 docs: $(STAMP)   ## Build the documentation into build/site; a warning is an error.
 	$(BIN)/mkdocs build --strict
 
-notebooks: $(STAMP)  ## Execute the notebooks into build/notebooks.
+notebooks: $(STAMP)  ## Execute the notebooks and write them, with figures, beside their sources.
 	$(BIN)/python notebooks/execute.py
 
 gpu-check:       ## On a CUDA machine, with its own Python: every kernel against fp64, forward and backward.
-	$(PYTHON) -m pytest -q -m gpu tests/models/kernels
+	$(PYTHON) -m pytest -q -m gpu $$($(PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null) tests/models/kernels
 
 bench: $(STAMP)  ## Measure the benchmarks that this machine can run; results under experiments/benchmarks/results.
 	$(BIN)/python -m experiments.benchmarks.mixers
 	$(BIN)/python -m experiments.benchmarks.llama_vs_transformers
 	$(BIN)/python -m experiments.benchmarks.lightning_overhead
 	$(BIN)/python -m experiments.benchmarks.fitting
-	$(BIN)/python -m experiments.benchmarks.decoding
+	$(BIN)/python -m experiments.benchmarks.decoding --write
+	$(BIN)/python -m experiments.benchmarks.importing --write
+	$(BIN)/python -m experiments.benchmarks.data --write
+	$(BIN)/python -m experiments.benchmarks.overheads --write
 	@if command -v nvidia-smi > /dev/null; then $(BIN)/python -m experiments.benchmarks.kernels_gpu; \
 		else echo "No NVIDIA GPU here: the kernel benchmark is left out."; fi
 
