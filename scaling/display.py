@@ -94,9 +94,9 @@ class SweepDisplay:
         total = sum(task.flops for task in self._tasks)
         done = 0.0
         for task in self._tasks:
-            if task.final:
+            if task.final and task.state != "preempted":
                 done += task.flops
-            elif task.state in ("running", "elsewhere"):
+            elif task.state in ("running", "elsewhere", "preempted"):
                 row = run_row(self._sweep_dir / task.run_id)
                 done += task.flops * row["tokens"] / (row["tokens_total"] or 1)
         self._history.append((now, done))

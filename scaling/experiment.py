@@ -106,6 +106,8 @@ def call(path: Path, function: str, toy: bool = False) -> object:
     """
     if "=" in path.name and not path.exists():
         raise LinscaleError(f"{path}: the experiment file comes first, overrides after it.")
+    if path.is_dir():
+        raise LinscaleError(f"{path}: is a directory; give one of its experiment files (.py).")
     if not path.is_file():
         raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
     spec = importlib.util.spec_from_file_location(f"linscale_experiment_{path.stem}", path)

@@ -1,7 +1,8 @@
 """Launching a sweep: which runs are left, on what, and what came of it.
 
-1. The sweep's record, `sweep.json`, is written; runs that are done or diverged are left out.
-2. The data of the others is prepared once, here, where its progress and its errors can be seen.
+1. Runs that are done or diverged are left out. The data of the others is prepared once, here, where
+   its progress and its errors can be seen.
+2. The sweep's record, `sweep.json`, is written.
 3. `local`: a pool of worker processes trains them (`scaling.pool`). `inline`: this process does,
    one after the other, which is what a debugger wants. `slurm`: they are submitted
    (`scaling.slurm`), and this process ends.
@@ -74,7 +75,6 @@ def launch(
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
-    _record_sweep(experiment, sweep_dir)
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
@@ -88,6 +88,7 @@ def launch(
         for task in left:
             if task.config.data == data:
                 prepared.check_rows(task.config.model.vocab_size)
+    _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
         _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
         return True

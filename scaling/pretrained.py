@@ -87,6 +87,11 @@ def find_checkpoint(path: Path | str) -> Path | None:
             f"{path}: is a sweep; give one of its runs, such as {path / runs[0]} "
             f"({len(runs)} there)."
         )
+    if not values and (path / "config.json").is_file():
+        raise LinscaleError(
+            f"{path / 'config.json'}: is not a JSON object; restore it, or delete {path} and make it "
+            "again."
+        )
     raise LinscaleError(
         f"{path}: holds no model; give a checkpoint (.pt), the directory of a run, or a directory "
         "with config.json and safetensors files."

@@ -89,6 +89,7 @@ def test_plan_shows_overrides(tmp_path):
         (["plan", LADDER, "--toy"], "has no toy variant"),
         (["plan", LADDER, "parallel.micro_batch_sequences=480"], "micro_batch_sequences"),
         (["run", "nothing.py"], "no such experiment file"),
+        (["run", "."], "is a directory; give one of its experiment files"),
         (["run", QUICKSTART, "data.corpus=text:none/*.txt"], "none/*.txt"),
         (["run", QUICKSTART, "--launcher", "cloud"], "cloud"),
         (["status", "runs/none"], "no such directory"),

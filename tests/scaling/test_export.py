@@ -178,6 +178,10 @@ def test_what_is_no_model_is_named(trained: Any, tmp_path: Path) -> None:
         load(run.parent)
     with pytest.raises(LinscaleError, match="holds no model"):
         load(tmp_path / "nothing")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text('{"run_id": "a')
+    with pytest.raises(LinscaleError, match=r"torn/config\.json: is not a JSON object"):
+        load(tmp_path / "torn")
     with pytest.raises(LinscaleError, match="is not a device"):
         usable_device("toaster")
     with pytest.raises(ConfigError, match="SwiGLU"):
