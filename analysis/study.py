@@ -196,8 +196,11 @@ def study(
         progress: told in words what is being done.
 
     Raises:
-        AnalysisError: the sweep has no usable point, or no architecture can be fitted.
+        AnalysisError: fewer than 2 refits, the sweep has no usable point, or no architecture can be
+            fitted.
     """
+    if bootstrap < 2:
+        raise AnalysisError(f"bootstrap={bootstrap}: a study needs intervals; 2000 is usual")
     points = sweep.require_points()
     say = progress or (lambda _: None)
     laws: dict[str, LawFit] = {}
