@@ -115,7 +115,7 @@ def test_errors_name_the_column_and_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match=r"cannot be read as a table"):
         load_csv(tmp_path / "ragged.csv")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 10)
-    with pytest.raises(AnalysisError, match=r"cannot be read as a table"):
+    with pytest.raises(AnalysisError, match=r"binary.csv is not UTF-8 text; save it as a CSV"):
         load_csv(tmp_path / "binary.csv")
 
 
