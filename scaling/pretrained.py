@@ -89,8 +89,8 @@ def find_checkpoint(path: Path | str) -> Path | None:
         )
     if not values and (path / "config.json").is_file():
         raise LinscaleError(
-            f"{path / 'config.json'}: is not a JSON object; restore it, or delete {path} and make it "
-            "again."
+            f"{path / 'config.json'}: is not a JSON object; restore it, or delete {path} and make "
+            "it again."
         )
     raise LinscaleError(
         f"{path}: holds no model; give a checkpoint (.pt), the directory of a run, or a directory "
