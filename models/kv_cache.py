@@ -10,6 +10,8 @@ again. After n tokens, slot s holds position
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,28 +33,47 @@ def visible(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (keys > positions - window)
 
 
-def call_mask(span: Span, window: int | None) -> Tensor | None:
-    """Which tokens of its call a token sees, (T, T) or of a tree (B, 1, T, T); None: all before."""
-    positions = span.positions[0]
+def causal(span: Span, window: int | None) -> bool:
+    """Whether a token sees all tokens of its call that come before it, and no others."""
+    plain = span.visible is None and span.sequence is None
+    return plain and (window is None or window >= span.positions.shape[1])
+
+
+def blocks(span: Span, window: int | None, most: int) -> Iterator[tuple[slice, slice]]:
+    """The queries of a call, at most so many at a time, with the keys of it that they may see."""
+    length = span.positions.shape[1]
+    if span.visible is not None:  # a tree is short, and in any order
+        most = length
+    for first in range(0, length, most):
+        last = min(first + most, length)
+        seen = 0 if window is None or span.visible is not None else max(0, first - window + 1)
+        yield slice(first, last), slice(seen, last)
+
+
+def call_mask(
+    span: Span, window: int | None, queries: slice = slice(None), keys: slice = slice(None)
+) -> Tensor:
+    """Which tokens of its call a token sees, (queries, keys) or of a tree (B, 1, queries, keys)."""
     if span.visible is not None:
-        return span.visible[:, None]
-    if span.sequence is not None:
-        same = span.sequence[:, None] == span.sequence
-        return same & visible(positions[:, None], positions, window)
-    if window is None or window >= len(positions):
-        return None
+        return span.visible[:, None, queries, keys]
     # All rows have consecutive positions, so that one mask of differences serves them.
-    return visible(positions[:, None], positions, window)
+    positions = span.positions[0]
+    seen = visible(positions[queries, None], positions[keys], window)
+    if span.sequence is None:
+        return seen
+    return seen & (span.sequence[queries, None] == span.sequence[keys])
 
 
-def past_mask(span: Span, slots: int, window: int | None) -> Tensor:
-    """Which slots of the cache a token sees: (N, 1, T, S), or packed (T, N S)."""
+def past_mask(span: Span, slots: int, window: int | None, queries: slice) -> Tensor:
+    """Which slots of the cache a token sees: (N, 1, queries, S), or packed (queries, N S)."""
     assert span.offset is not None
     keys = held(span.offset, slots, window)  # (N, S)
+    positions = span.positions[:, queries]
     if span.sequence is None:
-        return visible(span.positions[..., None], keys[:, None], window)[:, None]
-    same = span.sequence[:, None, None] == torch.arange(len(keys), device=keys.device)[:, None]
-    return (same & visible(span.positions[0][:, None, None], keys, window)).flatten(1)
+        return visible(positions[..., None], keys[:, None], window)[:, None]
+    number = torch.arange(len(keys), device=keys.device)[:, None]
+    same = span.sequence[queries, None, None] == number
+    return (same & visible(positions[0][:, None, None], keys, window)).flatten(1)
 
 
 def prepend(cache: Tensor, new: Tensor, span: Span) -> Tensor:

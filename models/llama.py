@@ -14,8 +14,9 @@ Data flow: 1. one product gives q, k, v; 2. q and k are rotated by their positio
 attention through `scaled_dot_product_attention`; 4. output projection.
 
 The state is a key-value cache (`models.kv_cache`), under a sliding window a ring of its size.
-Packed sequences, trees and windows shorter than the call use an explicit mask of T x T, and calls
-that continue a state one of T x (slots + T): memory quadratic in the length of the call.
+Packed sequences, windows shorter than the call and calls that continue a state need an explicit
+mask. They are read `QUERIES` tokens at a time, each with the keys that it may see: under a window
+a call of T tokens takes memory and time of T x (QUERIES + window), whatever is packed into it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.kv_cache import call_mask, extended, held, past_mask, prepend, visible
+from models.kv_cache import (
+    blocks,
+    call_mask,
+    causal,
+    extended,
+    held,
+    past_mask,
+    prepend,
+    visible,
+)
 from models.layers import (
     Architecture,
     LayerState,
@@ -39,6 +49,8 @@ from models.rope import rotary_angles, rotate, sequence_lengths
 
 INITIAL_CAPACITY = 128
 """Cache slots of a fresh state; `reserve` doubles it as needed."""
+QUERIES = 512
+"""Queries that are read at once where a mask is needed."""
 
 
 class RotaryStem(Stem):
@@ -86,10 +98,6 @@ class SoftmaxAttention(TokenMixer):
         q, k = rotate(qk, *shared).split((self.heads, self.kv_heads), dim=2)
         return q, k, v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax attention and output projection, (B, T, d); arguments as in `_softmax`."""
-        return self.out(self._softmax(q, k, v, mask).flatten(-2))
-
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention (B, T, H, K) of q over k, v (B, S, ., K); mask None: causal."""
         if self.kv_heads < self.heads:
@@ -105,20 +113,31 @@ class SoftmaxAttention(TokenMixer):
         )
         return out.transpose(1, 2)  # (B, T, H, K)
 
+    def _read(
+        self, q: Tensor, k: Tensor, v: Tensor, span: Span, state: LayerState | None
+    ) -> Tensor:
+        """Softmax attention (B, T, H, K) over the call's keys and those of the cache."""
+        if state is None and causal(span, self.window):
+            return self._softmax(q, k, v, None)
+        outputs = []
+        for queries, keys in blocks(span, self.window, QUERIES):
+            k_near, v_near = k[:, keys], v[:, keys]
+            mask = call_mask(span, self.window, queries, keys)
+            if state is not None:
+                past = past_mask(span, state["k"].shape[1], self.window, queries)
+                mask = torch.cat((past, mask.expand(*past.shape[:-1], -1)), dim=-1)
+                k_near = prepend(state["k"], k_near, span)
+                v_near = prepend(state["v"], v_near, span)
+            outputs.append(self._softmax(q[:, queries], k_near, v_near, mask))
+        return torch.cat(outputs, dim=1)
+
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self._project(x, shared)
         new = {"k": k, "v": v}
         kept = extended(state, new, span, self.window) if span.keep_state else {}
-        mask = call_mask(span, self.window)
-        if state is not None:
-            past = past_mask(span, state["k"].shape[1], self.window)
-            if mask is None:
-                mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-            mask = torch.cat((past, mask.expand(*past.shape[:-1], -1)), dim=-1)
-            k, v = prepend(state["k"], k, span), prepend(state["v"], v, span)
-        return self._attend(q, k, v, mask), kept
+        return self.out(self._read(q, k, v, span, state).flatten(-2)), kept
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState

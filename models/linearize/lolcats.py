@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import LoLCATs, ModelConfig
-from models.kv_cache import call_mask
 from models.layers import (
     Architecture,
     FullPrecision,
@@ -174,7 +173,7 @@ class HybridAttention(SoftmaxAttention):
         """
         with torch.no_grad():
             q, k, v = self._project(x, shared)
-            teacher = self._softmax(q, k, v, call_mask(span, self.window))
+            teacher = self._read(q, k, v, span, None)
         student, _ = self.attend(q, k, v, span)
         return q, k, teacher, student
 

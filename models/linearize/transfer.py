@@ -221,9 +221,6 @@ def softmax_weights(mixer: SoftmaxAttention, q: Tensor, k: Tensor, span: Span) -
 
     Args: as `attention_weights`.
     """
-    positions = span.positions[0]
     scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
-    mask = call_mask(span, mixer.window)
-    visible = positions <= positions[:, None] if mask is None else mask
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return scores.masked_fill(~call_mask(span, mixer.window), -torch.inf).softmax(-1)
