@@ -181,6 +181,12 @@ class RunConfig(Part):
                 "mixers share a sequence; set parallel.sequence=1, and use parallel.activation_"
                 "checkpointing=block or a smaller parallel.micro_batch_sequences to save memory."
             )
+        for name in ("matrix_tokens", "hidden_tokens", "temperature", "fit_sequences"):
+            if value := getattr(self.linearize, name):
+                raise ConfigError(
+                    f"parallel.sequence={split} with linearize.{name}={value}: the teacher's "
+                    "softmax attention takes whole sequences; set parallel.sequence=1."
+                )
         corpus = self.data.corpus
         if corpus.startswith("instructions:"):
             raise ConfigError(

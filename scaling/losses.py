@@ -17,8 +17,8 @@ Batch = tuple[Tensor, ...]
 
 
 def mean_loss(net: LanguageModel, batch: Batch) -> Tensor:
-    """Mean loss in nats over the targets of a batch, a scalar."""
-    return token_losses(net, batch).sum() / counted(batch)
+    """Mean loss in nats over the targets of a batch, a scalar; 0 where it has none."""
+    return token_losses(net, batch).sum() / counted(batch).clamp(min=1)
 
 
 def counted(batch: Batch) -> Tensor:

@@ -139,6 +139,8 @@ class TrainingModule(pl.LightningModule):
         mine = torch.stack(self._counted).mean()
         share = self.trainer.strategy.reduce(mine, reduce_op="mean")
         self._counted = []
+        if not share:
+            return  # loss and gradients are 0
         for parameter in self.net.parameters():
             if parameter.grad is not None:
                 parameter.grad /= float(share)

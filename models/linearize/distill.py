@@ -107,7 +107,8 @@ def distillation_loss(
     Args:
         student, teacher: of one vocabulary. Only the student gets gradients.
         tokens: (B, T).
-        targets: (B, T), the tokens that follow; those at -100 are left out.
+        targets: (B, T), the tokens that follow; those at -100 are left out. Where all are, the
+            divergence is 0.
         cu_seqlens: boundaries of packed sequences, as in `LanguageModel.forward`.
         temperature: tau.
         hard: factor of the cross-entropy of `targets`.
@@ -126,6 +127,8 @@ def distillation_loss(
     kept = targets != -100
     x, _ = student.hidden(tokens, cu_seqlens=cu_seqlens)
     mine = F.linear(x[kept], student.head_weight)  # (n, V)
+    if not len(mine):
+        return mine.sum()  # no target, no divergence
     with torch.no_grad():
         x, _ = teacher.hidden(tokens, cu_seqlens=cu_seqlens)
         theirs = F.linear(x[kept], teacher.head_weight)

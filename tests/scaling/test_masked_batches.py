@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from models.config import Arch, toy_config
 from models.cross_entropy import IGNORE_INDEX
+from models.language_model import build
 from scaling.checkpoints import load_model
 from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
 from scaling.data import DataModule
+from scaling.linearization.config import LinearizeConfig
+from scaling.module import TrainingModule
+from scaling.schedule import segments
 from scaling.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -110,3 +116,41 @@ def test_so_have_ranks(
     in_double(monkeypatch)
     train(one, tmp_path / "one")
     assert_same(one, tmp_path / "one", tmp_path / "two", 1e-11)
+
+
+@pytest.mark.parametrize("objective", ["text", "teacher", "teacher and text"])
+@pytest.mark.parametrize("empty", [1, 2])
+def test_a_micro_batch_without_targets_adds_nothing(
+    objective: str, empty: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Micro-batches of which one or all have no target: loss and gradients of them all at once."""
+    in_double(monkeypatch)
+    one = make_run("task:mqar:pairs=8,vocab=64")
+    if objective != "text":
+        hard = 0.5 if "text" in objective else 0.0
+        distilled = LinearizeConfig(teacher="a model", temperature=2.0, hard=hard)
+        one = dataclasses.replace(one, linearize=distilled)
+    draw = torch.Generator().manual_seed(0)
+    tokens, targets = torch.randint(0, 64, (2, 4, 64), generator=draw)
+    targets[-2 * empty :] = IGNORE_INDEX
+    teacher = build(toy_config("llama", 32, vocab_size=257, layers=1, head_dim=16)).double()
+    found: list[tuple[float, list[torch.Tensor]]] = []
+    for parts in (1, 2):
+        run = one.override([f"parallel.micro_batch_sequences={4 // parts}"])
+        module = TrainingModule(run)
+        strategy = SimpleNamespace(reduce=lambda share, reduce_op: share)
+        trainer = SimpleNamespace(accumulate_grad_batches=parts, strategy=strategy)
+        monkeypatch.setattr(TrainingModule, "trainer", trainer)
+        module.lend(teacher)
+        module.start(segments(run)[0], 0)
+        module.loss_sum = torch.zeros((), dtype=torch.double)
+        for rows in zip(tokens.chunk(parts), targets.chunk(parts), strict=True):
+            (module.training_step(rows, 0) / parts).backward()
+            module.on_after_backward()
+        gradients = [p.grad for p in module.net.parameters() if p.grad is not None]
+        found.append((float(module.loss_sum) / parts, gradients))
+    (loss, whole), (split_loss, split) = found
+    assert (loss > 0) == (empty == 1)
+    assert split_loss == pytest.approx(loss, rel=1e-12)
+    for x, y in zip(whole, split, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)

@@ -27,6 +27,7 @@ TWO = ("parallel.devices=2", "parallel.sequence=2")
         ("tnl", ("parallel.devices=3", "parallel.sequence=2"), "does not divide the 3 devices"),
         ("tnl", (*TWO, "data.sequence_length=33"), "does not divide data.sequence_length=33"),
         ("tnl", (*TWO, "data.corpus=instructions:x*"), "rows packed with several examples"),
+        ("tnl", (*TWO, "linearize.teacher=x", "linearize.temperature=2"), "takes whole sequences"),
         ("tnl", ("parallel.sequence=0",), "at least 1"),
     ],
 )
