@@ -3,19 +3,21 @@
 python -m analysis.gallery [--data DIR] [--sweep DIR] [-o DIR]
 
 DIR of --sweep   run records (default: the quickstart's, which are part of the project)
-DIR of --data    public data sets, each in its folder; those that are absent are left out
+DIR of --data    public data sets, each in its folder; where one is absent, its section stays as it
+                 was
     chinchilla_epoch/svg_extracted_data.csv      Besiroglu et al. 2404.10102
     gemstones/wandb_dfs/*.jsonl                  McLeish et al. 2502.06857
     isoflop_collection/isoflops.csv              Llama 3 2407.21783, and others
     olmo_ladder/*.csv                            Bhagia et al. 2412.04403
 
--> DIR of -o: README.md and one small PNG a figure; no number of a public table is written
+-> DIR of -o: README.md and one small PNG a figure, with caption and run ids in its metadata; no
+number of a public table is written
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +29,14 @@ from analysis.approaches import three_approaches
 from analysis.downstream import fit_downstream
 from analysis.envelope import HULL, envelope
 from analysis.fitting import fit_law
-from analysis.frames import numbers, rows
+from analysis.frames import numbers, rows, words
 from analysis.isoflop import isoflop
 from analysis.law_fit import LawFit
 from analysis.plots import of_isoflop
 from analysis.records import load_sweep
 from analysis.report_figures import basis, draw
 from analysis.selection import holdout
-from analysis.study import study
+from analysis.study import Study, study
 
 DPI = 110
 BOOTSTRAP = 2000
@@ -42,12 +44,10 @@ Entry = tuple[str, Figure, str]
 """File name, figure, caption."""
 
 
-def sweep_entries(directory: Path) -> Iterator[Entry]:
+def sweep_entries(result: Study) -> Iterator[Entry]:
     """The figures of a report."""
-    result = study(load_sweep(directory), bootstrap=BOOTSTRAP)
     for each in draw(result):
-        yield f"sweep_{each.name}", each.figure, each.caption
-    print(basis(result))
+        yield f"sweep_{each.name}", each.figure, f"{each.caption} {basis(result)}"
 
 
 def chinchilla(folder: Path) -> Iterator[Entry]:
@@ -57,7 +57,7 @@ def chinchilla(folder: Path) -> Iterator[Entry]:
     table["tokens"] = table["flops"] / (6 * table["n_params"])
     table = table.sort_values("loss").head(len(table) - 5).reset_index(drop=True)
     fit = fit_law("chinchilla", table, bootstrap=BOOTSTRAP)
-    source = f"{len(table)} points of Chinchilla's Figure 4 (2404.10102)"
+    source = f"n = {len(table)} points of Chinchilla's Figure 4 (2404.10102), C = 6ND"
     yield "chinchilla_contours", fit.plot(name="Chinchilla"), f"Contours of the law: {source}."
     predicted = fit.predict(n=table["n_params"], d=table["tokens"])
     left = table.assign(arch="Chinchilla", predicted=predicted)
@@ -88,8 +88,8 @@ def llama_3(folder: Path) -> Iterator[Entry]:
         "llama3_valleys",
         of_isoflop({"Llama 3": fit}),
         (
-            f"IsoFLOP profiles of Llama 3 (2407.21783): D* = {fit.params['d_coefficient']:.3f} "
-            f"C^{fit.params['b']:.3f}."
+            f"IsoFLOP profiles of Llama 3, n = {len(table)} points of its figure (2407.21783): "
+            f"D* = {fit.params['d_coefficient']:.3f} C^{fit.params['b']:.3f}."
         ),
     )
 
@@ -107,8 +107,8 @@ def gemstones(folder: Path) -> Iterator[Entry]:
         "gemstones_envelope",
         fit.plot(name="Gemstones"),
         (
-            "Lower hull of the cooled-down checkpoints of Gemstones (2502.06857) under C = 6ND, "
-            "and the pure power law through it."
+            f"Lower hull of n = {len(table)} cooled-down checkpoints of Gemstones (2502.06857) "
+            "under C = 6ND, and the pure power law through it."
         ),
     )
 
@@ -130,8 +130,9 @@ def olmo(folder: Path) -> Iterator[Entry]:
         "olmo_holdout",
         figures.holdout(frame),
         (
-            "3B models of OLMo's ladder (2412.04403) forecast by a law of its models up to 1B. "
-            "Bars: 90% prediction intervals for one further run."
+            f"n = {len(unseen)} 3B models of OLMo's ladder (2412.04403) forecast by a law of its "
+            f"{len(seen)} models up to 1B; C = 6ND. Bars: 90% prediction intervals for one "
+            "further run."
         ),
     )
     parts: list[pd.DataFrame] = []
@@ -150,8 +151,9 @@ def olmo(folder: Path) -> Iterator[Entry]:
         "olmo_downstream",
         figures.downstream(pd.concat(parts), pd.concat(laws), chance=tasks),
         (
-            "Accuracy (normalised by length, five shots) of the last evaluations of every run of "
-            "OLMo's ladder against its loss on C4, with one sigmoid a task."
+            "Accuracy (normalised by length, five shots) of the last three evaluations of every "
+            f"run of OLMo's ladder (2412.04403) against its loss on C4, n = {len(points)} a task, "
+            "with one sigmoid a task. Bands: 90% intervals."
         ),
     )
 
@@ -203,23 +205,28 @@ SOURCES: dict[str, Callable[[Path], Iterator[Entry]]] = {
 
 
 def write(sweep: Path, data: Path | None, out: Path) -> Path:
-    """Draws everything and returns the page."""
+    """Draws everything and returns the page; the section of absent data stays as it was."""
     out.mkdir(parents=True, exist_ok=True)
-    page = ["# Gallery", "", "Made by `python -m analysis.gallery`; every point is measured.", ""]
+    path = out / "README.md"
+    before = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.is_file() else []
+    sections = {text.partition("\n")[0]: text.partition("\n")[2] for text in before}
 
-    def show(title: str, entries: Iterator[Entry]) -> None:
-        page.extend([f"## {title}", ""])
+    def show(title: str, entries: Iterator[Entry], runs: Sequence[str] = ()) -> None:
+        lines: list[str] = []
         for name, figure, caption in entries:
-            with style.context():
-                figure.savefig(out / f"{name}.png", dpi=DPI, metadata={"Software": None})
-            page.extend([f"![{name}]({name}.png)", "", caption, ""])
+            style.save_png(figure, out / name, title=name, caption=caption, runs=runs, dpi=DPI)
+            lines += ["", f"![{name}]({name}.png)", "", caption]
             print(name, flush=True)
+        sections[title] = "\n".join([*lines, ""])
 
-    show(f"A sweep of the project: {sweep.name}", sweep_entries(sweep))
+    result = study(load_sweep(sweep), bootstrap=BOOTSTRAP)
+    runs = sorted(set(words(result.points, "run_id")))
+    show(f"A sweep of the project: {sweep.name}", sweep_entries(result), runs)
     for folder, entries in SOURCES.items():
         if data is not None and (data / folder).is_dir():
             show(f"Public data: {folder}", entries(data))
-    path = out / "README.md"
+    page = ["# Gallery\n\nMade by `python -m analysis.gallery`; every point is measured.\n"]
+    page += [f"## {title}\n{text}" for title, text in sections.items()]
     path.write_text("\n".join(page), encoding="utf-8")
     return path
 

@@ -114,7 +114,8 @@ def log_axis(axes: Axes, which: str, *, si: bool = False) -> None:
     low, high = getattr(axes, f"get_{which}lim")()
     decades = np.log10(high / low)
     if decades < 1.5:
-        axis.set_major_locator(_NiceLogLocator())
+        steps = LogLocator(subs=(1, 2, 5)) if decades > 0.8 else _NiceLogLocator()
+        axis.set_major_locator(steps)
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}" if v < 1e3 else si_text(v)))
         axis.set_minor_formatter(NullFormatter())
         axis.set_minor_locator(LogLocator(subs=()))
@@ -233,17 +234,27 @@ def save(
 ) -> list[Path]:
     """Writes `<stem>.png` and `<stem>.pdf`, byte-identical for identical figures, with the caption
     and the run ids in their metadata."""
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    names = " ".join(runs)
-    png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    png = save_png(figure, stem, title=title, caption=caption, runs=runs)
+    pdf = png.with_suffix(".pdf")
+    about = {"Title": title, "Subject": caption, "Keywords": " ".join(runs), "CreationDate": None}
     with context():
-        figure.savefig(
-            png,
-            metadata={"Title": title, "Description": caption, "Source": names, "Software": None},
-        )
-        figure.savefig(
-            pdf,
-            metadata={"Title": title, "Subject": caption, "Keywords": names, "CreationDate": None},
-        )
+        figure.savefig(pdf, metadata=about)
     return [png, pdf]
+
+
+def save_png(
+    figure: Figure,
+    stem: str | Path,
+    *,
+    title: str = "",
+    caption: str = "",
+    runs: Sequence[str] = (),
+    dpi: int | None = None,
+) -> Path:
+    """Writes `<stem>.png` as `save` does; with fewer `dpi`, a small one for a page."""
+    png = Path(stem).with_suffix(".png")
+    png.parent.mkdir(parents=True, exist_ok=True)
+    about = {"Title": title, "Description": caption, "Source": " ".join(runs), "Software": None}
+    with context():
+        figure.savefig(png, metadata=about, dpi=dpi or mpl.rcParams["savefig.dpi"])
+    return png

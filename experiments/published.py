@@ -1,15 +1,17 @@
-"""Every figure of the README and the documentation, from the records kept in the repository.
+"""Every figure of the README, the documentation and the gallery, from the records kept here.
 
 Question: which runs is a published picture made of?
 Command: make figures    (python -m experiments.published)
 Expected: docs/images/*.png and *.pdf, byte for byte as committed where matplotlib and the records
 are the same; each carries its caption and the ids of its runs in its metadata, and a .txt beside it
-holds them for people. Learning-rate transfer is kept as a table of losses, without ids.
+holds them for people. The gallery (analysis/gallery.py) is drawn again too; its pictures of public
+data where these are at hand (`LINSCALE_DATA`, or ../shared/data).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +21,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
+from analysis import gallery, style
 from analysis.frames import words
 from analysis.records import load_sweep
 from analysis.report_figures import basis, draw
 from analysis.study import study
 from experiments import lr_transfer, recall_figure
+from experiments.benchmarks import decoding
 
 RECORDS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -46,6 +49,8 @@ class Kept:
     """From the rows of the table."""
     caption: str
     """Ends before n and date."""
+    counted: str = "runs"
+    """What a row of the table is."""
 
 
 TABLES = {
@@ -62,6 +67,7 @@ TABLES = {
         "Multi-query associative recall: accuracy on held-out sequences against the numbers that "
         "a model carries from token to token, by pairs to recall. Bars: two standard errors over "
         "1024 sequences; one seed.",
+        "accuracies",
     ),
     "recall_tasks": Kept(
         "recall/recall_tasks.csv",
@@ -69,6 +75,15 @@ TABLES = {
         "Selective copying and induction heads: accuracy on held-out sequences against the numbers "
         "that a model carries from token to token, by items to remember. Bars: two standard errors "
         "over 1024 sequences; a line for each seed.",
+        "accuracies",
+    ),
+    "decoding": Kept(
+        "decoding.csv",
+        decoding.figure,
+        "Decoding after a prompt: CPU time of a token, median over rounds with quartiles (bands), "
+        "and size of the state against the length of the context. Random models of width "
+        f"{decoding.DIM} with {decoding.LAYERS} layers, one thread, batch of one.",
+        "medians",
     ),
 }
 """Name of the published figure -> how it is drawn."""
@@ -93,7 +108,8 @@ def publish_table(name: str, out: Path) -> list[Path]:
     table = pd.read_csv(path)
     date = table["date"].max() if "date" in table else path.stem[-10:]
     runs = sorted(set(words(table, "run"))) if "run" in table else []
-    count = f"{len(table)} runs" if not runs else f"{len(table)} accuracies of {len(runs)} runs"
+    of = f" of {len(runs)} runs" if runs and kept.counted != "runs" else ""
+    count = f"{len(table)} {kept.counted}{of}"
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     return _save(kept.figure(rows), out / name, f"{kept.caption} n = {count}, {date}.", runs)
 
@@ -116,6 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         print(*publish_table(name, options.out), sep="\n", flush=True)
     for sweep, names in PUBLISHED.items():
         print(*publish(sweep, names, options.out), sep="\n", flush=True)
+    data = Path(os.environ.get("LINSCALE_DATA", RECORDS.parents[2] / "shared" / "data"))
+    print(gallery.write(RECORDS / "quickstart", data, RECORDS / "gallery"))
     return 0
 
 

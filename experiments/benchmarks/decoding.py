@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -37,7 +38,6 @@ from models.language_model import LanguageModel, State, build
 from scaling.environment import cpu_name
 
 RESULTS = Path(__file__).parents[1] / "results" / "decoding.csv"
-FIGURE = RESULTS.with_suffix(".png")
 CONTEXTS = (128, 512, 2048, 8192)
 DIM, LAYERS, HEAD_DIM, VOCAB = 256, 6, 64, 4096
 STEPS = 8
@@ -97,25 +97,31 @@ def measure(rounds: int) -> tuple[list[Sequence], dict[str, float]]:
     return sequences, again
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
-    """Time and state against the context."""
+def figure(rows: list[dict[str, Any]]) -> Figure:
+    """Time and state against the context: the rows of the table, drawn by `make figures`."""
     with style.context():
-        figure, panels = style.panels(1, 2, width=style.DOUBLE, height=2.8)
+        drawn, panels = style.panels(1, 2, width=style.DOUBLE, height=2.8)
         times, sizes = panels.flat
+        ends: list[style.End] = []
         for arch in ARCHS:
             mine = [row for row in rows if row["arch"] == arch]
             look = style.look(arch)
-            drawn = {"color": look.color, "marker": look.marker, "label": look.label}
+            line = {"color": look.color, "marker": look.marker}
             contexts = [row["context"] for row in mine]
-            times.plot(contexts, [row["milliseconds_per_token"] for row in mine], **drawn)
-            sizes.plot(contexts, [row["state_bytes"] / 2**20 for row in mine], **drawn)
+            mebibytes = [row["state_bytes"] / 2**20 for row in mine]
+            times.plot(contexts, [row["milliseconds_per_token"] for row in mine], **line)
+            low, high = ([row[name] for row in mine] for name in ("q1", "q3"))
+            times.fill_between(contexts, low, high, color=look.color, alpha=0.2, lw=0)
+            sizes.plot(contexts, mebibytes, **line)
+            ends.append(style.End(contexts[-1], mebibytes[-1], look.label, look.color))
         for axes, label in ((times, "milliseconds per token"), (sizes, "state (MiB)")):
-            axes.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel=label)
+            axes.set(xscale="log", xlabel="context (tokens)", ylabel=label)
             axes.set_xticks(CONTEXTS, [str(context) for context in CONTEXTS])
             axes.xaxis.set_minor_locator(NullLocator())
-        sizes.legend()
-        style.lay_out(figure)
-        figure.savefig(FIGURE, dpi=150)
+            style.log_axis(axes, "y")
+        style.lay_out(drawn)
+        style.label_ends(sizes, ends, at=1.02)
+        return style.finish(drawn)
 
 
 def caption(rows: list[dict[str, Any]]) -> str:
@@ -150,7 +156,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print the table; `--write` keeps it, with the figure, as the dated result."""
+    """Print the table; `--write` keeps it as the dated result, which `make figures` draws."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--write", action="store_true")
@@ -194,7 +200,6 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        draw(rows)
         put_table(DOCS / "generation.md", "decoding", caption(rows), table(rows))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
-from experiments.published import RECORDS, TABLES, publish, publish_table
+from experiments.published import IMAGES, PUBLISHED, RECORDS, TABLES, publish, publish_table
 
 
 def check(written: list[Path], caption: str, runs: list[str]) -> None:
@@ -34,3 +35,23 @@ def test_table_of_losses(tmp_path: Path) -> None:
 def test_sweep(tmp_path: Path) -> None:
     runs = sorted(path.parent.name for path in (RECORDS / "quickstart").glob("*/config.json"))
     check(publish("quickstart", ["frontier"], tmp_path, bootstrap=20), "20 bootstrap refits", runs)
+
+
+def test_table_without_runs(tmp_path: Path) -> None:
+    check(publish_table("decoding", tmp_path), "n = 16 medians, 2026-", [])
+
+
+def test_every_picture_is_drawn_from_records() -> None:
+    drawn = {*TABLES, *(f"{sweep}_{name}" for sweep, names in PUBLISHED.items() for name in names)}
+    root = IMAGES.parents[1]
+    gallery = RECORDS / "gallery"
+    kinds = ("png", "pdf", "svg")
+    found = {path for kind in kinds for top in ("docs", "experiments", "notebooks")
+             for path in (root / top).rglob(f"*.{kind}")}  # fmt: skip
+    assert {p for p in found if p.parent != gallery} == {
+        IMAGES / f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")
+    }
+    page = (gallery / "README.md").read_text("utf-8")
+    assert {p.name for p in found if p.parent == gallery} == set(
+        re.findall(r"\((\w+\.png)\)", page)
+    )
