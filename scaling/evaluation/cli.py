@@ -35,7 +35,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="First so many questions or blocks.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
     max_length: Annotated[
-        int | None, typer.Option(help="Context of harness tasks (default: as trained).")
+        int | None, typer.Option(help="Context that the model can take (default: as trained).")
     ] = None,
     window: Annotated[int | None, typer.Option(help="sliding: tokens of a window.")] = None,
     stride: Annotated[int | None, typer.Option(help="sliding: tokens between windows.")] = None,

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.config import ModelConfig
 from models.generation import Sampling, generate_tokens
 from scaling.evaluation.results import EvaluationError, Measure
 from scaling.evaluation.settings import Scorer
@@ -40,6 +41,8 @@ from scaling.pretrained import Pretrained
 
 LENGTHS = tuple(int(n) for n in np.linspace(1000, 16000, 35).round())
 """The default lengths of a prompt, in tokens."""
+BEYOND = 2
+"""How many training lengths softmax attention is asked at most: the paper's 16K after 8K."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,40 @@ class Needle:
     def asked(self) -> str:
         """The end of the prompt."""
         return f"\n{self.question}{self.cue}"
+
+
+def check_lengths(
+    config: ModelConfig, lengths: Sequence[int], trained: int | None, allowed: int | None = None
+) -> str | None:
+    """What to say of lengths beyond the training of a model; None: nothing.
+
+    Softmax attention over all keys meets rotary angles there that it has never seen, and is worth
+    asking a little beyond only: up to `BEYOND` times, as far as the paper goes. A recurrent state,
+    or a window, carries on at any length.
+
+    Args:
+        config: model.
+        lengths: asked for.
+        trained: tokens of its training sequences; None: not known, and anything goes.
+        allowed: tokens that the user says it can take.
+
+    Raises:
+        EvaluationError: softmax attention, and a length far beyond.
+    """
+    longest = max(lengths)
+    if trained is None or longest <= max(trained, allowed or 0):
+        return None
+    bounded = config.window is not None and config.window <= trained
+    beyond = f"{longest:,} tokens are {longest / trained:,.3g} times the {trained:,} of training"
+    if bounded or not config.softmax_layers:
+        return f"{beyond}; its state carries on there, but has never been trained at such distances"
+    most = BEYOND * max(trained, allowed or 0)
+    if longest > most:
+        raise EvaluationError(
+            f"{beyond}, and softmax attention has never seen such positions; choose --lengths up "
+            f"to {most:,}, or --max-length {longest} if the model can take them."
+        )
+    return f"{beyond}, positions that softmax attention has never seen"
 
 
 def depths(count: int) -> NDArray[np.float64]:

@@ -26,7 +26,8 @@ class Settings:
     limit: int | None = None
     """First questions, documents or blocks of a task; None: all (32 validation documents)."""
     max_length: int | None = None
-    """Tokens of context that the harness's tasks may use. None: those the model was trained on."""
+    """Tokens of context that the harness's tasks may use, and that a model with softmax attention
+    can take in `needle`. None: those the model was trained on."""
     data: Path | None = None
     """Folder of local task files, NAME.jsonl; a task without one there is the harness's own."""
     text: tuple[Path, ...] = ()

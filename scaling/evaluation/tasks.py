@@ -51,6 +51,8 @@ class Subject:
 
     pretrained: Pretrained
     settings: Settings
+    say: Callable[[str], None] = lambda text: None
+    """Receives what the user should know before a task runs."""
 
     @cached_property
     def prepared(self) -> PreparedData:
@@ -165,9 +167,14 @@ def _haystack(subject: Subject) -> str:
 
 def _needle(subject: Subject, easy: bool) -> list[Measure]:
     settings = subject.settings
-    lengths = settings.lengths or needle.LENGTHS
+    pretrained, lengths = subject.pretrained, settings.lengths or needle.LENGTHS
+    warning = needle.check_lengths(
+        pretrained.model.config, lengths, pretrained.context, settings.max_length
+    )
+    if warning is not None:
+        subject.say(f"{pretrained.name}, needle: {warning}")
     outcomes = needle.grid(
-        subject.pretrained,
+        pretrained,
         _haystack(subject),
         lengths=lengths,
         depth_count=settings.depths,

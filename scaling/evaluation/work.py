@@ -77,7 +77,8 @@ def evaluate_targets(
         name = f"{target.directory.name}/{target.origin.checkpoint}"
         try:
             with _in_words():
-                subject = Subject(load(target.path, device=request.device), request.settings)
+                loaded = load(target.path, device=request.device)
+            subject = Subject(loaded, request.settings, say)
         except (LinscaleError, ConfigError) as error:
             failures.append(str(error))
             continue

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.config import toy_config
 from scaling.evaluation.needle import (
     LENGTHS,
     Needle,
     accuracy_at,
     accuracy_upto,
+    check_lengths,
     depths,
     grid,
     is_match,
@@ -20,6 +22,8 @@ from scaling.evaluation.needle import (
     weighted_accuracy,
 )
 from scaling.evaluation.results import EvaluationError
+from scaling.evaluation.settings import Settings
+from scaling.evaluation.tasks import TASKS, Subject
 
 
 @pytest.mark.parametrize(
@@ -111,3 +115,37 @@ def test_batches_of_prompts_change_no_cell(make_toy, monkeypatch, arch):
         assert outcomes.T.ravel().tolist() == [len(text) % 2 for text in seen[size]]
     assert len(seen[1]) == 10
     assert seen[1] == seen[4]
+
+
+def test_lengths_beyond_training():
+    """Softmax attention a little and said aloud, far not; a state or a window at any length."""
+    llama, tnl = (toy_config(arch, 32, vocab_size=256) for arch in ("llama", "tnl"))
+    assert check_lengths(llama, (100, 128), 128) is None
+    assert check_lengths(llama, (9999,), None) is None
+    said = check_lengths(llama, (200, 256), 128)
+    assert said is not None
+    assert "256 tokens are 2 times the 128 of training, positions that softmax" in said
+    with pytest.raises(
+        EvaluationError,
+        match=r"16,000 tokens are 125 times the 128 of training.*up to 256, or --max-length 16000",
+    ):
+        check_lengths(llama, LENGTHS, 128)
+    assert check_lengths(llama, LENGTHS, 128, allowed=16000) is None
+    assert check_lengths(llama, LENGTHS, 8192, allowed=1000) is not None  # the paper's own grid
+    for config in (tnl, llama.replace(window=64)):
+        said = check_lengths(config, LENGTHS, 128)
+        assert said is not None
+        assert "125 times the 128 of training; its state carries on" in said
+
+
+@pytest.mark.parametrize("task", ["needle", "needle_standard"])
+def test_what_is_said_reaches_the_user(make_toy, task):
+    said = []
+    settings = Settings(lengths=(260,), depths=1)
+    TASKS[task].run(Subject(make_toy("tnl", context=64), settings, said.append))
+    assert len(said) == 1
+    assert said[0].startswith("tnl-toy, needle: 260 tokens are 4.06 times the 64 of training")
+    with pytest.raises(EvaluationError, match="choose --lengths up to 128"):
+        TASKS[task].run(Subject(make_toy("llama", context=64), settings))
+    TASKS[task].run(Subject(make_toy("llama", context=260), settings, said.append))
+    assert len(said) == 1

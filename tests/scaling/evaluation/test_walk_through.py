@@ -24,14 +24,14 @@ def test_commands_run_as_printed(tmp_path, monkeypatch):
 
     cache = str(tmp_path / "cache")
     monkeypatch.setenv("LINSCALE_CACHE", cache)
-    for arch in ("llama", "tnl"):
+    for arch in ("llama", "hgrn2"):
         config = RunConfig(
             name=f"{arch}-d64",
             size="d64",
             model=toy_config(arch, 32, vocab_size=256, layers=2, head_dim=16),
-            data=DataConfig(corpus="stdlib", sequence_length=64, batch_sequences=4),
-            schedule=ScheduleConfig(warmup_tokens=256),
-            budget=BudgetConfig(tokens=8 * 256, horizons=(5 * 256,)),
+            data=DataConfig(corpus="stdlib", sequence_length=128, batch_sequences=4),
+            schedule=ScheduleConfig(warmup_tokens=512),
+            budget=BudgetConfig(tokens=8 * 512, horizons=(5 * 512,)),
             parallel=ParallelConfig(accelerator="cpu", threads=1),
         )
         assert train(config, tmp_path / "runs" / "quickstart") == "done"
