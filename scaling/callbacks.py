@@ -330,11 +330,11 @@ class TokenCheckpoint(StepCallback):
             self._due = time.perf_counter() + CHECKPOINT_SECONDS
 
     def _is_due(self) -> bool:
-        every = self.journal.config.budget.checkpoint_every_tokens
-        if every is None:
-            return time.perf_counter() >= self._due
-        tokens = self.journal.tokens
-        return tokens // every > (tokens - self.journal.config.tokens_per_step) // every
+        config, step = self.journal.config, self.journal.step
+        if config.keeps(step) and not self.journal.segment.is_branch:
+            return True
+        every = config.budget.checkpoint_every_tokens
+        return time.perf_counter() >= self._due if every is None else config.passes(step, every)
 
 
 def save(

@@ -21,7 +21,8 @@ hashes in the same thread. Methods that change the manifest or read a file wait 
 A resume point says with which file, at which step of which segment, training goes on. When a decay
 branch has ended, the next point is the file from which the branch left the trunk; nothing is
 copied. Kept are the last two files of the trunk and the last one of the current branch, so that a
-damaged file costs the way back to the file before it, and never the run.
+damaged file costs the way back to the file before it, and never the run. Those of the trunk that
+`budget.keep_every_tokens` asks for are kept for good.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Checkpoints:
         run_id: str,
         segments: tuple[Segment, ...],
         check: Callable[[], None] | None = None,
+        keeps: Callable[[int], bool] = lambda step: False,
     ) -> None:
         """Open it.
 
@@ -88,6 +90,7 @@ class Checkpoints:
             segments: its segments.
             check: called before anything that was written appears, on whatever thread; raises
                 `scaling.claims.ClaimLost` when the run is another's by then.
+            keeps: whether the trunk's checkpoint of a step is kept for good.
 
         Raises:
             CheckpointError: the manifest cannot be read, or is that of another run.
@@ -103,7 +106,7 @@ class Checkpoints:
             )
         self.files: dict[str, dict[str, Any]] = manifest["files"]
         self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
-        self._check = check
+        self._check, self._keeps = check, keeps
         self._writing: Background | None = None
 
     def wait(self) -> None:
@@ -227,11 +230,17 @@ class Checkpoints:
         self.points = kept[::-1]
         used = {name for p in self.points for name in (p.file, p.trunk_file)}
         resume = {n.partition("/")[0] for n in self.files if n.startswith("resume-")}
-        for name in resume - used:
+        useless = {name for name in resume - used if not self._is_kept(name)}
+        for name in useless:
             self._forget(name)
         self._write()
-        for name in resume - used:
+        for name in useless:
             remove(self.folder / name)
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether a resume file is to stay, of use or not: `resume-trunk-<step>`."""
+        _, segment, step = name.partition(".")[0].split("-", 2)
+        return segment == TRUNK and self._keeps(int(step))
 
     def _forget(self, name: str) -> None:
         """Drop a file, or a folder with its files, from the manifest to be written."""

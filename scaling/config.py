@@ -238,6 +238,15 @@ class RunConfig(Part):
         """Optimizer steps of the WSD decay that ends at step `horizon`, at least one."""
         return max(1, round((horizon - self.alignment_steps) * self.schedule.decay_fraction))
 
+    def passes(self, step: int, every: int | None) -> bool:
+        """Whether a step is the first at or beyond another multiple of so many tokens."""
+        now, before = (count * self.tokens_per_step for count in (step, max(0, step - 1)))
+        return every is not None and now // every > before // every
+
+    def keeps(self, step: int) -> bool:
+        """Whether the trunk's checkpoint of this step is kept for good."""
+        return self.passes(step, self.budget.keep_every_tokens)
+
     def _to_steps(self, tokens: int) -> int:
         return max(1, (2 * tokens + self.tokens_per_step) // (2 * self.tokens_per_step))
 
@@ -249,7 +258,8 @@ class RunConfig(Part):
         for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
         if self.divergence.policy != "rewind":  # which goes back to a checkpoint
-            del semantic["budget"]["checkpoint_every_tokens"]
+            for name in ("checkpoint_every_tokens", "keep_every_tokens"):
+                semantic["budget"].pop(name, None)
         canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 

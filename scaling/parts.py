@@ -6,10 +6,10 @@ is made of, how it is named and how it is overridden: `scaling.config`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from models.config import ConfigError
+from models.config import LATER, ConfigError
 from scaling import mixture
 from scaling.fields import check, hints
 from scaling.recall import is_task, parse
@@ -145,6 +145,9 @@ class BudgetConfig(Part):
     In increasing order, each at most `tokens`; the end of the run is always one."""
     checkpoint_every_tokens: int | None = None
     """Tokens between resume checkpoints. None: by wall time, about one a minute."""
+    keep_every_tokens: int | None = field(default=None, metadata=LATER)
+    """Tokens between resume checkpoints of the trunk that are kept for good. None: those that are
+    no longer of use are removed; milestones are kept anyway."""
 
     _prefix = "budget."
 
@@ -156,8 +159,9 @@ class BudgetConfig(Part):
             self._require("horizons", self.horizons[0] >= 1, "positive token counts")
             rule = f"at most budget.tokens={self.tokens}"
             self._require("horizons", self.horizons[-1] <= self.tokens, rule)
-        every = self.checkpoint_every_tokens
-        self._require("checkpoint_every_tokens", every is None or every >= 1, "at least 1, or none")
+        for name in ("checkpoint_every_tokens", "keep_every_tokens"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1, or none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,13 @@ class _Session:
 
     def _open_checkpoints(self) -> Checkpoints:
         record = self._record
-        return Checkpoints(record.checkpoints, record.path.name, record.segments, self._still_ours)
+        return Checkpoints(
+            record.checkpoints,
+            record.path.name,
+            record.segments,
+            self._still_ours,
+            self._config.keeps,
+        )
 
     def _start_afresh(self) -> None:
         """Write the checkpoint of step 0, from the seed alone."""

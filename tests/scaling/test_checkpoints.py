@@ -109,6 +109,25 @@ def test_all_checkpoints_lost_starts_from_the_beginning(whole: Any, tmp_path: Pa
     assert outcome(config, tmp_path) == expected
 
 
+def test_checkpoints_of_the_trunk_are_kept_for_good(whole: Any, tmp_path: Path) -> None:
+    """The first at or beyond every 700 tokens, steps of 128, however often the run is stopped."""
+    config, expected = whole
+    keeping = config.override(["budget.keep_every_tokens=700"])
+    assert keeping.run_id == config.run_id
+    for steps in (4, 9):
+        assert train(keeping, tmp_path, stop_event=StopAfter(steps)) == "preempted"
+    assert train(keeping, tmp_path) == "done"
+    folder = tmp_path / config.run_id / "checkpoints"
+    last_of_trunk = max(part.last for part in segments(keeping) if not part.is_branch)
+    multiples = range(700, last_of_trunk * 128 + 1, 700)
+    names = {f"resume-trunk-{-(-tokens // 128)}.pt" for tokens in multiples}
+    assert {path.name for path in folder.glob("resume-*")} == names
+    assert len(names) > 2
+    for name in names:
+        load_model(folder / name)  # and its SHA-256 is that of the manifest
+    assert outcome(config, tmp_path)[0] == expected[0]  # milestones tell of their configuration
+
+
 def test_unreadable_manifest_is_an_error_not_a_restart(whole: Any, tmp_path: Path) -> None:
     config, _ = whole
     train(config, tmp_path, stop_event=StopAfter(5))
