@@ -8,8 +8,9 @@
    process that goes on reads the corpus from the first document that the index does not count.
 
 What a chunk holds is a function of the corpus alone, so that any number of workers and any sequence
-of kills end with the same files. (`datasets.map` would do the work of step 2, but writes all tokens
-a second time, and starts from nothing when it is killed or the number of processes changes.)
+of kills end with the same files. (Datasets are read through `datasets`. Its `map(num_proc=...)`
+would do the work of step 2, but writes all tokens a second time, starts from nothing when it is
+killed, and leaves processes that hold the lock: see `experiments/benchmarks/tokenising.py`.)
 
 Reading takes a hundredth of the time of BPE, so that some forty workers share one reader.
 """

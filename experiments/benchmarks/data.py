@@ -123,15 +123,24 @@ print(time.perf_counter() - start)
 """A process of its own: workers import what its main module imports, as with `linscale`."""
 
 
-def tokenising(folder: Path) -> list[dict[str, Any]]:
-    """Speed over workers, of byte-level BPE."""
+def write_bibles(folder: Path) -> tuple[Path, Path, int]:
+    """The King James Bible eight times over as JSON lines, and a tokenizer for it.
+
+    Returns:
+        Corpus, tokenizer, bytes of text.
+    """
     bible = list(open_corpus(DataConfig(corpus="kjv")).read(0))
     with (folder / "bibles.jsonl").open("w") as file:
         for number in range(8):
             file.writelines(json.dumps({"text": f"{number} {text}"}) + "\n" for text in bible)
     small = DataConfig(corpus="kjv", tokenizer="bpe:8192", sequence_length=256)
     tokenizer = prepare(small, folder / "cache").folder / "tokenizer.json"
-    corpus, size = folder / "bibles.jsonl", 8 * sum(len(text.encode()) for text in bible)
+    return folder / "bibles.jsonl", tokenizer, 8 * sum(len(text.encode()) for text in bible)
+
+
+def tokenising(folder: Path) -> list[dict[str, Any]]:
+    """Speed over workers, of byte-level BPE."""
+    corpus, tokenizer, size = write_bibles(folder)
     rows: list[dict[str, Any]] = []
     for workers in dict.fromkeys((1, cores())):
         arguments = [str(corpus), str(tokenizer), str(folder / f"cache-{workers}"), str(workers)]
