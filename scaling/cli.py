@@ -240,23 +240,24 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "FLOPs/token": [si(r.flops_per_token) for r in rungs],
         "FLOPs": [f"{r.flops:.2e}" for r in rungs],
         "memory": [f"{r.devices} x {size(r.memory_per_device)}" for r in rungs],
-        "strategy": [r.strategy for r in rungs],
+        "by": [r.strategy for r in rungs],
         "device time": [duration(r.device_hours) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
-    if all(r.strategy == "single" for r in rungs):
-        del cells["strategy"]
+    for top, usual in (("by", "single"), ("state", "planned")):
+        if set(cells[top]) == {usual}:
+            del cells[top]
     title, spares = f"{name}: planned for {device.name}", ["batch", "steps", "lr", "tokens"]
     if (law := rungs[0].law) != "constant":
         title += f"\nlearning rate and batch by law: {law}"
         spares = ["steps", "tokens", "batch", "lr"]
-    for spare in ("horizons", "FLOPs/token", *spares):
+    for spare in ("horizons", "FLOPs/token", *spares, "FLOPs"):
         if 2 + sum(3 + max(map(len, [top, *rows])) for top, rows in cells.items()) <= width:
             break
         del cells[spare]
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for top in cells:
-        left = top in ("run", "state")
+        left = top in ("run", "by", "state")
         table.add_column(top, justify="left" if left else "right", no_wrap=True)
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
