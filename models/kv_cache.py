@@ -50,10 +50,21 @@ def blocks(span: Span, window: int | None, most: int) -> Iterator[tuple[slice, s
         yield slice(first, last), slice(seen, last)
 
 
+def side_by_side(span: Span) -> tuple[Tensor, Tensor]:
+    """Row and column of every packed token where the sequences stand in rows, (T,) each."""
+    assert span.cu_seqlens is not None
+    assert span.sequence is not None
+    index = torch.arange(len(span.sequence), device=span.sequence.device)
+    return span.sequence, index - span.cu_seqlens.to(torch.int64)[span.sequence]
+
+
 def call_mask(
     span: Span, window: int | None, queries: slice = slice(None), keys: slice = slice(None)
 ) -> Tensor:
-    """Which tokens of its call a token sees, (queries, keys) or of a tree (B, 1, queries, keys)."""
+    """Which tokens of its call a token sees, (queries, keys) or of a tree (B, 1, queries, keys).
+
+    Packed trees are not read like this (`side_by_side`).
+    """
     if span.visible is not None:
         return span.visible[:, None, queries, keys]
     # All rows have consecutive positions, so that one mask of differences serves them.

@@ -132,8 +132,11 @@ class LanguageModel(nn.Module):
             one line, for models that keep all tokens of that length (`keeps_tokens`). No state can
             be kept after trees.
         """
-        if trees is not None and (keep_state or cu_seqlens is not None or not self.keeps_tokens(1)):
-            raise ValueError("trees: for models that keep tokens, unpacked and without a state")
+        packed_on = state is not None and cu_seqlens is not None
+        if trees is not None and (keep_state or packed_on or not self.keeps_tokens(1)):
+            raise ValueError(
+                "trees: for models that keep tokens; no state after, none before packed"
+            )
         offset = None if state is None else state.position
         span = make_span(tokens, offset, cu_seqlens, keep_state, trees)
         x = self.embedding(tokens)  # (B, T, d)

@@ -46,8 +46,9 @@ class Span(NamedTuple):
     keep_state: bool = False
     """The caller wants the state after the last token."""
     visible: Tensor | None = None
-    """Which tokens of the call a token sees, (B, T, T), where they are trees; None: those before
-    it in its sequence."""
+    """Which tokens of the call a token sees, where they are trees: (B, T, T), or packed (N, L, L)
+    by their places in their sequences, of which the longest has L; None: those before it in its
+    sequence."""
 
 
 class Trees(NamedTuple):
@@ -56,7 +57,8 @@ class Trees(NamedTuple):
     depth: Tensor
     """Tokens between each token and the end of what came before the call, (B, T), from 0."""
     visible: Tensor
-    """Whether a token (second dimension) continues another or is it, (B, T, T)."""
+    """Whether a token (second dimension) continues another or is it, (B, T, T); of packed
+    sequences (N, L, L)."""
 
 
 def make_span(
@@ -67,7 +69,7 @@ def make_span(
     trees: Trees | None = None,
 ) -> Span:
     """The span of `tokens` (B, T) that follow `offset` earlier tokens of every sequence."""
-    if trees is not None:
+    if trees is not None and cu_seqlens is None:
         positions = trees.depth if offset is None else offset[:, None] + trees.depth
         return Span(positions, offset, visible=trees.visible)
     index = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
@@ -77,6 +79,8 @@ def make_span(
         return Span(positions, offset, keep_state=keep_state)
     starts = cu_seqlens.to(torch.int64)
     sequence = torch.searchsorted(starts[1:], index, right=True)  # (T,)
+    if trees is not None:
+        return Span(trees.depth, None, cu_seqlens, sequence, visible=trees.visible)
     positions = index - starts[sequence]
     if offset is not None:
         positions = positions + offset[sequence]

@@ -34,6 +34,7 @@ from models.kv_cache import (
     held,
     past_mask,
     prepend,
+    side_by_side,
     visible,
 )
 from models.layers import (
@@ -119,6 +120,8 @@ class SoftmaxAttention(TokenMixer):
         """Softmax attention (B, T, H, K) over the call's keys and those of the cache."""
         if state is None and causal(span, self.window):
             return self._softmax(q, k, v, None)
+        if span.sequence is not None and span.visible is not None:
+            return self._packed_trees(q, k, v, span)
         outputs = []
         for queries, keys in blocks(span, self.window, QUERIES):
             k_near, v_near = k[:, keys], v[:, keys]
@@ -130,6 +133,16 @@ class SoftmaxAttention(TokenMixer):
                 v_near = prepend(state["v"], v_near, span)
             outputs.append(self._softmax(q[:, queries], k_near, v_near, mask))
         return torch.cat(outputs, dim=1)
+
+    def _packed_trees(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+        """Attention (1, T, H, K) within each of some packed trees, which stand in rows for it."""
+        assert span.visible is not None
+        rows, columns = side_by_side(span)
+        shape = span.visible.shape[:2]  # (N, L)
+        q, k, v = (
+            x.new_zeros(*shape, *x.shape[2:]).index_put((rows, columns), x[0]) for x in (q, k, v)
+        )
+        return self._softmax(q, k, v, span.visible[:, None])[rows, columns][None]
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None

@@ -6,13 +6,16 @@ examples. So the texts of a whole task are sorted by their tokens and formed int
     a text joins the group before it when the beginning that it shares with all of that group is at
     least a quarter of it, and is worth more than what the others then read each for themselves
 
-1. Groups are ordered by the length of their shared beginning, and some of them at a time read it.
-2. From its state the rest is read. Where the state keeps tokens (softmax attention), the rest of a
-   group is a tree in one row: whatever some of its texts share is one token there, and a token sees
-   those that it continues. A recurrent state is copied, and each text is a row.
-3. The head is applied to the positions alone that predict a token of a continuation.
+What texts share is one token in the tree of a group. How a group is read depends on the state:
 
-Both kinds of rows are read with others of about their length, so that little is padding.
+1. Where it keeps tokens (softmax attention), a group of up to `WHOLE` tokens is read as it is,
+   packed into one row with others; a token sees those that it continues.
+2. Otherwise the groups are ordered by the length of their shared beginning, and some of them at a
+   time read it. The rest goes on from its state: as a tree again, or where a recurrent state has to
+   be copied for it, as a row for each text.
+
+Rows are read with others of about their length, so that little is padding. The head is applied to
+the positions alone that predict a token of a continuation.
 """
 
 from __future__ import annotations
@@ -38,6 +41,10 @@ ALIKE = 0.75
 """Rows are read together down to this part of the longest."""
 BRANCHES = 512
 """Tokens of a group behind its shared beginning, or as many as that has: all may look at all."""
+WHOLE = 256
+"""Tokens of a tree that is read in one piece: all of it may look at all."""
+AT_ONCE = 512
+"""Tokens that pass through the model at once on a CPU, whose caches do not hold what more make."""
 LOGITS = 2**25
 """Logits that are held at once."""
 
@@ -73,6 +80,11 @@ class Group:
     def beginning(self) -> list[int]:
         """The shared inputs."""
         return self.texts[0].inputs[: self.shared]
+
+    @property
+    def tokens(self) -> int:
+        """Inputs, with the shared ones counted once."""
+        return self.shared + sum(len(text.inputs) - self.shared for text in self.texts)
 
 
 class Row(NamedTuple):
@@ -119,8 +131,17 @@ def score(
         groups = [Group(len(text.inputs), [text]) for text in texts]
     else:
         groups = _groups(texts)
-    for batch in _alike(groups, lambda group: group.shared, batch_size):
-        for text, found in _pass(model, batch, batch_size):
+    at_once = AT_ONCE if model.embedding.weight.device.type == "cpu" else LOGITS
+    whole: list[Row] = []
+    if model.keeps_tokens(max(len(text.inputs) for text in texts)):
+        trees = (_tree(0, Group(0, group.texts)) for group in groups if group.tokens <= WHOLE)
+        whole = [tree for tree in trees if tree is not None]
+        groups = [group for group in groups if group.tokens > WHOLE]
+    for batch in _alike(whole, lambda row: len(row.tokens), batch_size, at_once, 0):
+        for text, found in _trees(model, batch):
+            scores[text.number] = found
+    for batch in _alike(groups, lambda group: group.shared, batch_size, at_once):
+        for text, found in _pass(model, batch, batch_size, at_once):
             scores[text.number] = found
     return scores
 
@@ -152,22 +173,41 @@ def _common(first: list[int], second: list[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _alike(items: list[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Runs of at most `most` items of about one size, the largest first."""
+def _alike(
+    items: list[T], size: Callable[[T], int], most: int, tokens: int, alike: float = ALIKE
+) -> Iterator[list[T]]:
+    """Runs of items of about one size, the largest first: at most `most`, and so many tokens."""
     items = sorted(items, key=size, reverse=True)
     first = 0
     for end in range(1, len(items) + 1):
-        full = end - first == most
-        if end == len(items) or full or size(items[end]) < ALIKE * size(items[first]):
+        full = end - first == most or (end - first + 1) * size(items[first]) > tokens
+        if end == len(items) or full or size(items[end]) < alike * size(items[first]):
             yield items[first:end]
             first = end
 
 
+def _trees(model: LanguageModel, rows: list[Row]) -> Iterator[tuple[Text, Score]]:
+    """Scores of the texts of whole trees, packed one after another."""
+    device = model.embedding.weight.device
+    tokens = torch.cat([row.tokens for row in rows])[None].to(device)
+    trees = [row.tree for row in rows if row.tree is not None]
+    depth = torch.cat([tree.depth for tree in trees])[None].to(device)
+    visible = _visible(trees, max(len(tree.depth) for tree in trees)).to(device)
+    starts = np.cumsum([0, *(len(row.tokens) for row in rows)])
+    edges = torch.tensor(starts, device=device, dtype=torch.int32)
+    hidden, _ = model.hidden(tokens, cu_seqlens=edges, trees=Trees(depth, visible))
+    texts, index = [], []
+    for row, start in zip(rows, starts.tolist(), strict=False):
+        for text, path in row.paths:
+            texts.append(text)
+            index += [start + place for place in path[-len(text.targets) :]]
+    return _scores(model, hidden[0], texts, index)
+
+
 def _pass(
-    model: LanguageModel, groups: list[Group], batch_size: int
+    model: LanguageModel, groups: list[Group], batch_size: int, at_once: int
 ) -> Iterator[tuple[Text, Score]]:
     """Scores of the texts of some groups."""
-    device = model.embedding.weight.device
     hidden, starts, state = read(model, [group.beginning for group in groups])
     pieces, read_so_far = [hidden], len(hidden)
     places = {  # of what each text reads in the rows, among the tokens of all pieces
@@ -176,10 +216,13 @@ def _pass(
         for text in group.texts
     }
     texts = [text for group in groups for text in group.texts]
-    make = _tree if model.keeps_tokens(max(len(text.inputs) for text in texts)) else _chains
-    rows = [row for number, group in enumerate(groups) for row in make(number, group)]
+    if model.keeps_tokens(max(len(text.inputs) for text in texts)):
+        trees = [_tree(number, group) for number, group in enumerate(groups)]
+        rows = [tree for tree in trees if tree is not None]
+    else:
+        rows = [row for number, group in enumerate(groups) for row in _chains(number, group)]
     behind: dict[int, list[int]] = {}
-    for batch in _alike(rows, lambda row: len(row.tokens), batch_size):
+    for batch in _alike(rows, lambda row: len(row.tokens), batch_size, at_once):
         hidden = _continue(model, state, batch)
         for number, row in enumerate(batch):
             start = read_so_far + number * hidden.shape[1]
@@ -190,8 +233,15 @@ def _pass(
     index: list[int] = []
     for text in texts:
         index += [*places[text.number], *behind.get(text.number, ())][-len(text.targets) :]
-    every = torch.cat(pieces)[torch.tensor(index, device=device)]  # (targets, d)
-    targets = torch.tensor([t for text in texts for t in text.targets], device=device)
+    return _scores(model, torch.cat(pieces), texts, index)
+
+
+def _scores(
+    model: LanguageModel, hidden: Tensor, texts: list[Text], index: list[int]
+) -> Iterator[tuple[Text, Score]]:
+    """Scores of texts whose targets are predicted, one after another, by hidden states (., d)."""
+    every = hidden[torch.tensor(index, device=hidden.device)]  # (targets, d)
+    targets = torch.tensor([t for text in texts for t in text.targets], device=hidden.device)
     some = max(1, LOGITS // model.config.vocab_size)
     parts = zip(every.split(some), targets.split(some), strict=True)
     found = [_likelihood(model, *part) for part in parts]
@@ -218,11 +268,17 @@ def _continue(model: LanguageModel, state: State, rows: list[Row]) -> Tensor:
     trees = [row.tree for row in rows if row.tree is not None]
     if not trees:
         return model.hidden(tokens, own)[0]
-    depth = pad_sequence([tree.depth for tree in trees], batch_first=True)
-    visible = torch.eye(tokens.shape[1], dtype=torch.bool).repeat(len(rows), 1, 1)
+    depth = pad_sequence([tree.depth for tree in trees], batch_first=True).to(device)
+    visible = _visible(trees, tokens.shape[1]).to(device)
+    return model.hidden(tokens, own, trees=Trees(depth, visible))[0]
+
+
+def _visible(trees: list[Trees], longest: int) -> Tensor:
+    """What the tokens of some trees see, (R, longest, longest); padding sees itself."""
+    visible = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)
     for tree, matrix in zip(trees, visible, strict=True):
         matrix[: len(tree.depth), : len(tree.depth)] = tree.visible
-    return model.hidden(tokens, own, trees=Trees(depth.to(device), visible.to(device)))[0]
+    return visible
 
 
 def _chains(number: int, group: Group) -> list[Row]:
@@ -234,8 +290,8 @@ def _chains(number: int, group: Group) -> list[Row]:
     return rows
 
 
-def _tree(number: int, group: Group) -> list[Row]:
-    """One row for all texts, in which equal beginnings are the same tokens."""
+def _tree(number: int, group: Group) -> Row | None:
+    """One row for all texts, in which equal beginnings are the same tokens; None: no tokens."""
     nodes: dict[tuple[int, int], int] = {}  # (parent, token): place in the row
     parents, depth, paths = [], [], []
     for text in group.texts:
@@ -248,10 +304,10 @@ def _tree(number: int, group: Group) -> list[Row]:
             path.append(node := child)
         paths.append((text, path))
     if not nodes:
-        return []
+        return None
     visible = torch.eye(len(nodes), dtype=torch.bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
             visible[node] |= visible[parent]
     tokens = torch.tensor([token for _, token in nodes])
-    return [Row(number, tokens, Trees(torch.tensor(depth), visible), paths)]
+    return Row(number, tokens, Trees(torch.tensor(depth), visible), paths)

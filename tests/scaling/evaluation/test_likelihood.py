@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -46,7 +47,10 @@ def questions():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_scores_are_those_of_each_text_alone(model, batch_size):
+@pytest.mark.parametrize(("whole", "at_once"), [(256, 1024), (30, 1024), (0, 1024), (30, 25)])
+def test_scores_are_those_of_each_text_alone(model, batch_size, whole, at_once, monkeypatch):
+    monkeypatch.setattr(likelihood, "WHOLE", whole)
+    monkeypatch.setattr(likelihood, "AT_ONCE", at_once)
     check(model.model, questions(), batch_size)
 
 
@@ -63,7 +67,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_variants_of_llama(make_toy, changes):
+@pytest.mark.parametrize("whole", [0, 256])
+def test_variants_of_llama(make_toy, changes, whole, monkeypatch):
+    monkeypatch.setattr(likelihood, "WHOLE", whole)
     config = dataclasses.replace(make_toy("llama").model.config, **changes)
     torch.manual_seed(1)
     model = build(config.replace(init_std=0.3), dtype=torch.float64).eval()
@@ -77,10 +83,12 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 @given(
     pairs=st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=9),
     batch_size=st.integers(1, 5),
+    whole=st.sampled_from([0, 20, 256]),
 )
-def test_texts_of_any_overlap(model, pairs, batch_size):
+def test_texts_of_any_overlap(model, pairs, batch_size, whole):
     """Three tokens only: many texts begin alike, continue others or are the same."""
-    check(model.model, pairs, batch_size)
+    with patch.object(likelihood, "WHOLE", whole):
+        check(model.model, pairs, batch_size)
 
 
 def test_the_calls_read_little_more_than_what_is_different(make_toy, monkeypatch):
@@ -95,9 +103,17 @@ def test_the_calls_read_little_more_than_what_is_different(make_toy, monkeypatch
     )
     contexts, endings = [b"question one", b"Question two"], [b" yes", b" no", b" why", b" yet"]
     pairs = [(list(c), list(e)) for c in contexts for e in endings]
-    score(model, pairs, max_length=64, batch_size=16)
     # Shared: the context and the blank after it. Behind it " ye" " n" " wh" without the blank.
+    score(model, pairs, max_length=64, batch_size=16)
+    assert read == [2 * (13 + 5)]
+    read.clear()
+    monkeypatch.setattr(likelihood, "WHOLE", 0)
+    score(model, pairs, max_length=64, batch_size=16)
     assert read == [2 * 13, 2 * 5]
+    read.clear()
+    monkeypatch.setattr(likelihood, "AT_ONCE", 20)
+    score(model, pairs, max_length=64, batch_size=16)
+    assert read == [13, 5, 13, 5]
 
 
 def test_examples_before_all_questions_are_read_once():
