@@ -1,6 +1,6 @@
 """Multiple choice: our adapter of lm-evaluation-harness against the harness's own `hf` model.
 
-    python -m experiments.benchmarks.evaluation [--data FOLDER] [--write]
+    python -m experiments.benchmarks.evaluation [--data FOLDER] [--kinds copa,piqa] [--write]
 
 Question: how much does it save to read once what texts have in common?
 Method: one random LLaMA with byte tokens and one with 8192 BPE tokens, each exported to
@@ -9,6 +9,8 @@ take turns on each kind of question. CPU time of the process counts, which other
 disturbs less than the wall clock; the median over rounds of the ratio of neighbours is what is
 reported. Passages are of the King James Bible with four choices of a few words; the other kinds are
 the first questions of the local files of --data, such as arc_easy.jsonl, as the harness puts them.
+With --write each number takes its row's place in the table as soon as it is there, so that an
+interrupted run loses nothing, and --kinds measures the rest.
 Expected: at least twice as fast in the geometric mean over the kinds, and never slower;
 log-likelihoods equal to 1e-3.
 """
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--data", type=Path, help="folder with arc_easy.jsonl and others")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--kinds", default="", help="some of them, with commas (default: all)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -152,15 +155,19 @@ def main() -> None:
     if arguments.data is not None:
         for path in sorted(arguments.data.glob("*.jsonl")):
             kinds[path.stem] = task_requests(path, arguments.questions)
+    chosen = arguments.kinds.split(",") if arguments.kinds else list(kinds)
+    if unknown := sorted(set(chosen) - set(kinds)):
+        parser.error(f"--kinds {unknown[0]}: choose from {', '.join(kinds)}; --data adds kinds")
     bible = open_corpus(DataConfig(corpus="kjv")).read(0)
-    rows: list[dict[str, Any]] = []
+    ratios: list[float] = []
     for tokenizer in (ByteTokenizer(), train_bpe(f"bpe:{VOCAB}", bible)):
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = models(Path(folder), tokenizer)
-            for name, pairs in kinds.items():
-                if not pairs:
+            for name in chosen:
+                if not kinds[name]:
                     continue
-                found = compare(ours, theirs, pairs, arguments.rounds)
+                found = compare(ours, theirs, kinds[name], arguments.rounds)
+                ratios.append(found["ratio"])
                 print(
                     f"{tokenizer.name:8} {name:14} {found['requests']:4} requests, "
                     f"{found['characters_of_context']:4} characters of context: ours "
@@ -169,27 +176,37 @@ def main() -> None:
                     f"{found['largest_difference_nats']}",
                     flush=True,
                 )
-                row = {"date": date.today().isoformat(), "tokenizer": tokenizer.name}
-                rows.append(row | {"questions": name, **found})
-    ratios = [row["ratio"] for row in rows]
+                if arguments.write:
+                    row = {"date": date.today().isoformat(), "tokenizer": tokenizer.name}
+                    keep(row | {"questions": name, **found})
     print(f"geometric mean {statistics.geometric_mean(ratios):.2f} x, least {min(ratios)} x")
-    if arguments.write:
-        common = {"batch": BATCH, "dim": DIM, "layers": LAYERS, "torch": torch.__version__,
-                  "machine": cpu_name()}  # fmt: skip
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *common])
-            writer.writeheader()
-            writer.writerows(row | common for row in rows)
-        columns = {"questions": "questions", "tokenizer": "tokens", "requests": "requests",
-                   "characters_of_context": "characters of context", "ratio": "times as fast",
-                   "largest_difference_nats": "largest difference (nats)"}  # fmt: skip
-        shown = [{title: row[name] for name, title in columns.items()} for row in rows]
-        title = (
-            f"Batch {BATCH}, width {DIM}, {LAYERS} layers, one thread of an {cpu_name()}, PyTorch "
-            f"{torch.__version__}, {rows[0]['date']}; geometric mean "
-            f"{statistics.geometric_mean(ratios):.2f}:"
-        )
-        put_table(DOCS / "evaluation.md", "speed", title, shown)
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Put a number in the place of that of the same tokens and questions; write the table."""
+    row |= {"batch": BATCH, "dim": DIM, "layers": LAYERS, "torch": torch.__version__,
+            "machine": cpu_name()}  # fmt: skip
+    with RESULTS.open(newline="") as file:
+        rows: dict[tuple[str, str], dict[str, Any]] = {
+            (old["tokenizer"], old["questions"]): old for old in csv.DictReader(file)
+        }
+    rows[row["tokenizer"], row["questions"]] = row
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerows(rows.values())
+    columns = {"questions": "questions", "tokenizer": "tokens", "requests": "requests",
+               "characters_of_context": "characters of context", "ratio": "times as fast",
+               "largest_difference_nats": "largest difference (nats)"}  # fmt: skip
+    shown = [{title: old[name] for name, title in columns.items()} for old in rows.values()]
+    mean = statistics.geometric_mean(float(old["ratio"]) for old in rows.values())
+    dates = sorted({old["date"] for old in rows.values()})
+    title = (
+        f"Batch {BATCH}, width {DIM}, {LAYERS} layers, one thread of an {cpu_name()}, PyTorch "
+        f"{torch.__version__}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; geometric "
+        f"mean {mean:.2f}:"
+    )
+    put_table(DOCS / "evaluation.md", "speed", title, shown)
 
 
 if __name__ == "__main__":
