@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.benchmarks import kernels_gpu
+from experiments.benchmarks import kernels_gpu, model_peers
 from models import config
 from models.kernels import operators, triton
 from models.kernels.triton.common import interpreted
@@ -81,13 +81,14 @@ def test_every_part_runs_and_is_kept_as_it_goes(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
     assert [row for row in rows if "failed" in row] == []
     parts = [row["part"] for row in rows]
-    # Six forms of ours and SDPA at each shape.
+    # Six forms of ours and SDPA at each shape; four models of ours and that of transformers.
     assert {part: parts.count(part) for part in parts} == {
-        "run": 2, "standard": 7, "decode": 5, "train": 4, "paper": 7
+        "run": 2, "standard": 7, "decode": 5, "train": 5, "paper": 7
     }  # fmt: skip
     text = output.read_text()
     assert "| B1 T33 H1 D16 | hgrn2 | linscale | 0.500 | 0.500 |" in text
-    assert "| 70M | hgrn2 | 24,000 |" in text
+    assert "| 70M | hgrn2 | linscale | 24,000 |" in text
+    assert "| 70M | llama | transformers Llama | 24,000 |" in text
 
 
 @pytest.mark.slow
@@ -100,6 +101,23 @@ def test_peers_are_called_as_they_are_declared(tmp_path: Path, peers: list[Any])
     assert sum(row.get("name", "").startswith("fla") for row in rows) == 5
     assert all(peer.called for peer in peers)
     assert "| fla HGRN2 | 1.00 | 1.00 | 1 |" in output.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["tnl", "hgrn2", "cosformer2"])
+def test_model_peers_are_as_large_as_ours(arch: Any) -> None:
+    pytest.importorskip("fla")
+    shape = config.ModelConfig(
+        arch=arch, vocab_size=256, dim=64, layers=2, heads=2, glu_dim=192, tie_embeddings=True
+    )
+    with pytest.warns(UserWarning, match="Triton is not supported|fuse_linear_cross_entropy"):
+        sizes = {
+            trainee.name: sum(p.numel() for p in trainee.make()[0].parameters())
+            for trainee in model_peers.trainees(shape, "cpu")
+        }
+    assert len(sizes) == 2
+    ours, peer = sizes.values()
+    assert peer == pytest.approx(ours, rel=0.1)
 
 
 @pytest.mark.usefixtures("stand_in", "no_peers")
