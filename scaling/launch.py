@@ -31,6 +31,7 @@ from scaling.display import SweepDisplay
 from scaling.experiment import Experiment
 from scaling.files import write_json
 from scaling.linearization.costs import flops
+from scaling.loggers import check_installed
 from scaling.plan import trained_tokens
 from scaling.pool import Pool, Task
 from scaling.record import SCHEMA
@@ -83,6 +84,7 @@ def launch(
             task.state, task.reason = state, reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
+    check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
     for data in dict.fromkeys(task.config.data for task in left):
         prepared = prepare(data, progress=sys.stderr.isatty())
         for task in left:

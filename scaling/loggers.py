@@ -13,8 +13,9 @@ path. A run that is killed and goes on may show the steps in between twice.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,26 @@ from scaling.schedule import TRUNK
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+
+PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+}
+"""Modules of which a logger needs one."""
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Raises LinscaleError for the first logger whose package is missing."""
+    for name in names:
+        if not any(map(importlib.util.find_spec, PACKAGES[name])):
+            raise _not_installed(name, name)
+
+
+def _not_installed(name: str, package: str) -> LinscaleError:
+    return LinscaleError(
+        f"loggers={name}: {package} is not installed; pip install {name}, or leave this logger out."
+    )
 
 
 @contextmanager
@@ -62,10 +83,7 @@ def _make(name: str, record: RunRecord) -> Logger:
         logger = makers[name]()
         logger.log_hyperparams(record.config.to_json())
     except ModuleNotFoundError as error:
-        raise LinscaleError(
-            f"loggers={name}: {error.name or name} is not installed; pip install {name}, or leave "
-            "this logger out."
-        ) from error
+        raise _not_installed(name, error.name or name) from error
     return logger
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from lightning.pytorch import loggers as lightning_loggers
 
 from scaling.errors import LinscaleError
+from scaling.experiment import Experiment
+from scaling.launch import launch
 from scaling.train import train
 
 
@@ -72,3 +75,14 @@ def test_a_logger_that_is_not_installed_is_named(
     monkeypatch.setattr(lightning_loggers, "WandbLogger", missing)
     with pytest.raises(LinscaleError, match="loggers=wandb: wandb is not installed; pip install"):
         train(make_run("loggers=wandb"), tmp_path)
+
+
+def test_a_launch_that_lacks_a_logger_begins_nothing(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run = make_run("loggers=tensorboard")
+    experiment = Experiment(name="logged", path=Path("logged.py"), text="", runs=[run])
+    with pytest.raises(LinscaleError, match="loggers=tensorboard: tensorboard is not installed"):
+        launch(experiment, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
