@@ -8,8 +8,7 @@ Command: linscale run experiments/recall.py --toy
          linscale evaluate runs/recall-toy --tasks recall
          python -m experiments.recall_figure runs/recall-toy
 Expected: LLaMA recalls everything; the linear models lose accuracy as the pairs grow, the smaller
-their state the earlier. The toy shows the first and the loss with the pairs; its budget is too
-small for the rest (`docs/recall.md`).
+their state the earlier. What the toy shows of it: `docs/recall.md`.
 
 The other two tasks are those of experiments/recall_tasks.py.
 """
@@ -29,26 +28,29 @@ from scaling.config import (
 )
 
 HEAD_DIMS = (16, 32, 64, 128)
-TOY_HEAD_DIMS = (4, 8, 16)
+TOY_HEAD_DIMS = (2, 4, 8)
+SEEDS = (0, 1, 2)
 
 
 def runs(toy: bool = False) -> list[RunConfig]:
     """The linear architectures at several head dimensions, and LLaMA at the largest."""
     sizes = TOY_HEAD_DIMS if toy else HEAD_DIMS
     return [
-        _run(arch, head_dim, toy)
+        _run(arch, head_dim, seed, toy)
+        for seed in SEEDS
         for arch in ARCHS
         for head_dim in (sizes[-1:] if arch == "llama" else sizes)  # <- the intervention
     ]
 
 
-def _run(arch: Arch, head_dim: int, toy: bool) -> RunConfig:
-    """Two layers, as many as looking up by content takes; steps of 64 and of 256 sequences."""
-    pairs, vocab, length, batch = (4, 18, 16, 64) if toy else (64, 8192, 512, 256)
-    dim, steps, lr = (32, 2000, 1e-2) if toy else (128, 20_000, 2e-3)
+def _run(arch: Arch, head_dim: int, seed: int, toy: bool) -> RunConfig:
+    """Two layers, as many as looking up by content takes; steps of 32 and of 256 sequences."""
+    pairs, vocab, length, batch = (8, 34, 32, 32) if toy else (64, 8192, 512, 256)
+    dim, steps, lr = (32, 1500, 1e-2) if toy else (128, 20_000, 2e-3)
     config = RunConfig(
-        name=f"{arch}-k{head_dim}",
+        name=f"{arch}-k{head_dim}-s{seed}",
         size=f"k{head_dim}",
+        seed=seed,
         model=toy_config(arch, dim, vocab_size=vocab, layers=2, head_dim=head_dim),
         data=DataConfig(
             corpus=f"task:mqar:pairs={pairs},vocab={vocab}",

@@ -2,8 +2,7 @@
 
     data.corpus = "task:mqar:pairs=8,vocab=64"
 
-`mqar`: `pairs` keys with their values; later every key once more, whose value is to be predicted
-and then stands there, as in text.
+`mqar`: `pairs` keys with their values; later every key once more, whose value is to be given.
 
 `copying`: `items` tokens strewn among blanks, then as many marks; at the marks, the items are to be
 given in their order.

@@ -9,8 +9,9 @@ Sequences to train on hold 1 to `load` things each, drawn uniformly, held-out on
 small loads are learnt first and lead to large ones, which alone take many times longer to learn.
 
 In `mqar` the places where keys are asked for follow a power law, as repeats in text do: slot t
-after the pairs (a slot is a key and its value) has weight t^(POWER - 1), arXiv 2312.04927. Slots
-where nothing is asked are blank.
+after the pairs (a slot is a key and a blank) has weight t^(POWER - 1), arXiv 2312.04927. Slots
+where nothing is asked are blank. An answer never stands in the sequence: with the others in sight,
+what is left over could be guessed without any recall.
 """
 
 from __future__ import annotations
@@ -116,7 +117,6 @@ def _mqar(task: Recall, words: Words, held: Held, inputs: Rows, targets: Rows) -
     drawn = np.argsort(-(weights + noise), axis=1, kind="stable")[:, :pairs]  # (n, D)
     asked = 2 * (pairs + drawn)
     np.put_along_axis(inputs, asked, keys, axis=1)
-    np.put_along_axis(inputs, asked + 1, values, axis=1)
     np.put_along_axis(targets, asked, np.where(held, values, IGNORE_INDEX), axis=1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import ARCHS, Arch, ConfigError, toy_config
@@ -28,7 +28,7 @@ from scaling.recall import BLANK, MARK, SPECIAL, parse
 from scaling.recall_data import TRAINING_SEQUENCES, Symbols, held_out, prepare_task, rows
 from scaling.train import train
 
-FIRST = [3, 8, 2, 8, 7, 10, 3, 8, 7, 10, 0, 0, 2, 8, 0, 0]
+FIRST = [3, 8, 2, 8, 7, 10, 3, 0, 7, 0, 0, 0, 2, 0, 0, 0]
 """Sequence 1 of task:mqar:pairs=3,vocab=14 of length 16."""
 NUMBERS = st.integers(0, 2 * TRAINING_SEQUENCES)
 
@@ -58,6 +58,7 @@ def recall(**settings: Any) -> Request:
     return Request(tasks=("recall",), settings=Settings(**settings))
 
 
+@settings(deadline=None)
 @given(number=NUMBERS, pairs=st.integers(1, 6), spare=st.integers(0, 9))
 def test_mqar_asks_every_key_once_for_its_value(number: int, pairs: int, spare: int) -> None:
     task = parse(f"task:mqar:pairs={pairs},vocab=40")
@@ -70,10 +71,11 @@ def test_mqar_asks_every_key_once_for_its_value(number: int, pairs: int, spare: 
     assert asked.min() >= 2 * pairs
     assert sorted(inputs[asked]) == sorted(book)
     assert [book[key] for key in inputs[asked]] == targets[asked].tolist()
-    assert (inputs[asked + 1] == targets[asked]).all()
-    assert np.count_nonzero(inputs[2 * pairs :]) == 2 * len(book)
+    # No answer is in sight: what is left over could be guessed without recall.
+    assert np.count_nonzero(inputs[2 * pairs :]) == len(book)
 
 
+@settings(deadline=None)
 @given(number=NUMBERS, items=st.integers(1, 6), spare=st.integers(0, 9))
 def test_copying_wants_the_items_in_their_order(number: int, items: int, spare: int) -> None:
     inputs, targets = rows(parse(f"task:copying:items={items}"), [number], 2 * items + spare)[0]
@@ -85,6 +87,7 @@ def test_copying_wants_the_items_in_their_order(number: int, items: int, spare: 
     assert len(answers) == items or number < TRAINING_SEQUENCES
 
 
+@settings(deadline=None)
 @given(number=NUMBERS, length=st.integers(3, 30))
 def test_induction_wants_what_followed_the_mark(number: int, length: int) -> None:
     inputs, targets = rows(parse("task:induction"), [number], length)[0].tolist()
@@ -181,7 +184,7 @@ def test_tasks_for_text_are_refused(tmp_path: Path) -> None:
 def test_llama_learns_to_recall(tmp_path: Path) -> None:
     """Four pairs, which chance and guessing among the four values would answer at 0.25."""
     corpus = "task:mqar:pairs=4,vocab=18"
-    config = run(corpus=corpus, length=16, steps=2500, batch=64)
+    config = run(corpus=corpus, length=16, steps=1500, batch=32)
     train(config, tmp_path)
     out = evaluate(tmp_path / config.run_id, recall())
     assert out.lines[0]["value"] > 0.95
