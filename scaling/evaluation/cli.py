@@ -122,17 +122,29 @@ def evaluate(
     for job in outcome.submitted:
         typer.echo(job, err=True)
     typer.echo(summary, err=True)
-    for failure in outcome.failures:
+    for failure in _by_reason(outcome.failures):
         typer.echo(f"not evaluated: {failure}", err=True)
     if outcome.failures:
         raise typer.Exit(1)
+
+
+def _by_reason(failures: list[str]) -> list[str]:
+    """One line for all checkpoints and tasks that failed for the same reason."""
+    reasons: dict[str, list[str]] = {}
+    for failure in failures:
+        what, _, reason = failure.partition(": ")
+        reasons.setdefault(reason, []).append(what)
+    return [
+        f"{what[0]}{f' and {len(what) - 1} more' if len(what) > 1 else ''}: {reason}"
+        for reason, what in reasons.items()
+    ]
 
 
 def _table(lines: list[dict[str, Any]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("run", "tokens", "task", "metric"):
         justify = "right" if title == "tokens" else "left"
         table.add_column(title, justify=justify, overflow="fold")

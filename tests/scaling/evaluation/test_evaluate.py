@@ -14,6 +14,7 @@ import torch
 from models.config import ConfigError
 from scaling.claims import claim
 from scaling.errors import LinscaleError
+from scaling.evaluation.cli import _by_reason
 from scaling.evaluation.evaluate import SUITES, evaluate, expand
 from scaling.evaluation.request import Request
 from scaling.evaluation.results import EvaluationError, Measure, Origin, Results
@@ -246,3 +247,12 @@ def test_errors_name_the_remedy(tmp_path, monkeypatch):
             evaluate(tmp_path, ask("perplexity"), **options)
     with pytest.raises(LinscaleError, match="no such directory"):
         Settings(data=tmp_path / "missing")
+
+
+def test_a_reason_is_listed_once():
+    why = "a continuation does not fit; raise --max-length."
+    failures = [f"a/1.pt, boolq: {why}", "piqa: no data: get them", f"a/2.pt, boolq: {why}"]
+    assert _by_reason(failures) == [
+        f"a/1.pt, boolq and 1 more: {why}",
+        "piqa: no data: get them",
+    ]

@@ -29,7 +29,7 @@ def test_commands_run_as_printed(tmp_path, monkeypatch):
             name=f"{arch}-d64",
             size="d64",
             model=toy_config(arch, 32, vocab_size=256, layers=2, head_dim=16),
-            data=DataConfig(corpus="stdlib", sequence_length=128, batch_sequences=4),
+            data=DataConfig(corpus="stdlib", sequence_length=256, batch_sequences=2),
             schedule=ScheduleConfig(warmup_tokens=512),
             budget=BudgetConfig(tokens=8 * 512, horizons=(5 * 512,)),
             parallel=ParallelConfig(accelerator="cpu", threads=1),
