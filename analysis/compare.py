@@ -25,6 +25,7 @@ from analysis.frontier import compute_for_loss, reach
 from analysis.law_fit import LawFit
 from analysis.laws import PerToken
 from analysis.power_sum import Array
+from analysis.saved import saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,12 +70,12 @@ class CompareResult:
     @staticmethod
     def from_json(text: str) -> CompareResult:
         """Inverse of `to_json`."""
-        r = json.loads(text)
-        return CompareResult(
-            r["x"], r["y"], r["level"], r["paired"], pd.DataFrame(r["table"]),
-            Crossing(**r["crossing"]), r["verdict"],
-            [FitWarning.from_dict(w) for w in r["warnings"]],
-        )  # fmt: skip
+        with saved(text, "CompareResult") as r:
+            return CompareResult(
+                r["x"], r["y"], r["level"], r["paired"], pd.DataFrame(r["table"]),
+                Crossing(**r["crossing"]), r["verdict"],
+                [FitWarning.from_dict(w) for w in r["warnings"]],
+            )  # fmt: skip
 
     def plot(self) -> Figure:
         """The multiplier against the compute of y."""

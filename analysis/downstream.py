@@ -25,6 +25,7 @@ import pandas as pd
 from analysis.errors import AnalysisError, FitWarning
 from analysis.law_fit import LawFit
 from analysis.power_sum import Array
+from analysis.saved import array, saved
 from analysis.selection import forecast, leap_of
 from analysis.uncertainty import FEWEST_CLUSTERS, quantiles
 
@@ -88,10 +89,12 @@ class DownstreamFit:
     @staticmethod
     def from_json(text: str) -> DownstreamFit:
         """Inverse of `to_json`."""
-        r = json.loads(text)
-        draws = None if r["draws"] is None else np.array(r["draws"])
-        return DownstreamFit(r["chance"], r["parameters"], pd.DataFrame(r["points"]), r["residual"],
-                             draws, [FitWarning.from_dict(w) for w in r["warnings"]])  # fmt: skip
+        with saved(text, "DownstreamFit") as r:
+            draws = None if r["draws"] is None else array(r, "draws")
+            return DownstreamFit(
+                r["chance"], r["parameters"], pd.DataFrame(r["points"]), r["residual"],
+                draws, [FitWarning.from_dict(w) for w in r["warnings"]],
+            )  # fmt: skip
 
     def plot(self, *, level: float = 0.9, name: str = "task") -> Figure:
         """Accuracy against loss with the band of the draws."""

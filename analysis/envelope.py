@@ -6,7 +6,9 @@
            loss (`grid`, Hoffmann et al. 2203.15556), or the lower convex hull of all points in
            log-log space (`hull`, McLeish et al. 2502.06857)
         3. points whose best run is the smallest or largest model, or at the end of its curve, are
-           not minima but edges of the design: dropped when `interior`
+           not minima but edges of the design: dropped when `interior`. Where a curve begins is no
+           edge: one from step 1 starts far above the envelope, and of a few decayed checkpoints
+           a run nothing would be left
         4. L(C) by the chosen form; N*(C) and D*(C) as separate log-log lines
         5. intervals: the runs (whole curves) are drawn with replacement, and 2-4 repeated
 
@@ -33,6 +35,7 @@ from analysis.fitting import fit_law
 from analysis.laws import PFLOP_S_DAY
 from analysis.lines import Line, fit_line, line_bands
 from analysis.power_sum import Array
+from analysis.saved import array, saved
 from analysis.summary import interval_of, summary
 
 if TYPE_CHECKING:
@@ -120,16 +123,16 @@ class EnvelopeFit:
     @staticmethod
     def from_json(text: str) -> EnvelopeFit:
         """Inverse of `to_json`."""
-        record = json.loads(text)
-        return EnvelopeFit(
-            options=EnvelopeOptions(**record["options"]),
-            frontier=pd.DataFrame(record["frontier"]),
-            params=record["parameters"],
-            n_line=Line(**record["n_line"]),
-            d_line=Line(**record["d_line"]),
-            draws={k: np.array(v) for k, v in record["draws"].items()},
-            warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
-        )
+        with saved(text, "EnvelopeFit") as record:
+            return EnvelopeFit(
+                options=EnvelopeOptions(**record["options"]),
+                frontier=pd.DataFrame(record["frontier"]),
+                params=record["parameters"],
+                n_line=Line(**record["n_line"]),
+                d_line=Line(**record["d_line"]),
+                draws={name: array(record["draws"], name) for name in record["draws"]},
+                warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
+            )
 
     def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
         """Loss against compute along the envelope."""

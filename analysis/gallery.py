@@ -152,8 +152,8 @@ def olmo(folder: Path) -> Iterator[Entry]:
         figures.downstream(pd.concat(parts), pd.concat(laws), chance=tasks),
         (
             "Accuracy (normalised by length, five shots) of the last three evaluations of every "
-            f"run of OLMo's ladder (2412.04403) against its loss on C4, n = {len(points)} a task, "
-            "with one sigmoid a task. Bands: 90% intervals."
+            f"run of OLMo's ladder (2412.04403) against its loss on C4, n = "
+            f"{len(parts[0])} a task, with one sigmoid a task. Bands: 90% intervals."
         ),
     )
 

@@ -30,6 +30,7 @@ from analysis.law_fit import LawFit
 from analysis.lines import Line, batched_lines, fit_line, line_bands
 from analysis.polynomials import polynomial_minimum, vertex
 from analysis.power_sum import Array
+from analysis.saved import array, saved
 from analysis.summary import interval_of, summary
 
 if TYPE_CHECKING:
@@ -114,18 +115,18 @@ class IsoflopFit:
     @staticmethod
     def from_json(text: str) -> IsoflopFit:
         """Inverse of `to_json`."""
-        record = json.loads(text)
-        return IsoflopFit(
-            shape=record["shape"],
-            points=pd.DataFrame(record["points"]),
-            minima=pd.DataFrame(record["minima"]),
-            refused=pd.DataFrame(record["refused"], columns=["budget", "reason"]),
-            n_line=Line(**record["n_line"]),
-            d_line=Line(**record["d_line"]),
-            bias=record["bias"],
-            draws={k: np.array(v) for k, v in record["draws"].items()},
-            warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
-        )
+        with saved(text, "IsoflopFit") as record:
+            return IsoflopFit(
+                shape=record["shape"],
+                points=pd.DataFrame(record["points"]),
+                minima=pd.DataFrame(record["minima"]),
+                refused=pd.DataFrame(record["refused"], columns=["budget", "reason"]),
+                n_line=Line(**record["n_line"]),
+                d_line=Line(**record["d_line"]),
+                bias=record["bias"],
+                draws={name: array(record["draws"], name) for name in record["draws"]},
+                warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
+            )
 
     def plot(self, *, name: str = "all") -> Figure:
         """The valleys and their minima."""

@@ -17,10 +17,11 @@ import pandas as pd
 from analysis.checks import Observations
 from analysis.diagnostics import Evidence, decisive_run
 from analysis.errors import AnalysisError, FitWarning
-from analysis.laws import FORMS, PerToken, optimum
+from analysis.laws import PerToken, get_law, optimum
 from analysis.power_sum import Array, Law
 from analysis.problem import Problem
 from analysis.robust import Robust
+from analysis.saved import array, saved
 from analysis.uncertainty import (
     FEW_CLUSTERS,
     Draws,
@@ -352,33 +353,37 @@ class LawFit:
 
     @staticmethod
     def from_json(text: str) -> LawFit:
-        """Inverse of `to_json`: predicts, optimises and bootstraps exactly as the original."""
-        record = json.loads(text)
-        points = {k: np.array(v) for k, v in record["points"].items()}
-        warnings = [FitWarning.from_dict(w) for w in record["warnings"]]
-        observations = Observations(
-            columns={k: points[k] for k in ("n", "d", "c", "u") if k in points},
-            loss=points["loss"],
-            weight=points["weight"],
-            cluster=points["cluster"].astype(np.int64),
-            labels=record["clusters"],
-            names=record["columns"],
-            rows=record["points"]["row"],
-            exclusions=pd.DataFrame(record["exclusions"], columns=["row", "reason"]),
-            warnings=[],
-        )
-        law = FORMS[record["form"]]
-        x, centres = law.features(observations.columns)
-        robust = Robust(record["objective"]["name"], record["objective"]["delta"])
-        return LawFit(
-            problem=Problem(law, observations, robust, x, centres, np.array(record["lower"]),
-                            np.array(record["upper"])),
-            theta=np.array(record["theta"]),
-            objective=record["objective"]["value"],
-            evidence=Evidence(**record["evidence"]),
-            warnings=warnings,
-            draws=Draws.from_dict(record["draws"]) if record["draws"] else None,
-        )  # fmt: skip
+        """Inverse of `to_json`: predicts, optimises and bootstraps exactly as the original.
+
+        Raises:
+            AnalysisError: the text is not what `to_json` wrote; a missing field is named.
+        """
+        with saved(text, "LawFit") as record:
+            points = record["points"]
+            observations = Observations(
+                columns={k: array(points, k) for k in ("n", "d", "c", "u") if k in points},
+                loss=array(points, "loss"),
+                weight=array(points, "weight"),
+                cluster=array(points, "cluster").astype(np.int64),
+                labels=record["clusters"],
+                names=record["columns"],
+                rows=points["row"],
+                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "reason"]),
+                warnings=[],
+            )
+            law = get_law(record["form"])
+            x, centres = law.features(observations.columns)
+            objective = record["objective"]
+            robust = Robust(objective["name"], objective["delta"])
+            return LawFit(
+                problem=Problem(law, observations, robust, x, centres, array(record, "lower"),
+                                array(record, "upper")),
+                theta=array(record, "theta"),
+                objective=objective["value"],
+                evidence=Evidence(**record["evidence"]),
+                warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
+                draws=Draws.from_dict(record["draws"]) if record["draws"] else None,
+            )  # fmt: skip
 
     def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
         """Contours over (N, D) with the optimal line, or loss against the form's one variable."""

@@ -3,7 +3,7 @@
 The page works without a script, which adds two things: switches for architectures, and what a
 point is, shown at once for the nearest point under a pointer or a finger (without it, the browser's
 own titles on hover). Readable at phone width: tables and wide figures scroll inside their own box,
-never the page.
+never the page; what lies beyond the edge is faded, and wide figures say so.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ nav{font-size:.9rem;margin:.6rem 0}nav a{margin-right:.9rem;white-space:nowrap}
 a{color:var(--accent)}
 figure{margin:1.2rem 0}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
+.scroll.more{-webkit-mask-image:linear-gradient(90deg,#000 80%,#0002);
+mask-image:linear-gradient(90deg,#000 80%,#0002)}
 figure svg{display:block;width:100%;height:auto}
 figure.wide svg{min-width:600px}
 figure.single{max-width:640px}
@@ -52,6 +54,8 @@ details{margin:.8rem 0}summary{cursor:pointer;font-weight:600}
 .tip{position:fixed;z-index:3;max-width:min(20rem,90vw);padding:.25rem .5rem;background:#1c1c1cee;
 color:#fff;font-size:.82rem;border-radius:4px;pointer-events:none}
 code{font-size:.88em;background:var(--wash);padding:0 .2em}
+@media(max-width:640px){figure.wide .scroll::before{content:"swipe sideways for the rest \\2192";
+display:block;position:sticky;left:0;color:var(--soft);font-size:.86rem}}
 @media(max-width:480px){body{font-size:15px}main{padding:.6rem .8rem 3rem}}
 @media print{.pick{display:none}details{display:block}}
 """
@@ -81,6 +85,13 @@ document.querySelectorAll('figure svg').forEach(function(svg){
   svg.addEventListener('pointerleave',function(event){
     if(event.pointerType!=='touch')tip.hidden=true;});});
 addEventListener('scroll',function(){tip.hidden=true;},{passive:true});
+var boxes=document.querySelectorAll('.scroll');
+function fade(box){
+  box.classList.toggle('more',box.scrollLeft+box.clientWidth<box.scrollWidth-2);}
+function fades(){boxes.forEach(fade);}
+boxes.forEach(function(box){
+  box.addEventListener('scroll',function(){fade(box);},{passive:true});});
+addEventListener('resize',fades);document.addEventListener('toggle',fades,true);fades();
 """
 
 

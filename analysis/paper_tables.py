@@ -184,7 +184,7 @@ def rows(evals: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     numbers = latest(evals)
     rank = {arch: place for place, arch in enumerate(style.ordered(runs["arch"]))}
-    for run in by(runs, "n_params", "run_id").to_dict("records"):
+    for run in by(runs, "n_params", "sequence_length", "run_id").to_dict("records"):
         own = where(numbers, run_id=run["run_id"])
         if not len(own):
             continue

@@ -28,6 +28,7 @@ from analysis.errors import AnalysisError
 from analysis.power_sum import Array
 from analysis.problem import Problem
 from analysis.robust import Robust
+from analysis.saved import array
 
 Method = Literal["auto", "pairs", "wild"]
 Progress = Callable[[int, int], None]
@@ -74,7 +75,7 @@ class Draws:
     @staticmethod
     def from_dict(record: dict[str, Any]) -> Draws:
         """Inverse of `as_dict`."""
-        return Draws(**{**record, "values": np.array(record["values"], dtype=float)})
+        return Draws(**{**record, "values": array(record, "values")})
 
 
 def bootstrap(

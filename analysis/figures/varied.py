@@ -32,7 +32,7 @@ def varied(measured: pd.DataFrame, *, x: str, chance: Mapping[str, float] | None
     """
     groups = groups_of(measured)
     names = [str(name) for name in dict.fromkeys(measured["panel"])]
-    columns = min(3, len(names))
+    columns = 2 if len(names) == 4 else min(3, len(names))
     lines = -(-len(names) // columns)
     with style.context():
         figure, grid = style.panels(

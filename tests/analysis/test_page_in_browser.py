@@ -43,8 +43,14 @@ seen.tnl=visible();box1.click();seen.hidden=visible();box1.click();seen.back=vis
 """
 WIDTHS = """
 var seen={};for(var f of document.querySelectorAll('iframe')){var d=f.contentDocument;
-seen[f.width]=[d.documentElement.scrollWidth,parseFloat(getComputedStyle(d.body).fontSize),
-  d.querySelectorAll('figure svg').length];}
+var wide=[...d.querySelectorAll('figure.wide .scroll')];
+var before=wide.map(b=>b.classList.contains('more'));
+var hint=getComputedStyle(wide[0],'::before').content;
+wide.forEach(b=>{b.scrollLeft=b.scrollWidth;b.dispatchEvent(new Event('scroll'));});
+seen[f.width]={page:d.documentElement.scrollWidth,
+  font:parseFloat(getComputedStyle(d.body).fontSize),
+  figures:d.querySelectorAll('figure svg').length,hint:hint,more:before,
+  atEnd:wide.map(b=>b.classList.contains('more'))};}
 """
 
 
@@ -103,10 +109,15 @@ def test_no_sideways_scroll_from_phone_to_desk(report: Path, tmp_path: Path) -> 
     seen, console = look(page, tmp_path / "profile")
     assert console == []
     assert set(seen) == {"320", "390", "768", "1280"}
-    for width, (scroll, font, figures) in seen.items():
-        assert scroll <= int(width)
-        assert font >= 15  # readable without zooming
-        assert figures >= 8
+    for width, found in seen.items():
+        assert found["page"] <= int(width)
+        assert found["font"] >= 15  # readable without zooming
+        assert found["figures"] >= 8
+        # A wide figure scrolls on a phone: faded until its end is reached, and it says so.
+        narrow = int(width) < 600
+        assert set(found["more"]) == {narrow}
+        assert set(found["atEnd"]) == {False}
+        assert ("swipe" in found["hint"]) == narrow
 
 
 def test_every_run_has_a_page_without_console_messages(report: Path, tmp_path: Path) -> None:
