@@ -158,8 +158,7 @@ def linear_attention_step(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """o and the state after one token. For decoding: it has no gradient."""
-    state = state.contiguous()
-    after = torch.empty_like(state)
+    after = _new(state)
     return kernels(q.device).step(q, k, v, state, decay, after=after), after
 
 
@@ -168,8 +167,7 @@ def hgrn2_attention_step(
     q: Tensor, gate_logits: Tensor, v: Tensor, lower_bound: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`linear_attention_step` from HGRN2's gate logits."""
-    state = state.contiguous()
-    after = torch.empty_like(state)
+    after = _new(state)
     o = kernels(q.device).hgrn2_step(q, gate_logits, v, state, lower_bound, after=after)
     return o, after
 

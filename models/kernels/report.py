@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,12 +263,15 @@ def main(argv: list[str] | None = None) -> None:
     dtype = getattr(torch, options.dtype)
     found: list[Row] = []
     totals: list[tuple[str, ...]] = []
+    seconds: dict[str, float] = {}
     for target in targets:
         named = list(ours(options.dim, dtype))
         if target == "sm_90":
             named += peers(options.dim, dtype)
         for operation in named:
+            started = time.perf_counter()
             new = list(rows(operation, target))
+            seconds[f"{operation.name}, {target}"] = time.perf_counter() - started
             found += new
             if target == targets[0] or operation.name.startswith("fla"):
                 totals.append(summary(operation, new))
@@ -280,6 +284,8 @@ def main(argv: list[str] | None = None) -> None:
         for line in body:
             table.add_row(*line)
         console.print(table)
+    taken = "; ".join(f"{name} {s:.1f}" for name, s in seconds.items())
+    console.print(f"Seconds, of which what Triton kept on disk took none to compile: {taken}.")
     if options.output is not None:
         where = f"Triton {triton.__version__}, PyTorch {torch.__version__}, {platform.machine()}"
         options.output.write_text(

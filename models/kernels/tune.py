@@ -12,7 +12,8 @@ chunks of 64 tokens (the height of a Hopper tensor-core instruction), few warps,
 prefetch.
 
 A row `kernel/bits/dim` serves all modes of a kernel that have no row `kernel/mode/bits/dim` of
-their own; which modes have one is what the checked-in tables say.
+their own, and with packed sequences and head dimensions that are masked or unequal, unless there is
+a row `kernel/general/bits/dim` for these; which rows there are is what the checked-in tables say.
 
 Families: "scalar" (no decay, per-head and per-token decays), "phase" (cosFormer2's rotation, kept
 in the scalar table) and "vector" (per-channel decay and HGRN2's gate).
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -88,6 +90,9 @@ class Entry:
     """Dtype of the inputs."""
     dim: int
     """Head dimension, keys and values."""
+    general: bool
+    """Whether it is for packed sequences, and head dimensions up to `dim` that need masks or
+    differ."""
 
 
 def entries(families: Sequence[str], arch: str, dims: Sequence[int] = DIMS) -> Iterator[Entry]:
@@ -102,10 +107,13 @@ def entries(families: Sequence[str], arch: str, dims: Sequence[int] = DIMS) -> I
                     shared = tuple(mode for mode in modes if own[mode] not in rows)
                     keys = {f"{kernel}/{bits}/{dim}": shared or modes}
                     keys |= {key: (mode,) for mode, key in own.items() if key in rows}
+                    general = f"{kernel}/general/{bits}/{dim}"
+                    keys |= {general: modes} if general in rows else {}
                     for key, served in keys.items():
                         yield Entry(
                             family=name, key=key, kernel=kernel, function=function,
                             reverse=reverse, modes=served, dtype=dtype, dim=dim,
+                            general=key == general,
                         )  # fmt: skip
 
 
@@ -193,8 +201,12 @@ def call(
 
 def launches(entry: Entry, arch: str) -> Iterator[Launch]:
     """The launches of an entry's kernel, in every mode it serves."""
-    for mode in entry.modes:
-        run = call(mode, entry.dtype, entry.dim, entry.dim, "meta", 2048)
+    dim = entry.dim
+    shapes = [(dim, dim, entry.general)]
+    if entry.general:
+        shapes.append((dim - dim // 16, dim * 9 // 16, True))
+    for mode, shape in product(entry.modes, shapes):
+        run = call(mode, entry.dtype, shape[0], shape[1], "meta", 2048, shape[2])
         with assume_architecture(arch), record() as recorded:
             run()
         for launch in recorded:
@@ -269,7 +281,7 @@ def choose(
         return best[0], least
     from triton.testing import do_bench
 
-    run = call(entry.modes[-1], entry.dtype, entry.dim, entry.dim, "cuda", 8192)
+    run = call(entry.modes[-1], entry.dtype, entry.dim, entry.dim, "cuda", 8192, entry.general)
     times: list[float] = []
     for constants in best:
         with trial(entry.family, entry.kernel, constants):

@@ -12,9 +12,9 @@ still equals an exact zero); -inf is therefore a legal decay and its gradient is
 Tuning tables are `tuning/<family>.<arch>.json`: a flat object from a key to the constants of one
 launch (`num_warps`, `num_stages` and the kernel's own constexprs). `tuned` looks up, in order,
 
-    kernel/mode/bits/KxV     kernel/mode/bits/D     kernel/bits/D      (D = max(K, V))
+    kernel/mode/bits/D, or kernel/general/bits/D (see `tuned`)      kernel/bits/D
 
-where K and V are head dimensions rounded up to a power of two (at least 16) and bits is 16 (bf16,
+where D is the larger of K and V rounded up to a power of two (at least 16), and bits is 16 (bf16,
 fp16) or 32. Nothing is keyed on the sequence length or the batch, and nothing is timed at run time;
 `linscale tune` rewrites a table on the machine it runs on.
 """
@@ -272,9 +272,19 @@ def trial(family: str, kernel: str, constants: dict[str, int]) -> Iterator[None]
 
 
 def tuned(
-    family: str, kernel: str, mode: str, dtype: torch.dtype, k: int, v: int, arch: str
+    family: str,
+    kernel: str,
+    mode: str,
+    dtype: torch.dtype,
+    k: int,
+    v: int,
+    arch: str,
+    packed: bool,
 ) -> dict[str, int]:
     """Constants of one launch by the module docstring's lookup rule.
+
+    A mode's own row is for batches of rows and equal head dimensions that fill their tiles. The
+    general one is for the rest: packed sequences, masks and unequal sides take registers.
 
     Raises:
         KeyError: the table has no entry, a defect of the table (a test covers every key).
@@ -282,13 +292,10 @@ def tuned(
     if f"{family}/{kernel}" in _trials:
         return _trials[f"{family}/{kernel}"]
     bits = 16 if dtype.itemsize == 2 else 32
-    rows, columns = block(k), block(v)
+    dim = block(max(k, v))
+    form = mode if k == v == dim and not packed else "general"
     entries = table(family, arch)
-    keys = (
-        f"{kernel}/{mode}/{bits}/{rows}x{columns}",
-        f"{kernel}/{mode}/{bits}/{max(rows, columns)}",
-        f"{kernel}/{bits}/{max(rows, columns)}",
-    )
+    keys = (f"{kernel}/{form}/{bits}/{dim}", f"{kernel}/{bits}/{dim}")
     for key in keys:
         if key in entries:
             return entries[key]

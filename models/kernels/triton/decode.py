@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.triton.common import LOG2E, MAX_HEAD_DIM, block, check_inputs, interpreted
+from models.kernels.triton.common import (
+    LOG2E,
+    MAX_HEAD_DIM,
+    block,
+    check_inputs,
+    interpreted,
+    strides,
+)
 from models.kernels.triton.vector_tiles import sigmoids
 
 NONE, SCALAR, CHANNEL, GATE = 0, 1, 2, 3
@@ -32,14 +39,14 @@ BLOCK_ELEMENTS = 2048
 def recurrent(
     q, k, v, decay, low, start_state, end_state, o, cu_seqlens, rows,
     q_b, q_t, q_h, q_c, k_b, k_t, k_h, k_c, v_b, v_t, v_h, v_c, decay_b, decay_t, decay_h, decay_c,
-    low_h, low_c, state_b, state_h, state_k, state_v, tokens, heads,
+    low_h, low_c, start_n, start_h, start_k, start_v, end_n, end_h, end_k, end_v, tokens, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, MODE: tl.constexpr,
     PACKED: tl.constexpr, START: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Walk all tokens of one sequence, head and block of BV value channels.
 
-    start_state, end_state: (N or slots, H, K, V) float32 with the same strides, maybe the same
-    memory. o: (B, T, H, V), contiguous. Grid: (N * H * ceil(V / BV),).
+    start_state, end_state: (N or slots, H, K, V), maybe the same memory; end_state is float32.
+    o: (B, T, H, V), contiguous. Grid: (N * H * ceil(V / BV),).
     """
     pid = tl.program_id(0)
     v_blocks: tl.constexpr = (V + BV - 1) // BV
@@ -65,11 +72,12 @@ def recurrent(
     v += batch * v_b + begin * v_t + h * v_h + cv * v_c
     decay += batch * decay_b + begin * decay_t + h * decay_h
     o += ((batch * tokens + begin) * heads + h) * V + cv
-    at = row * state_b + h * state_h + ck[:, None] * state_k + cv[None, :] * state_v
     inside = k_inside[:, None] & v_inside[None, :]
     state = tl.zeros([BK, BV], tl.float32)
     if START:
-        state = tl.load(start_state + at, mask=inside, other=0.0)
+        start_state += row * start_n + h * start_h
+        at = ck[:, None] * start_k + cv[None, :] * start_v
+        state = tl.load(start_state + at, mask=inside, other=0.0).to(tl.float32)
     if MODE == 3:
         bound = tl.load(low + h * low_h + ck * low_c, mask=k_inside, other=0.0).to(tl.float32)
     for _ in range(0, length):
@@ -95,7 +103,8 @@ def recurrent(
         v += v_t
         decay += decay_t
         o += heads * V
-    tl.store(end_state + at, state, mask=inside)
+    end_state += row * end_n + h * end_h
+    tl.store(end_state + ck[:, None] * end_k + cv[None, :] * end_v, state, mask=inside)
 
 
 def _launch(
@@ -130,8 +139,8 @@ def _launch(
             q, k, v, q if decay is None else decay, q if low is None else low,
             end if start is None else start, end, o,
             q if cu_seqlens is None else cu_seqlens, q if cache_indices is None else cache_indices,
-            *q.stride(), *k.stride(), *v.stride(), *decay_strides, *low_strides, *end.stride(),
-            tokens, heads, K=key_dim, V=value_dim, BK=rows, BV=columns, MODE=mode,
+            *q.stride(), *k.stride(), *v.stride(), *decay_strides, *low_strides, *strides(start, 4),
+            *end.stride(), tokens, heads, K=key_dim, V=value_dim, BK=rows, BV=columns, MODE=mode,
             PACKED=cu_seqlens is not None, START=start is not None,
             ROWS=cache_indices is not None, num_warps=4, num_stages=1,
         )  # fmt: skip
@@ -194,7 +203,7 @@ def step(
         state: float32, (B, H, K, V), or (slots, H, K, V) with cache_indices.
         decay: log decay in nats, None, (H,), (B, H) or (B, H, K).
         cache_indices: slot of each batch row, distinct integers, (B,).
-        after: where the new state goes, with `state`'s shape and strides; None: in place.
+        after: where the new state goes, with `state`'s shape; None: in place.
 
     Raises:
         ValueError: device, dtype or shape outside what the kernel supports.
@@ -267,5 +276,5 @@ def recurrent_forward(
     final = torch.empty(
         (sequences, heads, key_dim, value_dim), dtype=torch.float32, device=q.device
     )
-    start = None if initial_state is None else initial_state.to(torch.float32).contiguous()
-    return _launch(q, k, v, decay, lower_bound, start, final, cu_seqlens, None), final
+    o = _launch(q, k, v, decay, lower_bound, initial_state, final, cu_seqlens, None)
+    return o, final

@@ -74,7 +74,9 @@ class _Call:
         self.angles = (theta.stride(0), theta.stride(1), int(self.offset.numel() > 1))
 
     def config(self, kernel: str) -> dict[str, int]:
-        return tuned("scalar", kernel, "phase", self.q.dtype, self.K, self.V, self.arch)
+        return tuned(
+            "scalar", kernel, "phase", self.q.dtype, self.K, self.V, self.arch, self.packed
+        )
 
     @property
     def constants(self) -> dict[str, object]:

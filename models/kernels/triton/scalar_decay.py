@@ -54,26 +54,34 @@ def decay_gradient(
 
     rows = tl.arange(0, C)
     live = (rows < count)[:, None]
-    # Pairs inside the chunk.
-    scores = tl.zeros([C, C], tl.float32)
-    for a0 in tl.static_range(0, K, BK):
-        a = a0 + tl.arange(0, BK)[None, :]
-        q_c = tl.load(q + rows[:, None] * q_t + a * q_d, mask=live & (a < K), other=0.0)
-        k_c = tl.load(k + rows[:, None] * k_t + a * k_d, mask=live & (a < K), other=0.0)
-        scores = tl.dot(q_c, tl.trans(k_c), scores, input_precision=PRECISION)
-    dscores = tl.zeros([C, C], tl.float32)
-    for b0 in tl.static_range(0, V, BV):
-        b = b0 + tl.arange(0, BV)[None, :]
-        do_c = tl.load(do + rows[:, None] * do_t + b * do_d, mask=live & (b < V), other=0.0)
-        v_c = tl.load(v + rows[:, None] * v_t + b * v_d, mask=live & (b < V), other=0.0)
-        dscores = tl.dot(do_c, tl.trans(v_c), dscores, input_precision=PRECISION)
     hi, lo, total_hi, total_lo = running_decay(decay, decay_t, rows, count, 2)
-    span = (hi[:, None] - hi[None, :]) + (lo[:, None] - lo[None, :])
-    # Strictly below the diagonal: a token paired with itself meets no decay.
-    pairs = scores * dscores
-    pairs = pairs * tl.exp2(tl.where(rows[:, None] > rows[None, :], span, float("-inf")))
-    # The pairs straddling t: those that end at or after t less those that begin there.
-    straddle = tl.cumsum(tl.sum(pairs, 1) - tl.sum(pairs, 0), 0, reverse=True)
+    # Pairs inside the chunk, half of the earlier tokens at a time: fewer registers. Those that
+    # straddle t are the ones that end at or after t less the ones that begin there.
+    ends = tl.zeros([C], tl.float32)
+    for j0 in range(0, C, C // 2):
+        columns = j0 + tl.arange(0, C // 2)
+        near = (columns < count)[:, None]
+        scores = tl.zeros([C, C // 2], tl.float32)
+        for a0 in range(0, K, BK):
+            a = a0 + tl.arange(0, BK)[None, :]
+            q_c = tl.load(q + rows[:, None] * q_t + a * q_d, mask=live & (a < K), other=0.0)
+            k_c = tl.load(k + columns[:, None] * k_t + a * k_d, mask=near & (a < K), other=0.0)
+            scores = tl.dot(q_c, tl.trans(k_c), scores, input_precision=PRECISION)
+        dscores = tl.zeros([C, C // 2], tl.float32)
+        for b0 in range(0, V, BV):
+            b = b0 + tl.arange(0, BV)[None, :]
+            do_c = tl.load(do + rows[:, None] * do_t + b * do_d, mask=live & (b < V), other=0.0)
+            v_c = tl.load(v + columns[:, None] * v_t + b * v_d, mask=near & (b < V), other=0.0)
+            dscores = tl.dot(do_c, tl.trans(v_c), dscores, input_precision=PRECISION)
+        own = rows[:, None] == columns[None, :]
+        span = hi[:, None] - tl.sum(tl.where(own, hi[:, None], 0.0), 0)[None, :]
+        span += lo[:, None] - tl.sum(tl.where(own, lo[:, None], 0.0), 0)[None, :]
+        # Strictly below the diagonal: a token paired with itself meets no decay.
+        span = tl.where(rows[:, None] > columns[None, :], span, float("-inf"))
+        pairs = scores * dscores * tl.exp2(span)
+        ends += tl.sum(pairs, 1)
+        ends -= tl.sum(tl.where(own, tl.sum(pairs, 0)[None, :], 0.0), 1)
+    straddle = tl.cumsum(ends, 0, reverse=True)
 
     # Pairs with one or both ends outside.
     earlier = tl.zeros([C], tl.float32)

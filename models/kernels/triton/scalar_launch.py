@@ -83,7 +83,9 @@ def natural_segment(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> int:
     """`segment_length` for these shapes; packed sequences count as one: it may be the longest."""
     batch, tokens, heads, key_dim = q.shape
     arch = architecture(q.device)
-    config = tuned("scalar", "output", "none", q.dtype, key_dim, v.shape[-1], arch)
+    config = tuned(
+        "scalar", "output", "none", q.dtype, key_dim, v.shape[-1], arch, cu_seqlens is not None
+    )
     tiles = -(-v.shape[-1] // config["BV"])
     sequences = batch if cu_seqlens is None else 1
     return segment_length(tokens, sequences * heads * tiles, multiprocessors(q.device))
@@ -117,7 +119,7 @@ def launch_states(
     tokens, heads, key_dim = y.shape[1:]
     value_dim = z.shape[-1]
     arch, mode, packed = architecture(y.device), decay_mode(decay, y), cu_seqlens is not None
-    config = tuned("scalar", "states", MODE_NAMES[mode], y.dtype, key_dim, value_dim, arch)
+    config = tuned("scalar", "states", MODE_NAMES[mode], y.dtype, key_dim, value_dim, arch, packed)
     entries = segment_entries(tokens, sequences, segment, packed)
     states = torch.empty((entries, heads, key_dim, value_dim), dtype=torch.float32, device=y.device)
     tiles = -(-key_dim // config["BK"]) * -(-value_dim // config["BV"])
@@ -169,7 +171,9 @@ def forward(
             )
         else:
             states = final.new_empty(0)
-        config = tuned("scalar", "output", MODE_NAMES[mode], q.dtype, key_dim, value_dim, arch)
+        config = tuned(
+            "scalar", "output", MODE_NAMES[mode], q.dtype, key_dim, value_dim, arch, packed
+        )
         entries = segment_entries(tokens, sequences, segment, packed)
         output[(entries * heads * -(-value_dim // config["BV"]),)](
             q, k, v, o, q if decay is None else decay,
@@ -246,7 +250,9 @@ def backward(
                 q, k, v, do, decay, initial_state, states, dfinal_state, dstates, cu_seqlens,
                 sequences, segment,
             )  # fmt: skip
-        config = tuned("scalar", "gradients", MODE_NAMES[mode], q.dtype, key_dim, value_dim, arch)
+        config = tuned(
+            "scalar", "gradients", MODE_NAMES[mode], q.dtype, key_dim, value_dim, arch, packed
+        )
         tiles = 2 * -(-key_dim // config["BT"]) + -(-value_dim // config["BT"])
         entries = segment_entries(tokens, sequences, segment, packed)
         gradients[(entries * heads * tiles,)](
@@ -281,7 +287,7 @@ def launch_decay_gradient(
     tokens, heads, key_dim = q.shape[1:]
     value_dim = v.shape[-1]
     arch, packed = architecture(q.device), cu_seqlens is not None
-    config = tuned("scalar", "decay", "head_t", q.dtype, key_dim, value_dim, arch)
+    config = tuned("scalar", "decay", "head_t", q.dtype, key_dim, value_dim, arch, packed)
     entries = segment_entries(tokens, sequences, STATE_INTERVAL, packed)
     ddecay = torch.empty(decay.shape, dtype=torch.float32, device=q.device)
     decay_gradient_kernel[(entries * heads,)](
@@ -311,7 +317,7 @@ def launch_slope_gradient(
     tokens, heads, key_dim = q.shape[1:]
     value_dim = v.shape[-1]
     arch, packed, segmented = architecture(q.device), cu_seqlens is not None, segment < tokens
-    config = tuned("scalar", "slope", "head", q.dtype, key_dim, value_dim, arch)
+    config = tuned("scalar", "slope", "head", q.dtype, key_dim, value_dim, arch, packed)
     entries = segment_entries(tokens, sequences, segment, packed)
     tiles = -(-value_dim // config["BV"])
     ddecay = torch.empty((entries, heads, tiles), dtype=torch.float32, device=q.device)

@@ -23,6 +23,7 @@ from models.kernels.triton.common import (
     check_inputs,
     dot_precision,
     segment_entries,
+    strides,
     tuned,
 )
 from models.kernels.triton.vector_gradients import gradients
@@ -90,7 +91,10 @@ class _Call:
     def config(self, kernel: str) -> dict[str, int]:
         """Launch constants from the tuning table; its BT, tokens in a tile, becomes LEVELS."""
         mode = "gate" if self.gated else "vector"
-        config = dict(tuned("vector", kernel, mode, self.q.dtype, self.K, self.V, self.arch))
+        packed = self.cu_seqlens is not None
+        config = dict(
+            tuned("vector", kernel, mode, self.q.dtype, self.K, self.V, self.arch, packed)
+        )
         config["LEVELS"] = config.pop("BT").bit_length() - 1
         return config
 
@@ -116,14 +120,13 @@ class _Call:
         config = self.config("scan_reverse" if reverse else "scan")
         states = empty_states(self.q, self.v, self.cu_seqlens)
         blocks = -(-self.K // config["BK"]) * -(-self.V // config["BV"])
-        start = None if start is None else start.to(torch.float32).contiguous()
         read = self.q if reverse else self.k  # the other is not, nor what is absent
         scan_states[(self.sequences * self.heads * blocks,)](
             read, read, self.gate, read if self.low is None else self.low, w,
             read if start is None else start, states, read if end is None else end,
             read if self.cu_seqlens is None else self.cu_seqlens,
             *read.stride(), *read.stride(), *self.gate.stride(), *self.low_strides,
-            *w.stride(), *self.counts,
+            *w.stride(), *strides(start, 4), *self.counts,
             REVERSE=reverse, START=start is not None, END=end is not None,
             **self.constants, **config,
         )  # fmt: skip

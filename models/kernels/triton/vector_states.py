@@ -22,7 +22,7 @@ from models.kernels.triton.vector_tiles import load_tile, tile_update
 def scan_states(
     q, k, gate, low, w, start_state, states, end_state, cu_seqlens,
     q_b, q_t, q_h, q_c, k_b, k_t, k_h, k_c, gate_b, gate_t, gate_h, gate_c, low_h, low_c,
-    w_b, w_t, w_h, w_c, tokens, sequences, heads,
+    w_b, w_t, w_h, w_c, start_n, start_h, start_k, start_v, tokens, sequences, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     LEVELS: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr,
     START: tl.constexpr, END: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -30,7 +30,7 @@ def scan_states(
     """Store the state before (REVERSE: its gradient after) each chunk, and the one left at the end.
 
     w: values, in REVERSE output gradients. k is not read with GATE or REVERSE, q only in REVERSE.
-    start_state, end_state: (N, H, K, V) float32, contiguous, used with START and END.
+    start_state: (N, H, K, V), with START. end_state: (N, H, K, V) float32, contiguous, with END.
     states: (entries, H, K, V). Grid: (N * H * ceil(K / BK) * ceil(V / BV),).
     """
     BT: tl.constexpr = 1 << LEVELS
@@ -66,8 +66,9 @@ def scan_states(
         bound = tl.zeros([BK], tl.float32)
     state = tl.zeros([BK, BV], tl.float32)
     if START:
-        at = (n.to(tl.int64) * heads + h) * (K * V)
-        state = tl.load(start_state + at + block, mask=inside, other=0.0)
+        start_state += n.to(tl.int64) * start_n + h * start_h
+        start_state += ck[:, None] * start_k + cv[None, :] * start_v
+        state = tl.load(start_state, mask=inside, other=0.0).to(tl.float32)
     tiles = tl.maximum(tl.cdiv(length, BT), 1)
     for step in tl.range(0, tiles, disable_licm=True):
         i = tiles - 1 - step if REVERSE else step

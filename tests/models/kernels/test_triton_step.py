@@ -80,7 +80,7 @@ def test_prefill_of_packed_sequences_with_strides() -> None:
     q = q.transpose(1, 2).contiguous().transpose(1, 2)  # heads outside tokens
     v = torch.stack([v, v], -1)[..., 0]  # value channels two elements apart
     cu_seqlens = torch.tensor([0, 3, 3, 12], dtype=torch.int32)
-    start = torch.randn(3, 2, 16, 16)
+    start = torch.randn(3, 2, 16, 16).transpose(2, 3)
     o, final = recurrent_forward(q, k, v, decay, start, cu_seqlens)
     expected, expected_final = reference(q, k, v, decay, start, cu_seqlens)
     assert error(o, expected) < 1e-5

@@ -176,17 +176,17 @@ def test_any_strides() -> None:
     v = torch.randn(2, 1, 2, 16).expand(shape)
     decay = -torch.rand(2, 70, 16, 2).transpose(2, 3)
     do = torch.ones(()).expand(shape)
-    given = (q, k, v, decay)
-    assert not any(x.is_contiguous() for x in (*given, do))
-    copied = [x.contiguous() for x in given]
+    initial, dfinal = torch.randn(2, 2, 2, 16, 16).transpose(3, 4)
+    given: list[Any] = [q, k, v, decay, initial, None]
+    assert not any(x.is_contiguous() for x in (*given[:5], do, dfinal))
+    copied: list[Any] = [x if x is None else x.contiguous() for x in given]
     o, final, states = forward(*given)
     o2, final2, states2 = forward(*copied)
-    results = backward(*given, None, None, states, do, None)
-    copies = (copied[0], copied[1], copied[2], copied[3])
-    results2 = backward(*copies, None, None, states2, do.contiguous(), None)
+    results = backward(*given, states, do, dfinal)
+    results2 = backward(*copied, states2, do.contiguous(), dfinal.contiguous())
     assert torch.equal(o, o2)
     assert torch.equal(final, final2)
-    assert all(torch.equal(x, y) for x, y in zip(results[:4], results2[:4], strict=True))
+    assert all(x is not None and x.equal(y) for x, y in zip(results, results2, strict=True))
 
 
 def test_a_sequence_split_anywhere_carries_its_state() -> None:

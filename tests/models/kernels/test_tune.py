@@ -19,16 +19,32 @@ def test_tables_have_every_entry(arch: str) -> None:
     for entry in tune.entries(FAMILIES, arch):
         for mode in entry.modes:
             constants = tuned(
-                entry.family, entry.kernel, mode, entry.dtype, entry.dim, entry.dim, arch
-            )
+                entry.family, entry.kernel, mode, entry.dtype, entry.dim, entry.dim, arch,
+                packed=entry.general,
+            )  # fmt: skip
+            assert constants == table(entry.family, arch)[entry.key]
             assert constants["num_warps"] in (1, 2, 4, 8, 16)
 
 
 def test_rule_for_dimensions_without_an_entry() -> None:
     """The next power of two of the larger dimension, at least 16."""
     for key_dim, value_dim, dim in ((60, 36, 64), (1, 128, 128), (3, 3, 16)):
-        found = tuned("scalar", "states", "head", torch.bfloat16, key_dim, value_dim, "sm_90")
+        found = tuned(
+            "scalar", "states", "head", torch.bfloat16, key_dim, value_dim, "sm_90", packed=False
+        )
         assert found == table("scalar", "sm_90")[f"states/16/{dim}"]
+
+
+def test_a_mode_has_its_own_row_and_the_general_case_another() -> None:
+    rows = table("scalar", "sm_90")
+    own, general = rows["output/head/16/64"], rows["output/general/16/64"]
+    assert own != general
+    for dims, packed, expected in (
+        ((64, 64), False, own), ((64, 64), True, general), ((60, 60), False, general),
+        ((64, 33), False, general),
+    ):  # fmt: skip
+        found = tuned("scalar", "output", "head", torch.float16, *dims, "sm_90", packed)
+        assert found == expected
 
 
 def test_candidates_are_distinct_and_fit_the_dimension() -> None:
