@@ -92,11 +92,11 @@ overlay("D", best[best["quantity"] == "d"], "D_opt (tokens)")
 
 # %% [markdown]
 # ## Task averages against size
-# Zero-shot accuracy, mean over six of the paper's seven tasks for theirs and for ours (HellaSwag
-# was not at hand): acc for BoolQ, PIQA, WinoGrande and ARC-easy, acc_norm for ARC-challenge and
-# OpenBookQA. Ours: the first 250 questions of each task, contexts up to 1024 bytes, the last
-# checkpoint of the 8 runs of width 32 and 64, 2026-11-21; bars are one standard error over
-# questions. Dotted: chance.
+# Zero-shot accuracy, mean over six of the paper's seven tasks for theirs and for ours (HellaSwag's
+# questions are in no package, and could not be had without the hub): acc for BoolQ, PIQA,
+# WinoGrande and ARC-easy, acc_norm for ARC-challenge and OpenBookQA. Ours: the first 250 questions
+# of each task, contexts up to 1024 bytes, the last checkpoint of the 8 runs of width 32 and 64,
+# 2026-11-21; bars are one standard error over questions. Dotted: chance.
 
 # %%
 evals = load_evals(SWEEP, sweep)
@@ -136,7 +136,8 @@ def largest(task: str, metric: str) -> pd.DataFrame:
 
 cells = largest("needle", "accuracy")
 cells = cells[cells["n_params"] > 0.9 * cells.groupby("arch")["n_params"].transform("max")]
-needles([(style.look(r.arch).label, r.arch, r.grid) for r in cells.itertuples()])
+grids = [(style.look(r.arch).label, r.arch, r.grid) for r in cells.itertuples()]
+needles(grids) if grids else print("nothing evaluated yet: linscale evaluate SWEEP --suite paper")
 
 # %%
 found = largest("needle", "weighted_accuracy")
@@ -151,8 +152,19 @@ figures.varied(pd.concat([ours, theirs]).assign(panel=niah), x="non-embedding pa
 # The paper's average is the plain mean of all numbers of seven data sets. Of ours, QMSum alone was
 # at hand: its first 24 questions, prompts cut to 1024 bytes less 256 for the answer, so that
 # models see the end of a meeting. The mean is that of ROUGE-1, -2 and -L; the commonest words
-# alone make it more than 0. Prompts are longer than the 256 bytes of training, which the recurrent
-# models bear and the transformer, at positions it has never seen, does not.
+# alone make it more than 0.
+#
+# Why LLaMA is at 0 to 0.3 %: prompts are three times as long as the 256 bytes of training. The
+# recurrent models bear that. LLaMA, at rotary positions that it has never seen, writes syllables
+# ("thoupeve thanofonoupevinenan...") in which ROUGE finds no word. With prompts cut to 192 bytes
+# (`linscale evaluate RUN --tasks scrolls_qmsum --limit 24 --max-length 448 --data FOLDER`) the
+# same checkpoint writes words ("and the shall be shall be the son of...") and is among the others.
+# Width 64, ROUGE-1 / -2 / -L in percent, 2026-11-21:
+#
+# | prompt | LLaMA | TNL | HGRN2 | cosFormer2 |
+# |---|---|---|---|---|
+# | 768 bytes | 0.4 / 0.0 / 0.4 | 12.8 / 0.8 / 10.6 | 10.1 / 0.4 / 8.9 | 14.7 / 1.4 / 13.6 |
+# | 192 bytes | 17.0 / 1.0 / 13.8 | 13.9 / 0.9 / 11.5 | 10.1 / 0.4 / 8.9 | 16.2 / 1.7 / 14.5 |
 
 # %%
 rouge = pd.concat([largest("scrolls_qmsum", name) for name in ("rouge1", "rouge2", "rougeL")])
@@ -182,25 +194,38 @@ figures.varied(pd.concat([ours, *theirs]), x="aspect ratio, width / depth")
 # %% [markdown]
 # ## Context length of training
 # The batch in tokens is held. Ours: width 48, 0.6 million bytes, one seed; the loss is that of
-# blocks as long as those of training, in which a token of a longer block has more before it. The
-# paper's: 1B models of its table 6.
+# blocks as long as those of training, in which a token of a longer block has more before it; the
+# accuracies are those of the six tasks above, asked in the same way. The paper's: 1B models of its
+# table 6.
 
 # %%
 contexts = load_sweep(CONTEXTS)
-own = contexts.points.merge(contexts.runs[["run_id", "sequence_length"]], on="run_id")
-ours = own.assign(x=own["sequence_length"], value=own["loss"], panel="ours: loss (nats/byte)")
+lengths = contexts.runs[["run_id", "sequence_length"]].rename(columns={"sequence_length": "x"})
+own = contexts.points.merge(lengths, on="run_id")
+ours = own.assign(value=own["loss"], panel="ours: loss (nats/byte)")
+asked = csr_average(load_evals(CONTEXTS, contexts), TASKS).merge(lengths, on="run_id")
+asked = asked.assign(value=100 * asked["csr"], stderr=100 * asked["stderr"])
 table6 = where(PAPER, table=6)
-theirs = [
+others = [
+    asked.assign(panel="ours: six tasks (%)"),
     table6.assign(x=table6["context"], value=table6["csr"], panel="paper: CSR average (%)"),
     table6.assign(x=table6["context"], value=table6["niah"], panel="paper: needles found (%)"),
 ]
-figures.varied(pd.concat([ours, *theirs]), x="context of training (tokens; ours are bytes)")
+figures.varied(
+    pd.concat([ours, *others]),
+    x="context of training (tokens; ours are bytes)",
+    chance={"ours: six tasks (%)": guess},
+)
 
 # %% [markdown]
 # ## Tables 4, 5, 6, 8 and 11
-# In the paper's layout, those that something was evaluated for (of the sweep over shapes only
-# LAMBADA, 100 passages; of that over contexts nothing, so that there is no table 6). A dash was not
-# evaluated.
+# In the paper's layout. Of the sweep over shapes only LAMBADA was evaluated, 100 passages; the one
+# over contexts was asked what the quickstart was, and LAMBADA as the shapes. A dash was not
+# evaluated: the average CSR needs HellaSwag, WIKI is WikiText-2, and these and six data sets of
+# SCROLLS lie on hubs that could not be reached. The mean of six tasks is in the figures above.
+# Table 6 shows what was said of positions: from a training context of 64 to one of 512 bytes
+# LLaMA's QMSum rises from 0 to 7.4 % and its λ falls two thousandfold; those of the linear models
+# have no trend.
 
 # %%
 for records, loaded in ((SWEEP, sweep), (SHAPES, shapes), (CONTEXTS, contexts)):

@@ -1,4 +1,6 @@
-"""Executes every notebook and writes it, with its outputs, beside its source: `make notebooks`.
+"""Executes notebooks and writes them, with their outputs, beside their sources: `make notebooks`.
+
+    python notebooks/execute.py [NUMBER...]    all, or those whose names begin so: 03
 
     notebooks/NAME.py  (jupytext's percent format: what is edited)  ->  notebooks/NAME.ipynb
 
@@ -8,6 +10,7 @@ ids are their numbers and no times are recorded: what did not change leaves no d
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import jupytext
@@ -17,8 +20,10 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main() -> None:
+def main(chosen: tuple[str, ...]) -> None:
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.py")):
+        if chosen and not path.name.startswith(chosen):
+            continue
         notebook = jupytext.read(path)
         NotebookClient(
             notebook,
@@ -35,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(tuple(sys.argv[1:]))
