@@ -64,6 +64,14 @@ def assert_same_run(a: Path, b: Path, config: RunConfig, *, double: bool) -> Non
         ),
         pytest.param("hgrn2", (*FSDP, "parallel.shard=1"), marks=pytest.mark.slow),
         pytest.param("tnl", (*FSDP, *SEQUENCE, "parallel.compile=true"), marks=pytest.mark.slow),
+        *(
+            pytest.param(
+                arch,
+                (*FSDP, f"parallel.activation_checkpointing={mode}", "parallel.compile=true"),
+                marks=pytest.mark.slow,
+            )
+            for arch, mode in (("llama", "block"), ("hgrn2", "selective"))
+        ),
     ],
 )
 def test_two_ranks_are_the_single_process_over_twenty_steps(
