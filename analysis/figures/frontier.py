@@ -150,8 +150,10 @@ def optimum(
                 elif floor < line[0] < ceiling:  # it leaves through the top or the bottom
                     edge = ceiling if line[1] > ceiling else floor
                     leaves = PFLOP_DAY * (edge / factor) ** (1 / power)
+                    late = leaves**2 > x[0] * x[1]  # right of it there are other labels
                     axes.annotate(
-                        name, (leaves, edge), (4, -8 if edge == ceiling else 3),
+                        name, (leaves, edge), (-4 if late else 4, -8 if edge == ceiling else 3),
+                        ha="right" if late else "left",
                         textcoords="offset points", fontsize=7.5, color="#6b6b6b",
                     )  # fmt: skip
             axes.set_xlim(x[0], x[1])
