@@ -19,7 +19,7 @@ from scaling.plan import isoflop_horizons
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20, 3e20)
 DIMS = (384, 512, 640, 768, 1024, 1280, 1536, 2048)
 TOY_BUDGETS = (2e11, 5e11, 1.2e12)
-TOY_DIMS = (32, 48, 64, 80, 96)
+TOY_DIMS = (32, 40, 48, 56, 64)
 
 
 def runs(toy: bool = False) -> list[RunConfig]:
