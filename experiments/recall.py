@@ -29,6 +29,8 @@ from scaling.config import (
 
 HEAD_DIMS = (16, 32, 64, 128)
 TOY_HEAD_DIMS = (2, 4, 8)
+TOY_STEPS = ((1500, 1e-2), (3000, 3e-3))
+"""Steps and learning rate of the linear models, and of LLaMA, which does not learn it at 1e-2."""
 SEEDS = (0, 1, 2)
 
 
@@ -46,7 +48,7 @@ def runs(toy: bool = False) -> list[RunConfig]:
 def _run(arch: Arch, head_dim: int, seed: int, toy: bool) -> RunConfig:
     """Two layers, as many as looking up by content takes; steps of 32 and of 256 sequences."""
     pairs, vocab, length, batch = (8, 34, 32, 32) if toy else (64, 8192, 512, 256)
-    dim, steps, lr = (32, 1500, 1e-2) if toy else (128, 20_000, 2e-3)
+    dim, steps, lr = (32, *TOY_STEPS[arch == "llama"]) if toy else (128, 20_000, 2e-3)
     config = RunConfig(
         name=f"{arch}-k{head_dim}-s{seed}",
         size=f"k{head_dim}",
