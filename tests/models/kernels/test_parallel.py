@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.kernels.api import cosine_attention, linear_attention
+from models.kernels.api import cosine_attention, hgrn2_attention, linear_attention
 from models.kernels.parallel import cosine_attention_parallel, linear_attention_parallel
+from models.kernels.sequence import split_over
 
 ROOT = Path(__file__).resolve().parents[3]
-MODES = ("none", "head", "head_t", "channel", "cosine")
+MODES = ("none", "head", "head_t", "channel", "gate", "cosine")
 BATCH, LENGTH, HEADS, KEY, VALUE = 2, 24, 2, 3, 4
 
 
@@ -37,6 +38,9 @@ def arguments(mode: str, strong: float) -> dict[str, Tensor]:
     }
     if mode == "cosine":
         named["theta"] = normal(HEADS, KEY)
+    elif mode == "gate":  # strong: open or closed down to the lower bound
+        named["gate_logits"] = named.pop("k") * (1 if strong == -0.1 else 30)
+        named["lower_bound"] = 0.05 + 0.9 * torch.rand(HEADS, KEY, generator=g, dtype=torch.float64)
     elif mode != "none":
         shape = shapes.get(mode, (BATCH, LENGTH, HEADS, KEY))
         decay = -0.3 * torch.rand(shape, generator=g, dtype=torch.float64)
@@ -57,6 +61,8 @@ def whole(mode: str, strong: float) -> dict[str, Tensor]:
     inputs = arguments(mode, strong)
     if mode == "cosine":
         o, state = cosine_attention(**inputs, position_offset=5)
+    elif mode == "gate":
+        o, state = hgrn2_attention(**inputs)
     else:
         o, state = linear_attention(**inputs)
     do, dstate = weights()
@@ -78,6 +84,9 @@ def check(rank: int, ranks: int, mode: str, strong: float) -> None:
     }
     if mode == "cosine":
         o, state = cosine_attention_parallel(**split, position_offset=5)
+    elif mode == "gate":
+        with split_over(dist.group.WORLD):  # as models call it
+            o, state = hgrn2_attention(**split)
     else:
         o, state = linear_attention_parallel(**split)
     do, dstate = weights()
