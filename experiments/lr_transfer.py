@@ -2,14 +2,20 @@
 
 Question: with muP (`model.mup_base_dim`), is the learning rate that is best for a narrow model best
 for wide ones too? And without, how far does the best one move?
-Command: linscale run experiments/lr_transfer.py --toy    (about ten core minutes)
+Command: linscale run experiments/lr_transfer.py --toy    (about fifteen core minutes)
          python experiments/lr_transfer.py runs/lr_transfer-toy [--write]
 Expected: with muP the valleys lie above one another; without, the best rate falls as width grows.
-Measured on 2026-11-21 from width 32 to 128: LLaMA's best rate moves by -0.2 octaves with muP and by
--1.9 without. TNL's moves by -1.3 and -3.0, of which the first half octave or so is noise: at width
-32 its loss is the same within 0.004 nats from 0.008 to 0.03. From 64 to 128: -0.4 and -0.8. At its
-own best rate TNL of width 128 is better without muP (1.95 against 2.00 nats), LLaMA with (1.79
-against 1.89).
+Measured on 2026-11-21, octaves that the best rate moves by from width 32 to 128:
+
+                  LLaMA    TNL    HGRN2    cosFormer2
+    with muP       -0.2   -1.3     +0.1          +0.5
+    without        -1.9   -3.0  <= -2.6       <= -2.5
+
+With muP it stays put within half an octave, but for TNL, whose loss at width 32 is the same within
+0.004 nats from 0.008 to 0.03: from 64 to 128 it moves by -0.4 (without: -0.8). Without muP the best
+rate of HGRN2 and cosFormer2 at width 128 is the lowest that was tried. At its own best rate and width
+128, muP is better for LLaMA (1.79 against 1.89 nats) and cosFormer2 (1.93, 1.98) and worse for TNL
+(2.00, 1.95) and HGRN2 (1.77, 1.69).
 
 Depth, data and batch are the same at all widths. Both forms start with the same spread at the base
 width; without muP it shrinks with the square root of the width, as everywhere in these experiments.
@@ -39,7 +45,6 @@ from scaling.config import RunConfig
 
 DIMS, LAYERS, BASE = (256, 512, 1024, 2048), 12, 256
 RATES = tuple(2.0**k for k in range(-14, -5))
-TOY_ARCHS: tuple[Arch, ...] = ("llama", "tnl")
 TOY_DIMS, TOY_LAYERS, TOY_BASE = (32, 64, 128), 2, 32
 TOY_RATES = tuple(2.0**k for k in range(-9, -2))
 TOY_STEPS, TOY_STEP_TOKENS = 150, 1024
@@ -49,7 +54,7 @@ RESULTS = Path(__file__).parent / "results" / "lr_transfer"
 def runs(toy: bool = False) -> list[RunConfig]:
     """Every learning rate at every width, with muP and without."""
     configs: list[RunConfig] = []
-    for arch in TOY_ARCHS if toy else ARCHS:
+    for arch in ARCHS:
         for dim in TOY_DIMS if toy else DIMS:
             for mup in (True, False):
                 model = _model(arch, dim, mup, toy)  # <- the intervention

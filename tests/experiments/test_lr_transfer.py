@@ -7,12 +7,13 @@ import math
 import pytest
 
 from experiments.lr_transfer import best_rate, figure, optima, runs
+from models.config import ARCHS
 
 
 def test_forms_are_the_same_at_the_base_and_differ_beyond() -> None:
     by_name = {run.name: run for run in runs(toy=True)}
-    assert len(by_name) == 84
-    for arch in ("llama", "tnl"):
+    assert len(by_name) == 168
+    for arch in ARCHS:
         for dim in (32, 64, 128):
             mup, plain = (by_name[f"{arch}-{form}-d{dim}-lr-6"] for form in ("mup", "standard"))
             assert mup.optim == plain.optim

@@ -29,7 +29,7 @@ def test_table_with_runs(tmp_path: Path) -> None:
 
 
 def test_table_of_losses(tmp_path: Path) -> None:
-    check(publish_table("lr_transfer", tmp_path), "n = 84 runs, 2026-11-21", [])
+    check(publish_table("lr_transfer", tmp_path), "n = 168 runs, 2026-11-21", [])
 
 
 def test_sweep(tmp_path: Path) -> None:
