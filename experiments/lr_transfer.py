@@ -13,9 +13,9 @@ Measured on 2026-11-21, octaves that the best rate moves by from width 32 to 128
 
 With muP it stays put within half an octave, but for TNL, whose loss at width 32 is the same within
 0.004 nats from 0.008 to 0.03: from 64 to 128 it moves by -0.4 (without: -0.8). Without muP the best
-rate of HGRN2 and cosFormer2 at width 128 is the lowest that was tried. At its own best rate and width
-128, muP is better for LLaMA (1.79 against 1.89 nats) and cosFormer2 (1.93, 1.98) and worse for TNL
-(2.00, 1.95) and HGRN2 (1.77, 1.69).
+rate of HGRN2 and cosFormer2 at width 128 is the lowest that was tried. At its own best rate and
+width 128, muP is better for LLaMA (1.79 against 1.89 nats) and cosFormer2 (1.93, 1.98) and worse
+for TNL (2.00, 1.94) and HGRN2 (1.77, 1.69).
 
 Depth, data and batch are the same at all widths. Both forms start with the same spread at the base
 width; without muP it shrinks with the square root of the width, as everywhere in these experiments.
