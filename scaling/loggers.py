@@ -68,6 +68,8 @@ def _make(name: str, record: RunRecord) -> Logger:
     from lightning.pytorch import loggers
 
     run, sweep = record.path, record.path.parent
+    # MLflow prefers a database; files are what several workers can write to at once.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     makers: dict[str, Callable[[], Logger]] = {
         "tensorboard": lambda: loggers.TensorBoardLogger(run, name="tensorboard", version=""),
         "wandb": lambda: loggers.WandbLogger(
