@@ -32,8 +32,8 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         low, high = extent(bands["y"])
-        low = min(low, float(np.nanquantile(numbers(bands, "lo"), 0.2)), 0.95)
-        high = max(high, float(np.nanquantile(numbers(bands, "hi"), 0.8)), 1.05)
+        low = min(low, _most(numbers(bands, "lo"), 0.2), 0.95)
+        high = max(high, _most(numbers(bands, "hi"), 0.8), 1.05)
         axes.set_ylim(low / 1.1, high * 1.1)
         axes.set_xlim(*extent(bands["x"]))
         axes.set_xlabel(f"compute of {name} at equal loss (FLOPs)")
@@ -47,6 +47,12 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         style.lay_out(figure)
         style.label_ends(axes, [*ends, End(extent(bands["x"])[1], 1.0, name, "black")], at=1.02)
         return style.finish(figure)
+
+
+def _most(ends: np.ndarray, share: float) -> float:
+    """Quantile of a band's ends; an open end (0, infinite) does not stretch the axis."""
+    ends = ends[np.isfinite(ends) & (ends > 0)]
+    return float(np.quantile(ends, share)) if len(ends) else 1.0
 
 
 def throughput(runs: pd.DataFrame) -> Figure:

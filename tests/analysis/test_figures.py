@@ -382,3 +382,15 @@ def test_smoothing_keeps_a_power_law() -> None:
 def test_an_empty_table_is_an_error(sweep: Sweep) -> None:
     with pytest.raises(AnalysisError, match="nothing to draw"):
         figures.loss_compute(sweep.points.iloc[:0], bands())
+
+
+def test_open_ends_of_multipliers_do_not_stretch_the_axis() -> None:
+    frame = bands()
+    frame[["y", "lo", "hi"]] /= frame["y"].to_numpy()[:, None]
+    limits = [
+        figures.multipliers(frame.assign(lo=lo, hi=hi), baseline="llama").axes[0].get_ylim()
+        for lo, hi in ((0.0, np.inf), (np.nan, np.nan), (0.9, 1.1))
+    ]
+    assert np.isfinite(limits).all()
+    assert (np.array(limits)[:, 0] > 0.5).all()
+    assert (np.array(limits)[:, 1] < 2.0).all()
