@@ -39,6 +39,17 @@ def step():
     decode.step(q, k, v, state, gate, cache_indices=slots)
     decode.hgrn2_step(q, gate, v, state, gate[0].float())
 
+def spills(family):
+    return common.table(family, arch).get("spills", {})
+
+def allowed(mode, key_dim, value_dim, packed=False, *_):
+    # Nothing, but for what the general rows record.
+    if key_dim == value_dim == common.block(key_dim) and not packed:
+        return 0
+    recorded = spills("vector" if mode in ("vector", "gate") else "scalar")
+    end = f"/general/16/{common.block(max(key_dim, value_dim))}"
+    return max((n for key, n in recorded.items() if key.endswith(end)), default=0)
+
 def launches():
     for mode, dtype, key_dim, value_dim, *rest in cases:
         wide = dtype == "float32"
@@ -48,19 +59,20 @@ def launches():
         with common.assume_architecture(arch), offline.record() as recorded:
             run()
         for launch in recorded:
-            yield [mode, dtype, key_dim, value_dim, *rest], wide, 0, launch
+            most = allowed(mode, key_dim, value_dim, *rest)
+            yield [mode, dtype, key_dim, value_dim, *rest], wide, most, launch
     for entry in tune.entries(tuple(tune.KERNELS), arch, dims):
-        spills = common.table(entry.family, arch).get("spills", {})
+        wide = entry.dtype == torch.float32
+        most = spills(entry.family).get(entry.key, 0) if wide or entry.general else 0
         for launch in tune.launches(entry, arch):
-            wide = entry.dtype == torch.float32
-            yield entry.key, wide, spills.get(entry.key, 0), launch
+            yield entry.key, wide, most, launch
 
 seen = []
-for name, wide, spills, launch in launches():
+for name, wide, most, launch in launches():
     if launch not in seen:
         seen.append(launch)
         evidence = asdict(offline.compile_launch(launch, arch))
-        print("EVIDENCE" + json.dumps({"case": name, "wide": wide, "recorded": spills,
+        print("EVIDENCE" + json.dumps({"case": name, "wide": wide, "allowed": most,
             "kernel": launch.kernel, "configuration": launch.configuration, **evidence}))
 """
 
@@ -81,7 +93,7 @@ def compiled(
     for launch in found:
         assert launch["shared"] <= SHARED_LIMIT[arch], launch
         if not launch["wide"]:
-            assert launch["spilled"] == 0, launch
+            assert launch["spilled"] <= launch["allowed"], launch
             assert launch["tensor_core"] or launch["kernel"] == "recurrent", launch
     return found
 
@@ -105,18 +117,21 @@ def test_default_configurations(arch: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("dim", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("arch", TARGETS)
 def test_every_row_of_the_tables(arch: str, dim: int) -> None:
-    """No spills in 16 bits. In 32 bits tiles without spills are not known everywhere: there they
-    are what the tables record under "spills", with the compiler that the tables were made with."""
+    """No spills in 16 bits, but for general rows that record some. In 32 bits tiles without spills
+    are not known everywhere: there they are what the tables record under "spills", with the
+    compiler that the tables were made with."""
     found = compiled(arch, [], (dim,))
     if version("triton").startswith("3.9."):
         for launch in found:
-            assert launch["spilled"] <= launch["recorded"], launch
+            assert launch["spilled"] <= launch["allowed"], launch
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("arch", TARGETS)
 def test_variants(arch: str, mode: str) -> None:
