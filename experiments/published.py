@@ -66,7 +66,7 @@ TABLES = {
         recall_figure.figure,
         "Multi-query associative recall: accuracy on held-out sequences against the numbers that "
         "a model carries from token to token, by pairs to recall. Bars: two standard errors over "
-        "1024 sequences; one seed.",
+        "1024 sequences; a line for each seed; dotted: guessing among the values that are there.",
         "accuracies",
     ),
     "recall_tasks": Kept(
@@ -74,7 +74,7 @@ TABLES = {
         recall_figure.figure,
         "Selective copying and induction heads: accuracy on held-out sequences against the numbers "
         "that a model carries from token to token, by items to remember. Bars: two standard errors "
-        "over 1024 sequences; a line for each seed.",
+        "over 1024 sequences; a line for each seed; dotted: guessing.",
         "accuracies",
     ),
     "decoding": Kept(

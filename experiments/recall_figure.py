@@ -25,7 +25,7 @@ from models.config import ARCHS
 from models.language_model import build
 from scaling.config import RunConfig
 from scaling.errors import LinscaleError
-from scaling.recall import parse
+from scaling.recall import SPECIAL, parse
 
 RESULTS = Path(__file__).parent / "results" / "recall"
 VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}
@@ -91,8 +91,15 @@ def table(sweep: Path) -> list[dict[str, Any]]:
     )
 
 
+def chance(corpus: str, load: int) -> float:
+    """Accuracy of guessing: among the values that are there, or among all symbols."""
+    task = parse(corpus)
+    return 1 / load if task.task == "mqar" else 1 / (task.vocab - SPECIAL)
+
+
 def figure(rows: list[dict[str, Any]]) -> Figure:
-    """A panel for each task and load, a line for each seed; bars are two standard errors."""
+    """A panel for each task and load, a line for each seed; bars are two standard errors, the
+    dotted line is chance."""
     cases = sorted({(row["task"], row["load"]) for row in rows})
     seeds = sorted({row.get("seed", 0) for row in rows})
     with style.context():
@@ -100,7 +107,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             1, len(cases), width=style.DOUBLE, height=2.7, sharex=True, sharey=True
         )
         states = [row["state_numbers"] for row in rows]
-        ticks = [2**i for i in range(31) if min(states) <= 2**i <= max(states)]
+        ticks = [4**i for i in range(16) if min(states) / 2 <= 4**i <= max(states)]
         for axes, (task, load) in zip(panels.flat, cases, strict=True):
             for arch, seed in product(ARCHS, seeds):
                 wanted = (task, load, arch, seed)
@@ -121,6 +128,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                     markersize=7 if arch == "llama" else 4.5,  # seen below another one
                     label=look.label if seed == seeds[0] else None,
                 )
+            axes.axhline(chance(task, load), color="0.5", linestyle=":", linewidth=0.8)
             axes.set(xscale="log", ylim=(0, 1.03), xlabel="state (numbers)")
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
