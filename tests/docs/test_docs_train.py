@@ -54,8 +54,10 @@ INSTEAD = {
     r"--refine runs/paper_ladder": "seed=1 --refine runs/paper_ladder",  # and has done its ladder
     r"hf:NAME": "hf:hub",
     r"path/to/(huggingface/)?checkpoint": "checkpoint",
+    r"evaluate runs/SWEEP": "evaluate runs/quickstart/hgrn2-d16*",  # a run that may look far
     r"runs/SWEEP": "runs/quickstart",
     r"(runs/quickstart/llama-d64)-\w+": r"\1*",
+    r"(evaluate runs/quickstart) (?=--suite|--tasks perplexity,s)": r"\1/llama-d16* ",
 }
 """What is given in the place of what a page shows; see `prepare` for the files."""
 PROGRAMS = ("linscale", "python", "make", "pip", "torchrun", "compute-sanitizer")
