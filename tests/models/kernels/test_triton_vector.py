@@ -182,8 +182,9 @@ def test_any_strides() -> None:
     copied: list[Any] = [x if x is None else x.contiguous() for x in given]
     o, final, states = forward(*given)
     o2, final2, states2 = forward(*copied)
-    results = backward(*given, states, do, dfinal)
-    results2 = backward(*copied, states2, do.contiguous(), dfinal.contiguous())
+    differentiate: Any = backward
+    results = differentiate(*given, states, do, dfinal)
+    results2 = differentiate(*copied, states2, do.contiguous(), dfinal.contiguous())
     assert torch.equal(o, o2)
     assert torch.equal(final, final2)
     assert all(x is not None and x.equal(y) for x, y in zip(results, results2, strict=True))
