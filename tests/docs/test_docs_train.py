@@ -56,7 +56,6 @@ INSTEAD = {
     r"path/to/(huggingface/)?checkpoint": "checkpoint",
     r"evaluate runs/SWEEP": "evaluate runs/quickstart/hgrn2-d16*",  # a run that may look far
     r"runs/SWEEP": "runs/quickstart",
-    r"(runs/quickstart/llama-d64)-\w+": r"\1*",
     r"(evaluate runs/quickstart) (?=--suite|--tasks perplexity,s)": r"\1/llama-d16* ",
 }
 """What is given in the place of what a page shows; see `prepare` for the files."""
@@ -174,6 +173,11 @@ def replaced(text: str) -> str:
     """The same with the names and budgets of `INSTEAD`, and a run for RUN."""
     for shown, instead in INSTEAD.items():
         text = re.sub(shown, instead, text)
+    text = re.sub(  # short runs have other identifiers
+        r"(runs/quickstart/llama-d64)-\w+",
+        lambda match: match[0] if Path(match[0]).exists() else f"{match[1]}*",
+        text,
+    )
     return re.sub(
         r"runs/(\w+)/RUN",
         lambda match: str(sorted(Path(f"runs/{match[1]}").glob("*/config.json"))[0].parent),
