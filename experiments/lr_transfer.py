@@ -92,7 +92,7 @@ def _run(name: str, size: str, model: ModelConfig, rate: float, toy: bool) -> Ru
 
 
 def table(sweep: Path) -> list[dict[str, Any]]:
-    """One row for every run: architecture, form, width, learning rate, validation loss.
+    """One row for every run: architecture, form, width, learning rate, validation loss, run id.
 
     The loss of a run that diverged is infinite; runs that have not ended are left out.
     """
@@ -111,6 +111,7 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                 "dim": values["model"]["dim"],
                 "lr": values["optim"]["lr"],
                 "val_loss": json.loads(lines[-1])["val_loss"] if lines else math.inf,
+                "run": path.parent.name,
             }
         )
     return sorted(rows, key=lambda row: tuple(row.values()))
