@@ -87,7 +87,7 @@ def runs(toy: bool = False):
 def shorter(run):
     step = run.tokens_per_step
     if run.name.endswith("k"):  # LoLCATs' two stages, short as they are
-        return run
+        return run.override(["data.validation_blocks=4"])
     return run.override([
         f"budget.tokens={16 * step}", f"budget.horizons={5 * step},{9 * step},{16 * step}",
         f"schedule.warmup_tokens={2 * step}", "data.validation_blocks=4",
