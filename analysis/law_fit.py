@@ -374,10 +374,9 @@ class LawFit:
             law = get_law(record["form"])
             x, centres = law.features(observations.columns)
             objective = record["objective"]
-            robust = Robust(objective["name"], objective["delta"])
             return LawFit(
-                problem=Problem(law, observations, robust, x, centres, array(record, "lower"),
-                                array(record, "upper")),
+                problem=Problem(law, observations, Robust(objective["name"], objective["delta"]),
+                                x, centres, array(record, "lower"), array(record, "upper")),
                 theta=array(record, "theta"),
                 objective=objective["value"],
                 evidence=Evidence(**record["evidence"]),
