@@ -1,1 +1,4 @@
-"""Run records or any CSV to laws, intervals, comparisons and figures. Needs no torch."""
+"""Run records or any CSV to laws, intervals, comparisons and figures. Needs no torch.
+
+Each sub-package opens with what lives in it.
+"""

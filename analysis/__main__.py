@@ -1,5 +1,5 @@
 """`python -m analysis fit|report`: the analysis commands without the rest of the suite."""
 
-from analysis.cli import main
+from analysis.cli.fit import main
 
 main()

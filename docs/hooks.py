@@ -49,14 +49,23 @@ def _display(found: re.Match[str]) -> str:
 
 def commands() -> str:
     """Every command with its arguments and options."""
-    typer = [sys.executable, "-m", "typer", "scaling.cli", "utils", "docs", "--name", "linscale"]
+    typer = [
+        sys.executable,
+        "-m",
+        "typer",
+        "scaling.cli.main",
+        "utils",
+        "docs",
+        "--name",
+        "linscale",
+    ]
     text = subprocess.run(typer, check=True, capture_output=True, text=True).stdout
     return text.replace("# `linscale`", "# Commands", 1)
 
 
 def fields() -> str:
     """A table for each part of a run: dotted name, type, default, meaning."""
-    from scaling.config import RunConfig
+    from scaling.config.run import RunConfig
 
     lines = [
         "# Fields of a run",
@@ -97,7 +106,7 @@ def _docstrings(part: type) -> dict[str, str]:
 
 
 def _hint(part: type, name: str) -> Any:
-    from scaling.fields import hints
+    from scaling.config.fields import hints
 
     return hints(part)[name]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCHS, ASPECT_SHAPES, paper_config, toy_config
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 
 TOY_SHAPES = ((24, 16), (32, 9), (48, 4), (96, 1))
 """d x l, all with 12 l d^2 = 110,592."""

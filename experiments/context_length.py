@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCHS, paper_config, toy_config
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 
 LENGTHS = (2048, 4096, 8192, 16384)
 TOY_LENGTHS = (64, 128, 256, 512)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import Arch, ModelConfig, paper_config, toy_config
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 
 
 def runs(toy: bool = False) -> list[RunConfig]:

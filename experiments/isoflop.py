@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCHS, PAPER_VOCAB, Arch, ModelConfig, toy_config
-from scaling.config import RunConfig
-from scaling.plan import isoflop_horizons
+from scaling.config.run import RunConfig
+from scaling.plan.plan import isoflop_horizons
 
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20, 3e20)
 DIMS = (384, 512, 640, 768, 1024, 1280, 1536, 2048)

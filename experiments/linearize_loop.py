@@ -19,7 +19,7 @@ the order of seed 0; seeds here are others.
 from __future__ import annotations
 
 from experiments import teachers
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 
 DIMS = (24, 32, 48, 64)
 SEEDS = (1, 2, 3)

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from experiments import teachers
 from models.config import LoLCATs, ModelConfig
-from scaling.config import DataConfig, RunConfig
+from scaling.config.run import DataConfig, RunConfig
 from scaling.linearization.recipes import LOLCATS_TOKENS_PER_STEP, lolcats_run
 
 LLAMA3 = ModelConfig(

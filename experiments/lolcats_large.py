@@ -29,10 +29,10 @@ from dataclasses import replace
 
 from models.config import LoLCATs, ModelConfig, RopeScaling
 from models.linearize.surgery import linearized_config
-from scaling.blockwise.config import Blockwise
-from scaling.config import LinearizeConfig, ParallelConfig, RunConfig
+from scaling.config.parts import DataConfig
+from scaling.config.run import LinearizeConfig, ParallelConfig, RunConfig
+from scaling.linearization.blockwise.transfer_config import Blockwise
 from scaling.linearization.recipes import lolcats_run
-from scaling.parts import DataConfig
 
 TOY_TEACHER = "teachers/toy"
 TOKENS = 20_000_000

@@ -38,10 +38,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from analysis import style
+from analysis.figures import style
 from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCH_NAMES, ARCHS, PAPER_VOCAB, Arch, ModelConfig, toy_config
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 
 DIMS, LAYERS, BASE = (256, 512, 1024, 2048), 12, 256
 RATES = tuple(2.0**k for k in range(-14, -5))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from experiments.recipes import paper_recipe
 from models.config import ARCHS, PAPER_SIZES, paper_config
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 
 
 def runs() -> list[RunConfig]:

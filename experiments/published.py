@@ -4,8 +4,8 @@ Question: which runs is a published picture made of?
 Command: make figures    (python -m experiments.published)
 Expected: docs/images/*.png and *.pdf, byte for byte as committed where matplotlib and the records
 are the same; each carries its caption and the ids of its runs in its metadata, and a .txt beside it
-holds them for people. The gallery (analysis/gallery.py) is drawn again too; its pictures of public
-data where these are at hand (`LINSCALE_DATA`, or ../shared/data).
+holds them for people. The gallery (experiments/gallery.py) is drawn again too; its pictures of
+public data where these are at hand (`LINSCALE_DATA`, or ../shared/data).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import gallery, style
-from analysis.frames import words
-from analysis.records import load_sweep
-from analysis.report_figures import basis, draw
-from analysis.study import study
-from experiments import lr_transfer, recall_figure
+from analysis.figures import style
+from analysis.io.frames import words
+from analysis.io.records import load_sweep
+from analysis.judge.study import study
+from analysis.report.report_figures import basis, draw
+from experiments import gallery, lr_transfer, recall_figure
 from experiments.benchmarks import decoding
 
 RECORDS = Path(__file__).parent / "results"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from experiments.recipes import TOY_VOCAB, toy_recipe
 from models.config import ARCHS, toy_config
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 
 DIMS = (16, 24, 32, 48, 64)
 HORIZONS = (400_000, 800_000, 1_600_000)

@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch.utils._pytree import tree_leaves
 
-from analysis import style
+from analysis.figures import style
+from analysis.io.looks import look
 from models.config import ARCHS
 from models.language_model import build
-from scaling.config import RunConfig
-from scaling.errors import LinscaleError
-from scaling.recall import SPECIAL, parse
+from scaling.config.run import RunConfig
+from scaling.data.recall_tasks import SPECIAL, parse
+from scaling.system.errors import LinscaleError
 
 RESULTS = Path(__file__).parent / "results" / "recall"
 VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}
@@ -118,15 +119,15 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                 ]
                 if not mine:
                     continue
-                look = style.look(arch)
+                kind = look(arch)
                 axes.errorbar(
                     [row["state_numbers"] for row in mine],
                     [row["accuracy"] for row in mine],
                     [2 * row["stderr"] for row in mine],
-                    color=look.color,
-                    marker=look.marker,
+                    color=kind.color,
+                    marker=kind.marker,
                     markersize=7 if arch == "llama" else 4.5,  # seen below another one
-                    label=look.label if seed == seeds[0] else None,
+                    label=kind.label if seed == seeds[0] else None,
                 )
             axes.axhline(chance(task, load), color="0.5", linestyle=":", linewidth=0.8)
             axes.set(xscale="log", ylim=(0, 1.03), xlabel="state (numbers)")

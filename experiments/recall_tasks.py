@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from models.config import ARCHS, Arch, toy_config
-from scaling.config import (
+from scaling.config.run import (
     BudgetConfig,
     DataConfig,
     OptimConfig,

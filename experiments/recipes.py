@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from models.config import ModelConfig
-from scaling.config import (
+from scaling.config.run import (
     BudgetConfig,
     DataConfig,
     OptimConfig,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from experiments import teachers
 from models.config import ModelConfig, Supra
-from scaling.config import DataConfig, RunConfig
+from scaling.config.run import DataConfig, RunConfig
 from scaling.linearization.recipes import SUPRA_TOKENS_PER_STEP, supra_run
 
 MISTRAL = ModelConfig(

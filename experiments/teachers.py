@@ -15,7 +15,7 @@ from experiments.quickstart import DIMS, HORIZONS
 from experiments.quickstart import runs as quickstart
 from experiments.recipes import toy_recipe
 from models.config import LoLCATs, ModelConfig, Supra
-from scaling.config import BudgetConfig, LinearizeConfig, RunConfig
+from scaling.config.run import BudgetConfig, LinearizeConfig, RunConfig
 
 TEACHERS = {run.model.dim: run for run in quickstart() if run.model.arch == "llama"}
 """The quickstart's LLaMA by width."""

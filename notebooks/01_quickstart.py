@@ -10,8 +10,8 @@
 from pathlib import Path
 
 from analysis import figures
-from analysis.records import load_sweep
-from analysis.study import study
+from analysis.io.records import load_sweep
+from analysis.judge.study import study
 
 SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
 DRAWS = 60  # refits of the bootstrap; 2000 for a paper

@@ -20,14 +20,16 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from analysis import figures, style
-from analysis.evals import csr_average, latest, load_evals
-from analysis.figures.evals import needles
-from analysis.frames import where
-from analysis.paper_tables import paper_tables
-from analysis.records import load_sweep
-from analysis.study import study
-from analysis.tasks import CHANCE
+from analysis import figures
+from analysis.figures import style
+from analysis.figures.evaluations import needles
+from analysis.io.evals import csr_average, latest, load_evals
+from analysis.io.frames import where
+from analysis.io.looks import look
+from analysis.io.records import load_sweep
+from analysis.judge.study import study
+from analysis.judge.task_law import CHANCE
+from analysis.report.paper_tables import paper_tables
 
 SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/paper_ladder")
 SHAPES = Path("experiments/results/aspect_ratio-toy")  # Path("runs/aspect_ratio")
@@ -67,9 +69,9 @@ def overlay(quantity: str, ours: pd.DataFrame, label: str):
         figure, panels = style.panels(1, 1, width=style.SINGLE, height=3.4)
         axes = panels[0, 0]
         for group in [g for g in results.groups if g in TABLE_3.index]:
-            colour = style.look(group).color
+            colour = look(group).color
             band = ours[(ours["group"] == group) & ours["inside"]]
-            axes.plot(band["x"], band["y"], color=colour, label=style.look(group).label)
+            axes.plot(band["x"], band["y"], color=colour, label=look(group).label)
             axes.fill_between(band["x"], band["lo"], band["hi"], color=colour, alpha=0.2, lw=0)
             paper = np.geomspace(0.4, 180)
             scale, power = TABLE_3.loc[group, quantity], TABLE_3.loc[group, f"{quantity} exponent"]
@@ -136,7 +138,7 @@ def largest(task: str, metric: str) -> pd.DataFrame:
 
 cells = largest("needle", "accuracy")
 cells = cells[cells["n_params"] > 0.9 * cells.groupby("arch")["n_params"].transform("max")]
-grids = [(style.look(r.arch).label, r.arch, r.grid) for r in cells.itertuples()]
+grids = [(look(r.arch).label, r.arch, r.grid) for r in cells.itertuples()]
 needles(grids) if grids else print("nothing evaluated yet: linscale evaluate SWEEP --suite paper")
 
 # %%

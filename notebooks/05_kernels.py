@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from analysis import style
+from analysis.figures import style
+from analysis.io.looks import look
 from experiments.benchmarks.mixers import DIM, HEADS, floors, measure
 
 RESULTS = Path("experiments/benchmarks/results")  # where `make bench` writes
@@ -56,9 +57,9 @@ with style.context():
     ends = []
     for name in SHOWN:
         ms = times.loc[name, "ms"]
-        look = style.look(name, SHOWN)
-        ax.plot(ms.index, ms, marker=look.marker, color=look.color)
-        ends.append(style.End(ms.index[-1], ms.iloc[-1], name, look.color))
+        drawn = look(name, SHOWN)
+        ax.plot(ms.index, ms, marker=drawn.marker, color=drawn.color)
+        ends.append(style.End(ms.index[-1], ms.iloc[-1], name, drawn.color))
     ax.set(xlabel="sequence length T (tokens)", ylabel="forward + backward (ms)")
     style.log_axis(ax, "x")
     style.log_axis(ax, "y")
@@ -79,8 +80,9 @@ decoding.pivot_table(index="context", columns="arch", values="milliseconds_per_t
 # %% [markdown]
 # ## Bytes of the GPU kernels
 # A kernel for attention of this kind is bound by memory: what counts is how often each input and
-# output crosses it. `python -m models.kernels.report` compiles every kernel for a target without a
-# GPU and counts the bytes that its launches must move, ours and those of flash-linear-attention.
+# output crosses it. `python -m models.kernels.tools.report` compiles every kernel for a target
+# without a GPU and counts the bytes that its launches must move, ours and those of
+# flash-linear-attention.
 
 # %%
 report = sorted(RESULTS.glob("*-compile-report.md"))[-1]

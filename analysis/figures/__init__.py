@@ -8,12 +8,12 @@ Artists carry a gid "g:<group>" so that the report page can switch architectures
 points carry hover texts (`analysis.figures.hover`).
 """
 
-from analysis.figures.checks import bootstrap_cloud, holdout, residuals, rolling
-from analysis.figures.compare import multipliers, throughput
+from analysis.figures.accuracy import accuracy_compute, downstream
 from analysis.figures.curves import learning_curves, scaling_collapse
-from analysis.figures.frontier import loss_compute, optimum
+from analysis.figures.fit_checks import bootstrap_cloud, holdout, residuals, rolling
+from analysis.figures.laws_in_compute import loss_compute, optimum
+from analysis.figures.multipliers import multipliers, throughput
 from analysis.figures.surface import contours, valleys
-from analysis.figures.tasks import accuracy_compute, downstream
 from analysis.figures.varied import varied
 
 __all__ = [

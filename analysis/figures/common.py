@@ -10,11 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import style
 from analysis.errors import AnalysisError
+from analysis.figures import style
 from analysis.figures.hover import tag
-from analysis.frames import by, words
-from analysis.style import End, look
+from analysis.figures.style import End
+from analysis.io.frames import by, words
+from analysis.io.looks import look, ordered
 
 FLOPS = "training compute C (FLOPs)"
 PARAMS = "parameters N"
@@ -30,7 +31,7 @@ def groups_of(frame: pd.DataFrame, column: str = "arch") -> list[str]:
     """
     if not len(frame):
         raise AnalysisError("there is nothing to draw: the table is empty")
-    return style.ordered(words(frame, column))
+    return ordered(words(frame, column))
 
 
 def band(

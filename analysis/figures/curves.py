@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from analysis import style
+from analysis.figures import style
 from analysis.figures.common import (
     FLOPS,
     LOSS,
@@ -22,8 +22,8 @@ from analysis.figures.common import (
     small_multiples,
 )
 from analysis.figures.hover import points, tag
-from analysis.frames import by, numbers, where, words
-from analysis.style import look
+from analysis.io.frames import by, numbers, where, words
+from analysis.io.looks import look
 
 
 def learning_curves(

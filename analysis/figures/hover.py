@@ -22,7 +22,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from analysis import style
+from analysis.figures import style
+from analysis.io.looks import look
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
@@ -44,7 +45,7 @@ def points(
 ) -> PathCollection:
     """A scatter in the look of the group (`among` all that are drawn); `texts` has one line per
     point."""
-    kind = style.look(group, among)
+    kind = look(group, among)
     defaults = {"s": 20, "color": kind.color, "marker": kind.marker, "linewidths": 0.6, "zorder": 3}
     drawn = axes.scatter(x, y, **(defaults | options))
     drawn.set_gid(tag(group))

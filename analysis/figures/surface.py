@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from analysis import style
+from analysis.figures import style
 from analysis.figures.common import (
     LOSS,
     PARAMS,
@@ -22,8 +22,8 @@ from analysis.figures.common import (
 )
 from analysis.figures.curves import hover_texts
 from analysis.figures.hover import points, tag
-from analysis.frames import by, numbers, where
-from analysis.style import look
+from analysis.io.frames import by, numbers, where
+from analysis.io.looks import look
 
 Surface = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Loss predicted at (N, D), arrays of one shape."""

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from analysis import style
+from analysis.figures import style
 from analysis.figures.common import groups_of
 from analysis.figures.hover import points, tag
-from analysis.frames import by, numbers, rows, where, words
-from analysis.style import look
+from analysis.io.frames import by, numbers, rows, where, words
+from analysis.io.looks import look
 
 _FEW = 6
 """Up to so many distinct values of x are the ticks themselves."""

@@ -8,9 +8,9 @@ Method, reading: a shard of 1 GiB; a loop that takes a micro-batch of random blo
 20 ms, as a host does whose device is at work. Before each way the file is dropped from the page
 cache (`POSIX_FADV_DONTNEED`); `cached` is read once before. Waiting is the wall time from asking
 for a batch to having it.
-Method, tokenising: `scaling.shards.prepare` of the King James Bible, eight times over (34 MB), with
-its tokenizer given, into a new cache, by one process and by one worker a core. Wall time, start of
-the workers included.
+Method, tokenising: `scaling.data.prepare.prepare` of the King James Bible, eight times over (34
+MB), with its tokenizer given, into a new cache, by one process and by one worker a core. Wall
+time, start of the workers included.
 Expected: announced blocks are as good as cached ones; without, batches wait for the disk. Workers
 gain nothing on two cores, where one process encodes with two threads as well, and more the more
 cores there are.
@@ -35,14 +35,14 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.tables import DOCS, put_table
-from scaling.config import DataConfig
-from scaling.corpora import open_corpus
-from scaling.data import Blocks, ReadAhead
-from scaling.devices import cores
-from scaling.environment import cpu_name
-from scaling.sampler import BlockOrder, StepSampler
-from scaling.shards import prepare
-from scaling.token_store import Contents, Shard, Split
+from scaling.config.run import DataConfig
+from scaling.data.corpora import open_corpus
+from scaling.data.loader import Blocks, ReadAhead
+from scaling.data.prepare import prepare
+from scaling.data.sampler import BlockOrder, StepSampler
+from scaling.data.token_store import Contents, Shard, Split
+from scaling.record.environment import cpu_name
+from scaling.system.devices import cores
 
 RESULTS = Path(__file__).parents[1] / "results" / "data.csv"
 SHARD_BYTES = 2**30
@@ -111,8 +111,8 @@ def reading(folder: Path) -> list[dict[str, Any]]:
 PREPARE = """
 import sys, time
 from pathlib import Path
-from scaling.config import DataConfig
-from scaling.shards import prepare
+from scaling.config.run import DataConfig
+from scaling.data.prepare import prepare
 
 corpus, tokenizer, cache, workers = sys.argv[1:]
 data = DataConfig(corpus=f"jsonl:{corpus}", tokenizer=f"file:{tokenizer}", sequence_length=256)

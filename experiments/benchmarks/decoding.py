@@ -30,12 +30,13 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from analysis import style
+from analysis.figures import style
+from analysis.io.looks import look
 from experiments.benchmarks.tables import DOCS, put_table
 from models.config import ARCH_NAMES, ARCHS, Arch, toy_config
 from models.generation import prefill
 from models.language_model import LanguageModel, State, build
-from scaling.environment import cpu_name
+from scaling.record.environment import cpu_name
 
 RESULTS = Path(__file__).parents[1] / "results" / "decoding.csv"
 CONTEXTS = (128, 512, 2048, 8192)
@@ -105,15 +106,15 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         ends: list[style.End] = []
         for arch in ARCHS:
             mine = [row for row in rows if row["arch"] == arch]
-            look = style.look(arch)
-            line = {"color": look.color, "marker": look.marker}
+            kind = look(arch)
+            line = {"color": kind.color, "marker": kind.marker}
             contexts = [row["context"] for row in mine]
             mebibytes = [row["state_bytes"] / 2**20 for row in mine]
             times.plot(contexts, [row["milliseconds_per_token"] for row in mine], **line)
             low, high = ([row[name] for row in mine] for name in ("q1", "q3"))
-            times.fill_between(contexts, low, high, color=look.color, alpha=0.2, lw=0)
+            times.fill_between(contexts, low, high, color=kind.color, alpha=0.2, lw=0)
             sizes.plot(contexts, mebibytes, **line)
-            ends.append(style.End(contexts[-1], mebibytes[-1], look.label, look.color))
+            ends.append(style.End(contexts[-1], mebibytes[-1], kind.label, kind.color))
         for axes, label in ((times, "milliseconds per token"), (sizes, "state (MiB)")):
             axes.set(xscale="log", xlabel="context (tokens)", ylabel=label)
             axes.set_xticks(CONTEXTS, [str(context) for context in CONTEXTS])

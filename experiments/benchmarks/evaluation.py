@@ -33,14 +33,14 @@ from lm_eval.api.instance import Instance
 from experiments.benchmarks.tables import DOCS, put_table
 from models.config import toy_config
 from models.language_model import build
-from scaling.config import DataConfig
-from scaling.corpora import open_corpus
-from scaling.environment import cpu_name
+from scaling.config.run import DataConfig
+from scaling.data.corpora import open_corpus
+from scaling.data.tokenizers import ByteTokenizer, Tokenizer, train_bpe
 from scaling.evaluation import harness, local_tasks
 from scaling.evaluation.harness_model import HarnessModel
-from scaling.export import export_pretrained
-from scaling.pretrained import Pretrained, load
-from scaling.tokenizers import ByteTokenizer, Tokenizer, train_bpe
+from scaling.record.environment import cpu_name
+from scaling.record.export import export_pretrained
+from scaling.record.pretrained import Pretrained, load
 
 RESULTS = Path(__file__).parents[1] / "results" / "evaluation.csv"
 DIM, LAYERS, HEAD_DIM, CONTEXT, BATCH, VOCAB = 256, 6, 64, 2048, 16, 8192

@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import huber
 
-from analysis.fitting import fit_law
-from analysis.law_fit import LawFit
-from analysis.problem import Problem
+from analysis.fit.fitting import fit_law
+from analysis.fit.law_fit import LawFit
+from analysis.fit.problem import Problem
 
 Array = NDArray[np.float64]
 SAMPLES = 4000

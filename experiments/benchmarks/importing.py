@@ -32,7 +32,7 @@ from experiments.benchmarks.tables import DOCS, put_table
 from models.config import paper_config
 from models.interop import export_model, import_model
 from models.language_model import build
-from scaling.environment import cpu_name
+from scaling.record.environment import cpu_name
 
 RESULTS = Path(__file__).parents[1] / "results" / "importing.csv"
 VOCAB = 32_000

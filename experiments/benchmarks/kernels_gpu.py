@@ -30,7 +30,7 @@ import torch
 
 from experiments.benchmarks.kernel_contenders import UNITS, Contender, Shape, contenders, inputs
 from experiments.benchmarks.model_peers import Trainee, trainees
-from scaling.devices import dense_peak
+from scaling.system.devices import dense_peak
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda"
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available() and DEVICE == "cuda":
         print(
             "This benchmark times Triton kernels and needs a GPU; PyTorch sees none. For evidence "
-            "without one, run: python -m models.kernels.report",
+            "without one, run: python -m models.kernels.tools.report",
             file=sys.stderr,
         )
         return 2

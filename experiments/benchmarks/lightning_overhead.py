@@ -31,13 +31,13 @@ import torch
 from experiments.quickstart import runs
 from models.config import ARCHS, Arch
 from models.language_model import LanguageModel, build
-from scaling.config import RunConfig
-from scaling.data import Batch, DataModule
-from scaling.environment import cpu_name
-from scaling.optim import adamw
-from scaling.schedule import learning_rate, segments
-from scaling.shards import prepare
-from scaling.train import train
+from scaling.config.run import RunConfig
+from scaling.config.schedule import learning_rate, segments
+from scaling.data.loader import Batch, DataModule
+from scaling.data.prepare import prepare
+from scaling.record.environment import cpu_name
+from scaling.training.optim import adamw
+from scaling.training.train import train
 
 RESULTS = Path(__file__).parents[1] / "results" / "lightning_overhead.csv"
 STEPS = 5

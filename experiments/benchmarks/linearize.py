@@ -10,7 +10,7 @@ Method: 1 and 2 take turns within a repeat, and a repeat gives one ratio each, s
 the machine meets all of them; numbers are medians over repeats. In 1 the student's backward pass is
 for the parameters that stage 1 trains, or for all. In 2 both are on the same q, k, v, (1, T, 8, 64)
 in float32, with gradients of q, k, v and of what the hybrid learns; window 64, terraced. 3 counts
-the bytes of live tensors exactly (`scaling.live_memory`).
+the bytes of live tensors exactly (`scaling.system.live_memory`).
 Expected: 1. at most 1.5; 2. at least 2 at T = 4096; 3. the weights and one layer's activations.
 
 Prints the tables and writes results/DATE-linearize-N-threads.md beside this file.
@@ -44,8 +44,8 @@ from models.linearize.transfer import (
     layer_losses,
     let_learn,
 )
-from scaling.environment import cpu_name
-from scaling.live_memory import LiveBytes
+from scaling.record.environment import cpu_name
+from scaling.system.live_memory import LiveBytes
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = (1024, 2048, 4096, 8192)

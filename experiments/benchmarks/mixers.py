@@ -35,7 +35,7 @@ from torch import Tensor
 
 from models.kernels import cosine_attention, hgrn2_attention, linear_attention
 from models.kernels.chunked import CHUNK
-from scaling.environment import cpu_name
+from scaling.record.environment import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, DIM = 8, 64

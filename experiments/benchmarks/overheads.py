@@ -35,13 +35,13 @@ import torch
 
 from experiments.quickstart import runs
 from models.config import ARCHS, Arch, paper_config
-from scaling.callbacks import Recorder, StepCallback
-from scaling.config import RunConfig
-from scaling.devices import DEVICES
-from scaling.environment import cpu_name
-from scaling.norms import Norms
-from scaling.plan import rung
-from scaling.train import train
+from scaling.config.run import RunConfig
+from scaling.plan.plan import rung
+from scaling.record.environment import cpu_name
+from scaling.system.devices import DEVICES
+from scaling.training.callbacks import Recorder, StepCallback
+from scaling.training.norms import Norms
+from scaling.training.train import train
 
 RESULTS = Path(__file__).parents[1] / "results" / "overheads.csv"
 STEPS = 100
@@ -107,8 +107,8 @@ def shares(run: RunConfig, sweep: Path) -> tuple[float, float]:
 
 RESUME = """
 import json, sys
-from scaling.config import RunConfig
-from scaling.train import train
+from scaling.config.run import RunConfig
+from scaling.training.train import train
 
 class FirstStep:
     def is_set(self):

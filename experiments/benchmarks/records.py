@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.records import Sweep, load_sweep
+from analysis.io.records import Sweep, load_sweep
 
 TOKENS, WIDTH, LAYERS = 16384, 256, 8
 

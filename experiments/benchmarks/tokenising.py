@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.tokenising [--turns 3] [--write]    (about three minutes)
 
 Question: `Dataset.map(num_proc=...)` tokenises on every core too. What would it cost to let it, in
-the place of `scaling.token_workers`?
+the place of `scaling.data.token_workers`?
 Method: the King James Bible eight times over (34 MB of JSON lines) with a given BPE vocabulary, by
 two processes, in turns:
 
@@ -38,8 +38,8 @@ from typing import Any
 
 from experiments.benchmarks.data import write_bibles
 from experiments.benchmarks.tables import DOCS, put_table
-from scaling.devices import cores
-from scaling.environment import cpu_name
+from scaling.record.environment import cpu_name
+from scaling.system.devices import cores
 
 RESULTS = Path(__file__).parents[1] / "results" / "tokenising.csv"
 WORKERS = 2
@@ -47,9 +47,9 @@ WORKERS = 2
 SHARDS = """
 import sys
 from pathlib import Path
-from scaling import tokenise
-from scaling.config import DataConfig
-from scaling.shards import prepare
+from scaling.data import tokenise
+from scaling.config.run import DataConfig
+from scaling.data.prepare import prepare
 
 tokenise.CHUNK_BYTES, tokenise.BATCH_BYTES = 4 * 2**20, 2**19
 corpus, tokenizer, folder, workers = sys.argv[1:]
@@ -62,8 +62,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from datasets import load_dataset
-from scaling.claims import exclusive
-from scaling.tokenizers import load_tokenizer
+from scaling.system.claims import exclusive
+from scaling.data.tokenizers import load_tokenizer
 
 corpus, tokenizer, folder, workers = sys.argv[1:]
 tokenizer = load_tokenizer(f"file:{tokenizer}")

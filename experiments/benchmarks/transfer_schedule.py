@@ -33,8 +33,8 @@ from models.linearize.transfer import (
     freeze_for_transfer,
     layer_losses,
 )
-from scaling.pretrained import load
-from scaling.shards import PreparedData, prepare
+from scaling.data.prepare import PreparedData, prepare
+from scaling.record.pretrained import load
 
 BATCH, RATE, EVERY = 8, 1e-2, 100
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scaling.evaluation.work import LOG
-from scaling.pool import Task
+from scaling.sweep.pool import Task
 
 
 class EvaluationDisplay:
-    """In the place of `scaling.display.SweepDisplay`, which shows training."""
+    """In the place of `scaling.sweep.display.SweepDisplay`, which shows training."""
 
     def __init__(self, place: Path, tasks: list[Task], say: Callable[[str], None]) -> None:
         """Lines that were logged by earlier evaluations of the request are not shown again."""

@@ -1,7 +1,8 @@
 """`linscale evaluate`: checkpoints on tasks, spread over processes.
 
     targets(path) -> runs with something missing -> claimed one by one, here, by the local pool or
-                     by SLURM tasks (`scaling.worker` on `scaling.evaluation.work`) -> evals.jsonl
+                     by SLURM tasks (`scaling.sweep.worker` on `scaling.evaluation.work`) ->
+                     evals.jsonl
 
 The launcher is the one of training: workers that die are replaced, and a run that another process
 evaluates is left to it. The same command again does only what is missing.
@@ -17,8 +18,7 @@ from typing import Any, cast
 
 from models.accounting import train_flops_per_token
 from models.config import ConfigError
-from scaling.config import RunConfig
-from scaling.display import SweepDisplay
+from scaling.config.run import RunConfig
 from scaling.evaluation import harness, scrolls
 from scaling.evaluation.display import EvaluationDisplay
 from scaling.evaluation.request import Request
@@ -27,11 +27,12 @@ from scaling.evaluation.settings import Settings
 from scaling.evaluation.targets import Target, targets
 from scaling.evaluation.tasks import TASKS, nearest
 from scaling.evaluation.work import evaluate_targets
-from scaling.launch import LAUNCHERS, environments
-from scaling.pool import Pool, Task
-from scaling.slurm import SlurmOptions, describe, submit
-from scaling.status import read_json
-from scaling.worker import attempt
+from scaling.sweep.display import SweepDisplay
+from scaling.sweep.launch import LAUNCHERS, environments
+from scaling.sweep.pool import Pool, Task
+from scaling.sweep.slurm import SlurmOptions, describe, submit
+from scaling.sweep.status import read_json
+from scaling.sweep.worker import attempt
 
 WORK = "scaling.evaluation.work:evaluate_run"
 SUITES: dict[str, tuple[str, ...]] = {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scaling.evaluation.tasks import Subject
 
 CSR = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
-"""Tasks of the paper's average of commonsense reasoning; `analysis.evals` takes it."""
+"""Tasks of the paper's average of commonsense reasoning; `analysis.io.evals` takes it."""
 FOLDERS = {
     "arc_challenge": "arc",
     "arc_easy": "arc",

@@ -18,7 +18,7 @@ from models.generation import Sampling, generate_tokens
 from scaling.evaluation.likelihood import Score, score
 from scaling.evaluation.perplexity import sliding_losses
 from scaling.evaluation.results import EvaluationError
-from scaling.pretrained import Pretrained
+from scaling.record.pretrained import Pretrained
 
 
 class HarnessModel(TemplateLM):

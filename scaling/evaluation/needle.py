@@ -37,7 +37,7 @@ from models.config import ModelConfig
 from models.generation import Sampling, generate_tokens
 from scaling.evaluation.results import EvaluationError, Measure
 from scaling.evaluation.settings import Scorer
-from scaling.pretrained import Pretrained
+from scaling.record.pretrained import Pretrained
 
 LENGTHS = tuple(int(n) for n in np.linspace(1000, 16000, 35).round())
 """The default lengths of a prompt, in tokens."""

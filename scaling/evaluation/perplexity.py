@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 
 from models.cross_entropy import linear_cross_entropy
 from models.language_model import LanguageModel
+from scaling.data.prepare import PreparedData
+from scaling.data.token_store import Split
+from scaling.data.tokenizers import Tokenizer
 from scaling.evaluation.results import EvaluationError, Measure
-from scaling.shards import PreparedData
-from scaling.token_store import Split
-from scaling.tokenizers import Tokenizer
 
 CHUNK = 2048
 """Tokens of a whole document that pass through the model at once."""

@@ -1,7 +1,7 @@
 """What one evaluation asks for, in a form that every process of it can read.
 
     <sweep>/evaluation/<digest>/request.json     tasks, settings, device
-    <sweep>/evaluation/<digest>/<run_id>/claim   who evaluates the run (`scaling.claims`)
+    <sweep>/evaluation/<digest>/<run_id>/claim   who evaluates the run (`scaling.system.claims`)
     <sweep>/evaluation/<digest>/<run_id>/log.txt what has been evaluated, a line each
 
 The digest is of the request, so that the same command in a second terminal finds the same claims
@@ -18,12 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scaling.claims import exclusive
 from scaling.evaluation import harness
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.tasks import TASKS, recorded
-from scaling.files import disk_errors, write_json
-from scaling.status import read_json
+from scaling.sweep.status import read_json
+from scaling.system.claims import exclusive
+from scaling.system.files import disk_errors, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

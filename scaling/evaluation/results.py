@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.claims import exclusive
-from scaling.errors import LinscaleError
-from scaling.files import replacing
+from scaling.system.claims import exclusive
+from scaling.system.errors import LinscaleError
+from scaling.system.files import replacing
 
 EVALS = "evals.jsonl"
 

@@ -10,7 +10,7 @@ are too long lose their beginning, as everywhere in the harness.
 
 Metrics, in percent, are the benchmark's own: F1 of words after SQuAD's normalisation and F-measures
 of ROUGE-1, -2 and -L without stemming, both the best over the references; EM is accuracy. Whole
-averages, the paper's and the benchmark's, are taken in `analysis.evals`.
+averages, the paper's and the benchmark's, are taken in `analysis.io.evals`.
 """
 
 from __future__ import annotations

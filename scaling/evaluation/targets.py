@@ -5,7 +5,7 @@
 | `runs/S/R/checkpoints/milestone-N.pt`   | that one                                       |
 | `runs/S/R`                              | every milestone of the run                     |
 | `runs/S`                                | every milestone of every run of the sweep      |
-| a directory with a foreign config.json  | the model that `scaling.pretrained` imports    |
+| a directory with a foreign config.json  | the model that `scaling.record.pretrained` imports    |
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.evaluation.results import EvaluationError, Origin
-from scaling.status import read_json
+from scaling.sweep.status import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Target:
     """A checkpoint to evaluate."""
 
     path: Path
-    """What `scaling.pretrained.load` takes."""
+    """What `scaling.record.pretrained.load` takes."""
     directory: Path
     """Where its evals.jsonl lies: the run's directory, or the foreign model's."""
     origin: Origin

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from scaling.config import DataConfig
-from scaling.corpora import open_corpus
-from scaling.evaluation import needle, recall
+from scaling.config.run import DataConfig
+from scaling.data.corpora import open_corpus
+from scaling.data.instructions import PREFIX
+from scaling.data.prepare import PreparedData, prepare
+from scaling.data.recall_tasks import is_task, parse
+from scaling.evaluation import needle
+from scaling.evaluation import recall_probe as recall
 from scaling.evaluation.perplexity import (
     Document,
     block_losses,
@@ -34,10 +38,7 @@ from scaling.evaluation.perplexity import (
 )
 from scaling.evaluation.results import EvaluationError, Measure
 from scaling.evaluation.settings import Scorer, Settings, file_sha256
-from scaling.instructions import PREFIX
-from scaling.pretrained import Pretrained
-from scaling.recall import is_task, parse
-from scaling.shards import PreparedData, prepare
+from scaling.record.pretrained import Pretrained
 
 DOCUMENTS = 32
 """Validation documents of `sliding` and `document` without --limit."""

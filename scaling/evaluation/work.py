@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from models.config import ConfigError
-from scaling.config import RunConfig
-from scaling.errors import LinscaleError
+from scaling.config.run import RunConfig
 from scaling.evaluation import harness
 from scaling.evaluation.request import Request
 from scaling.evaluation.results import EvaluationError, Measure, Results
 from scaling.evaluation.targets import Target, targets
 from scaling.evaluation.tasks import TASKS, Subject
-from scaling.files import append_line, write_json
-from scaling.pretrained import load
+from scaling.record.pretrained import load
+from scaling.system.errors import LinscaleError
+from scaling.system.files import append_line, write_json
 
 LOG = "log.txt"
 
@@ -33,7 +33,7 @@ LOG = "log.txt"
 def evaluate_run(
     config: RunConfig, place: Path, *, stop_event: Any = None, progress: bool = False
 ) -> str:
-    """Evaluate every milestone of a run, as a pool trains one (`scaling.worker`).
+    """Evaluate every milestone of a run, as a pool trains one (`scaling.sweep.worker`).
 
     Args:
         config: the run.

@@ -28,8 +28,8 @@ from models.accounting import (
     train_flops_per_token,
 )
 from models.config import ModelConfig
-from scaling.config import RunConfig
-from scaling.linearization.config import Alignment
+from scaling.config.linearize import Alignment
+from scaling.config.run import RunConfig
 
 
 class Stages(TypedDict):

@@ -17,7 +17,7 @@ kept, so that a run is a pure function of its configuration.
 from __future__ import annotations
 
 from models.config import ModelConfig
-from scaling.config import (
+from scaling.config.run import (
     BudgetConfig,
     DataConfig,
     LinearizeConfig,

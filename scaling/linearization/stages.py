@@ -28,12 +28,12 @@ from models.language_model import LanguageModel
 from models.linearize.distill import distillation_loss, hidden_losses, matrix_losses
 from models.linearize.lora import LoRALinear, add_lora, merge_lora, merged_weight
 from models.linearize.transfer import attention_transfer_loss, freeze_for_transfer
-from scaling import fsdp
-from scaling.config import RunConfig
-from scaling.linearization.config import Alignment
-from scaling.losses import Batch
-from scaling.parts import OptimConfig
-from scaling.schedule import Segment
+from scaling.config.linearize import Alignment
+from scaling.config.parts import OptimConfig
+from scaling.config.run import RunConfig
+from scaling.config.schedule import Segment
+from scaling.training import fsdp
+from scaling.training.objective import Batch
 
 Stage = Alignment | Literal["lora", "full"]
 

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from models.language_model import LanguageModel
-from scaling.config import RunConfig
-from scaling.data import to_batch
-from scaling.errors import LinscaleError
-from scaling.linearization import record as linearization
+from scaling.config.run import RunConfig
+from scaling.data.loader import to_batch
+from scaling.data.prepare import PreparedData
+from scaling.linearization import linearization_record as linearization
 from scaling.linearization.stages import layer_losses
 from scaling.linearization.teacher import adopt, load_teacher
-from scaling.losses import Batch, block_means
-from scaling.module import TrainingModule
-from scaling.parallel import accelerator
-from scaling.record import RunRecord
-from scaling.shards import PreparedData
+from scaling.record.record import RunRecord
+from scaling.system.errors import LinscaleError
+from scaling.training.module import TrainingModule
+from scaling.training.objective import Batch, block_means
+from scaling.training.parallel import accelerator
 
 
 def begin(

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.config import LINEARIZED, ConfigError, ModelConfig
-from scaling.config import RunConfig
-from scaling.errors import LinscaleError
-from scaling.linearization.config import STARTED
-from scaling.pretrained import find_checkpoint, load
+from scaling.config.linearize import STARTED
+from scaling.config.run import RunConfig
+from scaling.record.pretrained import find_checkpoint, load
+from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
-    from scaling.tokenizers import Tokenizer
+    from scaling.data.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def adopt(student: LanguageModel, teacher: LanguageModel) -> None:
     from torch.distributed.tensor import DTensor
 
     from models.linearize.initialise import start_from
-    from scaling.fsdp import share_of
+    from scaling.training.fsdp import share_of
 
     if student.config.arch in STARTED:
         start_from(student, teacher)

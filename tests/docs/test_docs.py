@@ -15,8 +15,8 @@ from typing import Any, cast
 import pytest
 import typer
 
-from scaling.cli import app
-from scaling.config import dotted_names
+from scaling.cli.main import app
+from scaling.config.run import dotted_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

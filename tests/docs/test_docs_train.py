@@ -27,10 +27,10 @@ import matplotlib.pyplot as plt
 import pytest
 from typer.testing import CliRunner
 
-from analysis.records import load_sweep
+from analysis.io.records import load_sweep
 from experiments.teachers import TEACHERS
 from models.config import ARCH_NAMES
-from scaling.cli import app
+from scaling.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "tests" / "scaling" / "slurm_stand_in"
@@ -39,9 +39,9 @@ NOT_GIVEN = {
     r"^pip install": "needs a package index",
     r"^make gpu-check$|^linscale tune$|kernels_gpu|^compute-sanitizer": "needs a GPU",
     r"experiments\.benchmarks\.": "measures for minutes, and replaces kept results: make bench",
-    r"^torchrun": "needs four machines: tests/scaling/test_slurm.py starts a node's ranks",
+    r"^torchrun": "needs four machines: tests/scaling/sweep/test_slurm.py starts a node's ranks",
     r"--layout fla": "needs an HGRN2 with SwiGLU: tests/models/test_interop_fla.py",
-    r"loggers=": "needs tensorboard: tests/scaling/test_loggers.py",
+    r"loggers=": "needs tensorboard: tests/scaling/training/test_loggers.py",
 }
 """Pattern of a command -> why it is not given."""
 INSTEAD = {

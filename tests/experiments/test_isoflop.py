@@ -6,7 +6,7 @@ from collections import Counter
 
 from experiments.isoflop import TOY_BUDGETS, runs
 from models.config import ARCHS
-from scaling.plan import isoflop_horizons
+from scaling.plan.plan import isoflop_horizons
 
 
 def test_every_architecture_has_a_law_and_every_budget_a_valley() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.records import load_sweep
+from analysis.io.records import load_sweep
 from experiments.keep import RESULTS, keep
 
 SOURCE = RESULTS / "quickstart"

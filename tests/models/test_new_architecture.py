@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixer_contract import MixerContract
 
 from models import accounting, measured
 from models.config import ARCH_NAMES, ConfigError, ModelConfig, toy_config
 from models.kernels.api import linear_attention
 from models.kernels.reference import recurrent_reference
 from models.language_model import build
+from tests.support.mixer_contract import MixerContract
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial_architecture.md"
 

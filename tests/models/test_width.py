@@ -14,8 +14,8 @@ from models.interop import export_model
 from models.language_model import LanguageModel, build
 from models.layers import Architecture
 from models.width import Rule, multiplier, rates, unscaled
-from scaling.config import OptimConfig
-from scaling.optim import adamw, set_rate
+from scaling.config.run import OptimConfig
+from scaling.training.optim import adamw, set_rate
 
 BASE, VOCAB = 32, 64
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from models.config import toy_config
-from scaling import tokenise
-from scaling.config import (
+from scaling.config.experiment import Experiment
+from scaling.config.run import (
     BudgetConfig,
     DataConfig,
     OptimConfig,
@@ -22,17 +22,16 @@ from scaling.config import (
     RunConfig,
     ScheduleConfig,
 )
-from scaling.experiment import Experiment
+from scaling.data import tokenise
+from tests.support.launches import FAKE, run_config
 
-sys.path.insert(0, str(Path(__file__).parent))
-from launches import FAKE, run_config
-
+ROOT = Path(__file__).resolve().parents[2]
 STEP_TOKENS = 4 * 32
 LAUNCH = """
 import sys
 from pathlib import Path
-from scaling.experiment import load_experiment
-from scaling.launch import launch
+from scaling.config.experiment import load_experiment
+from scaling.sweep.launch import launch
 ok = launch(load_experiment(Path(sys.argv[1]), []), Path(sys.argv[2]), jobs=2, train={fake!r})
 sys.exit(0 if ok else 1)
 """
@@ -114,8 +113,7 @@ def launch_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def launch_environment(launch_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINSCALE_CACHE", str(launch_data / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
 
 
@@ -140,10 +138,8 @@ def spawn_launch(
 
     def start(sweep: Path, *names: str) -> subprocess.Popen[str]:
         (tmp_path / "exp.py").write_text(
-            "import sys\n"
-            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
             "from pathlib import Path\n"
-            "from launches import run_config\n"
+            "from tests.support.launches import run_config\n"
             "def runs():\n"
             f"    return [run_config(n, Path({str(launch_data)!r}), 640 * (i + 1))"
             f" for i, n in enumerate({names!r})]\n"

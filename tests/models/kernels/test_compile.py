@@ -26,8 +26,9 @@ PROGRAM = """
 import json, sys
 from dataclasses import asdict
 import torch
-from models.kernels import tune
-from models.kernels.triton import common, decode, offline
+from models.kernels.tools import tune
+from models.kernels.tools import offline
+from models.kernels.triton import common, decode
 
 arch, cases, dims = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 

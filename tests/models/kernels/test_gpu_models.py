@@ -25,7 +25,7 @@ from models.kernels import (
 )
 from models.kernels.triton.common import interpreted
 from models.language_model import LanguageModel, build
-from scaling.activations import Mode, checkpoint_blocks
+from scaling.training.activations import Mode, checkpoint_blocks
 
 on_gpu = [
     pytest.mark.gpu,

@@ -28,8 +28,8 @@ from models.config import Arch, ModelConfig
 from models.kernels import operators, triton
 from models.kernels.triton.common import interpreted
 from models.language_model import LanguageModel, build
-from scaling import fsdp
-from scaling.activations import Mode, checkpoint_blocks
+from scaling.training import fsdp
+from scaling.training.activations import Mode, checkpoint_blocks
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.kernels import tune
+from models.kernels.tools import tune
 from models.kernels.triton.common import ARCHS, TUNING, table, tuned
 
 FAMILIES = ("scalar", "phase", "vector")

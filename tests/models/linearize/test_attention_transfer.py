@@ -8,7 +8,6 @@ from typing import cast
 
 import pytest
 import torch
-from linearize_oracles import dense_lolcats, mixer, teacher, tokens
 from torch import Tensor, nn
 
 from models.config import ConfigError, LoLCATs, ModelConfig, toy_config
@@ -24,6 +23,7 @@ from models.linearize.transfer import (
     freeze_for_transfer,
     layer_losses,
 )
+from tests.support.linearize_oracles import dense_lolcats, mixer, teacher, tokens
 
 
 def test_transfer_loss_is_the_error_of_the_heads_outputs() -> None:

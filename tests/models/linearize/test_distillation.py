@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from linearize_oracles import teacher, tokens
 from torch import Tensor, nn
 
 from models.config import ConfigError, LoLCATs, Supra, toy_config
@@ -21,8 +20,9 @@ from models.linearize.distill import (
     mixing_matrix,
 )
 from models.linearize.initialise import STARTED, fit_outputs, from_attention
-from models.linearize.selection import keep_costliest, layer_costs, with_softmax_layers
+from models.linearize.layer_costs import keep_costliest, layer_costs, with_softmax_layers
 from models.linearize.surgery import linearize
+from tests.support.linearize_oracles import teacher, tokens
 
 SUPRA = Supra(feature_map="elu")
 

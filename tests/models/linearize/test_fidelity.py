@@ -15,8 +15,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from linearize_oracles import teacher, tokens
-from mixer_contract import prefill, recur
 from torch import Tensor, nn
 
 from models.config import LoLCATs, Supra
@@ -26,6 +24,8 @@ from models.linearize.initialise import fit_outputs, from_attention
 from models.linearize.lora import add_lora, merge_lora
 from models.linearize.surgery import linearize
 from models.linearize.transfer import freeze_for_transfer, layer_losses
+from tests.support.linearize_oracles import teacher, tokens
+from tests.support.mixer_contract import prefill, recur
 
 OPTIONS = LoLCATs(feature_map="taylor", window=1, arrangement="sliding", window_factor=1 - 1e-13)
 

@@ -6,8 +6,6 @@ from typing import cast
 
 import pytest
 import torch
-from linearize_oracles import dense_lolcats, mixer, teacher, teacher_config, tokens
-from mixer_contract import parallel, prefill, recur
 from torch import Tensor, nn
 
 from models.config import ConfigError, LoLCATs, Supra, toy_config
@@ -20,6 +18,8 @@ from models.linearize.supra import SupraAttention
 from models.linearize.surgery import linearize
 from models.llama import SoftmaxAttention
 from models.rope import rotate
+from tests.support.linearize_oracles import dense_lolcats, mixer, teacher, teacher_config, tokens
+from tests.support.mixer_contract import parallel, prefill, recur
 
 MAPS: tuple[FeatureMapName, ...] = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.config import ARCHS, ConfigError, LoLCATs, ModelConfig, Supra, toy_config
-from scaling.config import BudgetConfig, RunConfig
+from scaling.config.run import BudgetConfig, RunConfig
 
 
 def run(model: ModelConfig) -> RunConfig:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mixer_contract import MixerContract
-
 from models.config import LoLCATs, RopeScaling, Supra, toy_config
+from tests.support.mixer_contract import MixerContract
 
 
 class TestSupra(MixerContract):

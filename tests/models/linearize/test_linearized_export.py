@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from linearize_oracles import teacher, tokens
 from torch import nn
 
 from models.config import ConfigError, LoLCATs, RopeScaling, Supra
@@ -18,6 +17,7 @@ from models.interop import InteropError, export_model, import_model
 from models.language_model import LanguageModel
 from models.linearize.lora import add_lora, merge_lora
 from models.linearize.surgery import linearize
+from tests.support.linearize_oracles import teacher, tokens
 
 METHODS: list[tuple[Supra | LoLCATs, dict[str, Any]]] = [
     (Supra(), {}),

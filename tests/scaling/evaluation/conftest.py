@@ -7,9 +7,9 @@ import torch
 
 from models.config import toy_config
 from models.language_model import build
-from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
-from scaling.pretrained import Pretrained
-from scaling.tokenizers import ByteTokenizer
+from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
+from scaling.data.tokenizers import ByteTokenizer
+from scaling.record.pretrained import Pretrained
 
 
 def toy(arch: str, context: int = 64) -> Pretrained:
@@ -45,7 +45,7 @@ def model(request):
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A sweep with one trained run of two milestones."""
-    from scaling.train import train
+    from scaling.training.train import train
 
     folder = tmp_path_factory.mktemp("evaluation")
     texts = folder / "texts"

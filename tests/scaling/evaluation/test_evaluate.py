@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from models.config import ConfigError
-from scaling.claims import claim
-from scaling.errors import LinscaleError
-from scaling.evaluation.cli import _by_reason
+from scaling.cli.evaluate import _by_reason
 from scaling.evaluation.evaluate import SUITES, evaluate, expand
 from scaling.evaluation.request import Request
 from scaling.evaluation.results import EvaluationError, Measure, Origin, Results
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.targets import targets
 from scaling.evaluation.work import evaluate_targets
+from scaling.system.claims import claim
+from scaling.system.errors import LinscaleError
 
 
 def only_run(directory):
@@ -144,7 +144,7 @@ def test_several_runs_are_evaluated_by_a_pool(sweep, tmp_path):
     """Two runs, one of which has a damaged checkpoint; then the same command again."""
     import shutil
 
-    from scaling.config import RunConfig
+    from scaling.config.run import RunConfig
 
     run = only_run(sweep)
     for name in ("tnl-one", "tnl-two"):
@@ -180,7 +180,7 @@ def test_several_runs_are_evaluated_by_a_pool(sweep, tmp_path):
 def test_runs_are_submitted_to_slurm(sweep, tmp_path, monkeypatch):
     """Against the stand-in for sbatch that the launcher of training is tested with."""
     pytest.importorskip("submitit")
-    stand_in = Path(__file__).parents[1] / "slurm_stand_in"
+    stand_in = Path(__file__).resolve().parents[3] / "tests" / "support" / "slurm_stand_in"
     (tmp_path / "queue").mkdir()
     monkeypatch.setenv("SLURM_STAND_IN", str(tmp_path / "queue"))
     monkeypatch.setenv("PATH", f"{stand_in}{os.pathsep}{os.environ['PATH']}")

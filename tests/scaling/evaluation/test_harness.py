@@ -13,7 +13,7 @@ from scaling.evaluation import harness, local_tasks
 from scaling.evaluation.results import EvaluationError
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.tasks import Subject
-from scaling.pretrained import Pretrained
+from scaling.record.pretrained import Pretrained
 
 pytest.importorskip("lm_eval")
 
@@ -168,8 +168,8 @@ def test_llama_scores_as_the_harness_hf_model(tmp_path):
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from models.interop.export import export_model
+    from scaling.data.tokenizers import train_bpe
     from scaling.evaluation.harness_model import HarnessModel
-    from scaling.tokenizers import train_bpe
 
     tokenizer = train_bpe(
         "bpe:280", ["the cat sat on the mat and the dog saw the cat run home"] * 9

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from scaling.data.tokenizers import ByteTokenizer
 from scaling.evaluation.perplexity import (
     Document,
     as_document,
@@ -21,7 +22,6 @@ from scaling.evaluation.perplexity import (
     sliding_losses,
 )
 from scaling.evaluation.results import EvaluationError
-from scaling.tokenizers import ByteTokenizer
 
 TEXT = "In 12 words, more."
 

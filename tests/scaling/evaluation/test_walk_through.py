@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from models.config import toy_config
-from scaling.config import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
+from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.filterwarnings("ignore")
 def test_commands_run_as_printed(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
-    from scaling.train import train
+    from scaling.training.train import train
 
     cache = str(tmp_path / "cache")
     monkeypatch.setenv("LINSCALE_CACHE", cache)

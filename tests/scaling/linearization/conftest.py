@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.config import LoLCATs, Supra, toy_config
-from scaling.config import (
+from scaling.config.run import (
     BudgetConfig,
     DataConfig,
     LinearizeConfig,
@@ -18,7 +18,7 @@ from scaling.config import (
     RunConfig,
     ScheduleConfig,
 )
-from scaling.train import train
+from scaling.training.train import train
 
 STEP = 4 * 32
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "in", "warm", "sun"]

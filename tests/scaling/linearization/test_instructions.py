@@ -15,21 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.cross_entropy import IGNORE_INDEX
-from scaling.config import DataConfig
-from scaling.data import to_batch
-from scaling.errors import LinscaleError
-from scaling.instructions import (
+from scaling.config.run import DataConfig
+from scaling.data.instructions import (
     PreparedInstructions,
     pack,
     prepare_instructions,
     read_examples,
 )
-from scaling.losses import block_means, mean_loss, token_losses
-from scaling.pretrained import load
-from scaling.record import load_model
-from scaling.shards import prepare
-from scaling.tokenizers import ByteTokenizer
-from scaling.train import train
+from scaling.data.loader import to_batch
+from scaling.data.prepare import prepare
+from scaling.data.tokenizers import ByteTokenizer
+from scaling.record.pretrained import load
+from scaling.record.record import load_model
+from scaling.system.errors import LinscaleError
+from scaling.training.objective import block_means, mean_loss, token_losses
+from scaling.training.train import train
 
 FILE = Path(__file__).parent / "alpaca.jsonl"
 EOS = ByteTokenizer.eos_id

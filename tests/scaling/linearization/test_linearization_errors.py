@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from models.config import ConfigError, toy_config
-from scaling.config import LinearizeConfig, RunConfig
-from scaling.errors import LinscaleError
+from scaling.config.run import LinearizeConfig, RunConfig
 from scaling.linearization.teacher import teacher_config
-from scaling.train import train
+from scaling.system.errors import LinscaleError
+from scaling.training.train import train
 
 STEP = 4 * 32
 

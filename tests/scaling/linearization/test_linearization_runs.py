@@ -21,15 +21,15 @@ import torch
 from models.accounting import forward_flops_per_token
 from models.linearize.lora import LoRALinear
 from models.linearize.surgery import linearize
-from scaling.config import RunConfig
-from scaling.linearization import record as linearization
+from scaling.config.run import RunConfig
+from scaling.data.prepare import prepare
+from scaling.linearization import linearization_record as linearization
 from scaling.linearization.costs import lora_parameters, stages
-from scaling.losses import block_means
-from scaling.module import TrainingModule
-from scaling.pretrained import load
-from scaling.record import RunRecord, load_model
-from scaling.shards import prepare
-from scaling.train import train
+from scaling.record.pretrained import load
+from scaling.record.record import RunRecord, load_model
+from scaling.training.module import TrainingModule
+from scaling.training.objective import block_means
+from scaling.training.train import train
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = 4 * 32
@@ -181,7 +181,7 @@ def test_a_killed_run_leaves_no_trace(student: Any, tmp_path: Path) -> None:
     config = student("lolcats")
     assert train(config, tmp_path / "whole") == "done"
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
-    command = [sys.executable, "-m", "scaling.train", str(tmp_path / "config.json")]
+    command = [sys.executable, "-m", "scaling.training.train", str(tmp_path / "config.json")]
     metrics = tmp_path / "killed" / config.run_id / "metrics.jsonl"
     for wanted in (3, 9, 15):
         process = subprocess.Popen(

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from models.config import ConfigError
-from scaling.cli import app
-from scaling.errors import LinscaleError
-from scaling.export import export_pretrained
-from scaling.pretrained import load
+from scaling.cli.main import app
+from scaling.record.export import export_pretrained
+from scaling.record.pretrained import load
+from scaling.system.errors import LinscaleError
 
 STEP = 4 * 32
 SMALL = ["optim.lr=3e-3", "parallel.threads=1"]

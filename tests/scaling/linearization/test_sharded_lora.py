@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from models.linearize.lora import LoRALinear
-from scaling.config import RunConfig
+from scaling.config.run import RunConfig
 from scaling.linearization.costs import lora_parameters
-from scaling.memory import memory
-from scaling.module import TrainingModule
-from scaling.pretrained import load
-from scaling.record import load_model
-from scaling.train import train
+from scaling.plan.memory import memory
+from scaling.record.pretrained import load
+from scaling.record.record import load_model
+from scaling.training.module import TrainingModule
+from scaling.training.train import train
 
 STEP = 4 * 32
 FSDP = ["parallel.strategy=fsdp", "parallel.devices=2", "parallel.micro_batch_sequences=2"]

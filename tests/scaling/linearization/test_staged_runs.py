@@ -16,16 +16,16 @@ import torch
 
 from models.linearize.distill import distillation_loss, hidden_losses, matrix_losses
 from models.linearize.initialise import from_attention, gated_config
-from scaling.config import RunConfig
-from scaling.errors import LinscaleError
-from scaling.linearization import record as linearization
+from scaling.config.run import RunConfig
+from scaling.data.prepare import prepare
+from scaling.linearization import linearization_record as linearization
 from scaling.linearization.costs import stages, teacher_parameters
-from scaling.memory import memory
-from scaling.module import TrainingModule
-from scaling.pretrained import load
-from scaling.record import RunRecord, load_model
-from scaling.shards import prepare
-from scaling.train import train
+from scaling.plan.memory import memory
+from scaling.record.pretrained import load
+from scaling.record.record import RunRecord, load_model
+from scaling.system.errors import LinscaleError
+from scaling.training.module import TrainingModule
+from scaling.training.train import train
 
 STEP = 4 * 32
 TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")

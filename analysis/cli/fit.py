@@ -1,0 +1,327 @@
+"""`linscale fit` and `linscale report`; also `python -m analysis`, which needs no torch.
+
+Everything heavy is imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis.fit.approaches import Approaches
+    from analysis.fit.law_fit import LawFit
+    from analysis.io.records import Sweep
+
+app = typer.Typer(
+    help="Scaling laws from run records or anybody's table.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+_FIT_EXAMPLES = """Examples:
+
+- `linscale fit results.csv --loss final_loss --params N --tokens D --group arch`
+
+- `linscale fit results.csv --tokens 'tokens_b*1e9' --form gamma --json`
+
+- `linscale fit results.csv --group arch --clusters size`
+
+- `linscale fit runs/quickstart --params total --compute 6nd --bootstrap 4000`
+
+- `linscale fit runs/isoflop --approaches --full`
+"""
+
+
+@app.command(epilog=_FIT_EXAMPLES)
+def fit(
+    source: Annotated[Path, typer.Argument(help="CSV, TSV or JSON-lines table, or a sweep.")],
+    loss: Annotated[
+        str | None, typer.Option(help="Loss column; for a sweep: validation or train.")
+    ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(help="Column of N, as NAME or NAME*1e9; for a sweep: non_embedding, total or "
+                     "paper."),
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Column of D, as NAME or NAME*1e9.")] = None,
+    compute: Annotated[
+        str | None, typer.Option(help="Column of C; for a sweep: exact, paper or 6nd.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column with one law per value ('' for one law in all).")
+    ] = None,
+    clusters: Annotated[
+        str | None,
+        typer.Option(help="Column of what the bootstrap resamples (default: the run, else each "
+                     "row). If its values recur in every group, as sizes or seeds do, groups are "
+                     "compared in pairs."),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(help="chinchilla, chinchilla_tied, chinchilla_no_e, gamma, kaplan, "
+                     "overtraining, data_constrained, power_c, power_n, power_d (each also with "
+                     "_e: an irreducible loss) or broken_c."),
+    ] = "chinchilla",
+    objective: Annotated[
+        str, typer.Option(help="huber, lad, least_squares or logcosh of log residuals.")
+    ] = "huber",
+    delta: Annotated[float, typer.Option(help="Width of huber and logcosh, in log loss.")] = 1e-3,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Refits over runs for the intervals; 0 for none.")
+    ] = 1000,
+    approaches: Annotated[
+        bool,
+        typer.Option("--approaches", help="Also the envelope and IsoFLOP profiles, and where the "
+                     "three disagree."),
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Group that the others are compared with (default llama, "
+                                      "else the first).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print the whole sensitivity table and checklist.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Save the fits, with every draw, as JSON.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Fit a scaling law with intervals to a table of runs or to a sweep.
+
+    Columns that are not named are guessed, and the guess is printed. Rows that cannot be used are
+    left out with their reason. Several groups are also compared: equal-loss compute, where their
+    frontiers cross, and whether they share their exponents.
+    """
+    with _one_paragraph():
+        from analysis.judge.beside import beside, compare_groups, record_of
+        from analysis.report import terminal
+
+        options: dict[str, Any] = {"objective": objective, "delta": delta}
+        _check_choices(form, objective, delta, bootstrap)
+        sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
+        unit = _clusters(sweep, clusters)
+        with _progress(bootstrap, quiet=as_json) as progress:
+            fits, failures = _fit_each(
+                sweep, form, progress,
+                options | {"clusters": unit, "bootstrap": bootstrap, "seed": seed},
+            )  # fmt: skip
+        other = _approaches(sweep, fits, bootstrap, seed) if approaches else {}
+        extras = {name: beside(each, sweep, name, **options) for name, each in fits.items()}
+        compared = compare_groups(fits, baseline=baseline)
+        if out is not None:
+            full_record = {name: json.loads(each.to_json()) for name, each in fits.items()}
+            _write(out, json.dumps(full_record))
+        if as_json:
+            record = record_of(sweep, fits, failures, extras, compared, other)
+            typer.echo(json.dumps(record, indent=1, allow_nan=False))
+        else:
+            terminal.fits(sweep, fits, failures, extras, full=full)
+            terminal.comparison(compared)
+            terminal.approaches(other)
+
+
+@app.command(epilog="Example: `linscale report runs/quickstart -o report`")
+def report(
+    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write (default DIR/report).")
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="Architecture that the others are compared with.")
+    ] = "llama",
+    bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
+    with _one_paragraph():
+        from rich.console import Console
+
+        from analysis.report.report import write
+
+        console = Console(stderr=True)
+        with console.status("reading run records", spinner="dots") as status:
+            page = write(
+                directory, out or directory / "report", baseline=baseline, bootstrap=bootstrap,
+                seed=seed, progress=status.update,
+            )  # fmt: skip
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def plan_refinement(
+    rungs: list[dict[str, Any]], directory: Path, *, quantity: str, budget: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """What `linscale plan FILE --refine DIR` prints: candidate rungs, most informative first.
+
+    Args:
+        rungs: of the experiment file, as `linscale plan --json` gives them.
+        directory: a sweep whose finished runs are the laws so far.
+        quantity: what to determine better (analysis.judge.design.quantity).
+        budget: FLOPs to spend; None ranks only.
+        as_json: print JSON.
+    """
+    with _one_paragraph():
+        from analysis.io.records import load_sweep
+        from analysis.judge.refine import candidates_of, refine
+        from analysis.report import terminal
+
+        sweep = load_sweep(directory)
+        result = refine(sweep, candidates_of(rungs), quantity=quantity, budget=budget)
+        if as_json:
+            typer.echo(json.dumps(result.as_dict(), indent=1))
+        else:
+            terminal.refinement(sweep, result)
+
+
+def _read(
+    source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
+    group: str | None,
+) -> Sweep:  # fmt: skip
+    from analysis.errors import AnalysisError
+
+    if not source.is_dir():
+        from analysis.io.tables import load_csv
+
+        return load_csv(
+            source, loss=loss, params=params, tokens=tokens, compute=compute, group=group
+        )
+    from analysis.io.records import Conventions, load_sweep
+
+    if tokens is not None or group is not None:
+        raise AnalysisError(
+            "--tokens and --group name columns of a table; a sweep directory needs neither, and "
+            "--params, --compute and --loss choose conventions there"
+        )
+    chosen: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
+    return load_sweep(
+        source, conventions=Conventions(**{k: v for k, v in chosen.items() if v is not None})
+    )
+
+
+def _check_choices(form: str, objective: Any, delta: float, bootstrap: int) -> None:
+    """Raises AnalysisError once for a wrong option, instead of once for every group."""
+    from analysis.errors import AnalysisError
+    from analysis.fit.robust import Robust
+    from analysis.laws.registry import get_law
+
+    get_law(form)
+    Robust(objective, delta)
+    if bootstrap == 1:
+        raise AnalysisError("--bootstrap 1 gives no interval: 1000 is usual, 0 for none")
+
+
+def _clusters(sweep: Sweep, asked: str | None) -> str | None:
+    """The column that the bootstrap resamples; in a sweep runs of one size and seed are drawn
+    together in every architecture."""
+    from analysis.errors import AnalysisError
+
+    if asked is None:
+        return "size_seed" if "size_seed" in sweep.points else None
+    if asked not in sweep.points:
+        raise AnalysisError(f"no column {asked!r} for --clusters; {sweep.name} has "
+                            f"{', '.join(map(str, sweep.points.columns))}")  # fmt: skip
+    return asked
+
+
+def _fit_each(
+    sweep: Sweep, form: str, progress: Callable[[str, int, int], None] | None,
+    options: dict[str, Any],
+) -> tuple[dict[str, LawFit], dict[str, str]]:  # fmt: skip
+    """A fit of every group, and the reasons of those that cannot be fitted.
+
+    Raises:
+        AnalysisError: none can.
+    """
+    from analysis.errors import AnalysisError
+    from analysis.fit.fitting import fit_law
+    from analysis.io.frames import groups, where
+
+    points = sweep.require_points()
+    fits: dict[str, LawFit] = {}
+    failures: dict[str, str] = {}
+    for name in groups(points, "arch"):
+        step = partial(progress, name) if progress is not None else None
+        try:
+            fits[name] = fit_law(form, where(points, arch=name), progress=step, **options)
+        except AnalysisError as error:
+            failures[name] = str(error)
+    if not fits:
+        reasons = (why if name == "all" else f"{name}: {why}" for name, why in failures.items())
+        raise AnalysisError("; ".join(reasons))
+    return fits, failures
+
+
+def _approaches(
+    sweep: Sweep, fits: dict[str, LawFit], bootstrap: int, seed: int
+) -> dict[str, Approaches]:
+    """The three approaches for every group whose law could be fitted."""
+    from analysis.fit.approaches import three_approaches
+    from analysis.io.frames import where
+
+    return {
+        name: three_approaches(
+            where(sweep.points, arch=name), law=fit, bootstrap=bootstrap, seed=seed
+        )
+        for name, fit in fits.items()
+    }
+
+
+@contextmanager
+def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar for bootstraps long enough to want one."""
+    if quiet or samples < 2000:
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(f"bootstrap {escape(name)}", total=total)
+            bar.update(tasks[name], completed=done)
+
+        yield advance
+
+
+def _write(path: Path, text: str) -> None:
+    from analysis.errors import AnalysisError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise AnalysisError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _one_paragraph() -> Iterator[None]:
+    """A problem that the user can mend becomes one paragraph and exit code 2."""
+    from analysis.errors import AnalysisError
+
+    try:
+        yield
+    except AnalysisError as error:
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        raise typer.Exit(2) from error
+
+
+def main() -> None:
+    """Entry point of `python -m analysis`."""
+    app(prog_name="python -m analysis")

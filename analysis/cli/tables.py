@@ -1,0 +1,71 @@
+"""`linscale tables`: the paper's evaluation tables and their figures from a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis.report.paper_tables import PaperTable
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: linscale tables runs/quickstart --number 4 --format latex")
+def tables(
+    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
+    number: Annotated[
+        list[int] | None, typer.Option("--number", "-n", help="4, 5, 6, 8 or 11 (default: all).")
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Also write tables in all formats, and figures, here."),
+    ] = None,
+) -> None:
+    """Show what `linscale evaluate` found as tables 4, 5, 6, 8 and 11 of arXiv 2406.16690.
+
+    With --out, also figures: tasks against compute, accuracy against loss, heat maps of needles.
+    """
+    from analysis.cli.fit import _one_paragraph
+    from analysis.errors import AnalysisError
+    from analysis.io.evals import load_evals
+    from analysis.io.records import load_sweep
+    from analysis.report.paper_tables import FORMATS, paper_table, paper_tables
+    from analysis.report.task_report import evaluations
+
+    with _one_paragraph():
+        if kind not in ("text", *FORMATS):
+            raise AnalysisError(f"--format {kind}: choose text, {', '.join(FORMATS)}")
+        sweep = load_sweep(directory)
+        evals = load_evals(directory, sweep)
+        if not len(evals):
+            raise AnalysisError(
+                f"{directory}: nothing has been evaluated; run linscale evaluate {directory} "
+                "--suite paper"
+            )
+        if number:
+            found = [paper_table(each, evals, sweep.runs) for each in number]
+        else:
+            found = paper_tables(evals, sweep.runs)
+        for table in found:
+            if kind == "text":
+                _print(table)
+            else:
+                typer.echo(FORMATS[kind][1](table))
+        if out is not None:
+            for path in evaluations(directory, sweep).save(out):
+                typer.echo(f"wrote {path}", err=True)
+
+
+def _print(table: PaperTable) -> None:
+    """At full width: cells that a narrow terminal cuts off would be of no use."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console, text = Console(), table.text()
+    wide = console.options.update(max_width=1000)
+    console.width = max(console.width, Measurement.get(console, wide, text).maximum)
+    console.print(text)

@@ -1,0 +1,213 @@
+"""What a fit leaves: residuals, the cloud of its resamples, and its error on held-out rungs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy import stats
+
+from analysis.figures import style
+from analysis.figures.common import FLOPS, groups_of
+from analysis.figures.hover import points, tag
+from analysis.io.frames import by, numbers, where, words
+from analysis.io.looks import look
+
+
+def residuals(frame: pd.DataFrame) -> Figure:
+    """Relative error of each point against compute, and its quantiles against a normal law.
+
+    `frame` has arch, flops, loss, predicted, and optionally size.
+    """
+    groups = groups_of(frame)
+    with style.context():
+        figure, grid = style.panels(1, 2, width=style.DOUBLE, height=3.0, width_ratios=[3, 2])
+        left, right = grid[0]
+        for group in groups:
+            own = where(frame, arch=group)
+            relative = _relative(own)
+            texts = [
+                f"{look(group, groups).label} {size}: measured {m:.4f}, law {p:.4f} ({r:+.2%})"
+                for size, m, p, r in zip(
+                    words(own, "size") if "size" in own else [""] * len(own), own["loss"],
+                    own["predicted"], relative, strict=True,
+                )
+            ]  # fmt: skip
+            points(left, own["flops"], relative, group=group, texts=texts, s=18,
+                   label=look(group, groups).label)  # fmt: skip
+            z = np.sort(relative) / max(float(np.std(relative)), 1e-12)
+            theory = stats.norm.ppf((np.arange(len(z)) + 0.5) / len(z))
+            right.plot(
+                theory, z, color=look(group, groups).color, marker=look(group, groups).marker,
+                markersize=3, linewidth=0.7, gid=tag(group),
+            )  # fmt: skip
+        left.axhline(0, color="black", linewidth=0.8)
+        style.log_axis(left, "x")
+        left.yaxis.set_major_formatter(FuncFormatter(_percent))
+        left.set_xlabel(FLOPS)
+        left.set_ylabel("measured / predicted loss - 1")
+        left.legend(ncols=2, loc="upper right", fontsize=7.5, handletextpad=0.2)
+        low, high = left.get_ylim()
+        left.set_ylim(low, high + 0.28 * (high - low))  # room for the legend
+        limit = max(abs(v) for v in (*right.get_xlim(), *right.get_ylim()))
+        right.plot([-limit, limit], [-limit, limit], color="black", linewidth=0.8, zorder=1)
+        right.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        right.set_xlabel("normal quantile")
+        right.set_ylabel("residual / standard deviation")
+        return style.finish(figure)
+
+
+def bootstrap_cloud(
+    draws: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "alpha", y: str = "beta"
+) -> Figure:
+    """Resampled exponents of each architecture, with the region that holds 90 % of them.
+
+    The region is the smallest level set of a kernel density that holds 90 % of the draws: a
+    bootstrap over few runs has several clumps, which an ellipse would hide.
+
+    Args:
+        draws: group, and the columns named by `x` and `y`.
+        estimates: the same columns, one row a group.
+    """
+    groups = groups_of(draws, "group")
+    values = np.stack([numbers(draws, x), numbers(draws, y)])
+    low, high = np.nanpercentile(values, [0.5, 99.5], axis=1)
+    low, high = low - 0.12 * (high - low), high + 0.12 * (high - low)
+    with style.context():
+        figure, grid = style.panels(1, 1, width=style.SINGLE + 0.7, height=3.4)
+        axes = grid[0, 0]
+        for group in groups:
+            kind = look(group, groups)
+            own = np.stack([numbers(where(draws, group=group), c) for c in (x, y)])
+            own = own[:, np.isfinite(own).all(axis=0)]
+            shown = own[:, :: max(1, own.shape[1] // 600)]
+            axes.scatter(
+                *shown, s=3, alpha=0.22, linewidths=0, color=kind.color, gid=tag(group),
+                rasterized=True,
+            )  # fmt: skip
+            density = stats.gaussian_kde(shown)
+            at = np.meshgrid(np.linspace(low[0], high[0], 90), np.linspace(low[1], high[1], 90))
+            height = density(np.stack([a.ravel() for a in at])).reshape(at[0].shape)
+            level = float(np.quantile(density(shown), 0.1))
+            region = axes.contour(*at, height, levels=[level], colors=[kind.color], linewidths=1.2)
+            region.set_gid(tag(group))
+            best = where(estimates, group=group)
+            axes.plot(
+                numbers(best, x), numbers(best, y), marker=kind.marker, color=kind.color,
+                markersize=7, markeredgecolor="white", linestyle="none", label=kind.label,
+                gid=tag(group), zorder=5,
+            )  # fmt: skip
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        names = {"alpha": r"exponent of N, $\alpha$", "beta": r"exponent of D, $\beta$"}
+        axes.set_xlabel(names.get(x, x))
+        axes.set_ylabel(names.get(y, y))
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1), handletextpad=0.2, title_fontsize=7.5,
+            title="estimate and\n90 % of draws", alignment="left",
+        )  # fmt: skip
+        return style.finish(figure)
+
+
+def holdout(frame: pd.DataFrame) -> Figure:
+    """Extrapolation check: laws fitted to small runs, against the large runs they never saw.
+
+    `frame` has arch, flops, loss, predicted, lo, hi (prediction interval) and `leap`: compute of
+    the point over the largest compute fitted.
+    """
+    groups = groups_of(frame)
+    with style.context():
+        figure, grid = style.panels(1, 2, width=style.DOUBLE, height=3.0)
+        left, right = grid[0]
+        for group in groups:
+            kind = look(group, groups)
+            own = by(where(frame, arch=group), "leap")
+            error = numbers(own, "predicted") / numbers(own, "loss") - 1
+            low, high = (numbers(own, c) / numbers(own, "loss") - 1 for c in ("lo", "hi"))
+            texts = [
+                f"{kind.label}: {leap:.2g}x more compute than fitted, measured {m:.4f}, "
+                f"predicted {p:.4f} [{a:.4f}, {b:.4f}] ({e:+.2%})"
+                for leap, m, p, a, b, e in zip(
+                    own["leap"], own["loss"], own["predicted"], own["lo"], own["hi"], error,
+                    strict=True,
+                )
+            ]  # fmt: skip
+            shift = 1 + 0.03 * (groups.index(group) - (len(groups) - 1) / 2)
+            spread = np.abs(np.stack([error - low, high - error]))
+            _, _, bars = left.errorbar(
+                own["leap"] * shift, error, yerr=spread, fmt="none", ecolor=kind.color,
+                elinewidth=0.9, alpha=0.6,
+            )  # fmt: skip
+            for bar in bars:
+                bar.set_gid(tag(group))
+            points(left, own["leap"] * shift, error, group=group, texts=texts)
+            points(right, own["loss"], own["predicted"], group=group, texts=texts, label=kind.label)
+        left.axhline(0, color="black", linewidth=0.8)
+        left.set_xscale("log")
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+        left.xaxis.set_minor_formatter(NullFormatter())
+        left.yaxis.set_major_formatter(FuncFormatter(_percent))
+        left.set_xlabel("compute / largest compute fitted")
+        left.set_ylabel("predicted / measured loss - 1")
+        limits = [
+            frame[["loss", "predicted"]].min().min(),
+            frame[["loss", "predicted"]].max().max(),
+        ]
+        right.plot(limits, limits, color="black", linewidth=0.8, zorder=1)
+        right.set_xlabel("measured loss (nats/token)")
+        right.set_ylabel("predicted loss (nats/token)")
+        right.legend(loc="upper left", handletextpad=0.2)
+        return style.finish(figure)
+
+
+def rolling(frame: pd.DataFrame) -> Figure:
+    """Rolling hold-out over compute: error of the law, and of the pure power law in compute.
+
+    `frame` has arch, leap (compute over the largest compute fitted), error and pure (logarithm of
+    predicted over measured loss), one row for each held-out point at each cut.
+    """
+    groups = groups_of(frame)
+    with style.context():
+        figure, grid = style.panels(1, 2, width=style.DOUBLE, height=3.0, sharex=True, sharey=True)
+        titles = {"error": "law in N and D", "pure": "pure power law in C"}
+        for axes, (column, title) in zip(grid[0], titles.items(), strict=True):
+            axes.set_title(title)
+            axes.set_xscale("log")
+            for group in groups:
+                own = where(frame, arch=group)
+                label = look(group, groups).label
+                error = np.expm1(numbers(own, column))
+                texts = [
+                    f"{label}: {leap:.2g}x more compute than fitted: {e:+.2%}"
+                    for leap, e in zip(own["leap"], error, strict=True)
+                ]
+                points(
+                    axes,
+                    own["leap"],
+                    error,
+                    group=group,
+                    texts=texts,
+                    s=16,
+                    label=label,
+                    among=groups,
+                )
+            axes.axhline(0, color="black", linewidth=0.8)
+        left, right = grid[0]
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+        left.xaxis.set_minor_formatter(NullFormatter())
+        left.yaxis.set_major_formatter(FuncFormatter(_percent))
+        left.set_ylabel("predicted / measured loss - 1")
+        figure.supxlabel("compute / largest compute fitted", fontsize=8.5)
+        if len(groups) > 1:
+            right.legend(loc="upper left", bbox_to_anchor=(1.0, 1), handletextpad=0.2)
+        return style.finish(figure)
+
+
+def _relative(frame: pd.DataFrame) -> np.ndarray:
+    return numbers(frame, "loss") / numbers(frame, "predicted") - 1
+
+
+def _percent(value: float, _: object) -> str:
+    return f"{round(100 * value, 6):g}%"

@@ -1,0 +1,337 @@
+"""Rows that can be fitted, and a reason for every row that cannot.
+
+prepare(data, law, n=, d=, c=, u=, loss=, weights=, clusters=) -> Observations
+    1. the columns the law needs; a missing D or C follows from C = 6 N D, and that is said
+    2. rows that diverged, are not numbers, or are not positive: excluded, each with its reason
+    3. identical rows are counted once
+    4. units: a column that mixes counts and billions is refused, suspicious sizes are warned
+    5. too few points, or one size only: refused with what is needed
+    6. rows of one run form a cluster, the unit of resampling (never the row)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.errors import AnalysisError, FitWarning
+from analysis.laws.power_sum import Array, Law
+from analysis.laws.registry import PFLOP_S_DAY
+
+AXES = {"n": "N (parameters)", "d": "D (tokens)", "c": "C (FLOPs)", "u": "U (unique tokens)"}
+_UNIT_GAP = 10**4.5
+_SMALLEST = {"n": 1e4, "d": 1e6, "u": 1e6}
+"""A largest value below this is no count of parameters or tokens: perhaps millions or billions."""
+_RATIO = (0.2, 30.0)
+"""C / (6 N D) of real runs: attention over long contexts and large heads reach 10 or 20."""
+_COLLINEAR = 0.998
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Clean points of one fit, arrays of one length m."""
+
+    columns: dict[str, Array]
+    """By role: "n", "d", "c", "u" as far as known; all positive."""
+    loss: Array
+    """Measured loss (m,), nats per token or any positive unit."""
+    weight: Array
+    """Weights (m,), mean 1."""
+    cluster: NDArray[np.int64]
+    """Index (m,) into `labels`: the run, or whatever was resampled."""
+    labels: list[str]
+    """Names of the clusters, sorted: fits with equal labels can be drawn in pairs."""
+    names: dict[str, str]
+    """Column names in the caller's table by role, "loss", "clusters" and "weights" too."""
+    rows: list[Any]
+    """Index labels of the caller's table (m,)."""
+    exclusions: pd.DataFrame
+    """Columns row, reason."""
+    warnings: list[FitWarning] = field(default_factory=list[FitWarning])
+
+    @property
+    def compute(self) -> Array:
+        """C (m,): as given, else 6 N D, else NaN."""
+        return compute_of(self.columns, len(self.loss))
+
+    def take(self, keep: NDArray[np.bool_]) -> Observations:
+        """The points selected by a boolean mask; clusters are renumbered."""
+        labels, cluster = np.unique(np.array(self.labels)[self.cluster[keep]], return_inverse=True)
+        return Observations(
+            columns={k: v[keep] for k, v in self.columns.items()},
+            loss=self.loss[keep],
+            weight=self.weight[keep],
+            cluster=cluster.astype(np.int64),
+            labels=[str(v) for v in labels],
+            names=self.names,
+            rows=[r for r, k in zip(self.rows, keep, strict=True) if k],
+            exclusions=self.exclusions,
+            warnings=self.warnings,
+        )
+
+
+def compute_of(columns: dict[str, Array], length: int) -> Array:
+    """C of columns by role: given, else 6 N D, else NaN."""
+    if "c" in columns:
+        return columns["c"]
+    if "n" in columns and "d" in columns:
+        return 6.0 * columns["n"] * columns["d"]
+    return np.full(length, np.nan)
+
+
+def prepare(
+    data: pd.DataFrame,
+    law: Law,
+    *,
+    n: str = "n_params",
+    d: str = "tokens",
+    c: str = "flops",
+    u: str = "unique_tokens",
+    loss: str = "loss",
+    weights: str | None = None,
+    clusters: str | None = None,
+) -> Observations:
+    """Checks a table for a law.
+
+    Raises:
+        AnalysisError: a needed column is absent, units are mixed, or too little is left.
+    """
+    warnings: list[FitWarning] = []
+    names = {"n": n, "d": d, "c": c, "u": u}
+    raw = {role: _numbers(data, name) for role, name in names.items() if name in data.columns}
+    _derive(raw, law, names, data, warnings)
+    if loss not in data.columns:
+        raise AnalysisError(_absent(loss, "the loss", data))
+    raw["loss"] = _numbers(data, loss)
+    if weights is not None:
+        if weights not in data.columns:
+            raise AnalysisError(_absent(weights, "weights", data))
+        raw["weights"] = _numbers(data, weights)
+    used = [r for r in ("n", "d", "c", "u") if r in law.columns or r in raw]
+    used = [r for r in used if r in raw]
+
+    reasons = _reasons(data, raw, used, law, {**names, "loss": loss, "weights": weights or ""})
+    keep = np.array([r == "" for r in reasons], dtype=bool)
+    exclusions = pd.DataFrame(
+        {"row": data.index[~keep].tolist(), "reason": [r for r in reasons if r]}
+    )
+    if len(exclusions):
+        counted = exclusions["reason"].value_counts()
+        warnings.append(
+            FitWarning(
+                "rows_excluded",
+                f"{len(exclusions)} of {len(data)} rows were left out: "
+                + "; ".join(f"{v} x {k}" for k, v in counted.items())
+                + ".",
+                {"count": len(exclusions), "reasons": {str(k): int(v) for k, v in counted.items()}},
+            )
+        )
+    roles = [r for r in used if np.isfinite(raw[r][keep]).all()]
+    columns = {role: raw[role][keep] for role in roles}
+    label, name = _clusters(data, clusters)
+    unique, cluster = np.unique(label[keep], return_inverse=True)
+    weight = raw["weights"][keep] if weights else np.ones(int(keep.sum()))
+    observations = Observations(
+        columns=columns,
+        loss=raw["loss"][keep],
+        weight=weight / weight.mean() if len(weight) else weight,
+        cluster=cluster.astype(np.int64),
+        labels=[str(v) for v in unique],
+        names={**{r: names[r] for r in roles}, "loss": loss, "clusters": name}
+        | ({"weights": weights} if weights else {}),
+        rows=data.index[keep].tolist(),
+        exclusions=exclusions,
+        warnings=warnings,
+    )
+    _enough(observations, law)
+    _units(observations)
+    _separable(observations, law)
+    return observations
+
+
+def _numbers(data: pd.DataFrame, name: str) -> Array:
+    """A column as floats; what is no number becomes NaN and is excluded later."""
+    if not isinstance(data[name], pd.Series):
+        raise AnalysisError(f"the table has several columns named {name!r}; rename all but one")
+    return np.array(pd.to_numeric(data[name], errors="coerce"), dtype=np.float64)
+
+
+def _absent(name: str, what: str, data: pd.DataFrame) -> str:
+    listed = ", ".join(map(str, list(data.columns)[:20])) or "none"
+    return f"no column {name!r} for {what}; the table has: {listed}"
+
+
+def _derive(
+    raw: dict[str, Array], law: Law, names: dict[str, str], data: pd.DataFrame,
+    warnings: list[FitWarning],
+) -> None:  # fmt: skip
+    """Fills a needed n, d or c from the other two by C = 6 N D."""
+    rules = {"c": ("n", "d"), "d": ("c", "n"), "n": ("c", "d")}
+    for role in law.columns:
+        if role in raw:
+            continue
+        if role in rules and all(r in raw for r in rules[role]):
+            first, second = (raw[r] for r in rules[role])
+            with np.errstate(all="ignore"):
+                raw[role] = 6 * first * second if role == "c" else first / (6 * second)
+            warnings.append(
+                FitWarning(
+                    "assumed_compute",
+                    f"{AXES[role]} has no column {names[role]!r}; it was computed from "
+                    f"{' and '.join(names[r] for r in rules[role])} by C = 6 N D, which leaves "
+                    "out attention over the context and the output head.",
+                    {"derived": role, "from": list(rules[role])},
+                )
+            )
+            names[role] = f"({'6 N D' if role == 'c' else 'C = 6 N D'})"
+            continue
+        raise AnalysisError(_absent(names[role], f"{AXES[role]}, which {law.name} needs", data))
+
+
+def _reasons(
+    data: pd.DataFrame, raw: dict[str, Array], used: list[str], law: Law, names: dict[str, str]
+) -> list[str]:
+    """Why each row cannot be used; "" where it can."""
+    reasons = np.full(len(data), "", dtype=object)
+
+    def mark(bad: Any, reason: str) -> None:
+        reasons[np.asarray(bad, dtype=bool) & (reasons == "")] = reason
+
+    if "state" in data.columns:
+        for state in ("diverged", "failed"):
+            mark(data["state"].astype(str) == state, f"the run {state}")
+    mark(np.isposinf(raw["loss"]), "the loss is infinite (diverged)")
+    needed = [r for r in used if r in law.columns]
+    for role in ["loss", *needed, *(["weights"] if "weights" in raw else [])]:
+        values, name = raw[role], names[role]
+        mark(~np.isfinite(values), f"{name} is not a number")
+        mark(values < 0, f"{name} is negative")
+        mark(values == 0, f"{name} is zero")
+    table = pd.DataFrame({r: raw[r] for r in ["loss", *used]})
+    if "run_id" in data.columns:
+        table["run_id"] = data["run_id"].to_numpy()
+    good = reasons == ""
+    repeated = np.zeros(len(data), dtype=bool)
+    repeated[good] = table[good].duplicated().to_numpy()
+    mark(repeated, "identical to an earlier row")
+    return reasons.tolist()
+
+
+def _clusters(data: pd.DataFrame, clusters: str | None) -> tuple[NDArray[Any], str]:
+    """Labels of the unit of resampling and what they are."""
+    if clusters is not None and clusters not in data.columns:
+        raise AnalysisError(_absent(clusters, "clusters", data))
+    name = clusters or ("run_id" if "run_id" in data.columns else None)
+    if name is None:
+        width = len(str(max(1, len(data) - 1)))
+        return np.array([f"row {i:0{width}d}" for i in range(len(data))]), "each row a run"
+    labels = data[name].astype(str).to_numpy(dtype=str)
+    nameless = [f"row {i}" for i in range(len(data))]  # not one large run of all of them
+    return np.where(data[name].isna(), nameless, labels), name
+
+
+def _enough(obs: Observations, law: Law) -> None:
+    count, excluded = len(obs.loss), len(obs.exclusions)
+    left = f" ({excluded} rows were excluded: {_first(obs.exclusions)})" if excluded else ""
+    if count <= law.size:
+        raise AnalysisError(
+            f"{law.name} has {law.size} parameters and {count} usable points{left}; it needs at "
+            f"least {law.size + 1}, and a useful interval needs several times as many"
+        )
+    if count < law.size + 3:
+        obs.warnings.append(
+            FitWarning(
+                "few_points",
+                f"{count} points for {law.size} parameters: the fit nearly interpolates them and "
+                "intervals are not to be trusted.",
+                {"points": count, "parameters": law.size},
+            )
+        )
+    needed = 3 if law.has_floor else 2
+    for role in law.columns:
+        if role == "u":
+            continue
+        distinct = len(np.unique(np.round(np.log(obs.columns[role]), 6)))
+        if distinct < needed:
+            raise AnalysisError(
+                f"{obs.names[role]} takes {distinct} distinct value(s){left}; {law.name} needs at "
+                f"least {needed} to see how loss depends on {AXES[role]}"
+                + (", or use a form without that variable" if len(law.columns) > 1 else "")
+            )
+        if distinct < 4:
+            obs.warnings.append(
+                FitWarning(
+                    "few_sizes",
+                    f"{AXES[role]} takes only {distinct} distinct values: its exponent rests on "
+                    "very little.",
+                    {"axis": role, "distinct": distinct},
+                )
+            )
+
+
+def _first(exclusions: pd.DataFrame) -> str:
+    counted = exclusions["reason"].value_counts()
+    return ", ".join(f"{v} x {k}" for k, v in list(counted.items())[:3])
+
+
+def _units(obs: Observations) -> None:
+    for role, least in _SMALLEST.items():
+        if role not in obs.columns:
+            continue
+        values = np.sort(obs.columns[role])
+        jump = values[1:] / values[:-1]
+        if len(jump) and jump.max() > _UNIT_GAP and values[0] < least:
+            at = int(jump.argmax())
+            raise AnalysisError(
+                f"{obs.names[role]} mixes units: it jumps from {values[at]:g} to "
+                f"{values[at + 1]:g}. Give {AXES[role]} as plain counts in every row"
+            )
+        if values[-1] < least:
+            obs.warnings.append(
+                FitWarning(
+                    "units_suspect",
+                    f"The largest {AXES[role]} is {values[-1]:g}: taken as a plain count. If it "
+                    f"is in millions or billions, multiply {obs.names[role]} by 1e6 or 1e9.",
+                    {"axis": role, "largest": float(values[-1])},
+                )
+            )
+    if not {"n", "d", "c"} <= set(obs.columns) or obs.names["c"].startswith("("):
+        return
+    ratio = obs.columns["c"] / (6.0 * obs.columns["n"] * obs.columns["d"])
+    middle = float(np.median(ratio))
+    if _RATIO[0] < middle * PFLOP_S_DAY < _RATIO[1]:
+        text, factor = "C is given in PFLOP/s-days; taken as it stands.", middle
+    elif not _RATIO[0] < middle < _RATIO[1]:
+        text, factor = "Check the units of C, N and D.", middle
+    elif ratio.max() / ratio.min() > _RATIO[1] / _RATIO[0]:
+        text, factor = "Rows seem to follow different conventions.", middle
+    else:
+        return
+    obs.warnings.append(
+        FitWarning(
+            "compute_inconsistent",
+            f"C / (6 N D) has median {factor:.3g} and ranges from {ratio.min():.3g} to "
+            f"{ratio.max():.3g}. {text}",
+            {"median": factor, "low": float(ratio.min()), "high": float(ratio.max())},
+        )
+    )
+
+
+def _separable(obs: Observations, law: Law) -> None:
+    if not {"n", "d"} <= set(law.columns):
+        return
+    correlation = float(np.corrcoef(np.log(obs.columns["n"]), np.log(obs.columns["d"]))[0, 1])
+    if abs(correlation) > _COLLINEAR:
+        obs.warnings.append(
+            FitWarning(
+                "collinear",
+                f"N and D move together (correlation {correlation:.4f} of their logarithms): the "
+                "separate exponents, and with them the optimal N and D, are not determined. Add "
+                "runs with other tokens-per-parameter ratios.",
+                {"correlation": correlation},
+            )
+        )

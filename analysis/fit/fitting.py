@@ -1,0 +1,127 @@
+"""Approach 3: fit a law to points.
+
+fit_law("chinchilla", points, bootstrap=4000) -> LawFit
+    1. `prepare` checks the table (checks.py)
+    2. variable projection proposes starts, batched Newton solves them all (solver.py)
+    3. the best is kept; agreement of the starts and the gradient are the evidence
+    4. warnings on what the data do not determine (diagnostics.py)
+    5. a bootstrap over runs gives intervals (uncertainty.py)
+
+fit_groups("chinchilla", points, group="arch", ...) -> {arch: LawFit}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fit.checks import prepare
+from analysis.fit.diagnostics import diagnose, evidence
+from analysis.fit.law_fit import LawFit
+from analysis.fit.problem import Bounds, Problem
+from analysis.fit.robust import Objective, Robust
+from analysis.fit.uncertainty import Method, Progress
+from analysis.laws.registry import get_law
+
+__all__ = ["LawFit", "fit_groups", "fit_law"]
+
+STARTS = 6
+
+
+def fit_law(
+    form: str,
+    data: pd.DataFrame,
+    *,
+    n: str = "n_params",
+    d: str = "tokens",
+    c: str = "flops",
+    u: str = "unique_tokens",
+    loss: str = "loss",
+    objective: Objective = "huber",
+    delta: float = 1e-3,
+    weights: str | None = None,
+    clusters: str | None = None,
+    bounds: Bounds | None = None,
+    bootstrap: int = 0,
+    method: Method = "auto",
+    seed: int = 0,
+    starts: int = STARTS,
+    progress: Progress | None = None,
+) -> LawFit:
+    """Fits one law to one group of points.
+
+    Args:
+        form: a name in `analysis.laws.registry.FORMS`.
+        data: one row per trained model or checkpoint.
+        n, d, c, u, loss: columns of N, D, C, unique tokens and loss; only what the form needs.
+        objective, delta: the loss of log residuals (robust.py).
+        weights: column of weights, for noise that differs between points (1 / variance).
+        clusters: column naming the unit of resampling; default `run_id`, else each row a run.
+        bounds: (low, high) by parameter, for E and exponents.
+        bootstrap: refits for intervals; 0 for none, 4000 for papers.
+        method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
+        seed: of the bootstrap.
+        starts: starting points; more of them prove convergence harder.
+        progress: called with (done, total) during the bootstrap.
+
+    Raises:
+        AnalysisError: unknown form, unusable data, or bounds the form cannot hold.
+    """
+    law = get_law(form)
+    robust = Robust(objective, delta)
+    observations = prepare(data, law, n=n, d=d, c=c, u=u, loss=loss, weights=weights,
+                           clusters=clusters)  # fmt: skip
+    problem = Problem.build(law, observations, robust, bounds)
+    solution = problem.solve(problem.starts(starts))
+    theta = solution.theta[int(solution.value.argmin())]
+    facts = evidence(problem, solution)
+    fit = LawFit(
+        problem=problem,
+        theta=theta,
+        objective=float(solution.value.min()),
+        evidence=facts,
+        warnings=[*observations.warnings, *diagnose(problem, theta, facts)],
+    )
+    if bootstrap:
+        return fit.bootstrap(bootstrap, method=method, seed=seed, progress=progress)
+    return fit
+
+
+def fit_groups(
+    form: str,
+    data: pd.DataFrame,
+    *,
+    group: str,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, LawFit]:
+    """One fit per value of a column, each as if alone; `options` as in `fit_law`.
+
+    With `clusters` naming a column whose values recur in every group (a size label, say), the
+    groups are resampled in pairs.
+
+    Raises:
+        AnalysisError: the column is absent or a group cannot be fitted; the message names it.
+    """
+    if group not in data.columns:
+        raise AnalysisError(f"no column {group!r} to group by; the table has: "
+                            f"{', '.join(map(str, data.columns))}")  # fmt: skip
+    fits: dict[str, LawFit] = {}
+    for value in sorted(data[group].dropna().unique(), key=str):
+        name = str(value)
+
+        def report(done: int, total: int, name: str = name) -> None:
+            if progress is not None:
+                progress(name, done, total)
+
+        try:
+            rows = data.loc[data[group] == value]
+            fits[name] = fit_law(form, rows, progress=report, **options)
+        except AnalysisError as error:
+            raise AnalysisError(f"{group} = {name}: {error}") from error
+    if not fits:
+        raise AnalysisError(f"column {group!r} has no values: nothing to fit")
+    return fits

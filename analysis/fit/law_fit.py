@@ -1,0 +1,400 @@
+"""The result of a fit: parameters, predictions, the optimum, intervals.
+
+Everything with an interval comes from the same draws, so that correlated parameters (A with alpha,
+B with beta) carry their correlation into predictions, optima and comparisons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.checks import Observations
+from analysis.fit.diagnostics import Evidence, decisive_run
+from analysis.fit.problem import Problem
+from analysis.fit.robust import Robust
+from analysis.fit.uncertainty import (
+    FEW_CLUSTERS,
+    Draws,
+    Method,
+    Progress,
+    bootstrap,
+    inflated_residuals,
+    jackknife,
+    profile,
+    quantiles,
+)
+from analysis.io.saved import array, saved
+from analysis.laws.power_sum import Array, Law
+from analysis.laws.registry import PerToken, get_law, optimum
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OF_DRAWS = ("few_clusters", "unstable_resamples", "one_run_decides")
+"""Warnings that belong to a bootstrap and are renewed with it."""
+EXTRAPOLATION_LIMIT = 10.0
+"""Default factor in compute beyond the largest run up to which a forecast is given."""
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """One fitted law."""
+
+    problem: Problem
+    """Law, clean points, loss and bounds."""
+    theta: Array
+    """Internal parameters (p,), full precision."""
+    objective: float
+    """Weighted sum of losses of log residuals at the optimum."""
+    evidence: Evidence
+    """Convergence."""
+    warnings: list[FitWarning]
+    """What limits the result."""
+    draws: Draws | None = None
+    """Bootstrap refits; None without a bootstrap."""
+
+    @property
+    def law(self) -> Law:
+        """The form."""
+        return self.problem.law
+
+    @property
+    def form(self) -> str:
+        """Name of the form."""
+        return self.law.name
+
+    @property
+    def observations(self) -> Observations:
+        """The points fitted and the rows excluded."""
+        return self.problem.observations
+
+    @property
+    def values(self) -> Array:
+        """Natural parameters (p,)."""
+        return self.problem.natural(self.theta)
+
+    @property
+    def params(self) -> dict[str, float]:
+        """Natural parameters by name, then the a and b of N* ~ C^a and D* ~ C^b."""
+        named = dict(zip(self.law.parameters, self.values.tolist(), strict=True))
+        return named | {k: float(v) for k, v in self._derived(self.values).items()}
+
+    def _derived(self, values: Array) -> dict[str, Array]:
+        inner = self.law.inner(values)
+        if inner is None:
+            return {}
+        total = inner.alpha + inner.beta
+        return {"a": inner.beta / total, "b": inner.alpha / total}
+
+    # ---- predictions -------------------------------------------------------------------------
+
+    def predict(self, *, n: Any = None, d: Any = None, c: Any = None, u: Any = None) -> np.ndarray:
+        """Loss at given N, D, C (whatever the form needs; u defaults to d: no repetition)."""
+        columns, shape = self._columns(n, d, c, u)
+        return self.law.predict(self.values, columns).reshape(shape)
+
+    def predict_draws(
+        self, *, n: Any = None, d: Any = None, c: Any = None, u: Any = None
+    ) -> np.ndarray:
+        """The same for every bootstrap refit: (draws, points)."""
+        columns, _ = self._columns(n, d, c, u)
+        return self.law.predict(self._need_draws().values, columns)
+
+    def _columns(self, n: Any, d: Any, c: Any, u: Any) -> tuple[dict[str, Array], tuple[int, ...]]:
+        given = {"n": n, "d": d, "c": c, "u": d if u is None else u}
+        missing = [k for k in self.law.columns if given[k] is None]
+        if missing:
+            raise AnalysisError(f"{self.form} predicts from {', '.join(self.law.columns)}; "
+                                f"{', '.join(missing)} not given")  # fmt: skip
+        arrays = np.broadcast_arrays(*[np.asarray(given[k], float) for k in self.law.columns])
+        if any((~np.isfinite(a) | (a <= 0)).any() for a in arrays):
+            raise AnalysisError("N, D and C must be positive numbers to predict a loss")
+        columns = {k: a.ravel() for k, a in zip(self.law.columns, arrays, strict=True)}
+        return columns, arrays[0].shape
+
+    def band(
+        self, *, level: float = 0.9, kind: Literal["mean", "run"] = "mean", seed: int = 0,
+        **columns: Any,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Loss with an interval at given points; columns loss, lo, hi.
+
+        `mean` bounds the law itself; `run` also holds the noise of one further run (jackknife
+        residuals of the fit, drawn at random and added to the refits).
+        """
+        loss = self.predict(**columns).ravel()
+        draws = self.predict_draws(**columns)
+        if kind == "run":
+            noise = inflated_residuals(self.problem, self.theta)
+            rng = np.random.default_rng(seed)
+            draws = draws * np.exp(rng.choice(noise - np.median(noise), draws.shape))
+        low, high = quantiles(draws, level)
+        return pd.DataFrame({"loss": loss, "lo": low, "hi": high})
+
+    def frontier(self, compute: Any, *, flops_per_token: PerToken | None = None) -> np.ndarray:
+        """Lowest loss within a budget: L(C), or L(N*, D*) for laws in N and D."""
+        return self.frontier_at(self.values, np.asarray(compute, dtype=float), flops_per_token)
+
+    def frontier_draws(
+        self, compute: Any, *, flops_per_token: PerToken | None = None
+    ) -> np.ndarray:
+        """The same for every bootstrap refit: (draws, points)."""
+        values = self._need_draws().values[:, None, :]
+        return self.frontier_at(values, np.asarray(compute, float).ravel(), flops_per_token)
+
+    def frontier_at(
+        self, values: Array, compute: Array, per_token: PerToken | None = None
+    ) -> Array:
+        """Frontier loss for given natural parameters: (p,), or (draws, 1, p)."""
+        if self.law.columns == ("c",):
+            flat = values if values.ndim == 1 else values[:, 0]
+            return self.law.predict(flat, {"c": compute.ravel()}).reshape(
+                compute.shape if values.ndim == 1 else (len(flat), compute.size)
+            )
+        n, d = self.optimum_at(values, compute, per_token)
+        return self.law.loss_of_split(values, n, d)
+
+    # ---- optimum -----------------------------------------------------------------------------
+
+    def optimal(
+        self, compute: Any, *, level: float = 0.9, flops_per_token: PerToken | None = None
+    ) -> pd.DataFrame:
+        """Compute-optimal split of each budget.
+
+        Args:
+            compute: FLOPs, a number or an array.
+            level: of the intervals (columns *_lo, *_hi; only with a bootstrap).
+            flops_per_token: training FLOPs per token as a function of N; default 6 N.
+
+        Returns:
+            Columns c, n, d, tokens_per_param, loss, and intervals.
+
+        Raises:
+            AnalysisError: the form has no N and D.
+        """
+        budget = np.atleast_1d(np.asarray(compute, dtype=float)).ravel()
+        n, d = self.optimum_at(self.values, budget, flops_per_token)
+        frame = pd.DataFrame({
+            "c": budget, "n": n, "d": d, "tokens_per_param": d / n,
+            "loss": self.law.loss_of_split(self.values, n, d),
+        })  # fmt: skip
+        if self.draws is None:
+            return frame
+        n, d = self.optimum_at(self.draws.values[:, None, :], budget, flops_per_token)
+        losses = self.frontier_draws(budget, flops_per_token=flops_per_token)
+        for name, draw in (("n", n), ("d", d), ("tokens_per_param", d / n), ("loss", losses)):
+            frame[f"{name}_lo"], frame[f"{name}_hi"] = quantiles(draw, level)
+        return frame
+
+    def optimum_at(
+        self, values: Array, compute: Array, per_token: PerToken | None = None
+    ) -> tuple[Array, Array]:
+        """N*, D* for given natural parameters: (p,), or (draws, 1, p)."""
+        inner = self.law.inner(values)
+        if inner is None:
+            raise AnalysisError(
+                f"{self.form} has no N and D to trade; fit a form in both (chinchilla, gamma, ...)"
+            )
+        if not (np.isfinite(compute).all() and (compute > 0).all()):
+            raise AnalysisError("compute must be positive FLOPs")
+        return optimum(inner, compute, per_token)
+
+    # ---- intervals ---------------------------------------------------------------------------
+
+    def bootstrap(
+        self, samples: int, *, method: Method = "auto", seed: int = 0,
+        progress: Progress | None = None,
+    ) -> LawFit:  # fmt: skip
+        """This fit with `samples` bootstrap refits over runs."""
+        draws = bootstrap(
+            self.problem, self.theta, samples=samples, method=method, seed=seed, progress=progress
+        )
+        added: list[FitWarning] = []
+        if len(draws.labels) < FEW_CLUSTERS:
+            added.append(
+                FitWarning(
+                    "few_clusters",
+                    f"Intervals rest on {len(draws.labels)} runs; with fewer than {FEW_CLUSTERS} "
+                    "they tend to be too narrow.",
+                    {"clusters": len(draws.labels)},
+                )
+            )
+        if draws.unconverged > 0.01 * samples:
+            added.append(
+                FitWarning(
+                    "unstable_resamples",
+                    f"{draws.unconverged} of {samples} refits did not reach a stationary point: "
+                    "the form is close to unidentified on resampled data.",
+                    {"unconverged": draws.unconverged, "samples": samples},
+                )
+            )
+        kept = [w for w in self.warnings if w.code not in _OF_DRAWS]
+        drawn = dataclasses.replace(self, draws=draws, warnings=[*kept, *added])
+        decisive = decisive_run(self.problem, self.theta)
+        if decisive is not None:
+            drawn.warnings.append(decisive)
+        return drawn
+
+    def _need_draws(self) -> Draws:
+        if self.draws is None:
+            raise AnalysisError("this fit has no bootstrap: pass bootstrap=4000 to fit_law, or "
+                                "call .bootstrap(4000), to get intervals")  # fmt: skip
+        return self.draws
+
+    def draws_of(self, name: str) -> Array:
+        """Bootstrap refits (b,) of a parameter, or of a or b."""
+        values = self._need_draws().values
+        if name in self.law.parameters:
+            return self.law.column(values, name)
+        derived = self._derived(values)
+        if name not in derived:
+            raise AnalysisError(f"{self.form} has no parameter {name!r}; it has "
+                                f"{', '.join(self.params)}")  # fmt: skip
+        return derived[name]
+
+    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Percentile interval of a parameter, or of a or b."""
+        low, high = quantiles(self.draws_of(name), level)
+        return float(low), float(high)
+
+    def table(self, level: float = 0.9) -> pd.DataFrame:
+        """Columns parameter, value, and with a bootstrap se, lo, hi."""
+        frame = pd.DataFrame({"parameter": list(self.params), "value": list(self.params.values())})
+        if self.draws is not None:
+            frame["se"] = [float(self.draws_of(p).std(ddof=1)) for p in self.params]
+            bounds = [self.interval(p, level) for p in self.params]
+            frame["lo"], frame["hi"] = [b[0] for b in bounds], [b[1] for b in bounds]
+        return frame
+
+    # ---- quality -----------------------------------------------------------------------------
+
+    def residuals(self) -> pd.DataFrame:
+        """Columns of the points, predicted, and residual = log measured - log predicted."""
+        obs = self.observations
+        residual = -self.problem.residuals(self.theta)
+        frame = pd.DataFrame({"row": obs.rows, **obs.columns, "loss": obs.loss})
+        frame["predicted"] = obs.loss * np.exp(-residual)
+        frame["residual"] = residual
+        frame["cluster"] = [obs.labels[i] for i in obs.cluster]
+        return frame
+
+    def criteria(self) -> dict[str, float]:
+        """Root mean square of log residuals, AIC, AICc and BIC under log-normal noise.
+
+        Comparable between forms fitted to the same points; constants of the likelihood are left
+        out, and the noise scale counts as a parameter.
+        """
+        residual = self.problem.residuals(self.theta)
+        m, k = len(residual), self.law.size + 1
+        mean = float((self.observations.weight * residual**2).mean())
+        aic = m * np.log(max(mean, 1e-300)) + 2 * k
+        correction = 2 * k * (k + 1) / (m - k - 1) if m > k + 1 else np.inf
+        bic = m * np.log(max(mean, 1e-300)) + k * np.log(m)
+        return {"rms": float(np.sqrt(mean)), "aic": float(aic), "aicc": float(aic + correction),
+                "bic": float(bic)}  # fmt: skip
+
+    def influence(self) -> pd.DataFrame:
+        """Leave each run out once: left_out, parameters, largest_shift and the parameter it is of.
+
+        Shifts are in bootstrap standard errors, or relative to the parameter without draws.
+        """
+        labels, values = jackknife(self.problem, self.theta)
+        full = self.values
+        scale = np.abs(full) if self.draws is None else self.draws.values.std(axis=0, ddof=1)
+        frame = pd.DataFrame(values, columns=list(self.law.parameters))
+        frame.insert(0, "left_out", labels)
+        for name, value in self._derived(values).items():
+            frame[name] = value
+        shift = np.abs(values - full) / np.maximum(scale, 1e-300)
+        frame["largest_shift"] = shift.max(axis=1)
+        frame["of"] = [self.law.parameters[int(k)] for k in shift.argmax(axis=1)]
+        return frame.sort_values("largest_shift", ascending=False, ignore_index=True)
+
+    def profile(self, name: str, values: Any) -> pd.DataFrame:
+        """Objective over all other parameters, with E or an exponent held at each value."""
+        grid = np.asarray(values, dtype=float)
+        return pd.DataFrame(
+            {name: grid, "objective": profile(self.problem, self.theta, name, grid)}
+        )
+
+    # ---- records -----------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Everything at full precision: parameters, points, draws, evidence, warnings."""
+        obs = self.observations
+        return json.dumps({
+            "schema": 1,
+            "form": self.form,
+            "formula": self.law.formula,
+            "parameters": self.params,
+            "intervals_90": None if self.draws is None else
+                            {p: list(self.interval(p)) for p in self.params},
+            "objective": {"name": self.problem.robust.name, "delta": self.problem.robust.delta,
+                          "value": self.objective},
+            "theta": self.theta.tolist(),
+            "lower": self.problem.lower.tolist(), "upper": self.problem.upper.tolist(),
+            "evidence": dataclasses.asdict(self.evidence),
+            "criteria": self.criteria(),
+            "warnings": [w.as_dict() for w in self.warnings],
+            "columns": obs.names,
+            "points": {**{k: v.tolist() for k, v in obs.columns.items()},
+                       "loss": obs.loss.tolist(), "weight": obs.weight.tolist(),
+                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows]},
+            "clusters": obs.labels,
+            "exclusions": obs.exclusions.astype(str).to_dict("records"),
+            "draws": self.draws.as_dict() if self.draws else None,
+        })  # fmt: skip
+
+    @staticmethod
+    def from_json(text: str) -> LawFit:
+        """Inverse of `to_json`: predicts, optimises and bootstraps exactly as the original.
+
+        Raises:
+            AnalysisError: the text is not what `to_json` wrote; a missing field is named.
+        """
+        with saved(text, "LawFit") as record:
+            points = record["points"]
+            observations = Observations(
+                columns={k: array(points, k) for k in ("n", "d", "c", "u") if k in points},
+                loss=array(points, "loss"),
+                weight=array(points, "weight"),
+                cluster=array(points, "cluster").astype(np.int64),
+                labels=record["clusters"],
+                names=record["columns"],
+                rows=points["row"],
+                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "reason"]),
+                warnings=[],
+            )
+            law = get_law(record["form"])
+            x, centres = law.features(observations.columns)
+            objective = record["objective"]
+            return LawFit(
+                problem=Problem(law, observations, Robust(objective["name"], objective["delta"]),
+                                x, centres, array(record, "lower"), array(record, "upper")),
+                theta=array(record, "theta"),
+                objective=objective["value"],
+                evidence=Evidence(**record["evidence"]),
+                warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
+                draws=Draws.from_dict(record["draws"]) if record["draws"] else None,
+            )  # fmt: skip
+
+    def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
+        """Contours over (N, D) with the optimal line, or loss against the form's one variable."""
+        from analysis.figures.plots import of_law
+
+        return of_law(self, level=level, name=name)
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{w}</li>" for w in self.warnings)
+        return (
+            f"<p><b>{self.form}</b>: {self.law.formula}; {len(self.observations.loss)} points, "
+            f"{self.problem.robust.describe()} = {self.objective:.6g}</p>"
+            f"{self.table().to_html(index=False, float_format=lambda v: f'{v:.5g}')}"
+            f"<ul>{notes}</ul>"
+        )

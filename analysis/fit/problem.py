@@ -1,0 +1,102 @@
+"""One estimation problem: a law, clean points and a loss, ready to be solved many times.
+
+Fits, bootstraps, profiles and jackknives all call `Problem.solve` with other starts, weights, data
+or bounds; nothing else touches the optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.errors import AnalysisError
+from analysis.fit.checks import Observations
+from analysis.fit.robust import Robust
+from analysis.fit.solver import Solution, minimise
+from analysis.laws.power_sum import Array, Law
+
+Bounds = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise the weighted sum of robust losses of log residuals over a law's parameters."""
+
+    law: Law
+    observations: Observations
+    robust: Robust
+    x: Array
+    """Centred log features (k, m)."""
+    centres: Array
+    """Their centres (k,)."""
+    lower: Array
+    upper: Array
+    """Bounds (p,) of the internal vector."""
+
+    @staticmethod
+    def build(
+        law: Law, observations: Observations, robust: Robust, bounds: Bounds | None = None
+    ) -> Problem:
+        """Raises AnalysisError for bounds that the form cannot hold."""
+        x, centres = law.features(observations.columns)
+        lower, upper = law.bounds(observations.loss)
+        for name, (low, high) in (bounds or {}).items():
+            if name not in law.exponents and name != "E":
+                able = ", ".join([*(["E"] if law.has_floor else []), *law.exponents])
+                raise AnalysisError(
+                    f"bounds for {name!r}: {law.name} takes bounds on {able} (a coefficient is "
+                    "not bounded because its scale depends on the exponent)"
+                )
+            if not low <= high or (name == "E" and high <= 0):
+                raise AnalysisError(f"bounds for {name!r} must be low <= high, got ({low}, {high})")
+            i = law.parameters.index(name)
+            if name == "E":
+                low = float(np.log(low)) if low > 0 else float(lower[i])
+                high = float(np.log(high))
+            lower[i], upper[i] = low, high
+        return Problem(law, observations, robust, x, centres, lower, upper)
+
+    @property
+    def y(self) -> Array:
+        """log of the measured loss (m,)."""
+        return np.log(self.observations.loss)
+
+    def starts(self, count: int) -> Array:
+        """Starting points (s, p) by variable projection."""
+        obs = self.observations
+        return self.law.starts(self.x, obs.loss, obs.weight, count)
+
+    def solve(
+        self,
+        start: Array,
+        *,
+        y: Array | None = None,
+        weight: Array | None = None,
+        lower: Array | None = None,
+        upper: Array | None = None,
+    ) -> Solution:
+        """Solves a batch from `start` (b, p); y and weight (m,) or (b, m) replace the data's."""
+        return minimise(
+            self.law,
+            np.atleast_2d(start),
+            self.x,
+            self.y if y is None else y,
+            self.observations.weight if weight is None else weight,
+            self.robust,
+            self.lower if lower is None else lower,
+            self.upper if upper is None else upper,
+        )
+
+    def natural(self, theta: Array) -> Array:
+        """Natural parameters of internal vectors."""
+        return self.law.natural(theta, self.centres)
+
+    def internal(self, values: Array) -> Array:
+        """Internal vectors of natural parameters."""
+        return self.law.internal(values, self.centres)
+
+    def residuals(self, theta: Array) -> Array:
+        """log predicted - log measured loss (..., m)."""
+        return self.law.log_loss(theta, self.x) - self.y

@@ -1,0 +1,45 @@
+"""How a group is named and drawn: label, colour and marker, and the order of groups.
+
+Colour and marker belong to an architecture, never to its order in a table, so that a figure of two
+reads like a figure of four. The palette is Okabe and Ito's (2008). Plain data, without matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one architecture (or any group) is drawn."""
+
+    label: str
+    color: str
+    marker: str
+
+
+_LOOKS = {
+    "llama": Look("LLaMA", "#0072B2", "o"),
+    "tnl": Look("TNL", "#D55E00", "s"),
+    "hgrn2": Look("HGRN2", "#009E73", "^"),
+    "cosformer2": Look("cosFormer2", "#B0568E", "D"),
+}
+_OTHERS = (("#4D4D4D", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#8C6D31", "<"), ("#7570B3", ">"))
+
+
+def look(group: str, among: Iterable[str] = ()) -> Look:
+    """The look of a group; groups that are no known architecture take the spare colours in the
+    sorted order of `among`."""
+    known = _LOOKS.get(group.lower())
+    if known:
+        return known
+    spare = sorted(g for g in {*among, group} if g.lower() not in _LOOKS)
+    color, marker = _OTHERS[spare.index(group) % len(_OTHERS)]
+    return Look("all runs" if group == "all" else group, color, marker)
+
+
+def ordered(groups: Iterable[str]) -> list[str]:
+    """Distinct groups: the four architectures in their usual order, then others by name."""
+    rank = {name: i for i, name in enumerate(_LOOKS)}
+    return sorted({str(g) for g in groups}, key=lambda g: (rank.get(g.lower(), len(rank)), g))

@@ -1,0 +1,158 @@
+"""What stands beside every fit of `linscale fit`: choices, checklist, and the other groups.
+
+beside(fit, points)       sensitivity table and reporting checklist of one fit
+compare_groups(fits)      equal-loss compute, crossings and shared exponents of several
+record_of(...)            all of it as JSON types
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.io.frames import finite, plain
+from analysis.judge.checklist import checklist
+from analysis.judge.choices import COUNTINGS, recorded
+from analysis.judge.compare import CompareResult, compute_multiplier
+from analysis.judge.sensitivity import sensitivity
+from analysis.judge.shared_exponents import SharedExponents, shared_exponents
+from analysis.judge.study import flops_per_token
+
+if TYPE_CHECKING:
+    from analysis.fit.approaches import Approaches
+    from analysis.fit.law_fit import LawFit
+    from analysis.io.records import Sweep
+    from analysis.laws.registry import PerToken
+
+LEVEL = 0.9
+_BASELINE = "llama"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What belongs to one fit."""
+
+    sensitivity: pd.DataFrame
+    checklist: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several groups against one."""
+
+    baseline: str
+    multipliers: dict[str, CompareResult]
+    shared: SharedExponents | None
+    failures: dict[str, str] = field(default_factory=dict[str, str])
+    """What could not be compared, and why."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "baseline": self.baseline,
+            "multipliers": {
+                name: {
+                    "verdict": r.verdict, "paired": r.paired, "table": plain(r.frame),
+                    "crossing": asdict(r.crossing),
+                    "crossing_words": r.crossing_words,
+                    "warnings": [w.as_dict() for w in r.warnings],
+                }
+                for name, r in self.multipliers.items()
+            },
+            "shared_exponents": self.shared.as_dict() if self.shared else None,
+            "failures": self.failures,
+        }  # fmt: skip
+
+
+def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
+    """Sensitivity and checklist of the fit of a group; `options` are those it had."""
+    points = sweep.points
+    own = points.loc[fit.observations.rows]
+    clusters = fit.observations.names["clusters"]
+    named = clusters if clusters in points else None
+    counted = {role: {label: name for label, name in names.items() if name in points}
+               for role, names in COUNTINGS.items()}  # fmt: skip
+    table = sensitivity(
+        fit.form, own, reference=fit, clusters=named, n_columns=counted["n"],
+        c_columns=counted["c"] if "c" in fit.law.columns else None, **options,
+    )  # fmt: skip
+    return Beside(table, checklist(fit, context=recorded(sweep, group)))
+
+
+def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Comparison | None:
+    """Every group over the baseline; None for one group.
+
+    Raises:
+        AnalysisError: no group of the name given as baseline.
+    """
+    if baseline is not None and baseline not in fits:
+        raise AnalysisError(f"no group {baseline!r} to compare with; there are {', '.join(fits)}")
+    if len(fits) < 2:
+        return None
+    name = baseline or (_BASELINE if _BASELINE in fits else next(iter(fits)))
+    failures: dict[str, str] = {}
+    found: dict[str, CompareResult] = {}
+    for group, fit in fits.items():
+        if group == name:
+            continue
+        try:
+            found[group] = compute_multiplier(
+                fit, fits[name], names=(group, name), level=LEVEL,
+                flops_per_token=(_cost(fit), _cost(fits[name])),
+            )  # fmt: skip
+        except AnalysisError as error:
+            failures[f"{group} with {name}"] = str(error)
+    shared = None
+    try:
+        shared = shared_exponents(fits, level=LEVEL)
+    except AnalysisError as error:
+        failures["exponents"] = str(error)
+    return Comparison(name, found, shared, failures)
+
+
+def _cost(fit: LawFit) -> PerToken | None:
+    """A group's own compute per token as a function of N, where its points tell."""
+    known = fit.observations.columns
+    if fit.law.inner(fit.values) is None or "c" not in known:
+        return None
+    return flops_per_token(known["n"], known["c"] / known["d"])
+
+
+def record_of(
+    sweep: Sweep,
+    fits: Mapping[str, LawFit],
+    failures: Mapping[str, str],
+    extras: Mapping[str, Beside],
+    compared: Comparison | None,
+    approaches: Mapping[str, Approaches],
+) -> dict[str, Any]:
+    """What --json prints: everything but points and draws, which --out saves. Strict JSON: what is
+    not a finite number is null."""
+    heavy = ("draws", "points", "clusters")
+    record: dict[str, Any] = {
+        "source": sweep.name,
+        "conventions": sweep.conventions,
+        "notes": sweep.notes,
+        "exclusions": plain(sweep.exclusions),
+        "fits": {
+            name: {k: v for k, v in json.loads(each.to_json()).items() if k not in heavy}
+            | {
+                "n_points": len(each.observations.loss),
+                "n_runs": len(each.observations.labels),
+                "sensitivity": plain(extras[name].sensitivity),
+                "checklist": plain(extras[name].checklist),
+            }
+            for name, each in fits.items()
+        },
+        "failures": dict(failures),
+    }
+    if compared is not None:
+        record["comparison"] = compared.as_dict()
+    if approaches:
+        record["approaches"] = {name: each.as_dict() for name, each in approaches.items()}
+    return finite(record)

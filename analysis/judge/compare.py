@@ -1,0 +1,234 @@
+"""How much compute one architecture saves over another, as a function of loss.
+
+    compute_multiplier(x, y) -> CompareResult
+        m(L) = C_y(L) / C_x(L): how many times the compute of x must y spend for the same loss
+        (above 1: x is the more efficient). C(L) inverts the compute-optimal frontier of each law.
+        Intervals come from the same resampled runs for both (paired) when the fits were drawn over
+        clusters with equal labels; unpaired intervals are wider and are marked.
+
+Where the frontiers cross: crossing.py. Shared against separate exponents: shared.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.law_fit import LawFit
+from analysis.io.saved import saved
+from analysis.judge.crossing import Crossing, crossing
+from analysis.judge.frontier import compute_for_loss, reach
+from analysis.laws.power_sum import Array
+from analysis.laws.registry import PerToken
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NEGLIGIBLE = 0.05
+"""A multiplier within 5 % of 1 is called no practical difference when its interval is as narrow."""
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Compute multiplier of x over y."""
+
+    x: str
+    y: str
+    level: float
+    paired: bool
+    """Whether both sides of every draw come from the same resampled runs."""
+    frame: pd.DataFrame
+    """Columns loss, c_x, c_y, multiplier, lo, hi, inside; one row per loss, from high to low."""
+    crossing: Crossing
+    verdict: str
+    """One sentence that says no more than the intervals allow."""
+    warnings: list[FitWarning]
+
+    @property
+    def crossing_words(self) -> str:
+        """Where the frontiers cross, in one sentence."""
+        return self.crossing.describe(self.x, self.y, self.level)
+
+    def table(self) -> pd.DataFrame:
+        """The frame."""
+        return self.frame
+
+    def to_json(self) -> str:
+        """JSON at full precision."""
+        return json.dumps({
+            "schema": 1, "x": self.x, "y": self.y, "level": self.level, "paired": self.paired,
+            "table": self.frame.to_dict("list"), "crossing": asdict(self.crossing),
+            "verdict": self.verdict, "warnings": [w.as_dict() for w in self.warnings],
+        })  # fmt: skip
+
+    @staticmethod
+    def from_json(text: str) -> CompareResult:
+        """Inverse of `to_json`."""
+        with saved(text, "CompareResult") as r:
+            return CompareResult(
+                r["x"], r["y"], r["level"], r["paired"], pd.DataFrame(r["table"]),
+                Crossing(**r["crossing"]), r["verdict"],
+                [FitWarning.from_dict(w) for w in r["warnings"]],
+            )  # fmt: skip
+
+    def plot(self) -> Figure:
+        """The multiplier against the compute of y."""
+        from analysis.figures.plots import of_comparison
+
+        return of_comparison(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.verdict}</p>{self.frame.to_html(index=False)}"
+
+
+def compute_multiplier(
+    x: LawFit,
+    y: LawFit,
+    *,
+    names: tuple[str, str] = ("x", "y"),
+    losses: Array | None = None,
+    compute: Array | None = None,
+    level: float = 0.9,
+    flops_per_token: tuple[PerToken | None, PerToken | None] = (None, None),
+) -> CompareResult:
+    """Equal-loss compute multiplier of x over y.
+
+    Args:
+        x, y: fits of the same loss on the same data; with draws for intervals.
+        names: what to call them.
+        losses: where to compare; default 25 losses over the compute that both have seen.
+        compute: instead of losses, budgets of x.
+        level: of the intervals.
+        flops_per_token: each architecture's own FLOPs per token as a function of N.
+
+    Raises:
+        AnalysisError: no common range of compute, or fits without compute.
+    """
+    low, high = (max(reach(x)[0], reach(y)[0]), min(reach(x)[1], reach(y)[1]))
+    if losses is None:
+        if compute is None:
+            if not low < high:
+                raise AnalysisError(
+                    f"{names[0]} and {names[1]} share no range of compute ({_range(x)} and "
+                    f"{_range(y)} FLOPs): their runs cannot be compared at an equal loss that both "
+                    "have seen. Pass losses to compute_multiplier to compare by extrapolation"
+                )
+            compute = np.geomspace(low, high, 25)
+        losses = x.frontier(compute, flops_per_token=flops_per_token[0])
+    losses = np.sort(np.asarray(losses, dtype=float))[::-1]
+    c_x = compute_for_loss(x, losses, flops_per_token=flops_per_token[0])
+    c_y = compute_for_loss(y, losses, flops_per_token=flops_per_token[1])
+    frame = pd.DataFrame({"loss": losses, "c_x": c_x, "c_y": c_y})
+    with np.errstate(invalid="ignore"):
+        frame["multiplier"] = c_y / c_x
+    paired = False
+    ratio: Array | None = None
+    if x.draws is not None and y.draws is not None:
+        paired = x.draws.paired_with(y.draws)
+        d_x = compute_for_loss(x, losses, draws=True, flops_per_token=flops_per_token[0])
+        d_y = compute_for_loss(y, losses, draws=True, flops_per_token=flops_per_token[1])
+        count = min(len(d_x), len(d_y))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # A refit under which neither reaches the loss does not separate them
+            ratio = np.nan_to_num(d_y[:count] / d_x[:count], nan=1.0, posinf=np.inf)
+        frame["lo"], frame["hi"] = np.quantile(
+            ratio, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest"
+        )
+    inside = np.ones(len(losses), dtype=bool)
+    for spent, fit in ((c_x, x), (c_y, y)):
+        least, most = reach(fit)
+        inside &= (spent >= 0.999 * least) & (spent <= 1.001 * most)
+        # A law may promise, at a size nobody trained, losses that no run has shown.
+        inside &= losses >= fit.observations.loss.min()
+    frame["inside"] = inside
+    cross = crossing(x, y, level=level, flops_per_token=flops_per_token)
+    warnings = _warnings(frame, paired, ratio is not None, names)
+    verdict = _verdict(frame, names, level, ratio is not None)
+    return CompareResult(names[0], names[1], level, paired, frame, cross, verdict, warnings)
+
+
+def _range(fit: LawFit) -> str:
+    low, high = reach(fit)
+    return f"{low:.2g} to {high:.2g}"
+
+
+def _warnings(
+    frame: pd.DataFrame, paired: bool, drawn: bool, names: tuple[str, str]
+) -> list[FitWarning]:
+    found: list[FitWarning] = []
+    if drawn and not paired:
+        found.append(
+            FitWarning(
+                "one_draw_source",
+                f"{names[0]} and {names[1]} were resampled independently, so noise that their "
+                "runs share does not cancel and intervals are wide. To draw them in pairs, name a "
+                "column whose values recur in both, such as a size or a seed (`clusters`; "
+                "--clusters on the command line).",
+            )
+        )
+    outside = int((~frame["inside"].to_numpy(dtype=bool)).sum())
+    if outside:
+        found.append(
+            FitWarning(
+                "extrapolation",
+                f"{outside} of {len(frame)} losses lie outside the compute of one of the two.",
+                {"outside": outside},
+            )
+        )
+    return found
+
+
+def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: bool) -> str:
+    x, y = names
+    inside = frame["inside"].to_numpy(dtype=bool)
+    index = int(np.flatnonzero(inside)[-1]) if inside.any() else len(frame) - 1
+    loss, m = (float(frame[k].to_numpy()[index]) for k in ("loss", "multiplier"))
+    place = f"At loss {loss:.3f}, the lowest that both have reached"
+    if not inside.any():
+        place = f"At loss {loss:.3f}, beyond the data of one of them"
+    if not np.isfinite(m):
+        return f"{place}, {_unreached(frame, names, index)} by the point estimates."
+    if not drawn:
+        return (
+            f"{place}, {y} needs {m:.2f} times the compute of {x} by the point estimates; without "
+            "a bootstrap nothing can be said about significance."
+        )
+    lo, hi = (float(frame[k].to_numpy()[index]) for k in ("lo", "hi"))
+    spread = f"({level:.0%} interval {lo:.2f} to {hi:.2f})"
+    if lo > 1 - _NEGLIGIBLE and hi < 1 + _NEGLIGIBLE:
+        end = f"{x} and {y} need the same compute within {_NEGLIGIBLE:.0%}"
+        return f"{place}, {end}: the multiplier is {m:.2f} {spread}."
+    if lo > 1:
+        return f"{place}, {x} is more efficient: {y} needs {m:.2f} times its compute {spread}."
+    if hi < 1:
+        return f"{place}, {y} needs only {m:.2f} times the compute of {x} {spread}."
+    return (
+        f"{place}, the data do not separate {x} and {y}: {y} needs {m:.2f} times the compute of "
+        f"{x}, but the interval includes 1 {spread}."
+    )
+
+
+def _unreached(frame: pd.DataFrame, names: tuple[str, str], index: int) -> str:
+    """Which of the two never comes down to a loss."""
+    never = [name for name, column in zip(names, ("c_x", "c_y"), strict=True)
+             if not np.isfinite(frame[column].to_numpy(dtype=float)[index])]  # fmt: skip
+    return f"{'neither of the two reaches' if len(never) == 2 else f'{never[0]} does not reach'} it"
+
+
+def multipliers(
+    fits: Mapping[str, LawFit], *, baseline: str, level: float = 0.9
+) -> dict[str, CompareResult]:
+    """Every other group over the baseline: m > 1 means the group is more efficient than it."""
+    if baseline not in fits:
+        raise AnalysisError(f"no group {baseline!r}; there are {', '.join(fits)}")
+    return {
+        name: compute_multiplier(fit, fits[baseline], names=(name, baseline), level=level)
+        for name, fit in fits.items()
+        if name != baseline
+    }

@@ -1,0 +1,189 @@
+"""Which form to believe, and how far: information criteria, rolling hold-out, forecasts.
+
+    holdout(form, data)       fit the cheapest runs, predict the next dearer ones, roll forward
+    compare_forms(forms, ..)  AICc, BIC and hold-out error of each form side by side
+    forecast(fit, ...)        prediction with an interval, refused beyond a stated factor in compute
+
+A form that fits better inside the data may extrapolate worse; the hold-out over compute is the test
+that resembles the use. Errors are log predicted - log measured: positive means too pessimistic.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fit.checks import prepare
+from analysis.fit.fitting import fit_law
+from analysis.fit.law_fit import EXTRAPOLATION_LIMIT, LawFit
+from analysis.io.frames import rows
+from analysis.laws.power_sum import Array
+from analysis.laws.registry import get_law
+
+
+def holdout(
+    form: str, data: pd.DataFrame, *, steps: int = 6, smallest: float = 0.4, **options: Any
+) -> pd.DataFrame:
+    """Rolling hold-out over compute.
+
+    Runs are ordered by compute; `steps` cuts lie between the share `smallest` and the end. At each
+    cut the law is fitted to everything cheaper and predicts everything dearer. A run whose points
+    straddle the cut is split: its cheaper points are history.
+
+    Args:
+        form: a law's name.
+        data: points, as for `fit_law`.
+        steps: number of cuts.
+        smallest: share of points in the first training set.
+        options: as for `fit_law` (no bootstrap).
+
+    Returns:
+        One row per held-out point: cut (training compute), c, leap (c / cut), loss, predicted,
+        error, pure (error of the pure power law in compute through the same training points), and
+        nearest (error of repeating the lowest training loss).
+
+    Raises:
+        AnalysisError: too few points for a single cut.
+    """
+    law = get_law(form)
+    names = {k: options[k] for k in ("n", "d", "c", "u", "loss", "weights", "clusters")
+             if k in options}  # fmt: skip
+    obs = prepare(data, law, **names)
+    compute = obs.compute
+    if not np.isfinite(compute).all():
+        raise AnalysisError("a hold-out over compute needs C, or N and D")
+    order = np.argsort(compute, kind="stable")
+    least = law.size + 2
+    shares = np.linspace(smallest, 1.0, steps + 1)[:-1]
+    counts = sorted({max(least, int(share * len(order))) for share in shares})
+    # Points of equal compute stay together, on the cheap side of the cut.
+    cuts = sorted({float(compute[order[k - 1]]) for k in counts if k < len(order)})
+    cuts = [cut for cut in cuts if (compute > cut).any()]
+    if not cuts:
+        raise AnalysisError(f"{len(order)} points are too few to hold any out of {form}: "
+                            f"at least {least + 1} are needed")  # fmt: skip
+    table = pd.DataFrame({**obs.columns, "c": compute, "loss": obs.loss, "w": obs.weight})
+    fitting = {k: v for k, v in options.items()
+               if k in ("objective", "delta", "bounds", "starts")}  # fmt: skip
+    roles = {r: r for r in ("n", "d", "c", "u")}
+    parts: list[pd.DataFrame] = []
+    for cut in cuts:
+        train, test = rows(table, compute <= cut), rows(table, compute > cut)
+        try:
+            fit = fit_law(form, train, loss="loss", weights="w", **roles, **fitting)
+            pure = fit_law("power_c", train, c="c", loss="loss", weights="w", **fitting)
+        except AnalysisError:
+            continue  # fewer sizes than the form needs at this cut
+        columns = {r: test[r].to_numpy() for r in law.columns}
+        predicted = fit.predict(**columns)
+        measured = np.log(test["loss"].to_numpy())
+        parts.append(pd.DataFrame({
+            "cut": cut, "c": test["c"].to_numpy(), "leap": test["c"].to_numpy() / cut,
+            "loss": test["loss"].to_numpy(), "predicted": predicted,
+            "error": np.log(predicted) - measured,
+            "pure": np.log(pure.predict(c=test["c"].to_numpy())) - measured,
+            "nearest": np.log(train["loss"].to_numpy().min()) - measured,
+        }))  # fmt: skip
+    if not parts:
+        raise AnalysisError(f"no cut leaves enough sizes to fit {form}")
+    return pd.concat(parts, ignore_index=True)
+
+
+def holdout_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """By leap factor: points, mean signed error, mean and largest absolute error, and the mean
+    absolute errors `pure` and `nearest` of the two baselines."""
+    edges = np.array([0.0, 2.0, 4.0, 8.0, 16.0, np.inf])
+    leap = table["leap"].to_numpy(dtype=float)
+    found: list[dict[str, float | str]] = []
+    for low, high in itertools.pairwise(edges):
+        near = (leap > low) & (leap <= high)
+        part, pure, nearest = (np.asarray(table[k], dtype=float)[near]
+                               for k in ("error", "pure", "nearest"))  # fmt: skip
+        if len(part):
+            found.append({
+                "leap": f"up to {high:g}x" if np.isfinite(high) else f"over {low:g}x",
+                "points": float(len(part)), "bias": float(part.mean()),
+                "mean_error": float(np.abs(part).mean()), "max_error": float(np.abs(part).max()),
+                "pure": float(np.abs(pure).mean()), "nearest": float(np.abs(nearest).mean()),
+            })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def compare_forms(
+    forms: list[str], data: pd.DataFrame, *, steps: int = 6, **options: Any
+) -> pd.DataFrame:
+    """One row per form: parameters, rms, AICc, BIC, hold-out error and bias; best hold-out first.
+
+    A form that cannot be fitted has its reason in the column `note`.
+    """
+    found: list[dict[str, Any]] = []
+    for form in forms:
+        row: dict[str, Any] = {"form": form}
+        try:
+            fit = fit_law(form, data, **options)
+            quality = fit.criteria()
+            row |= {"parameters": fit.law.size, "points": len(fit.observations.loss)}
+            row |= {k: quality[k] for k in ("rms", "aicc", "bic")}
+            errors = holdout(form, data, steps=steps, **options)["error"].to_numpy(dtype=float)
+            row |= {"holdout_error": float(np.abs(errors).mean()),
+                    "holdout_bias": float(errors.mean())}  # fmt: skip
+            row["note"] = "; ".join(w.code for w in fit.warnings)
+        except AnalysisError as error:
+            row["note"] = str(error)
+        found.append(row)
+    table = pd.DataFrame(found)
+    if "holdout_error" in table.columns:
+        table = table.sort_values("holdout_error", ignore_index=True)
+    return table
+
+
+def leap_of(fit: LawFit, columns: dict[str, Array]) -> Array:
+    """Factor in compute (or in the form's only variable) beyond the largest point fitted."""
+    obs = fit.observations
+    if "c" in columns:
+        return columns["c"] / np.nanmax(obs.compute)
+    if {"n", "d"} <= columns.keys():
+        largest = np.max(obs.columns["n"] * obs.columns["d"])
+        return columns["n"] * columns["d"] / largest
+    (name,) = [k for k in columns if k in obs.columns][:1] or ["n"]
+    return columns[name] / obs.columns[name].max()
+
+
+def forecast(
+    fit: LawFit,
+    *,
+    level: float = 0.9,
+    kind: Literal["mean", "run"] = "run",
+    limit: float = EXTRAPOLATION_LIMIT,
+    seed: int = 0,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Loss of runs not yet made, with a prediction interval.
+
+    Args:
+        fit: with draws.
+        kind: `run` for the next run (with its noise), `mean` for the law.
+        limit: refuse beyond this factor of the largest compute fitted.
+        columns: n, d, c, as the form needs.
+
+    Returns:
+        Columns loss, lo, hi, leap (factor beyond the data), inside.
+
+    Raises:
+        AnalysisError: beyond `limit`; the message says by how much and how to insist.
+    """
+    given = {k: np.atleast_1d(np.asarray(v, dtype=float)) for k, v in columns.items()}
+    leap = np.atleast_1d(leap_of(fit, given))
+    if leap.max() > limit:
+        raise AnalysisError(
+            f"{leap.max():.3g} times the largest compute that was fitted is beyond the limit of "
+            f"{limit:g}: the law has not been tested there. Pass limit={np.ceil(leap.max()):g} to "
+            "insist; the interval covers the law's parameters, not its form"
+        )
+    frame = fit.band(level=level, kind=kind, seed=seed, **columns)
+    frame["leap"], frame["inside"] = leap, leap <= 1.0
+    return frame

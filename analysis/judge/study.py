@@ -1,0 +1,354 @@
+"""Every number of a report: laws, intervals, hold-out and comparison of a sweep's architectures.
+
+study(sweep) -> Study
+    1. each architecture's decayed checkpoints -> L(N, D) = E + A/N^alpha + B/D^beta, bootstrap
+       over runs; runs of one size and seed are resampled in pairs across architectures
+    2. its own training FLOPs per token as a function of N -> optimal N, D and lowest L at each C
+    3. the envelope of the checkpoints in C -> pure power law L(C) (approach 1)
+    4. the same law without the largest size -> forecast of that size, against what was measured
+    5. rolling hold-out over compute: laws of the cheaper checkpoints against the dearer ones
+    6. equal-loss compute multiplier over the baseline, from paired draws, and where frontiers cross
+    7. one set of exponents for all architectures against one set each
+    8. with evaluations: loss -> accuracy of each task, and accuracy against compute in two steps
+
+An architecture that cannot be fitted does not stop the others: its reason is in `failures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from analysis.errors import AnalysisError
+from analysis.fit.envelope import EnvelopeFit, EnvelopeOptions, envelope
+from analysis.fit.fitting import fit_law
+from analysis.fit.law_fit import LawFit
+from analysis.fit.uncertainty import FEWEST_CLUSTERS
+from analysis.io.frames import groups, numbers, rows, where, words
+from analysis.io.looks import look
+from analysis.io.records import Sweep
+from analysis.judge.compare import CompareResult, compute_multiplier
+from analysis.judge.form_selection import holdout
+from analysis.judge.shared_exponents import SharedExponents, shared_exponents
+from analysis.judge.task_law import Tasks, tasks_of
+from analysis.laws.power_sum import Array
+from analysis.laws.registry import PerToken
+
+Progress = Callable[[str], None]
+
+LEVEL = 0.9
+"""Level of every interval of a report."""
+REACH = 3.0
+"""Laws are drawn up to this factor beyond the largest compute."""
+ENVELOPE = EnvelopeOptions(method="grid", points=200, interior=False, form="power_c")
+"""Pure power law through every point of the envelope, as in arXiv 2406.16690, but of finished
+(decayed) checkpoints."""
+ENVELOPE_DRAWS = 100
+ROLLS = 4
+"""Cuts of the rolling hold-out."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Results by architecture; frames in the columns that the figures take."""
+
+    sweep: Sweep
+    points: pd.DataFrame
+    groups: list[str]
+    """Architectures with a fit, in drawing order."""
+    laws: dict[str, LawFit]
+    per_token: dict[str, PerToken]
+    """Training FLOPs per token as a function of N."""
+    envelopes: dict[str, EnvelopeFit]
+    compute: Array
+    """Grid of C for bands, up to `REACH` beyond the data."""
+    optima: dict[str, pd.DataFrame]
+    """Compute-optimal n, d, loss with intervals along `compute`."""
+    comparisons: dict[str, CompareResult]
+    """Compute multiplier of each architecture over the baseline."""
+    baseline: str
+    forecast: pd.DataFrame
+    """Held-out largest size: points with predicted, lo, hi, leap."""
+    rolling: pd.DataFrame
+    """Rolling hold-out over compute (selection.holdout), with arch."""
+    shared: SharedExponents | None
+    """Shared against separate exponents; None for one architecture."""
+    tasks: Tasks | None
+    """Task accuracies; None without evaluations."""
+    bootstrap: int
+    seed: int
+    failures: dict[str, str] = field(default_factory=dict[str, str])
+    """What could not be computed, and why."""
+
+    def covered(self, group: str) -> NDArray[np.bool_]:
+        """Which of `compute` lie within the data of an architecture."""
+        own = numbers(where(self.points, arch=group), "flops")
+        return (self.compute >= own.min() * 0.999) & (self.compute <= own.max() * 1.001)
+
+    def loss_bands(self) -> pd.DataFrame:
+        """L(C) of each law at its own optimal N and D: group, x, y, lo, hi, inside."""
+        parts: list[pd.DataFrame] = []
+        for group in self.groups:
+            best = self.optima[group]
+            band = pd.DataFrame(
+                {"group": group, "x": self.compute, "y": best["loss"], "lo": best["loss_lo"],
+                 "hi": best["loss_hi"], "inside": self.covered(group)}
+            )  # fmt: skip
+            parts.append(band)
+        return pd.concat(parts, ignore_index=True)
+
+    def envelope_bands(self) -> pd.DataFrame:
+        """The envelope's power law within the data: group, x, y, lo, hi."""
+        parts: list[pd.DataFrame] = []
+        for group, fit in self.envelopes.items():
+            x = self.compute[self.covered(group)]
+            draws = fit.draws["A"][:, None] * x ** -fit.draws["alpha"][:, None]
+            low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+            parts.append(
+                pd.DataFrame({"group": group, "x": x, "y": fit.predict(x), "lo": low, "hi": high})
+            )
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
+
+    def optimum_bands(self) -> pd.DataFrame:
+        """N*(C) and D*(C): group, quantity, x, y, lo, hi, inside."""
+        parts: list[pd.DataFrame] = []
+        for group in self.groups:
+            best = self.optima[group]
+            for q in ("n", "d"):
+                band = pd.DataFrame(
+                    {"group": group, "quantity": q, "x": self.compute, "y": best[q],
+                     "lo": best[f"{q}_lo"], "hi": best[f"{q}_hi"], "inside": self.covered(group)}
+                )  # fmt: skip
+                parts.append(band)
+        return pd.concat(parts, ignore_index=True)
+
+    def multiplier_bands(self) -> pd.DataFrame:
+        """Compute multipliers: group, x (the baseline's compute), y, lo, hi, inside."""
+        parts = [
+            pd.DataFrame(
+                {
+                    "group": group,
+                    "x": r.frame["c_y"],
+                    "y": r.frame["multiplier"],
+                    "lo": r.frame["lo"],
+                    "hi": r.frame["hi"],
+                    "inside": r.frame["inside"],
+                }
+            )
+            for group, r in self.comparisons.items()
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
+
+    def accuracy_bands(self) -> pd.DataFrame:
+        """Two-step accuracy of each law at its own optimal N and D: group, task, x, y, lo, hi,
+        inside."""
+        parts = [
+            self.tasks.compute_band(
+                task, self.laws[g], self.optima[g], self.covered(g), level=LEVEL
+            ).assign(group=g)
+            for g in self.groups
+            for task in self.tasks.fits
+        ] if self.tasks else []  # fmt: skip
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
+
+    def residuals(self) -> pd.DataFrame:
+        """Points with the loss that their architecture's law predicts."""
+        parts: list[pd.DataFrame] = []
+        for group in self.groups:
+            own = where(self.points, arch=group)
+            predicted = self.laws[group].predict(n=own["n_params"], d=own["tokens"])
+            parts.append(own.assign(predicted=predicted))
+        return pd.concat(parts, ignore_index=True)
+
+    def exponent_draws(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Bootstrap refits, and the estimates: group, alpha, beta."""
+        names = ("alpha", "beta")
+        draws = [
+            pd.DataFrame({"group": g, **{p: law.draws_of(p) for p in names}})
+            for g, law in self.laws.items()
+        ]
+        estimates = [{"group": g, **law.params} for g, law in self.laws.items()]
+        return pd.concat(draws, ignore_index=True), pd.DataFrame(estimates)
+
+
+def study(
+    sweep: Sweep,
+    *,
+    baseline: str = "llama",
+    bootstrap: int = 2000,
+    seed: int = 0,
+    evals: pd.DataFrame | None = None,
+    progress: Progress | None = None,
+) -> Study:
+    """Fits everything.
+
+    Args:
+        sweep: run records.
+        baseline: architecture to compare with; if it has no fit, the first one that has.
+        bootstrap: refits of every law.
+        seed: of the bootstrap.
+        evals: numbers of its checkpoints on tasks (`analysis.io.evals.load_evals`).
+        progress: told in words what is being done.
+
+    Raises:
+        AnalysisError: fewer than 2 refits, the sweep has no usable point, or no architecture can be
+            fitted.
+    """
+    if bootstrap < 2:
+        raise AnalysisError(f"bootstrap={bootstrap}: a study needs intervals; 2000 is usual")
+    points = sweep.require_points()
+    say = progress or (lambda _: None)
+    laws: dict[str, LawFit] = {}
+    tokens_cost: dict[str, PerToken] = {}
+    envelopes: dict[str, EnvelopeFit] = {}
+    forecasts: list[pd.DataFrame] = []
+    rolled: list[pd.DataFrame] = []
+    failures: dict[str, str] = {}
+    for group in groups(points, "arch"):
+        own = where(points, arch=group)
+        say(f"fitting {group}: {bootstrap} refits over {len(set(words(own, 'run_id')))} runs")
+        try:
+            _enough_runs(own)
+            laws[group] = fit_law(
+                "chinchilla", own, clusters="size_seed", bootstrap=bootstrap, seed=seed
+            )
+        except AnalysisError as error:
+            failures[f"law of {group}"] = str(error)
+            continue
+        tokens_cost[group] = flops_per_token(
+            numbers(own, "n_params"), numbers(own, "flops") / numbers(own, "tokens")
+        )
+        try:
+            envelopes[group] = envelope(own, ENVELOPE, bootstrap=ENVELOPE_DRAWS, seed=seed)
+        except AnalysisError as error:
+            failures[f"envelope of {group}"] = str(error)
+        try:
+            forecasts.append(hold_out_largest(own, bootstrap=bootstrap, seed=seed))
+        except AnalysisError as error:
+            failures[f"hold-out of {group}"] = str(error)
+        try:
+            rolled.append(holdout("chinchilla", own, steps=ROLLS).assign(arch=group))
+        except AnalysisError as error:
+            failures[f"rolling hold-out of {group}"] = str(error)
+    if not laws:
+        raise AnalysisError(
+            "no architecture could be fitted: "
+            + "; ".join(f"{what}: {why}" for what, why in failures.items())
+        )
+    if baseline not in laws:
+        failures["baseline"] = f"{baseline} has no law; the comparison is with another architecture"
+        baseline = next(iter(laws))
+    comparisons: dict[str, CompareResult] = {}
+    for group in laws:
+        if group == baseline:
+            continue
+        say(f"comparing {group} with {baseline}")
+        try:
+            comparisons[group] = compute_multiplier(
+                laws[group],
+                laws[baseline],
+                names=(look(group).label, look(baseline).label),
+                level=LEVEL,
+                flops_per_token=(tokens_cost[group], tokens_cost[baseline]),
+            )
+        except AnalysisError as error:
+            failures[f"comparison of {group} with {baseline}"] = str(error)
+    shared = None
+    if len(laws) > 1:
+        say("shared exponents")
+        shared = shared_exponents({look(g).label: law for g, law in laws.items()}, level=LEVEL)
+    tasks = None
+    if evals is not None and len(evals):
+        say("tasks")
+        tasks = tasks_of(evals, points, bootstrap=bootstrap, seed=seed)
+        failures |= {f"law of task {task}": why for task, why in tasks.failures.items()}
+    spent = numbers(points, "flops")
+    compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
+    say("compute-optimal sizes")
+    optima = {
+        group: law.optimal(compute, level=LEVEL, flops_per_token=tokens_cost[group])
+        for group, law in laws.items()
+    }
+    return Study(
+        sweep=sweep,
+        points=points,
+        groups=[g for g in groups(points, "arch") if g in laws],
+        laws=laws,
+        per_token=tokens_cost,
+        envelopes=envelopes,
+        compute=compute,
+        optima=optima,
+        comparisons=comparisons,
+        baseline=baseline,
+        forecast=pd.concat(forecasts, ignore_index=True) if forecasts else pd.DataFrame(),
+        rolling=pd.concat(rolled, ignore_index=True) if rolled else pd.DataFrame(),
+        shared=shared,
+        tasks=tasks,
+        bootstrap=bootstrap,
+        seed=seed,
+        failures=failures,
+    )
+
+
+def _enough_runs(points: pd.DataFrame) -> None:
+    runs = len(set(words(points, "size_seed")))
+    if runs < FEWEST_CLUSTERS:
+        raise AnalysisError(
+            f"{runs} usable run(s), and intervals need at least {FEWEST_CLUSTERS}: train more "
+            "sizes or seeds, or finish the runs that are left out"
+        )
+
+
+def flops_per_token(n: Array, cost: Array) -> PerToken:
+    """Training FLOPs per token as a smooth function of N, through the runs' own accounting.
+
+    Width grows as about N^(1/3): matrices cost ~ N, attention over a context ~ N^(2/3), the output
+    head ~ N^(1/3). Non-negative coefficients of these three, by least squares on relative error,
+    stay sensible between the sizes trained and a little beyond.
+    """
+    scale = float(np.exp(np.log(n).mean()))
+    width = np.cbrt(n / scale)
+    basis = np.stack([width**3, width**2, width], axis=1)
+    (matrices, context, head), _ = nnls(basis / cost[:, None], np.ones(len(n)))
+
+    def cost_at(size: Array) -> Array:
+        wide = np.cbrt(np.asarray(size) / scale)
+        return wide * (head + wide * (context + wide * matrices))
+
+    return cost_at
+
+
+def hold_out_largest(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> pd.DataFrame:
+    """Forecasts of the largest size by a law that never saw it, with intervals for one more run.
+
+    Fewer than four remaining runs cannot be resampled; then every (N, D) counts as a unit, which
+    makes intervals too narrow where the noise of a run is shared by its checkpoints.
+
+    Returns:
+        The held-out points with predicted, lo, hi, leap (compute over the largest fitted) and
+        unit (what was resampled).
+
+    Raises:
+        AnalysisError: too few sizes are left to fit.
+    """
+    sizes = numbers(points, "n_params")
+    seen = rows(points, sizes < sizes.max())
+    unseen = rows(points, sizes == sizes.max())
+    enough = len(set(words(seen, "size_seed"))) >= FEWEST_CLUSTERS
+    seen = seen.assign(point=[f"{p} {d:.0f}" for p, d in zip(seen["size_seed"], seen["tokens"],
+                                                             strict=True)])  # fmt: skip
+    unit = "size_seed" if enough else "point"
+    fit = fit_law("chinchilla", seen, clusters=unit, bootstrap=bootstrap, seed=seed)
+    band = fit.band(level=LEVEL, kind="run", n=unseen["n_params"], d=unseen["tokens"], seed=seed)
+    return unseen.assign(
+        predicted=numbers(band, "loss"),
+        lo=numbers(band, "lo"),
+        hi=numbers(band, "hi"),
+        leap=numbers(unseen, "flops") / numbers(seen, "flops").max(),
+        unit="run" if enough else "checkpoint",
+    )

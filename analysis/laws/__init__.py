@@ -1,0 +1,4 @@
+"""The forms of scaling laws: values, gradients, optima.
+
+`registry` finds a form by its name.
+"""

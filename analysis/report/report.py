@@ -1,0 +1,304 @@
+"""A sweep's report: one self-contained page, and the tables and figures behind it.
+
+    write(sweep_dir, out) -> out/index.html
+        1. records.load_sweep    runs, points, exclusions
+        2. study.study           laws, intervals, hold-out, comparison
+        3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
+        4. out/runs/*.html       a page for every run
+        5. out/index.html        the same in words, tables and SVG; no request leaves the page
+
+The same records give the same bytes, so a report can be rebuilt at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.figures import hover, style
+from analysis.io.evals import load_evals
+from analysis.io.frames import finite, plain, take, where, words
+from analysis.io.looks import look
+from analysis.io.records import Conventions, load_sweep
+from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
+from analysis.judge.study import LEVEL, Progress, Study, study
+from analysis.report.narrative import (
+    cautions,
+    law_rows,
+    law_sentence,
+    rolling_rows,
+    summary,
+    tasks_table,
+)
+from analysis.report.page import Page
+from analysis.report.report_figures import Drawn, basis, draw
+from analysis.report.run_pages import write_runs
+from analysis.report.task_report import add_to, evaluations
+
+
+def write(
+    sweep_dir: str | Path,
+    out: str | Path,
+    *,
+    conventions: Conventions | None = None,
+    baseline: str = "llama",
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the report of a sweep and returns the path of its page.
+
+    Args:
+        sweep_dir: what `linscale run` wrote.
+        out: directory for the page, tables and figures; created.
+        conventions: which N, C, loss and checkpoints; default: see `Conventions`.
+        baseline: architecture that the others are compared with.
+        bootstrap: refits of each law.
+        seed: of the bootstrap.
+        progress: told in words what is being done.
+
+    Raises:
+        AnalysisError: no usable run, no law, or `out` cannot be written.
+    """
+    out = Path(out)
+    say = progress or (lambda _: None)
+    sweep = load_sweep(sweep_dir, conventions=conventions)
+    result = study(
+        sweep, baseline=baseline, bootstrap=bootstrap, seed=seed,
+        evals=load_evals(sweep_dir, sweep), progress=progress,
+    )  # fmt: skip
+    found = evaluations(sweep_dir, sweep, loss=False)
+    say("sensitivity")
+    tables = _tables(result)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "tables").mkdir(exist_ok=True)
+        for name, table in tables.items():
+            table.to_csv(out / "tables" / f"{name}.csv", index=False)
+        (out / "fits.json").write_text(json.dumps(_record(result), indent=1), encoding="utf-8")
+        page = Page(f"Scaling laws of {sweep.name}")
+        drawn = {d.name: d for d in draw(result)}
+        runs = sorted(set(words(result.points, "run_id")))
+        for each in drawn.values():
+            say(f"drawing {each.name}")
+            style.save(
+                each.figure,
+                out / "figures" / each.name,
+                title=f"{sweep.name}: {each.name}",
+                caption=f"{each.caption} {basis(result)}",
+                runs=runs,
+            )
+        pages = write_runs(sweep, Path(sweep_dir), out, say)
+        _compose(page, result, tables, drawn, pages)
+        if len(found.evals):
+            found.save(out / "evaluations")
+            add_to(page, found, "evaluations")
+        path = out / "index.html"
+        path.write_text(page.render(), encoding="utf-8")
+    except OSError as error:
+        raise AnalysisError(f"the report cannot be written to {out}: {error.strerror}") from error
+    return path
+
+
+def _tables(result: Study) -> dict[str, pd.DataFrame]:
+    """The tables that are saved, some of which the page shows."""
+    draws = pd.concat(
+        [
+            pd.DataFrame({"arch": g, **{p: law.draws_of(p) for p in law.params}})
+            for g, law in result.laws.items()
+        ]
+    )
+    multipliers = [r.frame.assign(arch=g) for g, r in result.comparisons.items()]
+    tables: dict[str, pd.DataFrame] = {
+        "points": result.residuals().drop(columns="size_seed"),
+        "runs": result.sweep.runs,
+        "exclusions": result.sweep.exclusions,
+        "laws": pd.concat([law.table(LEVEL).assign(arch=g) for g, law in result.laws.items()]),
+        "envelopes": pd.concat(
+            [fit.table(LEVEL).assign(arch=g) for g, fit in result.envelopes.items()]
+            or [pd.DataFrame(columns=["arch"])]
+        ),
+        "optimum": pd.concat([f.assign(arch=g) for g, f in result.optima.items()]),
+        "multipliers": pd.concat(multipliers) if multipliers else pd.DataFrame(columns=["arch"]),
+        "holdout": result.forecast.drop(columns="size_seed", errors="ignore"),
+        "rolling_holdout": result.rolling,
+        "exponent_differences": result.shared.differences if result.shared else pd.DataFrame(),
+        "accuracies": result.tasks.measured if result.tasks else pd.DataFrame(),
+        "tasks": tasks_table(result.tasks),
+        "multiplier_choices": multiplier_table(result),
+        "sensitivity": sensitivity_table(result),
+        "checklist": checklist_table(result),
+        "draws": draws,
+    }
+    tables = {name: table for name, table in tables.items() if len(table.columns)}
+    for table in tables.values():
+        if "arch" in table:
+            table.insert(0, "arch", table.pop("arch"))
+    return tables
+
+
+def _record(result: Study) -> dict[str, Any]:
+    """fits.json: every result at full precision, without points and draws (see tables/)."""
+    sweep = result.sweep
+
+    def light(text: str) -> dict[str, Any]:
+        return {k: v for k, v in json.loads(text).items() if k not in ("draws", "points")}
+
+    return finite(
+        {
+            "schema": 1,
+            "sweep": sweep.name,
+            "conventions": sweep.conventions,
+            "level": LEVEL,
+            "bootstrap": result.bootstrap,
+            "seed": result.seed,
+            "baseline": result.baseline,
+            "laws": {g: light(law.to_json()) for g, law in result.laws.items()},
+            "envelopes": {g: light(fit.to_json()) for g, fit in result.envelopes.items()},
+            "shared_exponents": result.shared.as_dict() if result.shared else None,
+            "tasks": {
+                task: light(fit.to_json())
+                for task, fit in (result.tasks.fits if result.tasks else {}).items()
+            },
+            "comparisons": {g: json.loads(r.to_json()) for g, r in result.comparisons.items()},
+            "summary": summary(result),
+            "cautions": cautions(result),
+            "exclusions": plain(sweep.exclusions),
+            "failures": result.failures,
+            "notes": sweep.notes,
+            "environments": sweep.environments,
+        }
+    )
+
+
+def _compose(
+    page: Page,
+    result: Study,
+    tables: dict[str, pd.DataFrame],
+    drawn: dict[str, Drawn],
+    run_pages: dict[str, str],
+) -> None:
+    sweep = result.sweep
+
+    def show(*names: str) -> None:
+        for name in names:
+            if name in drawn:
+                each = drawn[name]
+                files = {f: f"figures/{name}.{f.lower()}" for f in ("PNG", "PDF")}
+                svg = hover.svg(each.figure, name)
+                page.figure(svg, each.caption, wide=each.wide, files=files)
+
+    page.text(basis(result), soft=True)
+    page.bullets(summary(result))
+    page.box("What may not be concluded", cautions(result))
+    page.switches(result.groups)
+    page.section("Loss against compute")
+    show("frontier", "learning_curves")
+    page.section("Comparison")
+    show("multipliers")
+    if result.comparisons:
+        page.bullets(f"{r.verdict} {r.crossing_words}" for r in result.comparisons.values())
+    if result.shared is not None:
+        page.heading("Do they share their exponents?")
+        page.text(result.shared.verdict)
+        page.table(result.shared.words(), folded="Differences of exponents, pair by pair")
+    page.section("Laws")
+    page.bullets(law_sentence(result, g) for g in result.groups)
+    page.table(
+        law_rows(result),
+        caption=f"L = E + A/N^α + B/D^β; in brackets {LEVEL:.0%} intervals from "
+        f"{result.bootstrap} bootstrap refits over runs; a: exponent of N*(C) under C = 6ND. A "
+        "belongs to α and B to β: they cannot be read apart. Envelope: pure power law through the "
+        "lowest checkpoints at each C. Full precision in `fits.json`.",
+    )
+    show("contours", "optimum", "valleys", "exponents")
+    page.section("Checks")
+    show("holdout", "rolling")
+    if len(result.rolling):
+        page.table(
+            rolling_rows(result),
+            caption="Rolling hold-out: mean of predicted / measured - 1 and of its size over all "
+            "cuts, by how far the forecast leaps; the last two for a pure power law in compute and "
+            "for repeating the lowest loss seen.",
+        )
+    show("residuals", "collapse")
+    if result.comparisons:
+        page.heading("What the choices change")
+        page.table(
+            tables["multiplier_choices"],
+            caption=f"Compute multipliers over {look(result.baseline).label} at the lowest loss "
+            "that both have reached, from the same checkpoints under other choices; point "
+            "estimates. Where a row leaves the interval above, the choice matters more than noise.",
+        )
+    for group in result.groups:
+        columns = {"choice": "choice", "setting": "setting", "points": "points", "E": "E",
+                   "alpha": "α", "beta": "β", "a": "a", "shift": "shift of a / s.e."}  # fmt: skip
+        page.table(
+            take(where(tables["sensitivity"], arch=group), columns),
+            folded=f"{look(group).label}: its law under other choices",
+        )
+    warnings = [f"{look(g).label}: {w}" for g, law in result.laws.items() for w in law.warnings]
+    if warnings:
+        page.heading("Warnings of the fits")
+        page.bullets(warnings)
+    if result.tasks is not None:
+        page.section("Tasks")
+        show("downstream", "accuracy")
+        page.table(
+            tasks_table(result.tasks),
+            caption="Accuracy = chance + (1 - chance) / (1 + exp(slope (loss - midpoint))); in "
+            f"brackets {LEVEL:.0%} intervals over runs.",
+        )
+    page.section("Throughput")
+    show("throughput")
+    page.section("Records")
+    _records(page, result, run_pages)
+    page.section("Method and environment")
+    for group in result.groups:
+        answers = where(tables["checklist"], arch=group).drop(columns="arch")
+        page.table(answers, folded=f"{look(group).label}: reporting checklist")
+    for record in sweep.environments:
+        data = record.get("data") or {}
+        flat = {k: v for k, v in record.items() if k != "data"} | {
+            f"data: {k}": v for k, v in data.items()
+        }
+        rows = pd.DataFrame({"field": list(flat), "value": [str(v) for v in flat.values()]})
+        page.table(rows, folded=f"Environment of {record['runs']} runs")
+
+
+def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
+    """Tables of points, runs and exclusions; runs are linked to their pages."""
+    sweep = result.sweep
+
+    def linked(frame: pd.DataFrame) -> pd.DataFrame:
+        names = [f"[{r}]({run_pages[r]})" if r in run_pages else r for r in words(frame, "run_id")]
+        return frame.assign(run_id=names)
+
+    if len(sweep.exclusions):
+        page.text(f"{len(sweep.exclusions)} left out, each with its reason:")
+        page.table(linked(sweep.exclusions))
+    else:
+        page.text("Nothing was left out.")
+    if result.failures:
+        page.bullets(f"not computed: {what}: {why}" for what, why in result.failures.items())
+    if sweep.notes:
+        page.bullets(sweep.notes)
+    names = {"arch": "arch", "size": "size", "seed": "seed", "n_params": "N",
+             "tokens": "D (tokens)", "flops": "C (FLOPs)", "loss": "loss",
+             "loss_stderr": "± (blocks)", "bpb": "bits/byte", "predicted": "law"}  # fmt: skip
+    points = pd.concat([where(result.residuals(), arch=g) for g in result.groups])
+    page.table(
+        take(points, names), folded=f"All {len(points)} checkpoints",
+        caption="±: standard error over validation blocks, which is not the noise between runs.",
+    )  # fmt: skip
+    columns = {"run_id": "run", "state": "state", "n_params": "N", "tokens": "tokens",
+               "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
+               "git_revision": "revision"}  # fmt: skip
+    page.table(
+        take(linked(sweep.runs), columns),
+        folded=f"All {len(sweep.runs)} runs",
+    )

@@ -1,0 +1,173 @@
+"""A page for every run of a report: its curve, milestones, evaluations, configuration, machine.
+
+    write_runs(sweep, sweep_dir, out) -> out/runs/<run_id>.html, linked from the report
+
+Everything comes from the run's record, so a run that was excluded has a page too: that is where one
+looks for the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures import style
+from analysis.figures.curves import smooth
+from analysis.figures.hover import points, svg
+from analysis.io.frames import numbers, take, where, words
+from analysis.io.jsonlines import read_records
+from analysis.io.looks import look
+from analysis.io.records import Sweep
+from analysis.report.page import Page
+
+FOLDER = "runs"
+_MILESTONES = {
+    "tokens": "tokens", "flops": "FLOPs", "train_loss": "training loss",
+    "val_loss": "validation loss", "val_loss_std": "± (std over blocks)", "val_bpb": "bits/byte",
+    "decayed": "decayed", "sha256": "sha256",
+}  # fmt: skip
+_EVALS = {"tokens": "tokens", "task": "task", "metric": "metric", "value": "value",
+          "stderr": "±", "n": "n"}  # fmt: skip
+
+
+def run_page(run_id: str) -> str:
+    """Path of a run's page, relative to the report."""
+    return f"{FOLDER}/{re.sub(r'[^A-Za-z0-9._-]', '_', run_id)}.html"
+
+
+def write_runs(
+    sweep: Sweep, sweep_dir: Path, out: Path, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Writes a page for every run directory of the sweep.
+
+    Args:
+        sweep: what `load_sweep` read.
+        sweep_dir: where it was read from.
+        out: directory of the report.
+        say: told which page is being written.
+
+    Returns:
+        run id -> path of its page, relative to `out`.
+    """
+    written: dict[str, str] = {}
+    described = {str(run["run_id"]): run for run in sweep.runs.to_dict("records")}
+    reasons: dict[str, list[str]] = {}
+    for row in sweep.exclusions.to_dict("records"):
+        reasons.setdefault(str(row["run_id"]), []).append(str(row["reason"]))
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    for run_id in sorted({*described, *reasons}):
+        record = sweep_dir / run_id
+        if not (record / "config.json").is_file():
+            continue
+        say(f"page of {run_id}")
+        page = _page(run_id, described.get(run_id, {}), reasons.get(run_id, []), record, sweep)
+        written[run_id] = run_page(run_id)
+        (out / written[run_id]).write_text(page.render(), encoding="utf-8")
+    return written
+
+
+def _page(
+    run_id: str, run: Mapping[Any, Any], reasons: list[str], record: Path, sweep: Sweep
+) -> Page:
+    page = Page(run_id)
+    page.text(f"A run of [{sweep.name}](../index.html).", soft=True)
+    status = _json(record / "status.json")
+    state = f"State: **{status.get('state', 'unknown')}**"
+    page.text(f"{state}, {status['reason']}" if status.get("reason") else f"{state}.")
+    if reasons:
+        page.box("Left out of the fits", dict.fromkeys(reasons))
+    curve = where(sweep.curves, run_id=run_id)
+    milestones = pd.DataFrame(read_records(record / "milestones.jsonl")[0])
+    if len(curve) or len(milestones):
+        page.section("Loss")
+        figure = _curve(str(run.get("arch", "all")), curve, milestones)
+        page.figure(
+            svg(figure, "curve"), "Training loss (line: median over a twentieth of a decade) and "
+            "validation loss at each milestone.", wide=False, files={},
+        )  # fmt: skip
+    if len(milestones):
+        page.section("Milestones")
+        table = _chosen(milestones, _MILESTONES)
+        if "sha256" in table:
+            table["sha256"] = table["sha256"].astype(str).str[:12]
+        page.table(table, caption="sha256: first digits, of the weights.")
+    evaluations = pd.DataFrame(read_records(record / "evals.jsonl")[0])
+    if len(evaluations):
+        page.section("Evaluations")
+        page.table(_chosen(evaluations, _EVALS))
+    page.section("Configuration")
+    config, accounting = _json(record / "config.json"), _json(record / "accounting.json")
+    page.table(_pairs(_flat(config)))
+    page.section("Size and cost")
+    page.table(_pairs(_flat(accounting)), caption="FLOPs: of training, per token.")
+    page.section("Environment")
+    page.table(_pairs(_flat(_json(record / "environment.json"))))
+    return page
+
+
+def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
+    """Loss against tokens. Margins are fixed: a layout engine would take most of the time."""
+    with style.context():
+        figure, axes = style.panels(1, 1, width=style.SINGLE, height=2.9)
+        figure.set_layout_engine(None)
+        ax = axes[0, 0]
+        ax.set_position((0.13, 0.16, 0.84, 0.8))
+        train = where(curve, split="train") if len(curve) else curve
+        for segment in dict.fromkeys(words(train, "segment") if len(train) else ()):
+            part = where(train, segment=segment)
+            x, y = smooth(numbers(part, "tokens"), numbers(part, "loss"))
+            width = 0.8 if segment.startswith("decay") else 1.3
+            ax.plot(x, y, color=look(arch).color, linewidth=width)
+        if len(milestones) and {"tokens", "val_loss"} <= set(milestones):
+            x, y = numbers(milestones, "tokens"), numbers(milestones, "val_loss")
+            texts = [f"{style.si_text(a)} tokens: validation loss {b:.4f}"
+                     for a, b in zip(x, y, strict=True)]  # fmt: skip
+            points(ax, x, y, group=arch, texts=texts, edgecolors="white")
+            ax.set_xlim(float(np.nanmin(x)) / 10, float(np.nanmax(x)) * 1.2)
+            finite = y[np.isfinite(y)]
+            if len(finite):
+                ax.set_ylim(0.93 * finite.min(), 1.8 * finite.max())
+        ax.set(xlabel="tokens", ylabel="loss (nats per token)")
+        style.log_axis(ax, "x", si=True)
+        style.log_axis(ax, "y")
+        return figure
+
+
+def _chosen(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Some columns under other names, as far as the record has them."""
+    return take(frame, {c: name for c, name in columns.items() if c in frame})
+
+
+def _pairs(flat: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame({"field": list(flat), "value": [_text(v) for v in flat.values()]})
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} where a killed run left none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,118 @@
+"""`linscale generate` and `linscale export`: what a trained checkpoint is for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="A run's directory, one of its checkpoints, or a directory in Hugging Face's layout."
+    ),
+]
+
+
+@app.command(epilog='Example: linscale generate runs/quickstart/RUN --prompt "In the beginning"')
+def generate(
+    model: Model,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="Text to continue; repeat it for a batch."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens after which a text ends.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Keep so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest with this mass.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Keep tokens so many times as likely as the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: fewer repetitions.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Text number i draws with seed + i.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Continue texts. One text comes as it is made; several come when they end.
+
+    Without --prompt a document is begun.
+    """
+    from models.generation import Sampling
+    from models.generation import generate as continue_texts
+    from scaling.record.pretrained import load, usable_device
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    prompts = prompt or [""]
+    loaded = load(model, device=usable_device(device))
+    live = len(prompts) == 1 and not as_json
+    if live:
+        typer.echo(prompts[0], nl=False)
+
+    def show(number: int, text: str) -> None:
+        if live:
+            typer.echo(text, nl=False)
+            sys.stdout.flush()
+
+    start = time.perf_counter()
+    results = continue_texts(
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        sampling,
+        eos_ids=loaded.eos_ids,
+        on_text=show,
+    )
+    seconds = time.perf_counter() - start
+    if as_json:
+        rows = [
+            {"prompt": text, "text": r.text, "tokens": len(r.tokens), "reason": r.reason}
+            for text, r in zip(prompts, results, strict=True)
+        ]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    if live:
+        typer.echo()
+    else:
+        for text, result in zip(prompts, results, strict=True):
+            typer.echo(f"{text}{result.text}\n")
+    count = sum(len(result.tokens) for result in results)
+    typer.echo(f"{loaded.name}: {count} tokens, {count / seconds:.0f} tokens/s", err=True)
+
+
+@app.command(epilog="Example: linscale export runs/quickstart/RUN -o exported")
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
+    layout: Annotated[
+        str,
+        typer.Option(help="transformers, or fla for flash-linear-attention's HGRN2."),
+    ] = "transformers",
+) -> None:
+    """Write a model for transformers: weights, configuration, code, tokenizer.
+
+    LLaMA becomes a plain LlamaForCausalLM. The linear models carry their code with them and load
+    with `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)`.
+    """
+    from scaling.record.export import export_pretrained
+    from scaling.record.pretrained import load
+
+    export_pretrained(load(model), out, layout)
+    typer.echo(f"{out}: written")

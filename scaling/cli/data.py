@@ -1,0 +1,101 @@
+"""`linscale data prepare` and `linscale data verify`: the tokens that runs are trained on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Tokenise corpora ahead of training, and check what was tokenised.")
+
+
+@app.command(epilog="Example: linscale data prepare experiments/quickstart.py --workers 16")
+def prepare(
+    file: Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Dotted overrides for every run, such as data.tokenizer=bpe:8192."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that tokenise (default: one a core for large corpora)."),
+    ] = None,
+    toy: Annotated[
+        bool, typer.Option("--toy", help="The experiment's small variant, for a CPU.")
+    ] = False,
+) -> None:
+    """Tokenise every corpus of an experiment: on a machine with many cores, before others train.
+
+    `linscale run` does the same where it was not done. Killed at any moment, it goes on where it
+    was; the files are the same for any number of workers. With LINSCALE_REMOTE they are fetched
+    from there, or put there.
+    """
+    from models.config import ConfigError
+    from scaling.config.experiment import load_experiment
+    from scaling.data.prepare import prepare as prepare_data
+
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers {workers}: must be at least 1.")
+    experiment = load_experiment(file, overrides or [], toy)
+    for data in dict.fromkeys(run.data for run in experiment.runs):
+        prepared = prepare_data(data, progress=sys.stderr.isatty(), workers=workers)
+        typer.echo(
+            f"{data.corpus}, tokenizer {data.tokenizer}: {prepared.train_tokens:,} training and "
+            f"{prepared.validation_tokens:,} validation tokens of {prepared.index.dtype}, "
+            f"{prepared.bytes_per_token:.3f} bytes each, in {prepared.folder}"
+        )
+
+
+@app.command(epilog="Example: linscale data verify")
+def verify(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Prepared corpora (default: all of the data cache)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Read prepared corpora as a whole and compare them with their indexes, hash by hash.
+
+    Exit code 1 if one is damaged.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    from rich.table import Table
+
+    from scaling.data.integrity import check, prepared_folders
+    from scaling.data.prepare import default_cache
+
+    chosen = folders or prepared_folders(default_cache())
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
+    ) as bar:
+        files = [path for folder in chosen for path in folder.glob("*.bin")]
+        task = bar.add_task("", total=sum(path.stat().st_size for path in files))
+        checks = [check(folder, lambda size: bar.advance(task, size)) for folder in chosen]
+    if as_json:
+        typer.echo(json.dumps([found.to_json() for found in checks], indent=1))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for title in ("prepared corpus", "state", "tokens", "shards", "MiB"):
+            table.add_column(
+                title, justify="left" if title in ("prepared corpus", "state") else "right"
+            )
+        for found in checks:
+            table.add_row(
+                found.folder,
+                found.state,
+                f"{found.tokens:,}",
+                str(found.shards),
+                f"{found.size / 2**20:,.1f}",
+            )
+        console = Console()
+        console.print(table)
+        for found in checks:
+            for what in found.problems:
+                console.print(f"{found.folder}: {what}", style="red", highlight=False)
+    if any(found.state == "damaged" for found in checks):
+        raise typer.Exit(1)

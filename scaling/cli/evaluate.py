@@ -1,0 +1,164 @@
+"""`linscale evaluate`: checkpoints on tasks, into evals.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: linscale evaluate runs/quickstart --tasks perplexity,sliding")
+def evaluate(
+    path: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint, a run, a sweep, or a Hugging Face directory."),
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="Names with commas: perplexity, position, context, sliding, ...")
+    ] = "",
+    suite: Annotated[
+        str | None, typer.Option(help="A list of tasks: quick, csr, scrolls or paper.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of local task files, such as arc_easy.jsonl.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text file for sliding and document.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="First so many questions or blocks.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
+    max_length: Annotated[
+        int | None, typer.Option(help="Context that the model can take (default: as trained).")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="sliding: tokens of a window.")] = None,
+    stride: Annotated[int | None, typer.Option(help="sliding: tokens between windows.")] = None,
+    beyond: Annotated[int, typer.Option(help="context: training lengths in a block.")] = 4,
+    lengths: Annotated[
+        str, typer.Option(help="needle, recall: lengths in tokens with commas.")
+    ] = "",
+    depths: Annotated[int, typer.Option(help="needle: depths of the needle.")] = 35,
+    haystack: Annotated[
+        list[Path] | None, typer.Option(help="needle: text file (default: King James Bible).")
+    ] = None,
+    scorer: Annotated[
+        str, typer.Option(help="needle: exact (begins with the answer) or contains.")
+    ] = "exact",
+    depth_growth: Annotated[
+        float, typer.Option(help="needle: weight of a depth over that of the one before.")
+    ] = 1.1,
+    length_growth: Annotated[
+        float, typer.Option(help="needle: weight of a length over that of the one before.")
+    ] = 1.1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    launcher: Annotated[
+        str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
+    ] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
+    time: Annotated[str | None, typer.Option(help="SLURM time limit, such as 12:00:00.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Evaluate every milestone of a run or sweep; what has a result already is skipped.
+
+    Numbers go to evals.jsonl in the directory of the run. Several runs are evaluated by a pool of
+    workers; the same command in a second terminal joins in, run by run. Tasks whose data are not
+    here are listed with how to prepare them, and the others are evaluated.
+    """
+    from scaling.evaluation.evaluate import evaluate as run
+    from scaling.evaluation.evaluate import expand
+    from scaling.evaluation.request import Request
+    from scaling.evaluation.results import EvaluationError
+    from scaling.evaluation.settings import Settings
+    from scaling.record.pretrained import usable_device
+    from scaling.sweep.slurm import SlurmOptions
+
+    pieces = [piece.strip() for piece in lengths.split(",") if piece.strip()]
+    if not all(piece.isdecimal() for piece in pieces):
+        raise EvaluationError(f"--lengths {lengths}: give whole numbers with commas: 1000,2000.")
+    settings = Settings(
+        batch_size=batch_size,
+        limit=limit,
+        max_length=max_length,
+        data=data,
+        text=tuple(text or ()),
+        window=window,
+        stride=stride,
+        beyond=beyond,
+        lengths=tuple(int(piece) for piece in pieces),
+        depths=depths,
+        haystack=tuple(haystack or ()),
+        scorer=scorer,
+        depth_growth=depth_growth,
+        length_growth=length_growth,
+    )
+    names = expand([n.strip() for n in tasks.split(",") if n.strip()], suite, settings)
+    usable_device(device)
+    outcome = run(
+        path,
+        Request(tasks=tuple(names), settings=settings, device=device),
+        launcher=launcher,
+        jobs=jobs,
+        slurm=SlurmOptions(partition=partition, time=time),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(outcome.lines, indent=1))
+    elif outcome.lines:
+        from rich.console import Console
+
+        Console().print(_table(outcome.lines))
+    summary = f"{outcome.new} tasks evaluated, {outcome.kept} had a result already"
+    if outcome.elsewhere:
+        summary += f", {len(outcome.elsewhere)} runs are being evaluated by another process"
+    for job in outcome.submitted:
+        typer.echo(job, err=True)
+    typer.echo(summary, err=True)
+    for failure in _by_reason(outcome.failures):
+        typer.echo(f"not evaluated: {failure}", err=True)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+def _by_reason(failures: list[str]) -> list[str]:
+    """One line for all checkpoints and tasks that failed for the same reason."""
+    reasons: dict[str, list[str]] = {}
+    for failure in failures:
+        what, _, reason = failure.partition(": ")
+        reasons.setdefault(reason, []).append(what)
+    return [
+        f"{what[0]}{f' and {len(what) - 1} more' if len(what) > 1 else ''}: {reason}"
+        for reason, what in reasons.items()
+    ]
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("run", "tokens", "task", "metric"):
+        justify = "right" if title == "tokens" else "left"
+        table.add_column(title, justify=justify, overflow="fold")
+    for title in ("value", "stderr", "n"):
+        table.add_column(title, justify="right")
+    for line in lines:
+        stderr = "" if line["stderr"] is None else f"{line['stderr']:.4f}"
+        table.add_row(
+            line["run"].rpartition("-")[0] or line["run"],
+            "" if line["tokens"] is None else f"{line['tokens']:,}",
+            line["task"],
+            line["metric"],
+            f"{line['value']:.4f}",
+            stderr,
+            f"{line['n']:,}",
+        )
+    return table

@@ -1,0 +1,337 @@
+"""`linscale linearize`: a transformer without softmax, from one command.
+
+A run like any other: the same command goes on with it after a kill, `linscale status` shows it, and
+its checkpoints can be generated from, evaluated and exported.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
+from scaling.config.linearize import STARTED
+from scaling.system.errors import LinscaleError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from scaling.config.run import DataConfig, RunConfig
+
+app = typer.Typer()
+
+ALPACA = "instructions:hf:yahma/alpaca-cleaned"
+
+
+@app.command(
+    epilog="Example: linscale linearize runs/quickstart/RUN --method lolcats --tokens 4e5 "
+    "--window 16 optim.lr=1e-3"
+)
+def linearize(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The transformer: a run's directory, one of its checkpoints, or a directory in "
+            "Hugging Face's layout."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Dotted overrides, such as optim.lr=1e-3.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="supra or lolcats; or tnl, hgrn2, cosformer2, from its weights.")
+    ] = "supra",
+    tokens: Annotated[
+        float | None, typer.Option(help="Budget of all stages (default: as published).")
+    ] = None,
+    transfer_tokens: Annotated[
+        float | None, typer.Option(help="Of these, LoLCATs' first stage (default: half).")
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Text, as data.corpus, or instructions:PATH.jsonl (default: the teacher's; for "
+            "LoLCATs on a foreign model Alpaca)."
+        ),
+    ] = None,
+    feature_map: Annotated[
+        str | None, typer.Option(help="supra, t2r, hedgehog, relu, elu, taylor or identity.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="LoLCATs: softmax window.")] = None,
+    arrangement: Annotated[
+        str | None, typer.Option(help="LoLCATs: terraced or sliding window.")
+    ] = None,
+    no_decay: Annotated[bool, typer.Option(help="SUPRA: heads that forget nothing.")] = False,
+    no_norm: Annotated[bool, typer.Option(help="SUPRA: no norm after attention.")] = False,
+    keep_softmax: Annotated[
+        str, typer.Option(help="Layers that keep their softmax, such as 0,15.")
+    ] = "",
+    keep_costliest: Annotated[
+        int | None,
+        typer.Option(
+            help="LoLCATs: how many layers keep their softmax, those whose loss without it is "
+            "largest after attention transfer; a run of its own measures that first."
+        ),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of linscale evaluate for teacher and result, with commas.")
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="With --tasks: folder of local task files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="With --tasks: first so many questions.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds new weights and data order.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
+        "runs/linearize"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
+) -> None:
+    """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
+
+    Prints how much is trained, and the validation loss of the teacher, after surgery and after
+    each stage; with --tasks also the results of teacher and student on them. Other stages are
+    overrides (docs/linearize.md): linearize.matrix_tokens, hidden_tokens, temperature,
+    fit_sequences. The same command goes on with a run that was stopped.
+    """
+    from scaling.config.experiment import Experiment
+    from scaling.linearization.kept_layers import with_costliest_kept
+    from scaling.linearization.tasks_beside import before_and_after, request
+    from scaling.sweep.launch import launch
+
+    options: dict[str, Any] = {
+        "feature_map": feature_map,
+        "window": window,
+        "arrangement": arrangement,
+        "norm": False if no_norm else None,
+        "softmax_layers": _layers(keep_softmax),
+    }
+    config = _config(
+        _relative(model),
+        method,
+        {name: value for name, value in options.items() if value is not None},
+        corpus=corpus,
+        overrides=overrides or [],
+        tokens=tokens,
+        no_decay=no_decay,
+        seed=seed,
+    )
+    asked = request(tasks, data, limit) if tasks else None
+    transfer = [] if transfer_tokens is None else [f"linearize.transfer_tokens={transfer_tokens}"]
+    config = config.override([*transfer, *(overrides or [])])
+    command = f"linscale linearize {model} --method {method}"
+    if keep_costliest is not None:
+        config = with_costliest_kept(config, out, keep_costliest, command)
+    experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
+    if not launch(experiment, out, launcher="inline"):
+        raise typer.Exit(1)
+    results = []
+    if asked is not None:
+        say = functools.partial(typer.echo, err=True)
+        results = before_and_after(config, out / config.run_id, asked, say)
+    _show(out / config.run_id, results, as_json)
+
+
+@app.command(
+    epilog="Example: linscale linearize-report runs/linearize_loop --from-scratch runs/quickstart"
+)
+def linearize_report(
+    directory: Annotated[Path, typer.Argument(help="Sweep with linearized runs.")],
+    from_scratch: Annotated[
+        Path | None,
+        typer.Option(help="Sweep of models from scratch on the same data, for the frontier."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: report in the sweep.")
+    ] = None,
+) -> None:
+    """Report what linearization recovers, over tokens, size and compute, with controls."""
+    from analysis.errors import AnalysisError
+    from analysis.report.linearization_report import write
+
+    try:
+        path = write(directory, out or directory / "report", scratch_dir=from_scratch)
+    except AnalysisError as error:
+        raise LinscaleError(str(error)) from error
+    typer.echo(f"wrote {path}")
+
+
+def _config(
+    teacher: str,
+    method: str,
+    options: dict[str, Any],
+    *,
+    corpus: str | None,
+    overrides: list[str],
+    tokens: float | None,
+    no_decay: bool,
+    seed: int,
+) -> RunConfig:
+    """The published recipe of a method for a teacher; of the overrides, those of the data."""
+    from scaling.linearization import recipes
+    from scaling.linearization.teacher import teacher_config
+
+    methods = (*recipes.METHODS, *STARTED)
+    if method not in methods:
+        raise ConfigError(f"method={method!r}: choose one of {', '.join(methods)}.")
+    theirs = teacher_config(teacher)
+    student = _student(theirs, method, options, no_decay)
+    data = _reshaped(_data(teacher, method, corpus), overrides)
+    name = f"{method}-{Path(teacher).stem if teacher.endswith('.pt') else Path(teacher).name}"
+    recipe = recipes.lolcats_run if method == "lolcats" else recipes.supra_run
+    budget: dict[str, Any] = {} if tokens is None else {"tokens": int(tokens)}
+    run = recipe(name[:64], teacher, student, data, seed=seed, parallel=_parallel(), **budget)
+    if theirs.arch == "llama":
+        return run
+    return replace(run, linearize=replace(run.linearize, transfer_tokens=0))  # was done before
+
+
+def _student(
+    teacher: ModelConfig, method: str, options: dict[str, Any], no_decay: bool
+) -> ModelConfig:
+    slopes = {"decay_slopes": "none"} if no_decay else {}
+    if no_decay and method not in ("supra", "tnl"):
+        raise ConfigError(f"no_decay with method={method!r}: only supra and tnl have fixed decays.")
+    if teacher.arch in LINEARIZED:
+        if method != teacher.arch or options or no_decay:
+            raise ConfigError(
+                f"method={method!r}: the model is linearized already; go on with it by --method "
+                f"{teacher.arch}, without options of the attention."
+            )
+        return teacher
+    if method in STARTED:
+        from models.linearize.initialise import gated_config
+
+        if options:
+            first = next(iter(options))
+            raise ConfigError(f"{first}={options[first]!r}: {method} has no such option.")
+        return gated_config(teacher, method, **slopes)
+    part = Supra if method == "supra" else LoLCATs
+    names = part.__dataclass_fields__
+    if wrong := [name for name in options if name not in names]:
+        raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
+    return teacher.replace(arch=method, **{method: part(**options)}, **slopes)
+
+
+def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
+    """The teacher's text and shape of a batch, or the published shape for a foreign model."""
+    from scaling.config.run import DataConfig
+    from scaling.linearization import recipes
+    from scaling.record.checkpoints import load_model
+    from scaling.record.pretrained import find_checkpoint
+
+    checkpoint = find_checkpoint(teacher)
+    if checkpoint is not None:
+        data = load_model(checkpoint)[1].data
+        return data if corpus is None else replace(data, corpus=corpus)
+    if corpus is None and method != "lolcats":
+        raise LinscaleError(
+            f"{teacher}: a foreign model says nothing of the text it was trained on; give some "
+            "with --corpus, such as --corpus hf:tiiuae/falcon-refinedweb or text:'DIR/*.txt'."
+        )
+    length, per_step = (1024, recipes.LOLCATS_TOKENS_PER_STEP) if method == "lolcats" else (
+        2048, recipes.SUPRA_TOKENS_PER_STEP)  # fmt: skip
+    return DataConfig(
+        corpus=corpus or ALPACA,
+        tokenizer=f"file:{teacher}/tokenizer.json",
+        sequence_length=length,
+        batch_sequences=per_step // length,
+    )
+
+
+def _reshaped(data: DataConfig, overrides: list[str]) -> DataConfig:
+    """With the overrides of the data: the recipe's warm-up and budget depend on the batch."""
+    from scaling.config.fields import hints, parse
+
+    known, changes = hints(type(data)), {}
+    for override in overrides:
+        path, _, text = override.partition("=")
+        name = path.strip().removeprefix("data.")
+        if path.strip() == f"data.{name}" and name in known:
+            changes[name] = parse(known[name], text.strip(), path.strip())
+    return replace(data, **changes)
+
+
+def _parallel() -> Any:
+    """A GPU takes the recipe's devices; without one the run is for this machine's CPU."""
+    import torch
+
+    from scaling.config.run import ParallelConfig
+
+    return None if torch.cuda.is_available() else ParallelConfig(accelerator="cpu")
+
+
+def _layers(text: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise ConfigError(f"keep_softmax={text!r}: give layers from 0 on, such as 0,15.") from None
+
+
+def _relative(path: Path) -> str:
+    """A path below the working directory relative to it: it is part of the run's identity."""
+    inside = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return os.path.relpath(path) if inside else str(path)
+
+
+def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
+    """What is trained, and losses and tasks before and after, to standard output."""
+    from rich.console import Console
+
+    from scaling.linearization.linearization_record import describe, losses, read
+
+    content = read(run_dir)
+    rows = losses(run_dir)
+    if as_json:
+        shown = {"run": str(run_dir), **content, "losses": rows, "tasks": results}
+        typer.echo(json.dumps(shown, indent=1))
+        return
+    console = Console(highlight=False)
+    for line in describe(content):
+        console.print(line, soft_wrap=True)
+    console.print(_table(run_dir, rows))
+    if results:
+        console.print(_tasks_table(results))
+
+
+def _table(run_dir: Path, rows: list[dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=str(run_dir), title_justify="left", box=SIMPLE_HEAD)
+    for title in ("", "tokens", "validation loss", "of the gap recovered"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for row in rows:
+        recovered = "" if row["recovered"] is None else f"{row['recovered']:.1%}"
+        table.add_row(row["what"], f"{row['tokens']:,}", f"{row['loss']:.4f}", recovered)
+    return table
+
+
+def _tasks_table(lines: list[dict[str, Any]]) -> Table:
+    """A row for each task and metric: the teacher, and the milestones by their tokens."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(_column(line) for line in lines))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for line in lines:
+        row = cells.setdefault((line["task"], line["metric"]), {})
+        spread = "" if line["stderr"] is None else f" ± {line['stderr']:.3f}"
+        row[_column(line)] = f"{line['value']:.3f}{spread}"
+    table = Table("task", "metric", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for (task, metric), row in cells.items():
+        table.add_row(task, metric, *(row.get(column, "") for column in columns))
+    return table
+
+
+def _column(line: dict[str, Any]) -> str:
+    return "teacher" if line["of"] == "teacher" else f"{line['tokens']:,} tokens"

@@ -1,0 +1,304 @@
+"""The `linscale` command: plan, run, status; fit and report from `analysis`.
+
+Everything heavy is imported inside the commands, so that `linscale --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from analysis.cli.fit import app as analysis_app
+from analysis.cli.tables import app as tables_app
+from models.config import ConfigError
+from scaling.cli.blockwise import app as blockwise_app
+from scaling.cli.checkpoint import app as checkpoint_app
+from scaling.cli.data import app as data_app
+from scaling.cli.evaluate import app as evaluation_app
+from scaling.cli.linearize import app as linearization_app
+from scaling.cli.tune import app as tune_app
+from scaling.system.errors import LinscaleError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from scaling.plan.plan import Rung
+    from scaling.system.devices import Device
+
+app = typer.Typer(
+    name="linscale",
+    help="Scaling laws for linear-complexity language models: plan, train, fit, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    epilog="Start with: linscale plan experiments/quickstart.py",
+)
+app.add_typer(analysis_app)
+app.add_typer(blockwise_app)
+app.add_typer(checkpoint_app)
+app.add_typer(data_app, name="data")
+app.add_typer(tune_app)
+app.add_typer(evaluation_app)
+app.add_typer(tables_app)
+app.add_typer(linearization_app)
+
+File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Dotted overrides for every run, such as optim.lr=3e-4 seed=1."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Sweep directory (default runs/<file stem>).")
+]
+Toy = Annotated[bool, typer.Option("--toy", help="The experiment's small variant, for a CPU.")]
+HyperLaw = Annotated[
+    str,
+    typer.Option(
+        "--law",
+        help="Learning rate and batch of every run: constant (as the file has them), deepseek or "
+        "step. Overrides have the last word.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command(epilog="Example: linscale plan experiments/paper_ladder.py --device h200")
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    device: Annotated[
+        str, typer.Option(help="Device to plan for: cpu, a100, h100, h200, b200, mi300x.")
+    ] = "",
+    nodes: Annotated[
+        int | None, typer.Option(help="Plan for so many nodes; without, for the fewest devices.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="Devices of a node, with --nodes.")] = 8,
+    law: HyperLaw = "constant",
+    refine: Annotated[
+        Path | None,
+        typer.Option(help="Finished sweep: rank the rungs by how much they would narrow "
+                     "--quantity."),
+    ] = None,
+    quantity: Annotated[
+        str,
+        typer.Option(help="With --refine: a parameter (alpha, E), a, b, loss@C, n@C, d@C or "
+                     "loss@N,D."),
+    ] = "a",
+    budget: Annotated[
+        float | None, typer.Option(help="With --refine: FLOPs to spend on new rungs.")
+    ] = None,
+    toy: Toy = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show every rung of an experiment: size, tokens, FLOPs, memory, time. Writes nothing.
+
+    A rung that does not fit is refused, and the field that would make it fit is named. Without
+    --device, runs that are set to `parallel.accelerator=cpu` are planned for this machine and
+    others for an h100. With --refine, the rungs that a finished sweep lacks are ranked by how much
+    each would narrow the interval of a quantity, within --budget.
+    """
+    from scaling.config.experiment import defines, load_experiment
+    from scaling.config.hyper_laws import known_law
+    from scaling.plan.plan import placed, rung
+    from scaling.record.record import read_states
+    from scaling.system.devices import device_for, find_device
+
+    chosen = known_law(law)
+    if defines(file, "blockwise"):
+        from scaling.cli.blockwise import show_plan
+
+        if chosen != "constant":
+            raise ConfigError(f"--law {law}: {file} linearizes a teacher, with its own rates.")
+        target = find_device(device or ("cpu" if toy else "h100"))
+        show_plan(file, toy, target, as_json)
+        if as_json or not defines(file, "runs"):
+            return
+    cluster = 1 if nodes is None else nodes * gpus_per_node
+    experiment = load_experiment(file, overrides or [], toy, chosen, cluster)
+    target = device_for(experiment.runs, device)
+    states = read_states(out or Path("runs") / experiment.name)
+    runs = experiment.runs
+    if nodes is not None:
+        runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
+    rungs = [rung(run, target, states.get(run.run_id, "planned"), chosen) for run in runs]
+    if refine is not None:
+        from analysis.cli.fit import plan_refinement
+
+        plan_refinement([r.to_json() for r in rungs], refine, quantity=quantity, budget=budget,
+                        as_json=as_json)  # fmt: skip
+        return
+    if as_json:
+        typer.echo(json.dumps([r.to_json() for r in rungs], indent=1))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_plan_table(experiment.name, rungs, target, console.width))
+    console.print(
+        f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
+        f"{duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
+        f"{target.efficiency:.0%} of its peak. Parameters without embeddings, FLOPs in the exact "
+        "convention, memory on each device; memory and time are estimates. All fields: --json.",
+        highlight=False,
+    )
+
+
+@app.command(epilog="Example: linscale run experiments/quickstart.py --jobs 2")
+def run(
+    file: File,
+    overrides: Overrides = None,
+    launcher: Annotated[
+        str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
+    ] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="SLURM nodes of each run (default: parallel.nodes).")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="SLURM time limit, such as 12:00:00 (default: from the plan)."),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
+    ] = None,
+    law: HyperLaw = "constant",
+    toy: Toy = False,
+    out: Out = None,
+) -> None:
+    """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
+
+    The same command in a second terminal joins in and takes runs nobody has claimed. With
+    --launcher slurm the runs are submitted as job arrays and the command ends.
+    """
+    from scaling.config.experiment import load_experiment
+    from scaling.config.hyper_laws import known_law
+    from scaling.sweep.launch import launch
+    from scaling.sweep.slurm import SlurmOptions, parse_extra
+
+    options = {"--partition": partition, "--nodes": nodes, "--time": time, "--slurm": slurm}
+    if launcher != "slurm" and (given := [name for name, value in options.items() if value]):
+        raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
+    on_nodes = [] if nodes is None else [f"parallel.nodes={nodes}"]
+    experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy, known_law(law))
+    sweep_dir = out or Path("runs") / experiment.name
+    cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
+    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs, slurm=cluster):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: linscale status runs/quickstart")
+def status(
+    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
+    as_json: AsJson = False,
+    live: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write a static page to this file.")
+    ] = None,
+) -> None:
+    """Show the state of every run of a sweep, with reasons for those that failed."""
+    from scaling.sweep.status import status_rows, status_table, watch
+    from scaling.sweep.status_page import write_page
+
+    if live:
+        watch(directory)
+        return
+    rows = status_rows(directory)
+    if page is not None:
+        write_page(directory, rows, page)
+        typer.echo(f"wrote {page}")
+        return
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+
+    Console().print(status_table(directory, rows))
+
+
+def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Table:
+    """Every rung on one line; a narrow terminal leaves out what the others imply."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    cells: dict[str, list[str]] = {
+        "run": [r.run_id.rpartition("-")[0] for r in rungs],
+        "params": [si(r.params_exact) for r in rungs],
+        "tokens": [si(r.tokens) for r in rungs],
+        "horizons": [str(len(r.horizons)) for r in rungs],
+        "steps": [f"{r.steps:,}" for r in rungs],
+        "batch": [si(r.batch_tokens) for r in rungs],
+        "lr": [f"{r.lr:g}" for r in rungs],
+        "FLOPs/token": [si(r.flops_per_token) for r in rungs],
+        "FLOPs": [f"{r.flops:.2e}" for r in rungs],
+        "memory": [f"{r.devices} x {size(r.memory_per_device)}" for r in rungs],
+        "by": [r.strategy for r in rungs],
+        "device time": [duration(r.device_hours) for r in rungs],
+        "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
+    }
+    for top, usual in (("by", "single"), ("state", "planned")):
+        if set(cells[top]) == {usual}:
+            del cells[top]
+    title, spares = f"{name}: planned for {device.name}", ["batch", "steps", "lr", "tokens"]
+    if (law := rungs[0].law) != "constant":
+        title += f"\nlearning rate and batch by law: {law}"
+        spares = ["steps", "tokens", "batch", "lr"]
+    for spare in ("horizons", "FLOPs/token", *spares, "FLOPs"):
+        if 2 + sum(3 + max(map(len, [top, *rows])) for top, rows in cells.items()) <= width:
+            break
+        del cells[spare]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for top in cells:
+        left = top in ("run", "by", "state")
+        table.add_column(top, justify="left" if left else "right", no_wrap=True)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def si(value: float) -> str:
+    """A number with three significant digits and an SI-like suffix: 906M, 3.93M, 300B."""
+    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    """Bytes with a binary suffix: 512 MiB, 1.5 GiB, 4.77 TiB."""
+    if value >= 2**40:
+        return f"{value / 2**40:.2f} TiB"
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def duration(hours: float) -> str:
+    """Hours in the unit that fits."""
+    if hours >= 1:
+        return f"{hours:,.0f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
+
+
+def main() -> None:
+    """Run the command line; a problem that the user can mend is one paragraph and exit code 2."""
+    from rich.console import Console
+    from rich.text import Text
+
+    try:
+        app()
+    except (LinscaleError, ConfigError) as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

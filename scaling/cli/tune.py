@@ -1,0 +1,56 @@
+"""`linscale tune`: rewrite the tuning tables of the Triton kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: linscale tune   or, without a GPU: linscale tune --offline --arch sm_90"
+)
+def tune(
+    arch: Annotated[str, typer.Option(help="With --offline: sm_80, sm_90, sm_100 or gfx942.")] = "",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Choose by compiling alone; needs no GPU.")
+    ] = False,
+    families: Annotated[
+        str, typer.Option(help="Of scalar, phase and vector, comma-separated.")
+    ] = "scalar,phase,vector",
+    dims: Annotated[
+        str, typer.Option(help="Head dimensions: of 16, 32, 64, 128 and 256, comma-separated.")
+    ] = "16,32,64,128,256",
+    jobs: Annotated[
+        int, typer.Option(help="Processes that compile; 0 for one a processor core.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder (default: the checked-in tables).")
+    ] = None,
+) -> None:
+    """Time the kernels' launch constants on this GPU and rewrite its tuning tables."""
+    import os
+
+    from models.config import ConfigError
+
+    if arch and not offline:
+        raise ConfigError(
+            f"--arch {arch} is for --offline: timing runs on this machine's own GPU. Add "
+            "--offline, or leave --arch out."
+        )
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    from models.kernels.tools import tune as tuning
+
+    try:
+        sizes = [int(dim) for dim in dims.split(",")]
+        paths = tuning.tune(
+            arch or None, offline=offline, families=families.split(","), dims=sizes, output=out,
+            jobs=jobs or os.cpu_count() or 1, report=typer.echo,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for path in paths:
+        typer.echo(f"Wrote {path}.")

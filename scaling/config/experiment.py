@@ -1,0 +1,149 @@
+"""Experiment files: Python files with a `runs()` that lists run configurations.
+
+A file whose question can also be asked of small models on a CPU takes `runs(toy: bool = False)`.
+
+A file is loaded by its path, so it may live anywhere; its stem names the sweep. Overrides from the
+command line are applied to every run, after the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.config import ConfigError
+from scaling.config.hyper_laws import Law, tuned
+from scaling.config.run import RunConfig
+from scaling.system.errors import LinscaleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What an experiment file says."""
+
+    name: str
+    """Stem of the file; names the sweep."""
+    path: Path
+    """Where it was read."""
+    text: str
+    """Its source, kept in the sweep's record."""
+    runs: list[RunConfig]
+    """Its runs, overrides applied."""
+
+
+def load_experiment(
+    path: Path,
+    overrides: list[str],
+    toy: bool = False,
+    law: Law = "constant",
+    devices: int = 1,
+) -> Experiment:
+    """Read an experiment file and apply dotted overrides to each of its runs.
+
+    Args:
+        path: the file.
+        overrides: `field=value`, for every run; they have the last word.
+        toy: take the file's small variant, in a sweep of its own (`<stem>-toy`).
+        law: sets learning rate and batch of each run by its size and budget
+            (`scaling.config.hyper_laws`).
+        devices: the batch of a law is a multiple of so many sequences.
+
+    Raises:
+        LinscaleError: the file is missing, fails to run, or does not list distinct runs.
+        ConfigError: a configuration or an override cannot work.
+    """
+    runs = call(path, "runs", toy)
+    text = path.read_text(encoding="utf-8")
+    if not isinstance(runs, list) or not all(isinstance(run, RunConfig) for run in runs):
+        raise LinscaleError(f"{path}: runs() must return a list of RunConfig.")
+    if not runs:
+        raise LinscaleError(f"{path}: runs() returned no run.")
+    configs = [_configured(run, overrides, law, devices) for run in runs]
+    repeated = [name for name, count in Counter(run.run_id for run in configs).items() if count > 1]
+    if repeated:
+        raise LinscaleError(
+            f"{path}: {len(repeated)} runs are the same twice, first {repeated[0]}; an override "
+            "that sets the field the runs differ in (model.arch, seed, ...) makes them equal."
+        )
+    name = f"{path.stem}-toy" if toy else path.stem
+    return Experiment(name=name, path=path, text=text, runs=configs)
+
+
+def _configured(run: RunConfig, overrides: list[str], law: Law, devices: int) -> RunConfig:
+    """Overrides come first, as a law depends on budget and devices, and again after it."""
+    if overrides:
+        run = run.override(overrides)
+    if law == "constant":
+        return run
+    own = run.parallel.world_size
+    run = tuned(run, law, multiple=math.lcm(devices, own) // own)
+    return run.override(overrides) if overrides else run
+
+
+def defines(path: Path, function: str) -> bool:
+    """Whether a file has this function at its top level; nothing of it is run."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.search(rf"^def {function}\(", text, re.MULTILINE) is not None
+
+
+def call(path: Path, function: str, toy: bool = False) -> object:
+    """The result of a file's function; errors in the file name its own line, not our internals.
+
+    Raises:
+        LinscaleError: the file is missing or fails, or has no such function.
+        ConfigError: a configuration in it cannot work.
+    """
+    if "=" in path.name and not path.exists():
+        raise LinscaleError(f"{path}: the experiment file comes first, overrides after it.")
+    if path.is_dir():
+        raise LinscaleError(f"{path}: is a directory; give one of its experiment files (.py).")
+    if not path.is_file():
+        raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
+    spec = importlib.util.spec_from_file_location(f"linscale_experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise LinscaleError(f"{path}: an experiment is a Python file (.py).")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        found = getattr(module, function, None)
+        if found is None:
+            raise LinscaleError(f"{path}: has no function {function}() that returns a list.")
+        if toy and "toy" not in inspect.signature(found).parameters:
+            raise LinscaleError(
+                f"{path}: has no toy variant; its {function}() takes no argument `toy: bool`."
+            )
+        return found(toy=True) if toy else found()
+    except (LinscaleError, ConfigError):
+        raise
+    except Exception as error:
+        where = f"{path}:{getattr(error, 'lineno', '?')}"
+        frames = traceback.extract_tb(error.__traceback__)
+        for frame in frames:
+            if Path(frame.filename) == path:
+                where = f"{path}:{frame.lineno}"
+        raise LinscaleError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _nearest(path: Path) -> str:
+    """A suggestion from the same folder, or from `experiments/`."""
+    candidates = {
+        str(p) for folder in (path.parent, Path("experiments")) for p in folder.glob("*.py")
+    }
+    candidates = {c for c in candidates if not c.endswith("__init__.py")}
+    near = difflib.get_close_matches(str(path), candidates, n=1)
+    if not near:
+        stems = {Path(c).stem: c for c in candidates}
+        near = [stems[s] for s in difflib.get_close_matches(path.stem, list(stems), n=1)]
+    return f" Did you mean {near[0]}?" if near else ""

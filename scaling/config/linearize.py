@@ -1,0 +1,155 @@
+"""The `linearize` part of a run's configuration: where the weights come from, and the stages.
+
+    linearize.teacher -> [fit outputs] -> stages that align layers, each its tokens -> the rest
+                         `fit_sequences`  matrices | transfer | hidden                 of the run
+
+    matrices   mixing matrices against attention matrices (MOHAWK, arXiv 2408.10189, stage 1)
+    transfer   attention outputs (LoLCATs, arXiv 2410.10254, stage 1)
+    hidden     outputs of whole blocks on the teacher's hidden states (MOHAWK, stage 2)
+    the rest   all weights or LoRA (`lora_rank`), on the text, or on the teacher's logits
+               (`temperature`; MOHAWK, stage 3)
+
+The method is the model's architecture, with its own options: `model.arch` is `supra` or `lolcats`;
+`tnl`, `hgrn2` or `cosformer2`, which start from attention weights (`models.linearize.initialise`);
+or `llama`, which goes on training the teacher as it is: the control that has no surgery. A teacher
+that is linearized already, such as one assembled by `linscale blockwise`, is taken over whole. The
+budget counts the tokens of all stages; the run's schedule, its warm-up and decays, is that of the
+rest. A budget that the aligning stages fill has no rest: the run ends with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
+from scaling.config.parts import Part
+
+Alignment = Literal["matrices", "transfer", "hidden"]
+ALIGNMENTS: dict[Alignment, str] = {
+    "matrices": "matrix_tokens",
+    "transfer": "transfer_tokens",
+    "hidden": "hidden_tokens",
+}
+"""Stages that align layers with a teacher's, in the order in which a run takes them -> the field
+with their tokens."""
+STARTED = ("tnl", "hgrn2", "cosformer2")
+"""Architectures that start from attention weights (`models.linearize.initialise`)."""
+STARTS = ("llama", *LINEARIZED, *STARTED)
+"""Architectures that can take over a teacher's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearizeConfig(Part):
+    """From which transformer a run starts, and how it learns to do without softmax."""
+
+    teacher: str = ""
+    """Run directory, checkpoint or directory in Hugging Face's layout; empty: from scratch. The
+    path is part of the run's identity: give it relative to the working directory."""
+    transfer_tokens: int = 0
+    """Tokens of LoLCATs' attention transfer: only feature maps and window factors learn, from the
+    teacher's attention outputs. Part of `budget.tokens`. 0: no such stage."""
+    transfer_lr: float = 1e-2
+    """Learning rate of the stages that align layers, constant; their weight decay is 0. Published
+    for attention transfer: 1e-2, divided by ten when ten evaluations a hundred steps apart bring
+    nothing, which a run of 2400 steps can see twice at most."""
+    cross_entropy: float = 0.0
+    """Attention transfer: factor of the attention weights' cross-entropy beside 1000 x the squared
+    error. Published: 0."""
+    lora_rank: int = 0
+    """After the aligning stages only low-rank additions of this rank to q, k, v and o learn. 0: all
+    weights."""
+    lora_alpha: float = 16.0
+    """Low-rank additions are scaled by alpha / rank."""
+    matrix_tokens: int = field(default=0, metadata=LATER)
+    """Tokens of a stage in which token mixers learn the teacher's attention matrices, which takes
+    memory of sequence_length^2 a head. Part of `budget.tokens`. 0: no such stage."""
+    hidden_tokens: int = field(default=0, metadata=LATER)
+    """Tokens of a stage in which whole blocks learn the outputs of the teacher's, each on the
+    teacher's hidden states. Part of `budget.tokens`. 0: no such stage."""
+    temperature: float = field(default=0.0, metadata=LATER)
+    """After the aligning stages the loss is tau^2 KL(teacher || student) of the next-token
+    distributions at this temperature (arXiv 1503.02531). 0: the text's cross-entropy."""
+    hard: float = field(default=0.0, metadata=LATER)
+    """With `temperature`: factor of the text's cross-entropy beside the divergence."""
+    fit_sequences: int = field(default=0, metadata=LATER)
+    """Before training, the output projection of every linear layer is solved for the teacher's
+    attention, by least squares on this many training sequences. 0: it is the teacher's."""
+
+    _prefix = "linearize."
+
+    def _validate(self) -> None:
+        for name in ("transfer_tokens", "matrix_tokens", "hidden_tokens", "fit_sequences"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("transfer_lr", 0 < self.transfer_lr < float("inf"), "above 0 and finite")
+        self._require("lora_rank", self.lora_rank >= 0, "at least 0")
+        self._require("lora_alpha", 0 < self.lora_alpha < float("inf"), "above 0 and finite")
+        for name in ("cross_entropy", "temperature", "hard"):
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "at least 0")
+        self._require("hard", not self.hard or self.temperature > 0, "0 without a temperature")
+
+    @property
+    def alignment(self) -> tuple[tuple[Alignment, int], ...]:
+        """The stages that align layers, in order, each with its tokens."""
+        tokens: dict[Alignment, int] = {n: getattr(self, field) for n, field in ALIGNMENTS.items()}
+        return tuple((name, count) for name, count in tokens.items() if count)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a second model, the teacher, is in memory in some of the run's stages."""
+        return bool(self.matrix_tokens or self.hidden_tokens or self.temperature)
+
+    def check(self, model: ModelConfig, strategy: str, corpus: str) -> None:
+        """Rules that take in the model, the devices and the text.
+
+        Raises:
+            ConfigError: the architecture has no such stage, or strategy or text do not allow it.
+        """
+        extras = ("transfer_tokens", "lora_rank", "matrix_tokens", "hidden_tokens", "temperature",
+                  "fit_sequences")  # fmt: skip
+        given = [name for name in extras if getattr(self, name)]
+        if not self.teacher:
+            for name in given:
+                self._require(name, False, "0 without a teacher")
+            return
+        if model.arch not in STARTS:
+            raise ConfigError(
+                f"model.arch={model.arch!r} with linearize.teacher={self.teacher!r}: it has no "
+                f"use for a transformer's weights; choose one of {', '.join(STARTS)}."
+            )
+        if self.transfer_tokens and model.arch != "lolcats":
+            raise ConfigError(
+                f"linearize.transfer_tokens={self.transfer_tokens} with model.arch="
+                f"{model.arch!r}: attention transfer is LoLCATs' first stage; set "
+                "linearize.transfer_tokens=0, or linearize with lolcats."
+            )
+        wrong = {
+            "lora_rank": model.arch in STARTED,  # has other projections
+            "matrix_tokens": model.arch == "llama",  # has nothing to align
+            "hidden_tokens": model.arch == "llama",
+            "fit_sequences": model.arch == "llama",
+        }
+        for name in (name for name in given if wrong.get(name)):
+            raise ConfigError(
+                f"linearize.{name}={getattr(self, name)} with model.arch={model.arch!r}: that "
+                f"architecture has no such option; set linearize.{name}=0."
+            )
+        for name in ("matrix_tokens", "fit_sequences"):
+            if getattr(self, name) and corpus.startswith("instructions:"):
+                raise ConfigError(
+                    f"linearize.{name}={getattr(self, name)} with data.corpus={corpus!r}: works on "
+                    f"whole sequences, and instructions are packed; set linearize.{name}=0, or "
+                    "take plain text."
+                )
+        if strategy == "fsdp" and model.arch in STARTED:
+            raise ConfigError(
+                f"parallel.strategy='fsdp' with model.arch={model.arch!r} and linearize.teacher: "
+                "starting from attention weights needs the whole model on every device; choose "
+                "parallel.strategy=ddp."
+            )
+        if strategy == "fsdp" and (whole := [n for n in given if n != "lora_rank"]):
+            raise ConfigError(
+                f"parallel.strategy='fsdp' with linearize.{whole[0]}={getattr(self, whole[0])}: "
+                "needs whole models on every device; choose parallel.strategy=ddp, or train "
+                "attention transfer in groups of layers (linscale blockwise)."
+            )

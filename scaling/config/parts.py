@@ -1,0 +1,278 @@
+"""The parts of a run's configuration: data, optimizer, schedule, budget, parallelism, divergence.
+
+Frozen dataclasses with plain type hints; every value is checked when a part is built. What a run
+is made of, how it is named and how it is overridden: `scaling.config.run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from models.config import LATER, ConfigError
+from scaling.config.fields import check, hints
+from scaling.data import mixture
+from scaling.data.recall_tasks import is_task, parse
+
+
+class Part:
+    """Checks the type of every field of a configuration part, then its own rules."""
+
+    _prefix = ""
+
+    def __post_init__(self) -> None:
+        for name, hint in hints(type(self)).items():
+            value = check(hint, getattr(self, name), self._prefix + name)
+            object.__setattr__(self, name, value)
+        self._validate()
+
+    def _validate(self) -> None:
+        """Rules beyond types; raises ConfigError."""
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"{self._prefix}{name}={getattr(self, name)!r}: must be {rule}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Part):
+    """Which text, how it becomes tokens, and the shape of a batch."""
+
+    corpus: str = "kjv"
+    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH`, `hf:NAME[:CONFIG]`, or a recall task such as
+    `task:mqar:pairs=8,vocab=64` (`scaling.data.recall_tasks`), which has no tokenizer.
+    `instructions:GLOB` and `instructions:hf:NAME`: questions with answers, packed
+    (`scaling.data.instructions`). `mix:0.7 CORPUS + 0.3 CORPUS`: several by weight
+    (`scaling.data.mixture`)."""
+    tokenizer: str = "bytes"
+    """`bytes`, `bpe:VOCAB`, `file:PATH/tokenizer.json` or `tiktoken:NAME`."""
+    text_field: str = "text"
+    """Field that holds the text in `jsonl:` and `hf:` corpora."""
+    sequence_length: int = 256
+    """Tokens of a training sequence T."""
+    batch_sequences: int = 16
+    """Sequences of a global batch: one optimizer step, over all devices and micro-batches."""
+    validation_fraction: float = 0.05
+    """Share of the documents that is held out."""
+    validation_blocks: int = 64
+    """Most sequences of the fixed validation list that milestones are evaluated on."""
+
+    _prefix = "data."
+
+    @property
+    def masked(self) -> bool:
+        """Whether targets count in some places only: answers."""
+        return self.corpus.startswith(("task:", "instructions:"))
+
+    def _validate(self) -> None:
+        kinds = ("text:", "jsonl:", "hf:", "instructions:")
+        known = self.corpus in ("kjv", "stdlib") or (
+            self.corpus.startswith(kinds) and self.corpus.split(":", 1)[1] != ""
+        )
+        if mixture.is_mixture(self.corpus):
+            for ingredient in mixture.parse(self.corpus):
+                replace(self, corpus=ingredient.corpus)  # checks it
+            known = True
+        known = known or is_task(self.corpus)
+        rule = "kjv, stdlib, text:GLOB, jsonl:PATH, hf:NAME, task:NAME or mix:WEIGHT CORPUS + ..."
+        self._require("corpus", known, rule)
+        known = self.tokenizer == "bytes" or (
+            self.tokenizer.startswith(("bpe:", "file:", "tiktoken:"))
+            and self.tokenizer.split(":", 1)[1] != ""
+        )
+        self._require("tokenizer", known, "bytes, bpe:VOCAB, file:PATH or tiktoken:NAME")
+        for name in ("sequence_length", "batch_sequences", "validation_blocks"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        if is_task(self.corpus):
+            parse(self.corpus).check_length(self.sequence_length)
+        self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Part):
+    """AdamW. The paper states lr 3e-4 and weight decay 0.1 for all sizes; betas, eps and clipping
+    are not stated there and are the common values of the field."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices (norms, biases and other 1-D parameters have none)."""
+    clip_norm: float | None = 1.0
+    """Largest global gradient norm; None does not clip."""
+
+    _prefix = "optim."
+
+    def _validate(self) -> None:
+        self._require("lr", 0 < self.lr < float("inf"), "above 0 and finite")
+        self._require("betas", all(0 <= b < 1 for b in self.betas), "from 0 to below 1")
+        self._require("eps", 0 < self.eps < float("inf"), "above 0 and finite")
+        self._require("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
+        self._require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Part):
+    """Learning rate over tokens; formulas in `scaling.config.schedule`."""
+
+    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    """`wsd`: warm-up, stable, decay branch at each horizon; `cosine`; `constant` (the paper's)."""
+    warmup_tokens: int = 0
+    """Tokens of the linear warm-up from 0."""
+    decay_fraction: float = 0.2
+    """Share of a horizon that its WSD decay branch takes."""
+    final_lr_ratio: float = 0.0
+    """Learning rate at the end of a decay, as a share of the peak."""
+
+    _prefix = "schedule."
+
+    def _validate(self) -> None:
+        self._require("warmup_tokens", self.warmup_tokens >= 0, "at least 0")
+        self._require("decay_fraction", 0 < self.decay_fraction < 1, "between 0 and 1")
+        self._require("final_lr_ratio", 0 <= self.final_lr_ratio < 1, "from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig(Part):
+    """How long to train, in tokens. 300e9 is accepted as well as 300_000_000_000."""
+
+    tokens: int
+    """Tokens of the whole run, rounded to whole steps."""
+    horizons: tuple[int, ...] = ()
+    """Tokens at which a milestone is taken: with `wsd`, a decayed model; else the model as it is.
+    In increasing order, each at most `tokens`; the end of the run is always one."""
+    checkpoint_every_tokens: int | None = None
+    """Tokens between resume checkpoints. None: by wall time, about one a minute."""
+    keep_every_tokens: int | None = field(default=None, metadata=LATER)
+    """Tokens between resume checkpoints of the trunk that are kept for good. None: those that are
+    no longer of use are removed; milestones are kept anyway."""
+
+    _prefix = "budget."
+
+    def _validate(self) -> None:
+        self._require("tokens", self.tokens >= 1, "at least 1")
+        increasing = list(self.horizons) == sorted(set(self.horizons))
+        self._require("horizons", increasing, "in increasing order, without repeats")
+        if self.horizons:
+            self._require("horizons", self.horizons[0] >= 1, "positive token counts")
+            rule = f"at most budget.tokens={self.tokens}"
+            self._require("horizons", self.horizons[-1] <= self.tokens, rule)
+        for name in ("checkpoint_every_tokens", "keep_every_tokens"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Part):
+    """Where and how a run is executed. Not part of its identity, but for the precision."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where there is one."""
+    devices: int = 1
+    """Devices of one node."""
+    nodes: int = 1
+    """Nodes of so many devices each; more than one are started by torchrun or a cluster."""
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
+    """`auto`: `single` for one device, else `ddp`, which holds the whole model on every device, or
+    `fsdp` where that does not fit. `fsdp`: weights, gradients and optimizer are shared out over the
+    devices (FSDP2)."""
+    shard: int | None = None
+    """`fsdp`: devices that share one copy of the model; the copies, devices x nodes / shard, are
+    replicas. None: all devices share one copy."""
+    sequence: int = 1
+    """Devices that share each sequence, consecutive tokens each: sequence parallelism of the linear
+    mixers (`models.kernels.parallel`). A batch is shared by the devices over this."""
+    activation_checkpointing: Literal["none", "selective", "block"] = "none"
+    """What is computed again in the backward pass to save memory: nothing; the element-wise
+    operations (products and token mixers are kept); all of a block."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: products in bf16; master weights, gradient sums and optimizer in fp32."""
+    micro_batch_sequences: int | None = None
+    """Sequences a device processes at once; the rest of the batch is accumulated. None: all."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    workers: int = 0
+    """Data loading processes for each device."""
+    threads: int | None = None
+    """CPU threads of a training process. None: PyTorch's default."""
+    profile_steps: int = 0
+    """Steps at the start of each session that a profiler looks at; its trace is left in the run's
+    folder `profile`."""
+
+    _prefix = "parallel."
+
+    def _validate(self) -> None:
+        self._require("devices", self.devices >= 1, "at least 1")
+        self._require("nodes", self.nodes >= 1, "at least 1")
+        self._require("sequence", self.sequence >= 1, "at least 1")
+        if self.world_size % self.sequence:
+            raise ConfigError(
+                f"parallel.sequence={self.sequence} does not divide the {self.world_size} devices "
+                f"of the run (parallel.devices={self.devices}, parallel.nodes={self.nodes})."
+            )
+        for name in ("workers", "profile_steps"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("micro_batch_sequences", "threads"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1, or none")
+        if self.strategy == "single" and self.world_size > 1:
+            raise ConfigError(
+                f"parallel.strategy='single' with parallel.devices={self.devices} and "
+                f"parallel.nodes={self.nodes}: a single-device strategy uses one device; choose "
+                "parallel.strategy=ddp or fsdp, or one device."
+            )
+        if self.shard is None:
+            return
+        if self.strategy != "fsdp":
+            raise ConfigError(
+                f"parallel.shard={self.shard} with parallel.strategy={self.strategy!r}: only fsdp "
+                "shares a model out; choose parallel.strategy=fsdp, or parallel.shard=none."
+            )
+        if self.shard < 1 or self.world_size % self.shard:
+            raise ConfigError(
+                f"parallel.shard={self.shard} does not divide the {self.world_size} devices of the "
+                f"run (parallel.devices={self.devices}, parallel.nodes={self.nodes})."
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all nodes."""
+        return self.devices * self.nodes
+
+    @property
+    def data_ranks(self) -> int:
+        """Shares that a batch is divided into: devices, or groups that share sequences."""
+        return self.world_size // self.sequence
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the run's processes are ranks that torchrun starts."""
+        return self.world_size > 1 or self.strategy == "fsdp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergenceConfig(Part):
+    """What to do about updates that are not numbers and about loss spikes
+    (`scaling.training.guard`)."""
+
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    """`stop`: a loss or gradient that is not finite ends the run as `diverged`. `skip`: such an
+    update is left out and counted. `rewind`: such an update or a loss spike puts the run back to
+    an earlier checkpoint, from where it goes on with later data."""
+    limit: int = 10
+    """Skipped updates, or rewinds, after which the run stops as `diverged` all the same."""
+    spike_sigmas: float = 6.0
+    """`rewind`: a loss that is this many standard deviations above the mean of the last `window`
+    losses is a spike."""
+    window: int = 64
+    """`rewind`: losses that a spike is measured against; there are no spikes before so many."""
+
+    _prefix = "divergence."
+
+    def _validate(self) -> None:
+        self._require("limit", self.limit >= 1, "at least 1")
+        self._require("spike_sigmas", self.spike_sigmas > 0, "above 0")
+        self._require("window", self.window >= 8, "at least 8")

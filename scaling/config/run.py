@@ -1,0 +1,339 @@
+"""The configuration of one training run: frozen, validated, and free of torch.
+
+A `RunConfig` has a part for each concern (`scaling.config.parts`): model, data, optimizer,
+schedule, budget, parallelism, divergence.
+Tokens are the only clock a user sets; budgets and horizons are rounded to whole optimizer steps
+of `sequence_length * batch_sequences` tokens. Values come from an experiment file and may be
+overridden by dotted text, `optim.lr=3e-4`; the command line wins.
+
+Identity. `run_id` is the run's name and eight hex digits of the SHA-256 of the fields that change
+what is learnt. Names and labels, the checkpoint interval, loggers and `parallel` (devices,
+micro-batches, compilation) stay outside: a run started on one machine is the same run on another.
+The precision is the exception among the parallel fields: bf16 changes the numbers, so it is hashed.
+Fields that came later (`models.config.LATER`) are hashed only where they differ from their default:
+an option that a run does without does not rename it.
+A corpus of files is identified by the text of its pattern; give a relative one, so that a project
+can move. Its content is fingerprinted in the run record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, cast, get_args
+
+from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
+from scaling.config.fields import check, hints, identity, parse, unknown_name
+from scaling.config.linearize import ALIGNMENTS, Alignment, LinearizeConfig
+from scaling.config.parts import (
+    BudgetConfig,
+    DataConfig,
+    DivergenceConfig,
+    OptimConfig,
+    ParallelConfig,
+    Part,
+    ScheduleConfig,
+)
+
+__all__ = [
+    "BudgetConfig",
+    "DataConfig",
+    "DivergenceConfig",
+    "LinearizeConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "dotted_names",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Part):
+    """One training run.
+
+    Raises:
+        ConfigError: a field has the wrong type, is out of range, or contradicts another.
+    """
+
+    name: str
+    """Slug that a reader recognises, such as `tnl-d96`."""
+    model: ModelConfig
+    """What is trained."""
+    budget: BudgetConfig
+    """How long."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """On what."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """With which optimizer."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """With which learning rate over tokens."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """On which devices; of these fields only the precision is part of the identity."""
+    divergence: DivergenceConfig = field(default=DivergenceConfig(), metadata=LATER)
+    """What happens when the loss spikes or is no longer a number."""
+    linearize: LinearizeConfig = field(default=LinearizeConfig(), metadata=LATER)
+    """Which transformer it starts from, if any."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go besides the run record (`scaling.training.loggers`). Not part of the
+    identity."""
+    seed: int = 0
+    """Seeds initialisation and data order."""
+    size: str = ""
+    """Label of the rung, such as `70M` or `d96`."""
+
+    def _validate(self) -> None:
+        slug = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None
+        self._require("name", slug, "1 to 64 letters, digits, dots, dashes or underscores")
+        self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
+        self._validate_model()
+        self.linearize.check(self.model, self.parallel.strategy, self.data.corpus)
+        self._validate_budget()
+        self._validate_batch()
+
+    def _validate_model(self) -> None:
+        """`models.config` checks ranges; here the types, and 10000 becomes 10000.0 as elsewhere."""
+        values = {
+            name: check(hint, getattr(self.model, name), f"model.{name}")
+            for name, hint in hints(ModelConfig).items()
+        }
+        object.__setattr__(self, "model", ModelConfig(**values))
+
+    def _validate_budget(self) -> None:
+        per_step = self.tokens_per_step
+        smallest = self._horizons[0]
+        if smallest < per_step:
+            name = "tokens" if smallest == self.budget.tokens else "horizons"
+            raise ConfigError(
+                f"budget.{name}: {smallest} tokens are less than one optimizer step of "
+                f"data.batch_sequences={self.data.batch_sequences} x data.sequence_length="
+                f"{self.data.sequence_length} = {per_step} tokens; raise the budget to at least "
+                f"{per_step} or make the batch smaller."
+            )
+        steps = self.horizon_steps
+        if len(set(steps)) < len(steps):
+            raise ConfigError(
+                f"budget.horizons={self.budget.horizons}: with budget.tokens={self.budget.tokens}, "
+                f"two of them are the same step when rounded to whole steps of {per_step} tokens; "
+                "space them further apart."
+            )
+        if self.divergence.policy == "rewind" and self.budget.checkpoint_every_tokens is None:
+            raise ConfigError(
+                "divergence.policy='rewind' with budget.checkpoint_every_tokens=None: a rewind "
+                "goes back to the last checkpoint, which may not depend on the clock; set "
+                "budget.checkpoint_every_tokens."
+            )
+        aligned = self.alignment_steps
+        if aligned > steps[0] or (aligned == steps[0] and aligned < self.steps):
+            raise ConfigError(
+                f"{', '.join(f'linearize.{ALIGNMENTS[name]}' for name, _ in self.alignment)}: the "
+                f"stages that align layers take {aligned * per_step} tokens and must end before "
+                f"the first horizon, at {steps[0] * per_step}; shorten them or raise the budget, "
+                "which counts the tokens of all stages together."
+            )
+        if aligned == self.steps:
+            return  # nothing follows that has a schedule
+        warmup = self.schedule.warmup_tokens
+        if self.schedule.kind == "wsd":
+            # The decay takes at least one step and starts from a warmed-up trunk.
+            stable = steps[0] - self.decay_steps(steps[0]) - aligned
+            if warmup > stable * per_step:
+                raise ConfigError(
+                    f"schedule.warmup_tokens={warmup}: the warm-up must end before the first decay "
+                    f"starts, at {stable * per_step} tokens (horizon {steps[0] * per_step}, "
+                    f"schedule.decay_fraction={self.schedule.decay_fraction}); shorten the warm-up "
+                    "or move the first horizon."
+                )
+        elif warmup >= (self.steps - aligned) * per_step:
+            after = " after stage 1" if aligned else ""
+            raise ConfigError(
+                f"schedule.warmup_tokens={warmup}: must be less than the run's "
+                f"{(self.steps - aligned) * per_step} tokens{after}."
+            )
+
+    def _validate_batch(self) -> None:
+        self._validate_sequence()
+        batch, devices = self.data.batch_sequences, self.parallel.data_ranks
+        if batch % devices:
+            raise ConfigError(
+                f"data.batch_sequences={batch} cannot be shared by {self._devices}; "
+                f"the nearest multiple is {max(1, round(batch / devices)) * devices}."
+            )
+        share, micro = batch // devices, self.parallel.micro_batch_sequences
+        if micro is not None and share % micro:
+            divisors = [n for n in range(1, share + 1) if share % n == 0]
+            near = min(divisors, key=lambda n: abs(n - micro))
+            raise ConfigError(
+                f"parallel.micro_batch_sequences={micro} does not divide the {share} sequences of "
+                f"each device; the nearest number that does is {near}."
+            )
+
+    def _validate_sequence(self) -> None:
+        """Sequences are split only where a state is all that a rank needs of earlier tokens."""
+        split, length = self.parallel.sequence, self.data.sequence_length
+        if split == 1:
+            return
+        if self.model.arch in ("llama", *LINEARIZED):
+            raise ConfigError(
+                f"parallel.sequence={split} with model.arch={self.model.arch!r}: only linear "
+                "mixers share a sequence; set parallel.sequence=1, and use parallel.activation_"
+                "checkpointing=block or a smaller parallel.micro_batch_sequences to save memory."
+            )
+        for name in ("matrix_tokens", "hidden_tokens", "temperature", "fit_sequences"):
+            if value := getattr(self.linearize, name):
+                raise ConfigError(
+                    f"parallel.sequence={split} with linearize.{name}={value}: the teacher's "
+                    "softmax attention takes whole sequences; set parallel.sequence=1."
+                )
+        corpus = self.data.corpus
+        if corpus.startswith("instructions:"):
+            raise ConfigError(
+                f"parallel.sequence={split} with data.corpus={corpus!r}: rows packed with several "
+                "examples cannot be split; set parallel.sequence=1."
+            )
+        if length % split:
+            raise ConfigError(
+                f"parallel.sequence={split} does not divide data.sequence_length={length}; choose "
+                "a number of devices that does."
+            )
+
+    @property
+    def _devices(self) -> str:
+        """The devices of the run, in the words of an error message."""
+        per_node, nodes = self.parallel.devices, self.parallel.nodes
+        return f"parallel.devices={per_node}" + (f" x parallel.nodes={nodes}" if nodes > 1 else "")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step: sequence_length x batch_sequences."""
+        return self.data.sequence_length * self.data.batch_sequences
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the longest path, the budget rounded to the nearest whole step."""
+        return self._to_steps(self.budget.tokens)
+
+    @property
+    def horizon_steps(self) -> tuple[int, ...]:
+        """Milestones in optimizer steps, in increasing order; the last is the end of the run."""
+        return tuple(map(self._to_steps, self._horizons))
+
+    @property
+    def _horizons(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.budget.horizons, self.budget.tokens}))
+
+    @property
+    def alignment(self) -> tuple[tuple[Alignment, int], ...]:
+        """The stages that align layers with a teacher's, in order, each with its steps."""
+        return tuple((name, self._to_steps(tokens)) for name, tokens in self.linearize.alignment)
+
+    @property
+    def alignment_steps(self) -> int:
+        """Optimizer steps of these stages; 0 where there are none."""
+        return sum(steps for _, steps in self.alignment)
+
+    def decay_steps(self, horizon: int) -> int:
+        """Optimizer steps of the WSD decay that ends at step `horizon`, at least one."""
+        return max(1, round((horizon - self.alignment_steps) * self.schedule.decay_fraction))
+
+    def passes(self, step: int, every: int | None) -> bool:
+        """Whether a step is the first at or beyond another multiple of so many tokens."""
+        now, before = (count * self.tokens_per_step for count in (step, max(0, step - 1)))
+        return every is not None and now // every > before // every
+
+    def keeps(self, step: int) -> bool:
+        """Whether the trunk's checkpoint of this step is kept for good."""
+        return self.passes(step, self.budget.keep_every_tokens)
+
+    def _to_steps(self, tokens: int) -> int:
+        return max(1, (2 * tokens + self.tokens_per_step) // (2 * self.tokens_per_step))
+
+    @property
+    def run_id(self) -> str:
+        """Name and hash of the fields that change what is learnt."""
+        semantic = identity(self)
+        semantic["precision"] = self.parallel.precision
+        for label in ("name", "size", "parallel", "loggers"):
+            del semantic[label]
+        if self.divergence.policy != "rewind":  # which goes back to a checkpoint
+            for name in ("checkpoint_every_tokens", "keep_every_tokens"):
+                semantic["budget"].pop(name, None)
+        canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
+        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every resolved value as plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The configuration of `to_json`; fields left out take their defaults.
+
+        Raises:
+            ConfigError: an unknown field, a wrong type or a value that cannot work.
+        """
+        return _build(cls, values, "")
+
+    def override(self, assignments: Sequence[str]) -> RunConfig:
+        """A copy with dotted assignments applied together, for example `["optim.lr=3e-4"]`.
+
+        Raises:
+            ConfigError: an unknown name (the nearest is suggested), a value of the wrong type, or
+                a configuration that cannot work.
+        """
+        values = self.to_json()
+        known = dotted_names()
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            path = path.strip()
+            if not equals:
+                raise ConfigError(f"{assignment!r}: write an override as name=value.")
+            if path in values and path not in known:
+                raise ConfigError(
+                    f"{path} is a group of fields; set one of them, {path}.NAME=VALUE."
+                )
+            if path not in known:
+                raise unknown_name(path, known)
+            *parents, leaf = path.split(".")
+            target = values[parents[0]] if parents else values
+            target[leaf] = parse(known[path], text.strip(), path)
+        return RunConfig.from_json(values)
+
+
+def dotted_names() -> dict[str, Any]:
+    """Every name that `RunConfig.override` accepts, with its type hint."""
+    names: dict[str, Any] = {}
+    for name, hint in hints(RunConfig).items():
+        if is_dataclass(hint):
+            names |= {f"{name}.{leaf}": h for leaf, h in hints(hint).items()}  # pyright: ignore[reportArgumentType]
+        else:
+            names[name] = hint
+    return names
+
+
+def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    """A dataclass, nested ones included, from plain JSON types."""
+    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"{prefix.rstrip('.')}={values!r}: must be a table of fields.")
+    known = {f.name: f for f in fields(cls)}
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise unknown_name(prefix + name, [prefix + n for n in known])
+        hint = hints(cls)[name]
+        part = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
+        if part is not None and (part is hint or isinstance(value, Mapping)):
+            arguments[name] = _build(part, cast("Any", value), f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            arguments[name] = check(hint, value, prefix + name)
+    missing = [
+        prefix + f.name
+        for f in known.values()
+        if f.name not in arguments and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: has no default; give a value.")
+    return cls(**arguments)

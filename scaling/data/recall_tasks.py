@@ -1,0 +1,108 @@
+"""Synthetic recall tasks by name: what a model can hold in its state and find again.
+
+    data.corpus = "task:mqar:pairs=8,vocab=64"
+
+`mqar`: `pairs` keys with their values; later every key once more, whose value is to be given.
+
+`copying`: `items` tokens strewn among blanks, then as many marks; at the marks, the items are to be
+given in their order.
+
+`induction`: random tokens, among them once a mark and the token after it; at the end the mark comes
+again, and that token is to be given.
+
+Sources: multi-query associative recall of arXiv 2312.04927, selective copying of arXiv 2312.00752
+(section 4.1.1), induction heads of arXiv 2212.14052 and 2312.00752 (section 4.1.2).
+
+A run on a task is a run like any other, but that only the answers are scored, nothing is held out
+of a text (`validation_fraction` has no meaning) and there is no tokenizer: tokens are numbers. The
+sequences are made by `scaling.data.recall_data`, answers are counted by `linscale evaluate --tasks
+recall`. This module is free of numpy and torch, as all configuration is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.config import ConfigError
+
+PREFIX = "task:"
+BLANK, MARK = 0, 1
+"""The token that means nothing, and the one that asks for an answer."""
+SPECIAL = 2
+"""Tokens from here on are content."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a task before its parameters."""
+
+    load: str
+    """Parameter that says how many things must be remembered at once; "" where it is one."""
+    default_load: int
+    default_vocab: int
+    room: int
+    """Least tokens of a sequence for each thing to remember."""
+    symbols: int
+    """Least content tokens of the vocabulary for each thing to remember, and in any case."""
+    least_symbols: int
+
+
+KINDS: dict[str, Kind] = {
+    # Keys are all different, and there are as many values.
+    "mqar": Kind("pairs", 8, 64, room=4, symbols=2, least_symbols=4),
+    "copying": Kind("items", 8, 16, room=2, symbols=0, least_symbols=2),
+    "induction": Kind("", 1, 16, room=3, symbols=0, least_symbols=2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """A task with its difficulty."""
+
+    task: str
+    """`mqar`, `copying` or `induction`."""
+    load: int
+    """Things to remember at once: pairs, items, or 1."""
+    vocab: int
+    """Tokens, blank and mark included; `model.vocab_size` must be at least that."""
+
+    def check_length(self, length: int) -> None:
+        """Raises ConfigError when a sequence of `length` tokens is too short for the task."""
+        least = KINDS[self.task].room * self.load
+        if length < least:
+            raise ConfigError(
+                f"data.sequence_length={length}: {self.task} with {self.load} to remember needs "
+                f"sequences of at least {least} tokens."
+            )
+
+
+def is_task(corpus: str) -> bool:
+    """Whether a `data.corpus` is a task."""
+    return corpus.startswith(PREFIX)
+
+
+def parse(corpus: str) -> Recall:
+    """The task of a `data.corpus`; parameters that it leaves out take their defaults.
+
+    Raises:
+        ConfigError: a task or parameter that does not exist, or a value that cannot work.
+    """
+    name, _, text = corpus.removeprefix(PREFIX).partition(":")
+    if name not in KINDS:
+        raise ConfigError(f"data.corpus={corpus!r}: the tasks are {', '.join(KINDS)}.")
+    kind = KINDS[name]
+    values = {kind.load: kind.default_load} if kind.load else {}
+    values["vocab"] = kind.default_vocab
+    example = f"{PREFIX}{name}:" + ",".join(f"{key}={value}" for key, value in values.items())
+    for part in text.split(",") if text else ():
+        key, _, number = part.partition("=")
+        if key not in values or not number.isdecimal():
+            raise ConfigError(f"data.corpus={corpus!r}: {part!r} is unclear; write {example!r}.")
+        values[key] = int(number)
+    vocab, load = values.pop("vocab"), next(iter(values.values()), kind.default_load)
+    if load < 1:
+        raise ConfigError(f"data.corpus={corpus!r}: {kind.load} must be at least 1.")
+    least = SPECIAL + max(kind.symbols * load, kind.least_symbols)
+    if vocab < least:
+        raise ConfigError(f"data.corpus={corpus!r}: vocab must be at least {least}.")
+    return Recall(task=name, load=load, vocab=vocab)

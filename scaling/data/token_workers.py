@@ -1,0 +1,155 @@
+"""Tokenising batches of documents on every core, with the results in their order.
+
+    batches -> [worker: hash, split, tokenise] x n -> tokens of each batch, in the same order
+
+Twice as many batches as workers are under way, so that memory does not grow with the corpus, and no
+worker waits for the slowest. Workers end with the process that started them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaling.data.tokenizers import Tokenizer, load_tokenizer
+from scaling.system.errors import LinscaleError
+from scaling.system.orphans import die_with_parent
+
+Results = Iterator[tuple["Batch", "Encoded"]]
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Consecutive documents of one chunk."""
+
+    documents: list[bytes]
+    """UTF-8 of those with text."""
+    read: int = 0
+    """Documents taken from the corpus, the empty ones included."""
+    ends_chunk: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Documents of one split, tokenised."""
+
+    raw: bytes
+    """Their tokens as the file holds them."""
+    documents: int
+    text_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A batch, tokenised."""
+
+    train: Part
+    validation: Part
+    digests: bytes
+    """SHA-256 of each document, one after another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Hashes, splits and tokenises batches, here or in a worker."""
+
+    tokenizer: Tokenizer
+    limit: int
+    """First 64 bits of a digest from which on a document is for training."""
+    dtype: str
+
+    def __call__(self, documents: list[bytes]) -> Encoded:
+        digests = [hashlib.sha256(raw).digest() for raw in documents]
+        tokens = self.tokenizer.encode_batch([raw.decode() for raw in documents])
+        end = np.array([self.tokenizer.eos_id])
+        little = np.dtype(self.dtype).newbyteorder("<")
+
+        def part(held: bool) -> Part:
+            chosen = [i for i, d in enumerate(digests) if held_out(d, self.limit) == held]
+            pieces = [piece for i in chosen for piece in (tokens[i], end)]
+            return Part(
+                raw=np.concatenate(pieces).astype(little).tobytes() if pieces else b"",
+                documents=len(chosen),
+                text_bytes=sum(len(documents[i]) for i in chosen),
+            )
+
+        return Encoded(train=part(False), validation=part(True), digests=b"".join(digests))
+
+
+def held_out(digest: bytes, limit: int) -> bool:
+    """Whether a document with this SHA-256 is for validation."""
+    return int.from_bytes(digest[:8], "big") < limit
+
+
+@contextmanager
+def encoded(
+    batches: Iterator[Batch], encoder: Encoder, trained: Path, workers: int
+) -> Iterator[Results]:
+    """The batches with their tokens, in their order.
+
+    Args:
+        batches: of documents.
+        encoder: what to do with them.
+        trained: the `tokenizer.json` of a `bpe:` tokenizer, for the workers.
+        workers: processes; 1: this one.
+
+    Raises:
+        LinscaleError: a worker was killed.
+    """
+    if workers == 1:
+        yield ((batch, encoder(batch.documents)) for batch in batches)
+        return
+    start = (os.getpid(), encoder.tokenizer.name, trained, encoder.limit, encoder.dtype)
+    # A fork would copy the locks of this process's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, start) as pool:
+        try:
+            yield _in_order(batches, pool, workers)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_order(batches: Iterator[Batch], pool: ProcessPoolExecutor, workers: int) -> Results:
+    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, pool.submit(_work, batch.documents)))
+            if len(waiting) > 2 * workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+    except BrokenProcessPool:
+        raise LinscaleError(
+            "tokenising: a worker process was killed, as it happens when memory runs out. "
+            "Everything up to the last finished chunk is kept; run the same command again, or "
+            f"`linscale data prepare` with less than {workers} --workers."
+        ) from None
+
+
+_encode: Encoder | None = None
+"""Of a worker process."""
+
+
+def _start(parent: int, name: str, trained: Path, limit: int, dtype: str) -> None:
+    global _encode
+    die_with_parent(parent, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
+    _encode = Encoder(tokenizer=load_tokenizer(name, trained), limit=limit, dtype=dtype)
+
+
+def _work(documents: list[bytes]) -> Encoded:
+    assert _encode is not None
+    return _encode(documents)

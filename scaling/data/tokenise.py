@@ -1,0 +1,254 @@
+"""Tokenising a corpus into shards: the slow part of `scaling.data.prepare.prepare`, made to be
+killed.
+
+1. A tokenizer that must be trained is trained first, on the training documents.
+2. This process reads the documents and deals them out in batches of 4 MiB of text. Worker processes
+   hash the documents, which decides the split, and tokenise them; this one writes what comes back,
+   in the order of the corpus. A corpus of less than one chunk is not worth workers.
+3. After each chunk of 256 MiB of text the shards get their names and the index is replaced. A
+   process that goes on reads the corpus from the first document that the index does not count.
+
+What a chunk holds is a function of the corpus alone, so that any number of workers and any sequence
+of kills end with the same files. (Datasets are read through `datasets`. Its `map(num_proc=...)`
+would do the work of step 2, but writes all tokens a second time, starts from nothing when it is
+killed, and leaves processes that hold the lock: see `experiments/benchmarks/tokenising.py`.)
+
+Reading takes a hundredth of the time of BPE, so that some forty workers share one reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from scaling.config.run import DataConfig
+from scaling.data import tokenizers
+from scaling.data.corpora import Corpus
+from scaling.data.token_store import TRAINED, Contents, Index, Shard, damaged, dtype_for
+from scaling.data.token_workers import Batch, Encoded, Encoder, Part, encoded, held_out
+from scaling.data.tokenizers import Tokenizer, load_tokenizer
+from scaling.system.devices import cores
+from scaling.system.errors import LinscaleError
+from scaling.system.files import replacing
+
+CHUNK_BYTES = 256 * 2**20
+"""Text of the documents that become one shard of each split. Part of the format: another value is
+another `token_store.FORMAT`."""
+BATCH_BYTES = 4 * 2**20
+"""Text that is tokenised at once."""
+
+_Advance = Callable[[int], object]
+"""Moves a progress bar on by a number of bytes."""
+
+
+class _Output:
+    """The shard that is being written for one split; no file where no document comes."""
+
+    def __init__(self, folder: Path, contents: Contents, split: str, dtype: str) -> None:
+        self._contents = contents
+        self._path = folder / f"{split}-{len(contents.shards):05d}.bin"
+        self._partial = self._path.with_suffix(".bin.tmp")
+        self._width = np.dtype(dtype).itemsize
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self._tokens = self._documents = self._text_bytes = 0
+
+    def write(self, part: Part) -> None:
+        """Append tokenised documents."""
+        if not part.documents:
+            return
+        if self._file is None:
+            self._file = self._partial.open("wb")
+        self._file.write(part.raw)
+        self._digest.update(part.raw)
+        self._tokens += len(part.raw) // self._width
+        self._documents += part.documents
+        self._text_bytes += part.text_bytes
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        """Give the finished file its name and list it, or discard what was begun."""
+        if self._file is None:
+            return
+        try:
+            with self._file:
+                if failed:
+                    return
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)  # on a full disk this is what makes room
+        self._contents.documents += self._documents
+        self._contents.text_bytes += self._text_bytes
+        self._contents.shards.append(
+            Shard(file=self._path.name, tokens=self._tokens, sha256=self._digest.hexdigest())
+        )
+
+
+class ShardWriter:
+    """Tokenises a corpus into a folder, from where the index says the last process stopped."""
+
+    def __init__(
+        self,
+        folder: Path,
+        corpus: Corpus,
+        data: DataConfig,
+        source: dict[str, Any],
+        index: Index | None,
+        progress: bool,
+        workers: int | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: where to write; the caller holds its lock.
+            corpus: the documents.
+            data: the settings.
+            source: what the index says it was made from.
+            index: the index that an earlier process left, not complete; None for a new folder.
+            progress: show a progress bar on standard error.
+            workers: processes that tokenise; None for one on each core, where there is more than a
+                chunk of text. The result does not depend on it.
+        """
+        self._folder, self._corpus, self._data, self._progress = folder, corpus, data, progress
+        self._limit = round(data.validation_fraction * 2**64)
+        small = corpus.total_bytes is not None and corpus.total_bytes <= CHUNK_BYTES
+        self._workers = workers or (1 if small else cores())
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+        self._tokenizer = self._load_tokenizer()
+        self._index = index or Index(
+            source=source,
+            vocab_size=self._tokenizer.vocab_size,
+            eos_id=self._tokenizer.eos_id,
+            tokenizer_sha256=self._tokenizer.fingerprint,
+            dtype=dtype_for(self._tokenizer.vocab_size),
+        )
+        if self._tokenizer.fingerprint != self._index.tokenizer_sha256:
+            raise damaged(folder, f"it was begun with another tokenizer {data.tokenizer}")
+
+    def _load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained first if it must be."""
+        path = self._folder / TRAINED
+        if self._data.tokenizer.startswith("bpe:") and not path.exists():
+            with self._bar("training the tokenizer", 0) as advance:
+                tokenizer = tokenizers.train_bpe(self._data.tokenizer, self._train_texts(advance))
+            with replacing(path) as file:
+                file.write(tokenizer.to_json().encode())
+        return load_tokenizer(self._data.tokenizer, path)
+
+    def _train_texts(self, advance: _Advance) -> Iterator[str]:
+        for number, text in enumerate(self._corpus.read(0)):
+            raw = self._encode(text, number)
+            advance(len(raw))
+            if text.strip() and not held_out(hashlib.sha256(raw).digest(), self._limit):
+                yield text
+
+    def _encode(self, text: str, number: int) -> bytes:
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise LinscaleError(
+                f"corpus {self._corpus.name}: document {number} holds a lone surrogate "
+                f"({error.object[error.start]!a} at character {error.start}), which is not text; "
+                "remove it or leave the document out."
+            ) from None
+
+    def run(self) -> Index:
+        """Write every chunk that is missing; returns the complete index."""
+        index = self._index
+        batches = self._batches(self._corpus.read(index.documents_read), index.documents_read)
+        seen = index.train.text_bytes + index.validation.text_bytes
+        encoder = Encoder(tokenizer=self._tokenizer, limit=self._limit, dtype=index.dtype)
+        with (
+            self._bar("tokenising", seen) as advance,
+            encoded(batches, encoder, self._folder / TRAINED, self._workers) as results,
+        ):
+            while self._write_chunk(results, advance):
+                index.save(self._folder)
+        if index.train.documents + index.validation.documents == 0:
+            empty = f", all {index.documents_read} without text" if index.documents_read else ""
+            raise LinscaleError(
+                f"corpus {self._corpus.name}: it holds no documents{empty}; check data.corpus."
+            )
+        index.complete = True
+        index.save(self._folder)
+        return index
+
+    def _batches(self, documents: Iterator[str], number: int) -> Iterator[Batch]:
+        """All documents from `number` on; the last batch of a chunk says so."""
+        batch, pending, size = Batch(documents=[]), 0, 0
+        for text in documents:
+            raw = self._encode(text, number)
+            number += 1
+            batch.read += 1
+            if not text.strip():
+                continue
+            batch.documents.append(raw)
+            pending += len(raw)
+            size += len(raw)
+            batch.ends_chunk = size >= CHUNK_BYTES
+            if batch.ends_chunk or pending >= BATCH_BYTES:
+                yield batch
+                size = 0 if batch.ends_chunk else size
+                batch, pending = Batch(documents=[]), 0
+        if batch.read:
+            yield batch
+
+    def _write_chunk(self, results: Iterator[tuple[Batch, Encoded]], advance: _Advance) -> bool:
+        """Write the next chunk; False when there is none left."""
+        index, chain = self._index, bytes.fromhex(self._index.corpus_sha256)
+        read = with_text = 0
+        with (
+            _Output(self._folder, index.train, "train", index.dtype) as train,
+            _Output(self._folder, index.validation, "validation", index.dtype) as validation,
+        ):
+            for batch, encoded in results:
+                train.write(encoded.train)
+                validation.write(encoded.validation)
+                for start in range(0, len(encoded.digests), 32):
+                    chain = hashlib.sha256(chain + encoded.digests[start : start + 32]).digest()
+                read += batch.read
+                with_text += len(batch.documents)
+                advance(encoded.train.text_bytes + encoded.validation.text_bytes)
+                if batch.ends_chunk:
+                    break
+        index.corpus_sha256 = chain.hex()
+        index.documents_read += read
+        index.empty_documents += read - with_text
+        return read > 0
+
+    @contextmanager
+    def _bar(self, label: str, done: int) -> Iterator[_Advance]:
+        """A progress bar in bytes of text, on standard error."""
+        if not self._progress:
+            yield lambda size: None
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        with Progress(
+            TextColumn(f"{self._corpus.name}: {label}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        ) as bar:
+            task = bar.add_task(label, total=self._corpus.total_bytes, completed=done)
+            yield lambda size: bar.update(task, advance=size)

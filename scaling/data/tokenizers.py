@@ -1,0 +1,266 @@
+"""Tokenizers: from `data.tokenizer` to token numbers and back.
+
+| tokenizer                   | vocabulary                                                        |
+|-----------------------------|-------------------------------------------------------------------|
+| `bytes`                     | 256: the bytes of UTF-8; byte 0xFF ends a document                |
+| `bpe:VOCAB`                 | byte-level BPE, trained on the training documents of the corpus   |
+| `file:PATH/tokenizer.json`  | any tokenizer of the Hugging Face `tokenizers` library            |
+| `tiktoken:NAME`             | an encoding of `tiktoken`, such as `cl100k_base`                  |
+
+UTF-8 never holds the byte 0xFF, so the byte vocabulary needs no 257th entry. Every tokenizer has an
+end-of-document token that ordinary text never encodes to; `encode` does not add it.
+
+BPE is trained on at most the first 256 MiB of training text. The result depends only on that text
+and the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import ConfigError
+from scaling.system.errors import LinscaleError
+
+if TYPE_CHECKING:
+    import tiktoken
+    import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+"""End-of-document token of trained vocabularies."""
+
+_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|end▁of▁sentence|>")
+
+_BPE_MINIMUM = 257  # 256 bytes and the end-of-document token
+_BPE_TRAINING_BYTES = 256 * 2**20
+
+
+class Tokenizer(ABC):
+    """Text to token numbers in [0, vocab_size) and back."""
+
+    name: str
+    """The `data.tokenizer` it was made from."""
+    vocab_size: int
+    """Smallest size of an embedding table that has a row for each token."""
+    eos_id: int
+    """Token that ends a document."""
+    fingerprint: str
+    """SHA-256 of everything that decides an encoding."""
+    prefix: tuple[int, ...] = ()
+    """Tokens that a foreign model expects before every text (its beginning-of-sequence token)."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Token numbers of each text, without the end-of-document token."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
+        """Text of the tokens, without document ends; bytes that are not UTF-8 become U+FFFD."""
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Token numbers of one text, without the end-of-document token."""
+        return self.encode_batch([text])[0]
+
+
+class ByteTokenizer(Tokenizer):
+    """The bytes of UTF-8."""
+
+    name = "bytes"
+    vocab_size = 256
+    eos_id = 0xFF
+    fingerprint = hashlib.sha256(b"utf-8 bytes, 0xff ends a document").hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) for text in texts]
+
+    def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
+        values = np.asarray(tokens)
+        return values[values != self.eos_id].astype(np.uint8).tobytes().decode(errors="replace")
+
+
+class JsonTokenizer(Tokenizer):
+    """A `tokenizer.json`: trained here or brought along."""
+
+    def __init__(self, name: str, inner: tokenizers.Tokenizer) -> None:
+        """Raises LinscaleError: no end-of-document token can be found in it."""
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True  # a special token spelt out in a text is just text
+        self.name = name
+        self._inner = inner
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        ends = [token for token in _KNOWN_ENDS if token in vocabulary]
+        if not ends:
+            raise LinscaleError(
+                f"tokenizer {name}: no end-of-document token; add one of "
+                f"{', '.join(_KNOWN_ENDS[:4])} to it as a special token."
+            )
+        self.eos_id = vocabulary[ends[0]]
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.prefix = tuple(inner.encode("", add_special_tokens=True).ids)
+        canonical = json.dumps(json.loads(inner.to_str()), sort_keys=True)
+        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
+        return self._inner.decode([int(t) for t in tokens], skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        """Content of its `tokenizer.json`."""
+        return self._inner.to_str(pretty=True)
+
+
+class TiktokenTokenizer(Tokenizer):
+    """An encoding of tiktoken."""
+
+    def __init__(self, name: str, inner: tiktoken.Encoding) -> None:
+        self.name = name
+        self.inner = inner
+        self.eos_id = inner.eot_token
+        self.vocab_size = inner.n_vocab
+        digest = hashlib.sha256(f"{inner.name} {self.eos_id} {self.vocab_size}".encode())
+        for token in sorted(inner.token_byte_values()):
+            digest.update(f"{inner.encode_single_token(token)} ".encode() + token + b"\n")
+        self.fingerprint = digest.hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        encodings = self.inner.encode_ordinary_batch(list(texts))
+        return [np.array(ids, dtype=np.int64) for ids in encodings]
+
+    def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
+        return self.inner.decode([int(t) for t in tokens if t != self.eos_id])
+
+
+def bpe_vocabulary(name: str) -> int:
+    """VOCAB of `bpe:VOCAB`.
+
+    Raises:
+        ConfigError: it is not a number, or too small for the bytes and the end-of-document token.
+    """
+    argument = name.partition(":")[2]
+    if not argument.isdecimal() or int(argument) < _BPE_MINIMUM:
+        raise ConfigError(
+            f"data.tokenizer={name!r}: the vocabulary must be a whole number of at least "
+            f"{_BPE_MINIMUM}, 256 bytes and one end-of-document token; for example bpe:4096."
+        )
+    return int(argument)
+
+
+def signature(name: str) -> str:
+    """Changes when the tokenizer's file does; empty for tokenizers that are known by name."""
+    kind, _, argument = name.partition(":")
+    return hashlib.sha256(_file(name, argument).read_bytes()).hexdigest() if kind == "file" else ""
+
+
+def load_tokenizer(name: str, trained: Path | None = None) -> Tokenizer:
+    """The tokenizer of a name.
+
+    Args:
+        name: `data.tokenizer`.
+        trained: for `bpe:`, the `tokenizer.json` that `train_bpe` led to.
+
+    Raises:
+        LinscaleError: a file is missing or is no tokenizer, or tiktoken cannot get its vocabulary.
+        ConfigError: a name that cannot work.
+    """
+    kind, _, argument = name.partition(":")
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "tiktoken":
+        return _tiktoken(name, argument)
+    if kind == "bpe":
+        if trained is None:
+            raise ValueError("a bpe tokenizer is loaded from the file that its training wrote")
+        return load_json_tokenizer(name, trained)
+    return load_json_tokenizer(name, _file(name, argument))
+
+
+def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
+    """Byte-level BPE of exactly the named vocabulary.
+
+    Raises:
+        LinscaleError: the text has too few distinct pieces for that many tokens.
+        ConfigError: the vocabulary is not a number or too small.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    vocabulary = bpe_vocabulary(name)
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(_first_bytes(texts, _BPE_TRAINING_BYTES), trainer)
+    reached = inner.get_vocab_size()
+    if reached < vocabulary:
+        raise LinscaleError(
+            f"data.tokenizer={name!r}: the training text is too small for {vocabulary} tokens, its "
+            f"words run out at {reached}; choose data.tokenizer=bpe:{reached} or less."
+        )
+    return JsonTokenizer(name, inner)
+
+
+def _first_bytes(texts: Iterable[str], limit: int) -> Iterable[str]:
+    for text in texts:
+        if limit <= 0:
+            return
+        limit -= len(text.encode())
+        yield text
+
+
+def _file(name: str, argument: str) -> Path:
+    path = Path(argument).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise LinscaleError(
+            f"tokenizer {name}: there is no file {path} (seen from {Path.cwd()}); give the path of "
+            "a tokenizer.json in data.tokenizer."
+        )
+    return path
+
+
+def load_json_tokenizer(name: str, path: Path) -> JsonTokenizer:
+    """A `tokenizer.json`; raises LinscaleError when it is none, or has no end of a document."""
+    import tokenizers
+
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise LinscaleError(
+            f"tokenizer {name}: {path} is not a tokenizer.json ({error}); save one with "
+            "`Tokenizer.save` or `PreTrainedTokenizerFast.save_pretrained`."
+        ) from None
+    return JsonTokenizer(name, inner)
+
+
+def _tiktoken(name: str, encoding: str) -> TiktokenTokenizer:
+    import tiktoken
+
+    known = tiktoken.list_encoding_names()
+    if encoding not in known:
+        raise ConfigError(f"data.tokenizer={name!r}: tiktoken knows {', '.join(known)}.")
+    try:
+        return TiktokenTokenizer(name, tiktoken.get_encoding(encoding))
+    except OSError as error:  # requests' errors are OSErrors
+        fetch = f"import tiktoken; tiktoken.get_encoding('{encoding}')"
+        raise LinscaleError(
+            f"tokenizer {name}: tiktoken cannot download its vocabulary "
+            f"({type(error).__name__}). On a machine with network, set TIKTOKEN_CACHE_DIR to an "
+            f'empty folder and run `python -c "{fetch}"`; copy the folder here and set '
+            "TIKTOKEN_CACHE_DIR to it; or choose data.tokenizer=bytes or bpe:32768."
+        ) from error

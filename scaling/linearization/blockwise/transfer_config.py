@@ -1,0 +1,106 @@
+"""What a block-wise attention transfer is: teacher, data, groups, and how they learn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from models.config import ConfigError, LoLCATs, ModelConfig
+from models.linearize.surgery import linearized_config
+from scaling.config.parts import DataConfig, Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blockwise(Part):
+    """One block-wise attention transfer.
+
+    Raises:
+        ConfigError: a value is out of range, or the teacher cannot be linearized.
+    """
+
+    name: str
+    """Short name."""
+    teacher: str
+    """Directory in Hugging Face's layout (of a run: what `linscale export` writes). A plan does
+    not read it."""
+    model: ModelConfig
+    """The teacher's configuration."""
+    lolcats: LoLCATs = field(default_factory=LoLCATs)
+    """Attention of the student."""
+    data: DataConfig
+    """Text, and the shape of a batch; its tokenizer has to be the teacher's."""
+    tokens: int
+    """Tokens whose activations are kept; rounded to whole batches."""
+    epochs: int = 2
+    """How often each of them is learned from. Published: 2."""
+    group_layers: int
+    """Layers of a group. Published: 5 for 70B and 9 for 405B."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the frozen weights and of the activations, in memory and on disk. What learns is
+    float32."""
+    lr: float = 1e-2
+    """Learning rate, constant; no weight decay. Published: 1e-2, reduced on plateaus."""
+    cross_entropy: float = 0.0
+    """Factor of the attention weights' cross-entropy beside 1000 x the squared error."""
+    seed: int = 0
+    """Of the order of batches and of the fresh weights."""
+
+    def _validate(self) -> None:
+        linearized_config(self.model, self.lolcats)
+        batch = self.data.batch_sequences * self.data.sequence_length
+        self._require("tokens", self.tokens >= batch, f"at least one batch, {batch} tokens")
+        self._require("epochs", self.epochs >= 1, "at least 1")
+        self._require("group_layers", self.group_layers >= 1, "at least 1")
+        self._require("lr", 0 < self.lr < float("inf"), "above 0 and finite")
+        self._require("cross_entropy", 0 <= self.cross_entropy < float("inf"), "at least 0")
+
+    @property
+    def student(self) -> ModelConfig:
+        """Configuration of the linearized model."""
+        return linearized_config(self.model, self.lolcats)
+
+    @property
+    def groups(self) -> list[range]:
+        """The layers of each group; the last may have fewer."""
+        layers, size = self.model.layers, self.group_layers
+        return [range(at, min(at + size, layers)) for at in range(0, layers, size)]
+
+    @property
+    def batches(self) -> int:
+        """Batches whose activations are kept."""
+        return self.tokens // (self.data.batch_sequences * self.data.sequence_length)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a group."""
+        return self.batches * self.epochs
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in whole batches."""
+        return self.batches * self.data.batch_sequences * self.data.sequence_length
+
+    def group(self, number: int) -> range:
+        """The layers of group `number`.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        if not 0 <= number < len(self.groups):
+            raise ConfigError(
+                f"group {number}: {self.name} has groups 0 to {len(self.groups) - 1}, of "
+                f"{self.group_layers} layers each."
+            )
+        return self.groups[number]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def digest(self) -> str:
+        """Hash of all that the numbers depend on: everything but the name."""
+        values = {key: value for key, value in self.to_json().items() if key != "name"}
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

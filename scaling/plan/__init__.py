@@ -1,0 +1,4 @@
+"""What a run costs before it starts: parameters, FLOPs, memory, time, devices.
+
+Pure functions of configurations; nothing is written.
+"""

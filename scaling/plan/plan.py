@@ -1,0 +1,262 @@
+"""What a sweep will cost, before anything is trained: pure functions from configurations.
+
+1. `tokens_for_flops`, `tokens_for_ratio`: token budgets for equal compute or for a number of
+   tokens per parameter, with each architecture's own accounting.
+2. `placed`: a run on the devices of a cluster; `check_fits`: refuses what their memory cannot
+   hold; `rung`: the row that `linscale plan` shows.
+
+Estimates are labelled as such; those of memory are explained in `scaling.plan.memory`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from models.accounting import (
+    Convention,
+    non_embedding_parameters,
+    parameters,
+    train_flops_per_token,
+)
+from models.config import ConfigError, ModelConfig
+from scaling.config.hyper_laws import Law
+from scaling.config.run import RunConfig
+from scaling.linearization.costs import flops as training_flops
+from scaling.plan.memory import USABLE, memory, resolved
+from scaling.system.devices import GIB, Device
+
+
+def tokens_for_flops(
+    model: ModelConfig, sequence_length: int, flops: float, convention: Convention = "exact"
+) -> int:
+    """Tokens that `flops` of training compute buy with this model: D = C / (FLOPs per token)."""
+    return math.floor(flops / train_flops_per_token(model, sequence_length, convention)["total"])
+
+
+def tokens_for_ratio(model: ModelConfig, tokens_per_parameter: float) -> int:
+    """Tokens for a number of tokens per non-embedding parameter (20: Hoffmann et al. 2022)."""
+    return math.floor(tokens_per_parameter * non_embedding_parameters(model))
+
+
+def isoflop_horizons(
+    model: ModelConfig,
+    sequence_length: int,
+    budgets: Sequence[float],
+    tokens_per_parameter: tuple[float, float] = (5.0, 100.0),
+) -> tuple[int, ...]:
+    """The token budgets of one model on the IsoFLOP profiles of several compute budgets.
+
+    Args:
+        model: candidate for the profiles.
+        sequence_length: tokens in a training sequence.
+        budgets: compute of the profiles in increasing order, FLOPs, `exact` convention.
+        tokens_per_parameter: profiles where the model's budget falls outside this range (per
+            non-embedding parameter) are left out.
+
+    Returns:
+        Tokens, in increasing order; empty when the model serves no profile.
+    """
+    low, high = tokens_per_parameter
+    size = non_embedding_parameters(model)
+    tokens = (tokens_for_flops(model, sequence_length, flops) for flops in budgets)
+    return tuple(t for t in tokens if low <= t / size <= high)
+
+
+def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
+    """The smallest power of two of devices whose memory holds the run, its states sharded.
+
+    Raises:
+        ConfigError: what one device holds of a micro-batch alone does not fit.
+    """
+    devices = max(1, run.parallel.world_size)
+    while devices <= limit:
+        if memory(run, devices).total <= USABLE * device.memory_of_each(run):
+            return devices
+        devices *= 2
+    raise _too_large(run, device, memory(run, limit).total)
+
+
+def placed(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfig:
+    """The run on a cluster, as `parallel` would say it.
+
+    It gets as many whole nodes as share its batch evenly, or part of one node; micro-batches are
+    made smaller where they would not divide a device's share. Strategy `auto` is decided as the run
+    would decide it (`scaling.plan.memory.resolved`).
+
+    Raises:
+        ConfigError: it does not fit; the message names the fields that would make it fit.
+    """
+    if nodes < 1 or per_node < 1:
+        raise ConfigError(f"nodes={nodes}, gpus-per-node={per_node}: must be at least 1 each.")
+    batch, parallel = run.data.batch_sequences, run.parallel
+    rows = batch * parallel.sequence  # parts of sequences, when devices share them
+    whole = [n for n in range(nodes, 0, -1) if rows % (n * per_node) == 0]
+    used = whole[0] if whole else 1
+    devices = per_node if whole else max(n for n in range(1, per_node + 1) if rows % n == 0)
+    share = rows // (used * devices)
+    micro = math.gcd(share, parallel.micro_batch_sequences or share)
+
+    there = replace(parallel, nodes=used, devices=devices, micro_batch_sequences=micro)
+    result = replace(run, parallel=there)
+    result = resolved(result, device.memory_of_each(result))
+    check_fits(result, device)
+    return result
+
+
+def check_fits(run: RunConfig, device: Device) -> None:
+    """Refuse a run that its devices cannot hold.
+
+    Raises:
+        ConfigError: with the fields that would make it fit.
+    """
+    need = memory(run).total
+    if need > USABLE * device.memory_of_each(run):
+        raise _too_large(run, device, need)
+
+
+def _too_large(run: RunConfig, device: Device, need: float) -> ConfigError:
+    """The error for a run that does not fit, with the first change that would make it fit."""
+    parallel = run.parallel
+    changes: list[dict[str, Any]] = [{}]
+    if parallel.strategy != "fsdp" and parallel.world_size > 1:
+        changes.append({"strategy": "fsdp"})
+    if parallel.activation_checkpointing != "block":
+        changes += [change | {"activation_checkpointing": "block"} for change in changes[:]]
+    share = run.data.batch_sequences // parallel.data_ranks
+    if (parallel.micro_batch_sequences or share) > 1:
+        changes += [change | {"micro_batch_sequences": 1} for change in changes[:]]
+    fitting = [
+        change
+        for change in sorted(changes[1:], key=len)
+        if memory(replace(run, parallel=replace(parallel, **change))).total
+        <= USABLE * device.memory_of_each(run)
+    ]
+    if fitting:
+        knobs = " ".join(f"parallel.{name}={value}" for name, value in fitting[0].items())
+        remedy = f"{knobs} makes it fit."
+    else:
+        remedy = (
+            "take more devices with parallel.strategy=fsdp, parallel.activation_checkpointing="
+            "block and parallel.micro_batch_sequences=1, or a shorter data.sequence_length."
+        )
+    micro = parallel.micro_batch_sequences or share
+    return ConfigError(
+        f"{run.name}: needs about {need / GIB:.0f} GiB on each of {parallel.world_size} devices "
+        f"(micro-batches of {micro} x {run.data.sequence_length} tokens) and {device.name} has "
+        f"{device.memory / GIB:.0f} GiB; {remedy}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One row of a plan."""
+
+    run_id: str
+    arch: str
+    size: str
+    params: int
+    """Non-embedding parameters, `paper` convention."""
+    params_exact: int
+    """Non-embedding parameters of the built model."""
+    params_total: int
+    """All parameters."""
+    params_by_group: dict[str, int]
+    tokens: int
+    """Budget rounded to whole steps."""
+    horizons: list[int]
+    """Tokens of each milestone."""
+    steps: int
+    """Optimizer steps of the longest path."""
+    batch_tokens: int
+    lr: float
+    flops_per_token: float
+    """Training FLOPs, `exact` convention."""
+    flops_per_step_pf: float
+    """PFLOPs a step, `paper` convention."""
+    flops: float
+    """Training FLOPs of all segments, decay branches included, `exact` convention."""
+    devices: int
+    """Devices that the estimate shards over."""
+    memory_per_device: float
+    """Estimated bytes."""
+    nodes: int
+    """Nodes of these devices."""
+    strategy: str
+    """How they share the work; `auto` is decided."""
+    device_hours: float
+    """Estimated hours of one device, all segments."""
+    state: str
+    """State in the run record, `planned` when there is none."""
+    law: Law
+    """Which law has set learning rate and batch (`scaling.config.hyper_laws`)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def trained_tokens(run: RunConfig) -> int:
+    """Tokens of all segments: the trunk once, and every decay branch off it."""
+    steps = run.steps
+    if run.schedule.kind == "wsd":
+        # The last horizon's decay is part of the longest path.
+        steps += sum(run.decay_steps(h) for h in run.horizon_steps[:-1])
+    return steps * run.tokens_per_step
+
+
+def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "constant") -> Rung:
+    """The plan of one run on one kind of device.
+
+    A run whose strategy is left open, and which its own devices cannot hold, is planned for the
+    fewest devices that hold it sharded.
+
+    Args:
+        run: learning rate and batch set.
+        device: each of its devices.
+        state: in the run record.
+        law: which has set them.
+
+    Raises:
+        ConfigError: it does not fit (see `check_fits`, `devices_needed`).
+    """
+    model, length = run.model, run.data.sequence_length
+    groups = parameters(model)
+    exact = train_flops_per_token(model, length)["total"]
+    paper = train_flops_per_token(model, length, "paper")["total"]
+    devices, strategy = run.parallel.world_size, "fsdp"
+    if run.parallel.strategy == "auto":
+        devices = devices_needed(run, device)
+    if devices > run.parallel.world_size:
+        held = memory(run, devices)
+    else:
+        decided = resolved(run, device.memory_of_each(run))
+        check_fits(decided, device)
+        held, strategy = memory(decided), decided.parallel.strategy
+    flops = training_flops(run, trained_tokens(run))
+    return Rung(
+        run_id=run.run_id,
+        arch=model.arch,
+        size=run.size,
+        params=non_embedding_parameters(model, "paper"),
+        params_exact=non_embedding_parameters(model),
+        params_total=sum(groups.values()),
+        params_by_group=groups,
+        tokens=run.steps * run.tokens_per_step,
+        horizons=[h * run.tokens_per_step for h in run.horizon_steps],
+        steps=run.steps,
+        batch_tokens=run.tokens_per_step,
+        lr=run.optim.lr,
+        flops_per_token=exact,
+        flops_per_step_pf=paper * run.tokens_per_step / 1e15,
+        flops=flops,
+        devices=devices,
+        memory_per_device=held.total,
+        nodes=run.parallel.nodes,
+        strategy=strategy,
+        device_hours=flops / (device.peak_flops * device.efficiency) / 3600,
+        state=state,
+        law=law,
+    )

@@ -1,0 +1,133 @@
+"""The files of a checkpoints folder: written with their SHA-256, read only if it is still theirs.
+
+    manifest.json    {"run_id", "files": {name: {"sha256", "bytes"}}, "resume": [...]}
+
+A file holds tensors and plain containers, marked with `FORMAT`, and is read with
+`weights_only=True` after size and SHA-256 have been compared with its entry in the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+from scaling.system.errors import LinscaleError
+from scaling.system.files import HashingWriter, disk_errors, replacing, sha256_of, sync
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+Entry = dict[str, Any]
+"""`sha256` and `bytes` of a file."""
+
+
+class CheckpointError(LinscaleError):
+    """A checkpoint that is missing, damaged, or not one of ours."""
+
+
+def write_checkpoint(
+    path: Path, content: dict[str, Any], ready: Callable[[], None] | None = None
+) -> Entry:
+    """Write a checkpoint file, which takes the place of one of that name; returns its entry.
+
+    Args:
+        path: the file.
+        content: tensors and plain containers.
+        ready: called before the file appears; if it raises, everything is as it was.
+
+    Raises:
+        DiskError: it could not be written; the file is as it was.
+    """
+    import torch
+
+    with replacing(path, ready) as file:
+        writer = HashingWriter(file)
+        try:
+            torch.save({"format": FORMAT, **content}, cast("IO[bytes]", writer))
+        except (RuntimeError, OSError):
+            # torch reports a failed write in words of its own; ours carries the errno.
+            raise writer.error or OSError(5, "torch could not write the checkpoint") from None
+    return {"sha256": writer.digest(), "bytes": writer.written}
+
+
+def read_checkpoint(path: Path, entry: Entry) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU, after a check of its size and SHA-256.
+
+    Raises:
+        CheckpointError: missing, truncated, altered, or not a Linscale checkpoint.
+    """
+    import torch
+
+    verify_file(path, entry)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__}).") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a Linscale checkpoint of format {FORMAT}.")
+    return content
+
+
+def verify_file(path: Path, entry: Entry) -> None:
+    """Check a file against its entry in the manifest.
+
+    Raises:
+        CheckpointError: missing, truncated or altered.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the checkpoint is missing.")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise CheckpointError(
+            f"{path}: the checkpoint is damaged ({size} bytes instead of {entry['bytes']})."
+        )
+    if sha256_of(path) != entry["sha256"]:
+        raise CheckpointError(f"{path}: the checkpoint is damaged (its SHA-256 has changed).")
+
+
+def flushed(path: Path) -> Entry:
+    """The entry of a file that another has written, once it is on the device.
+
+    Raises:
+        DiskError: it could not be flushed.
+    """
+    sync(path)
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its files; one that is not there is no error.
+
+    Raises:
+        DiskError: it cannot be removed.
+    """
+    with disk_errors(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest; an empty one when there is none.
+
+    Raises:
+        CheckpointError: it exists and cannot be read.
+    """
+    if not path.exists():
+        return {"run_id": None, "files": {}, "resume": []}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "run_id": str(value["run_id"]),
+            "files": dict(value["files"]),
+            "resume": list(value["resume"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}). Restore it, or delete "
+            f"{path.parent.parent} to start this run again."
+        ) from error

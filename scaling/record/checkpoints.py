@@ -1,0 +1,367 @@
+"""Checkpoints of a run, and the manifest that makes them trustworthy.
+
+    checkpoints/
+        manifest.json                        size and SHA-256 of every file; resume points
+        milestone-<tokens>.pt                weights at a horizon, kept
+        resume-<trunk or branch>-<step>.pt   weights, optimizer, random states; kept while of use
+        resume-<trunk or branch>-<step>.dcp  the same of a sharded model: a folder, with a file for
+                                             each rank (scaling.record.sharded_state)
+
+A file counts only when the manifest names it, and the manifest is replaced as a whole, so a run
+killed while it writes has lost nothing but an orphan. Files hold tensors and plain containers and
+are read with `weights_only=True` after their SHA-256 has been checked.
+
+A resume point is written while training goes on: `save_resume` copies the tensors into host memory,
+and a thread writes and hashes the file and then replaces the manifest
+(`scaling.system.background`). Every rank of a sharded model has such a thread. They meet in a
+process group of their own (gloo), so that their messages are never mixed with those of training;
+rank 0 replaces the manifest when the shares of all have been flushed and hashed. That is
+`torch.distributed.checkpoint.async_save` with the hashes in the same thread. Methods that change
+the manifest or read a file wait for the threads.
+
+A resume point says with which file, at which step of which segment, training goes on. When a decay
+branch has ended, the next point is the file from which the branch left the trunk; nothing is
+copied. Kept are the last two files of the trunk and the last one of the current branch, so that a
+damaged file costs the way back to the file before it, and never the run. Those of the trunk that
+`budget.keep_every_tokens` asks for are kept for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.config import ConfigError
+from scaling.config.run import RunConfig
+from scaling.config.schedule import TRUNK, Segment
+from scaling.record.checkpoint_files import (
+    MANIFEST,
+    CheckpointError,
+    Entry,
+    flushed,
+    read_checkpoint,
+    read_manifest,
+    remove,
+    verify_file,
+    write_checkpoint,
+)
+from scaling.system.files import DiskError, disk_errors, write_json
+from scaling.training import parallel
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+    from scaling.system.background import Background
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """Where training goes on."""
+
+    segment: int
+    """Index into `scaling.config.schedule.segments`; the number of segments when all have ended."""
+    step: int
+    """Steps taken along the segment's path."""
+    file: str
+    """Checkpoint file; empty when all segments have ended."""
+    wall: float
+    """Seconds trained so far, over all segments."""
+    trunk_file: str
+    """The checkpoint to return to after the current branch; `file` itself on the trunk."""
+
+
+class Checkpoints:
+    """The checkpoints folder of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        segments: tuple[Segment, ...],
+        check: Callable[[], None] | None = None,
+        keeps: Callable[[int], bool] = lambda step: False,
+    ) -> None:
+        """Open it.
+
+        Args:
+            folder: the checkpoints of the run.
+            run_id: the run.
+            segments: its segments.
+            check: called before anything that was written appears, on whatever thread; raises
+                `scaling.system.claims.ClaimLost` when the run is another's by then.
+            keeps: whether the trunk's checkpoint of a step is kept for good.
+
+        Raises:
+            CheckpointError: the manifest cannot be read, or is that of another run.
+        """
+        self.folder = folder
+        self.run_id = run_id
+        self.segments = segments
+        manifest = read_manifest(folder / MANIFEST)
+        if manifest["run_id"] not in (run_id, None):
+            raise CheckpointError(
+                f"{folder}: these are the checkpoints of {manifest['run_id']}, not of {run_id}; "
+                "put the run's own back, or delete the folder to start this run again."
+            )
+        self.files: dict[str, dict[str, Any]] = manifest["files"]
+        self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
+        self._check, self._keeps = check, keeps
+        self._writing: Background | None = None
+
+    def wait(self) -> None:
+        """Return when no checkpoint is being written.
+
+        Raises:
+            DiskError: the last one could not be written.
+        """
+        if self._writing is not None:
+            self._writing.wait()
+
+    def newest(
+        self, say: Callable[[str], None], *, verify: bool = True
+    ) -> tuple[ResumePoint | None, dict[str, Any]]:
+        """The last resume point whose file is sound, with its content; (None, {}) to start afresh.
+
+        A damaged file is forgotten, and so is every point that needs it.
+
+        Args:
+            say: receives a sentence for each damaged file.
+            verify: check the shares of a sharded model, which another rank may have done.
+        """
+        self.wait()
+        while self.points:
+            point = self.points[-1]
+            if not point.file:
+                return point, {}
+            try:
+                return point, self._read(point.file, verify)
+            except CheckpointError as error:
+                bad = point.file
+                self.points = [p for p in self.points if bad not in (p.file, p.trunk_file)]
+                self._forget(bad)
+                self._write()
+                back = self.points[-1] if self.points else None
+                where = f"step {back.step} ({back.file})" if back else "the very beginning"
+                say(f"{error} Falling back to {where}.")
+        return None, {}
+
+    def save_resume(self, segment: int, step: int, wall: float, content: dict[str, Any]) -> None:
+        """Write a checkpoint of step `step` and make it the resume point.
+
+        At the end of a trunk segment this is also where the next one starts. All ranks of a sharded
+        model must call it; rank 0 sets the point. It returns when `content` is copied.
+
+        Raises:
+            DiskError: this checkpoint, or the one before it, could not be written.
+        """
+        self.wait()
+        part = self.segments[segment]
+        on_trunk = not part.is_branch or step == part.first
+        kind = "dcp" if "shares" in content else "pt"
+        name = f"resume-{TRUNK if on_trunk else part.name}-{step}.{kind}"
+        trunk = name if on_trunk else self.points[-1].trunk_file
+        after = segment + 1 if step == part.last else segment
+        point = ResumePoint(segment=after, step=step, file=name, wall=wall, trunk_file=trunk)
+        from scaling.system.background import Background, snapshot
+
+        copy = snapshot(content)
+        if kind == "dcp":
+            self._make_room(name)
+
+        def write() -> None:
+            if kind == "pt":
+                self.files[name] = write_checkpoint(self.folder / name, copy, self._check)
+            elif not self._write_shares(name, copy):
+                return  # rank 0 sets the point
+            self._set_point(point)
+
+        self._writing = self._writing or Background()
+        self._writing.start(write)
+
+    def save_milestone(self, tokens: int, content: dict[str, Any]) -> tuple[str, str]:
+        """Write the weights of a horizon; returns the file name and its SHA-256."""
+        self.wait()
+        name = f"milestone-{tokens}.pt"
+        self.files[name] = write_checkpoint(self.folder / name, content, self._check)
+        self._write()
+        return name, self.files[name]["sha256"]
+
+    def finish_segment(self, segment: int, wall: float) -> None:
+        """The milestone at the end of a segment is recorded: go on with the next one, or finish.
+
+        After a branch this is the trunk's file again. After the last segment nothing is needed any
+        more, and the resume files are removed.
+        """
+        self.wait()
+        if segment + 1 == len(self.segments):
+            step = self.segments[segment].last
+            point = ResumePoint(segment=segment + 1, step=step, file="", wall=wall, trunk_file="")
+        else:
+            trunk = self.points[-1].trunk_file
+            step = self.segments[segment].first
+            point = ResumePoint(
+                segment=segment + 1, step=step, file=trunk, wall=wall, trunk_file=trunk
+            )
+        self._set_point(point)
+
+    def sweep(self) -> None:
+        """Remove files that the manifest does not name: what a kill left behind."""
+        self.wait()
+        named = {name.partition("/")[0] for name in self.files}
+        for path in self.folder.iterdir():
+            if path.name != MANIFEST and path.name not in named:
+                remove(path)
+
+    def _set_point(self, point: ResumePoint) -> None:
+        self.points.append(point)
+        kept: list[ResumePoint] = []
+        trunk_files: list[str] = []
+        branch_files: list[str] = []
+        for old in reversed(self.points):
+            if point.file == "":
+                kept = [point]
+                break
+            files, most = (trunk_files, 2) if old.file == old.trunk_file else (branch_files, 1)
+            current = old.file == old.trunk_file or old.segment == point.segment
+            if current and (old.file in files or len(files) < most):
+                files.append(old.file)
+                kept.append(old)
+        self.points = kept[::-1]
+        used = {name for p in self.points for name in (p.file, p.trunk_file)}
+        resume = {n.partition("/")[0] for n in self.files if n.startswith("resume-")}
+        useless = {name for name in resume - used if not self._is_kept(name)}
+        for name in useless:
+            self._forget(name)
+        self._write()
+        for name in useless:
+            remove(self.folder / name)
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether a resume file is to stay, of use or not: `resume-trunk-<step>`."""
+        _, segment, step = name.partition(".")[0].split("-", 2)
+        return segment == TRUNK and self._keeps(int(step))
+
+    def _forget(self, name: str) -> None:
+        """Drop a file, or a folder with its files, from the manifest to be written."""
+        self.files = {n: e for n, e in self.files.items() if n.partition("/")[0] != name}
+
+    def _read(self, name: str, verify: bool) -> dict[str, Any]:
+        """The content of a resume file or, with its `folder`, the common part of a sharded one."""
+        path = self.folder / name
+        if path.suffix != ".dcp":
+            return read_checkpoint(path, self.files[name])
+        from scaling.record.sharded_state import COMMON
+
+        shares = {n: e for n, e in self.files.items() if n.startswith(f"{name}/")}
+        if verify:
+            with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
+                list(
+                    pool.map(
+                        lambda item: verify_file(self.folder / item[0], item[1]), shares.items()
+                    )
+                )
+        common = f"{name}/{COMMON}"
+        return read_checkpoint(self.folder / common, shares[common]) | {"folder": str(path)}
+
+    def _make_room(self, name: str) -> None:
+        """An empty folder for a sharded model's state; all ranks call it together."""
+        import torch.distributed as dist
+
+        folder = self.folder / name
+        if dist.get_rank() == 0:
+            if self._check is not None:
+                self._check()
+            remove(folder)  # of a save that was killed
+            with disk_errors(folder):
+                folder.mkdir()
+        dist.barrier()
+        parallel.host_group()  # made here, where all ranks are at the same place
+
+    def _write_shares(self, name: str, content: dict[str, Any]) -> bool:
+        """Write a sharded model's state with the other ranks; returns whether this is rank 0.
+
+        Raises:
+            DiskError: a rank could not write; all ranks raise.
+        """
+        import torch.distributed as dist
+
+        from scaling.record import sharded_state
+
+        folder, rank, group = self.folder / name, dist.get_rank(), parallel.host_group()
+        with disk_errors(folder):
+            sharded_state.save(content.pop("shares"), folder, group)
+        mine: dict[str, Entry] | DiskError = {}
+        try:
+            for path in folder.glob(f"__{rank}_*"):
+                mine[f"{name}/{path.name}"] = flushed(path)
+            if rank == 0:
+                mine[f"{name}/.metadata"] = flushed(folder / ".metadata")
+                common = folder / sharded_state.COMMON
+                mine[f"{name}/{common.name}"] = write_checkpoint(common, content)
+        except DiskError as error:
+            mine = error
+        gathered: list[dict[str, Entry] | DiskError] = [mine] * dist.get_world_size(group)
+        dist.all_gather_object(gathered, mine, group)
+        for entries in gathered:
+            if isinstance(entries, DiskError):
+                raise entries
+            if rank == 0:
+                self.files |= entries
+        return rank == 0
+
+    def _write(self) -> None:
+        manifest = {
+            "schema": 1,
+            "run_id": self.run_id,
+            "files": self.files,
+            "resume": [asdict(point) for point in self.points],
+        }
+        write_json(self.folder / MANIFEST, manifest, self._check)
+
+
+def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:
+    """The model of a checkpoint, on the CPU in evaluation mode, and the run that trained it.
+
+    Args:
+        checkpoint_path: a file in a run's checkpoints folder, beside its manifest.
+
+    Raises:
+        CheckpointError: missing, damaged, or not one of ours; the message says which.
+    """
+    from models.language_model import build
+
+    path = Path(checkpoint_path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint.{_siblings(path)}")
+    entry = read_manifest(path.parent / MANIFEST)["files"].get(path.name)
+    if entry is None:
+        raise CheckpointError(
+            f"{path}: {path.parent / MANIFEST} does not name this file, so its content cannot be "
+            "checked; point at a checkpoint inside a run's checkpoints folder, or copy that folder "
+            "whole."
+        )
+    content = read_checkpoint(path, entry)
+    try:
+        config = RunConfig.from_json(content["config"])
+        model = build(config.model)
+        model.load_state_dict(content["model"])
+    except (KeyError, ConfigError, RuntimeError) as error:
+        raise misfit(path, error) from error
+    return model.eval(), config
+
+
+def misfit(path: Path, error: Exception) -> CheckpointError:
+    """The error for a sound checkpoint that the code of today cannot take over."""
+    details = " ".join(str(error).split())  # torch's own message runs over many lines
+    details = details if len(details) < 240 else details[:240] + " ..."
+    return CheckpointError(
+        f"{path}: does not fit the model that this version builds ({details}). Use the revision "
+        "that began the run (environment.json names it), or delete the run to start it again."
+    )
+
+
+def _siblings(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+    return f" Found beside it: {', '.join(names)}." if names else ""

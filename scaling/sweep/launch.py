@@ -1,0 +1,222 @@
+"""Launching a sweep: which runs are left, on what, and what came of it.
+
+1. Runs that are done or diverged are left out. The data of the others is prepared once, here, where
+   its progress and its errors can be seen.
+2. The sweep's record, `sweep.json`, is written.
+3. `local`: a pool of worker processes trains them (`scaling.sweep.pool`). `inline`: this process
+   does, one after the other, which is what a debugger wants. `slurm`: they are submitted
+   (`scaling.sweep.slurm`), and this process ends.
+4. A summary says how each ended, or which jobs are in the queue.
+
+A launch never needs to know of another: runs are claimed one by one (`scaling.system.claims`), so
+the same command in a second terminal helps, and after a crash it resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.config import ConfigError
+from scaling.config.experiment import Experiment
+from scaling.config.run import RunConfig
+from scaling.data.prepare import prepare
+from scaling.linearization.costs import flops
+from scaling.plan.plan import trained_tokens
+from scaling.record.record import SCHEMA
+from scaling.sweep.display import SweepDisplay
+from scaling.sweep.pool import Pool, Task
+from scaling.sweep.slurm import SlurmOptions, describe, submit
+from scaling.sweep.status import read_json, recorded
+from scaling.sweep.worker import attempt, find
+from scaling.system.claims import exclusive
+from scaling.system.devices import cores
+from scaling.system.files import write_json
+from scaling.training.loggers import check_installed
+
+LAUNCHERS = ("local", "inline", "slurm")
+TRAIN = "scaling.training.train:train"
+
+
+def launch(
+    experiment: Experiment,
+    sweep_dir: Path,
+    *,
+    launcher: str = "local",
+    jobs: int | None = None,
+    slurm: SlurmOptions | None = None,
+    train: str = TRAIN,
+) -> bool:
+    """Run a sweep, or what is left of it.
+
+    Args:
+        experiment: its runs.
+        sweep_dir: where their records go.
+        launcher: `local`, `inline` or `slurm`.
+        jobs: workers of the local pool; None: as many as the cores or GPUs carry.
+        slurm: what the user says about the cluster.
+        train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
+
+    Returns:
+        True if every run ended, in a result or in divergence, or is submitted; False if one failed
+        or was stopped.
+
+    Raises:
+        LinscaleError: the data cannot be prepared, workers cannot start, or SLURM refuses.
+        ConfigError: a launcher or number of jobs that cannot work, or a model whose vocabulary is
+            smaller than the tokenizer's.
+    """
+    if launcher not in LAUNCHERS:
+        raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs={jobs}: must be at least 1.")
+    tasks: list[Task] = []
+    for config in experiment.runs:
+        task = Task(config=config, flops=_flops(config))
+        state, reason = recorded(sweep_dir / task.run_id)
+        if state in ("done", "diverged"):
+            task.state, task.reason = state, reason
+        tasks.append(task)
+    left = [task for task in tasks if not task.final]
+    check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
+    for data in dict.fromkeys(task.config.data for task in left):
+        prepared = prepare(data, progress=sys.stderr.isatty())
+        for task in left:
+            if task.config.data == data:
+                prepared.check_rows(task.config.model.vocab_size)
+    _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
+    if launcher == "slurm":
+        _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
+        return True
+    with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
+        if len(left) < len(tasks):
+            display.say(f"{len(tasks) - len(left)} of {len(tasks)} runs have ended before")
+        if left and launcher == "inline":
+            _inline(left, sweep_dir, train, display)
+        elif left:
+            configs = [task.config for task in left]
+            Pool(left, sweep_dir, environments(configs, jobs), train, display).run()
+    _summarise(tasks, sweep_dir, display)
+    return all(task.state in ("done", "diverged") for task in tasks)
+
+
+def environments(configs: list[RunConfig], jobs: int | None) -> list[dict[str, str]]:
+    """Environment of each worker: threads, and on GPUs the devices that it may use.
+
+    Cores are shared evenly among the workers unless `parallel.threads` says otherwise. The number
+    of threads follows from the machine and `jobs`, never from how many runs are left: it can change
+    the last bits of a sum, and a sweep that is resumed must not depend on where it stopped.
+    """
+    threads = max((config.parallel.threads or 0 for config in configs), default=0)
+    devices = max((config.parallel.devices for config in configs), default=1)
+    visible = _gpus() if any(c.parallel.accelerator != "cpu" for c in configs) else []
+    if visible:
+        groups = [visible[i : i + devices] for i in range(0, len(visible), devices)]
+        groups = [group for group in groups if len(group) == devices] or [visible]
+        jobs = jobs or len(groups)
+    else:
+        groups = []
+        jobs = jobs or max(1, cores() // (devices * (threads or 1)))
+    threads = threads or max(1, cores() // (jobs * devices))
+    common = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    result = [dict(common) for _ in range(jobs)]
+    for number, environment in enumerate(result):
+        if groups:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(groups[number % len(groups)])
+    return result
+
+
+def _gpus() -> list[str]:
+    """Names of the CUDA devices that this process may use."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+def _flops(config: RunConfig) -> float:
+    return flops(config, trained_tokens(config))
+
+
+def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
+    """Write sweep.json; runs of earlier launches with other overrides stay listed."""
+    path = sweep_dir / "sweep.json"
+    with exclusive(sweep_dir / "sweep.lock"):
+        earlier = read_json(path).get("runs", [])
+        runs = [*earlier, *(config.run_id for config in experiment.runs)]
+        content = {
+            "schema": SCHEMA,
+            "sweep": sweep_dir.name,
+            "experiment": experiment.text,
+            "argv": sys.argv,
+            "runs": list(dict.fromkeys(runs)),
+        }
+        if read_json(path) != content:
+            write_json(path, content)
+
+
+def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, train: str) -> None:
+    """Hand runs to SLURM and say where they are."""
+    arrays = submit(configs, sweep_dir, options, train)
+    for array in arrays:
+        print(describe(array))
+    submitted = sum(len(array.run_ids) for array in arrays)
+    print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
+
+
+def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
+    """Train here, longest first. The first interrupt saves at the next step."""
+    function = find(train)
+    stop = threading.Event()
+    with _stopping(stop):
+        for task in sorted(tasks, key=lambda task: -task.flops):
+            if stop.is_set():
+                return
+            task.state = "running"
+            outcome = attempt(task.config, sweep_dir, function, stop, progress=True)
+            if outcome.state == "busy":
+                task.state = "elsewhere"
+                display.say(f"{task.run_id}: another process is training it; left to that one")
+                continue
+            task.state = outcome.state
+            task.reason = outcome.reason or recorded(sweep_dir / task.run_id)[1]
+            display.ended(task)
+
+
+@contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets `stop`, the second acts as usual."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(*_: object) -> None:
+        stop.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summarise(tasks: list[Task], sweep_dir: Path, display: SweepDisplay) -> None:
+    """How the sweep ended, with the reason of every run that is not done."""
+    counts = Counter(task.state for task in tasks)
+    words = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    display.say(f"{sweep_dir}: {words}")
+    for task in tasks:
+        if task.state in ("failed", "diverged"):
+            display.say(f"  {task.state} {task.run_id}: {task.reason}")
+    if any(not task.final or task.state == "preempted" for task in tasks):
+        display.say("  the same command continues where this one stopped")

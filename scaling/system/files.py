@@ -1,0 +1,128 @@
+"""Writing files so that a crash, a full disk or a power cut leaves the old content or the new.
+
+A file is written under a temporary name, flushed to the device and renamed. A failing device gives
+one `DiskError` that names the file and says that nothing was lost, instead of a bare errno.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from scaling.system.errors import LinscaleError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskError(LinscaleError):
+    """A file of a run could not be written."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError while writing `path` into a DiskError."""
+    try:
+        yield
+    except OSError as error:
+        what = "the disk or quota is full" if error.errno in _FULL else error.strerror or str(error)
+        raise DiskError(
+            f"{path}: cannot be written ({what}). What was saved before is intact: make room or "
+            "mend the permissions, then give the same command again and the run goes on from its "
+            "last checkpoint."
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path, ready: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends well, and else vanishes.
+
+    Args:
+        path: the file.
+        ready: called when all is on the device; if it raises, `path` is as it was.
+
+    Raises:
+        DiskError: the file could not be written; `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with disk_errors(path):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if ready is not None:
+                ready()
+            temporary.replace(path)
+            _sync_directory(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+class HashingWriter:
+    """A file to write to that computes the SHA-256 of what passes and remembers a failed write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.written = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._hash.update(data)
+        size = memoryview(data).nbytes
+        self.written += size
+        return size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any, ready: Callable[[], None] | None = None) -> None:
+    """Replace `path` by `value` as indented JSON; `ready` as in `replacing`."""
+    with replacing(path, ready) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append one line with a single write."""
+    with disk_errors(path), path.open("ab", buffering=0) as file:
+        data = text.encode() + b"\n"
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, "short write")
+
+
+def sync(path: Path) -> None:
+    """Flush an existing file to the device."""
+    with disk_errors(path), path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,376 @@
+"""What happens after every optimizer step: count, guard, record, save, show.
+
+The callbacks run in this order. `Clock` goes first: it adds the step to the `Journal`,
+which the others read.
+
+1. `Clock`            step, mean loss over micro-batches and ranks, request to stop
+2. `DivergenceGuard`  stop, skip or rewind where the run diverges (`scaling.training.guard`)
+3. `Norms`            of gradients and parameters by group (`scaling.training.norms`)
+4. `Recorder`         metrics.jsonl, status.json with its heartbeat, log.txt
+5. `TokenCheckpoint`  resume checkpoints by time or tokens, and at once when asked to stop
+6. `Progress`         a progress bar with the time left
+
+Only rank 0 writes. What is written to metrics.jsonl depends on the step alone, never on the clock
+or on where a run was interrupted (`wall` and the speeds apart).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from scaling.config.run import RunConfig
+from scaling.config.schedule import Segment
+from scaling.data.loader import Loader
+from scaling.record.checkpoints import Checkpoints
+from scaling.record.environment import memory_peak
+from scaling.record.record import RunRecord
+from scaling.system.claims import StopEvent
+from scaling.training import parallel
+from scaling.training.module import TrainingModule
+
+STATUS_SECONDS = 2.0
+"""Between two heartbeats in status.json."""
+LOG_SECONDS = 10.0
+"""Between two lines of log.txt."""
+CHECKPOINT_SECONDS = 60.0
+"""Between two resume checkpoints when `budget.checkpoint_every_tokens` is none."""
+
+
+@dataclass(kw_only=True)
+class Journal:
+    """What is known of a run while it trains, apart from weights and optimizer."""
+
+    config: RunConfig
+    segments: tuple[Segment, ...]
+    record_every: int
+    """Steps between two lines of metrics.jsonl."""
+    bytes_per_token: float
+    peak_flops: float | None
+    """Dense peak of all devices together, for MFU; None where it is not known."""
+    index: int = 0
+    """Number of the current segment."""
+    step: int = 0
+    """Steps along the path of the current segment."""
+    wall: float = 0.0
+    """Seconds trained over all segments and sessions, at the start of this session's segment."""
+    losses: deque[float] = field(default_factory=deque)
+    """Losses of the last steps along the path, enough for a record and for a milestone."""
+    grad_norm: float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
+    """Of gradients and parameters by group, at a recorded step."""
+    rate: float = 0.0
+    """Learning rate of the last step."""
+    stop_event: StopEvent | None = None
+    stopping: bool = False
+    """Whether a stop was asked for."""
+    diverged: str = ""
+    """Why the run diverged; empty if it did not."""
+    rewinding: str = ""
+    """Why the run goes back to its last checkpoint; empty if it does not."""
+    skipped: int = 0
+    """Updates left out along the path."""
+    rewinds: int = 0
+    """Returns to a checkpoint along the path."""
+    passed_over: int = 0
+    """Batches along the path that are not trained on because of rewinds."""
+    started: float = field(default_factory=time.perf_counter)
+    """Clock when the current segment started in this session."""
+
+    @property
+    def segment(self) -> Segment:
+        """The current segment."""
+        return self.segments[self.index]
+
+    @property
+    def halted(self) -> bool:
+        """Whether the last step is not to be recorded or saved."""
+        return bool(self.diverged or self.rewinding)
+
+    @property
+    def remarks(self) -> str:
+        """What a reader of the result should know; usually empty."""
+        counts = {"updates skipped": self.skipped, "rewinds": self.rewinds}
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens along the path."""
+        return self.step * self.config.tokens_per_step
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens over all segments so far."""
+        before = sum(s.last - s.first for s in self.segments[: self.index])
+        return (before + self.step - self.segment.first) * self.config.tokens_per_step
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens still to train over all segments."""
+        total = sum(s.last - s.first for s in self.segments) * self.config.tokens_per_step
+        return total - self.trained_tokens
+
+    @property
+    def wall_now(self) -> float:
+        """Seconds trained over all segments and sessions."""
+        return self.wall + time.perf_counter() - self.started
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether step `step` of the segment has a line in metrics.jsonl."""
+        return step % self.record_every == 0 or step == self.segment.last
+
+    @property
+    def kept_losses(self) -> int:
+        """How many losses are kept: 5 % of the run, at least 8 and one record's worth."""
+        divergence = self.config.divergence
+        window = divergence.window + 1 if divergence.policy == "rewind" else 0
+        return max(8, math.ceil(0.05 * self.config.steps), self.record_every, window)
+
+    def add(self, loss: float) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.losses.append(loss)
+        while len(self.losses) > self.kept_losses:
+            self.losses.popleft()
+
+    def mean_loss(self, steps: int) -> float | None:
+        """Mean training loss of the last steps, without skipped ones; None if all were."""
+        last = [loss for loss in list(self.losses)[-steps:] if math.isfinite(loss)]
+        return math.fsum(last) / len(last) if last else None
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss in nats per token as bits per byte of text."""
+        return loss / (math.log(2) * self.bytes_per_token)
+
+    def begin(
+        self, index: int, step: int, wall: float, losses: list[float], skipped: int = 0
+    ) -> None:
+        """Start a segment, or go on with it."""
+        self.skipped, self.rewinding = skipped, ""
+        self.index, self.step, self.wall = index, step, wall
+        self.losses = deque(losses)
+        self.started = time.perf_counter()
+
+
+class StepCallback(pl.Callback):
+    """A callback that acts once an optimizer step instead of once a micro-batch."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            assert isinstance(pl_module, TrainingModule)
+            self.on_step_end(trainer, pl_module)
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """After the optimizer step."""
+        raise NotImplementedError
+
+
+class Clock(StepCallback):
+    """Counts steps and agrees with the other ranks on the loss and on stopping."""
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        asked = journal.stop_event is not None and journal.stop_event.is_set()
+        loss = module.loss_sum / trainer.accumulate_grad_batches
+        stop = float(asked or trainer.received_sigterm)
+        if trainer.world_size > 1:
+            both = torch.stack([loss, loss.new_tensor(stop)])
+            both = trainer.strategy.reduce(both, reduce_op="sum")
+            assert isinstance(both, torch.Tensor)
+            loss, stop = both[0] / trainer.world_size, both[1].item()
+        journal.rate = module.rate
+        journal.grad_norm = float(module.grad_norm)
+        journal.add(float(loss))
+        module.step = journal.step
+        module.loss_sum.zero_()
+        if stop:
+            journal.stopping = trainer.should_stop = True
+
+
+class Recorder(StepCallback):
+    """Writes metrics, status and log."""
+
+    def __init__(self, journal: Journal, record: RunRecord) -> None:
+        super().__init__(journal)
+        self._record = record
+        self._mark = (0, 0.0, 0.0)
+        """Step, clock and seconds waited for data at the last line, for the speeds."""
+        self._status_due = self._log_due = 0.0
+        self._speed: float | None = None
+        self._data_wait: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = time.perf_counter()
+        self._mark = (self.journal.step, now, _waited(trainer))
+        self._status_due, self._log_due = now + STATUS_SECONDS, now + LOG_SECONDS
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        if journal.halted or not trainer.is_global_zero:
+            return
+        now = time.perf_counter()
+        segment, every = journal.segment, journal.record_every
+        if journal.is_recorded(journal.step):
+            since, clock, waited_before = self._mark
+            waited = _waited(trainer)
+            self._speed = (journal.step - since) * journal.config.tokens_per_step / (now - clock)
+            self._data_wait = (waited - waited_before) / (now - clock)
+            self._mark = (journal.step, now, waited)
+            before = max(segment.first, (journal.step - 1) // every * every)
+            self._record.append_metrics(self._line(journal.mean_loss(journal.step - before)))
+        if now >= self._status_due:
+            self._status_due = now + STATUS_SECONDS
+            self.write_status()
+        if now >= self._log_due:
+            self._log_due = now + LOG_SECONDS
+            self._record.log(describe(journal, self._speed))
+
+    def write_status(self) -> None:
+        """The heartbeat."""
+        journal = self.journal
+        eta = journal.remaining_tokens / self._speed if self._speed else None
+        self._record.write_status(
+            "running",
+            tokens=journal.trained_tokens,
+            reason=journal.remarks,
+            loss=journal.mean_loss(1),
+            tokens_per_second=self._speed,
+            eta_seconds=eta,
+            mfu=self._mfu,
+            data_wait=self._data_wait,
+            memory_peak=memory_peak(journal.config),
+        )
+
+    @property
+    def _mfu(self) -> float | None:
+        """Model FLOPs utilisation between the last two lines, where the peak is known."""
+        journal = self.journal
+        if self._speed is None or journal.peak_flops is None:
+            return None
+        aligning = journal.segment.is_alignment
+        return self._speed * self._record.flops_per_token(aligning) / journal.peak_flops
+
+    def _line(self, loss: float | None) -> dict[str, Any]:
+        journal = self.journal
+        assert self._speed is not None
+        assert self._data_wait is not None
+        aligning = journal.segment.is_alignment
+        policy = journal.config.divergence.policy
+        counts = {"skip": {"skipped": journal.skipped}, "rewind": {"rewinds": journal.rewinds}}
+        return {
+            "segment": journal.segment.name,
+            "step": journal.step,
+            "tokens": journal.tokens,
+            "flops": self._record.flops(journal.tokens),
+            "wall": round(journal.wall_now, 3),
+            "split": journal.segment.name if aligning else "train",
+            "loss": loss,
+            "bpb": None if loss is None or aligning else journal.bits_per_byte(loss),
+            "lr": journal.rate,
+            "grad_norm": _finite(journal.grad_norm),
+            "tokens_per_second": round(self._speed, 1),
+            "mfu": self._mfu,
+            "data_wait": round(self._data_wait, 5),
+            "memory_peak": memory_peak(journal.config),
+            **{name: _finite(value) for name, value in journal.norms.items()},
+        } | counts.get(policy, {})
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _waited(trainer: pl.Trainer) -> float:
+    """Seconds that training has waited for data in this segment and session."""
+    loader = trainer.train_dataloader
+    assert isinstance(loader, Loader)
+    return loader.waited
+
+
+class TokenCheckpoint(StepCallback):
+    """Saves resume checkpoints between the ends of segments, which `scaling.training.session`
+    saves."""
+
+    def __init__(self, journal: Journal, record: RunRecord, checkpoints: Checkpoints) -> None:
+        super().__init__(journal)
+        self._record, self._checkpoints = record, checkpoints
+        self._due = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._due = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        if journal.halted or journal.step == journal.segment.last:
+            return
+        if not (trainer.is_global_zero or module.sharded):
+            return
+        # A rewind goes back to a checkpoint, so that it may not depend on when a run was stopped.
+        rewinds = journal.config.divergence.policy == "rewind"
+        due = self._is_due() or (journal.stopping and not rewinds)
+        if module.sharded and journal.config.budget.checkpoint_every_tokens is None:
+            due = parallel.agree(due)  # clocks differ
+        if due:
+            save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
+            self._due = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def _is_due(self) -> bool:
+        config, step = self.journal.config, self.journal.step
+        if config.keeps(step) and not self.journal.segment.is_branch:
+            return True
+        every = config.budget.checkpoint_every_tokens
+        return time.perf_counter() >= self._due if every is None else config.passes(step, every)
+
+
+def save(
+    journal: Journal,
+    record: RunRecord,
+    checkpoints: Checkpoints,
+    module: TrainingModule,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Write a resume checkpoint of the current step.
+
+    All ranks of a sharded model must call it; otherwise rank 0 does.
+    """
+    record.sync_metrics()
+    losses = torch.tensor(list(journal.losses), dtype=torch.float64)
+    content = module.state(optimizer) | {
+        "config": record.config.to_json(),
+        "losses": losses,
+        "skipped": journal.skipped,
+    }
+    checkpoints.save_resume(journal.index, journal.step, journal.wall_now, content)
+
+
+def describe(journal: Journal, speed: float | None) -> str:
+    """One dense line for log.txt."""
+    loss = journal.losses[-1]
+    bits = "" if journal.segment.is_alignment else f" ({journal.bits_per_byte(loss):.4f} bpb)"
+    parts = [
+        f"{journal.segment.name} step {journal.step}/{journal.segment.last}",
+        f"{journal.tokens:,} tokens",
+        f"loss {loss:.4f}{bits}",
+        f"lr {journal.rate:.3g}",
+        f"grad {journal.grad_norm:.3g}",
+    ]
+    if speed:
+        left = round(journal.remaining_tokens / speed)
+        parts += [f"{speed:,.0f} tok/s", f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"]
+    return " | ".join(parts)

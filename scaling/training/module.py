@@ -1,0 +1,214 @@
+"""The LightningModule: one language model, its optimizer, and the loss of a batch.
+
+1. `training_step` averages the per-token loss of a micro-batch; Lightning accumulates gradients
+   and, with several devices, averages them. Where only some targets count, micro-batches have
+   unequal numbers of them. Then a micro-batch divides its sum by the number of its tokens, which
+   all have alike, and when the last gradient of the step has been added,
+
+       gradient and loss  /=  share of the targets of the global batch that count
+
+   which makes them those of the whole batch at once, however it was split.
+2. Before each optimizer step the learning rate is set from `scaling.config.schedule` and gradients
+   are clipped by their global norm, which is kept for the record.
+3. `state` and `restore` move everything that training depends on to and from plain containers.
+
+Nothing goes through Lightning's logger: `scaling.training.callbacks.Recorder` reads `loss_sum` and
+`grad_norm` once an optimizer step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from models.language_model import LanguageModel, build
+from models.linearize.lora import add_lora
+from scaling.config.run import RunConfig
+from scaling.config.schedule import Segment, learning_rate
+from scaling.linearization import stages
+from scaling.record import sharded_state
+from scaling.system.randomness import random_state, seed_all, set_random_state
+from scaling.training import fsdp
+from scaling.training.activations import checkpoint_blocks
+from scaling.training.objective import Batch, counted, mean_loss, token_losses
+from scaling.training.optim import adamw, set_rate
+from scaling.training.parallel import accelerator, accumulation
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains the language model of one run, segment by segment."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Build the model with the weights of the run's seed."""
+        super().__init__()
+        self.config = config
+        seed_all(config.seed)
+        self.net: LanguageModel = build_model(config)
+        self.segment: Segment | None = None
+        self._teacher: tuple[LanguageModel, ...] = ()  # a tuple: it is no part of this module
+        self.optimizer_state: dict[str, Any] | None = None
+        self.step = 0
+        """Optimizer steps along the path, from initialisation."""
+        self.loss_sum = torch.zeros(())
+        """Sum of the micro-batch losses of the step under way."""
+        self.grad_norm = torch.zeros(())
+        """Global gradient norm of the last step, before clipping."""
+        self._unequal = config.data.masked and accumulation(config) * config.parallel.world_size > 1
+        self._counted: list[Tensor] = []
+        """Of the micro-batches of the step under way, the share of the targets that count."""
+
+    @property
+    def teacher(self) -> LanguageModel | None:
+        """The softmax model that the net learns from, where a stage needs it as a second model."""
+        return self._teacher[0] if self._teacher else None
+
+    def lend(self, teacher: LanguageModel) -> None:
+        """Take a teacher for the stages that need one; it is never trained."""
+        self._teacher = (teacher.requires_grad_(False).eval(),)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold shares of the model, so that they must save and load together."""
+        return fsdp.is_sharded(self.net)
+
+    def configure_model(self) -> None:
+        """Lightning asks for this hook under FSDP2; the model is built and sharded by then."""
+
+    def start(self, segment: Segment, step: int) -> None:
+        """Train `segment` next, from `step` on, with the optimizer state given to `restore`."""
+        self.segment, self.step = segment, step
+        stages.enter(self.net, self.config, segment)
+        if step in stages.changes(self.config):
+            self.optimizer_state = None  # other parameters learn from here on
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean loss in nats per token, or in stages that align layers the mean over layers."""
+        assert self.segment is not None
+        if self.segment.is_alignment:
+            name = self.segment.name
+            loss = stages.layer_losses(self.net, self.teacher, self.config, name, batch).mean()
+        elif self.config.linearize.temperature:
+            assert self.teacher is not None
+            loss = stages.distillation(self.net, self.teacher, self.config, batch)
+            if self._unequal:
+                loss = loss * self._count(batch)
+        elif self._unequal:
+            loss = token_losses(self.net, batch).mean()
+            self._count(batch)
+        else:
+            loss = mean_loss(self.net, batch)
+        self.loss_sum += loss.detach()
+        return loss
+
+    def _count(self, batch: Batch) -> Tensor:
+        """Note a micro-batch's share of targets that count, a scalar."""
+        self._counted.append(counted(batch).double() / batch[1].numel())
+        return self._counted[-1].float()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW, with the moments of the checkpoint that training goes on from."""
+        assert self.segment is not None
+        optimizer = adamw(self.net, stages.optim(self.config, self.segment))
+        if self.optimizer_state is not None:
+            state = self.optimizer_state
+            if self.sharded:
+                state = fsdp.shares_of_optimizer(state, optimizer)
+            optimizer.load_state_dict(state)
+            self.optimizer_state = None
+        return optimizer
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        assert self.segment is not None
+        return learning_rate(self.config, self.segment, self.step)
+
+    def on_train_start(self) -> None:
+        self._counted = []
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+        self.loss_sum = torch.zeros((), device=self.device)
+
+    def on_after_backward(self) -> None:
+        """After the last micro-batch of a step, weigh all targets of the global batch alike."""
+        if len(self._counted) < self.trainer.accumulate_grad_batches:
+            return
+        mine = torch.stack(self._counted).mean()
+        share = self.trainer.strategy.reduce(mine, reduce_op="mean")
+        self._counted = []
+        if not share:
+            return  # loss and gradients are 0
+        for parameter in self.net.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= float(share)
+        self.loss_sum /= share
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients, keep their norm, and set the rate of the step."""
+        assert self.segment is not None
+        limit = stages.optim(self.config, self.segment).clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.net.parameters(), float("inf") if limit is None else limit
+        )
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.config.divergence.policy == "skip" and not self.grad_norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)  # the step that follows has nothing to do
+        set_rate(optimizer, self.rate)
+
+    def state(self, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+        """Weights, optimizer and random states, as plain containers of tensors.
+
+        Of a sharded model these are the shares of this rank, under `shares`
+        (`scaling.record.sharded_state`), and what all ranks have alike.
+
+        Args:
+            optimizer: the one of `configure_optimizers`; None before the first step.
+        """
+        content = {"step": self.step, "random": random_state()}
+        if self.sharded:
+            return content | sharded_state.collect(self.net, optimizer)
+        state = None if optimizer is None else optimizer.state_dict()
+        return content | {"model": self.net.state_dict(), "optimizer": state}
+
+    def weights(self) -> dict[str, Any]:
+        """What a milestone keeps. All ranks of a sharded model must call it; rank 0 gets it."""
+        return {"step": self.step, "model": stages.merged_weights(self.net)}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over a checkpoint of `state`; the optimizer follows when it is built.
+
+        Any strategy goes on from a checkpoint of any other, with any number of ranks.
+        """
+        if "folder" in content:
+            self.optimizer_state = sharded_state.load(content, self.net)
+        else:
+            if self.sharded:
+                fsdp.load_whole(self.net, content["model"])
+            else:
+                stages.match_lora(self.net, self.config, content["model"])
+                self.net.load_state_dict(content["model"])
+            self.optimizer_state = content["optimizer"]
+        fsdp.release(self.net)
+        set_random_state(content["random"])
+
+
+def build_model(config: RunConfig) -> LanguageModel:
+    """The model as `parallel` wants it: checkpointed, compiled, sharded, with fresh weights."""
+    parallel = config.parallel
+    sharded = parallel.strategy == "fsdp"
+    net = build(config.model, device="meta" if sharded else None)
+    if stages.starts_with_lora(config):
+        add_lora(net, config.linearize.lora_rank, config.linearize.lora_alpha)
+    checkpoint_blocks(net.blocks, parallel.activation_checkpointing)
+    if parallel.compile:
+        for block in net.blocks:
+            block.compile()  # in place: parameter names stay as they are
+    if sharded:
+        mesh = fsdp.device_mesh(parallel, accelerator(config))
+        fsdp.shard(net, mesh, bf16=parallel.precision == "bf16")
+        fsdp.init_weights(net)
+    return net

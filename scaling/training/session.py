@@ -1,0 +1,233 @@
+"""Trains a run from wherever it stands until it is done, diverged or asked to stop.
+
+    loop:  the newest sound resume point -> drop later lines from the record -> restore weights,
+           optimizer and random states -> one Lightning fit to the end of the segment, whose
+           callbacks record, save and, at the end, move the resume point on
+
+Every segment starts from a checkpoint file, in an undisturbed run as in a resumed one, so that
+there is one way to start and it is always tested. Bit-exactness rests on that, on data that is a
+pure function of the step, and on a learning rate that is as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from scaling.config.run import RunConfig
+from scaling.data.loader import DataModule
+from scaling.data.prepare import prepare
+from scaling.linearization.stages import asks_teacher, changes
+from scaling.linearization.start import begin, lend
+from scaling.record.checkpoints import Checkpoints, misfit
+from scaling.record.environment import environment, memory_peak, peak_flops
+from scaling.record.record import RunRecord, State
+from scaling.system.claims import StopEvent, watch
+from scaling.system.errors import LinscaleError
+from scaling.system.randomness import isolated_random
+from scaling.training import parallel
+from scaling.training.callbacks import (
+    Clock,
+    Journal,
+    Recorder,
+    TokenCheckpoint,
+    save,
+)
+from scaling.training.guard import DivergenceGuard, passed_over, write_rewind
+from scaling.training.loggers import attached
+from scaling.training.milestones import SegmentEnd
+from scaling.training.module import TrainingModule
+from scaling.training.norms import Norms
+from scaling.training.profiling import Profiler
+from scaling.training.progress import Progress
+
+log = logging.getLogger("linscale")
+
+
+def run_session(
+    config: RunConfig, record: RunRecord, stop_event: StopEvent | None, progress: bool
+) -> State:
+    """Train until the end of the run or until `stop_event` is set; see
+    `scaling.training.train.train`."""
+    with parallel.process_settings(config), isolated_random(config.seed):
+        parallel.start_process_group(config)
+        config = parallel.decided(config)
+        listeners = attached(record) if parallel.rank() == 0 else nullcontext()
+        with listeners, parallel.sequences_split(config):
+            return _Session(config, record, stop_event, progress).run()
+
+
+class _Session:
+    """One process's share of a run."""
+
+    def __init__(
+        self, config: RunConfig, record: RunRecord, stop_event: StopEvent | None, progress: bool
+    ) -> None:
+        self._config, self._record, self._progress = config, record, progress
+        self._is_main = parallel.rank() == 0
+        self._still_ours = watch(record.path)
+        self._prepared = prepare(config.data, progress=progress and self._is_main)
+        self._validation = DataModule(config, self._prepared).val_dataloader()
+        self._checkpoints = self._open_checkpoints()
+        self._journal = Journal(
+            config=config,
+            segments=record.segments,
+            record_every=record.record_every,
+            bytes_per_token=self._prepared.bytes_per_token,
+            peak_flops=peak_flops(config),
+            stop_event=stop_event,
+        )
+        self._profiler = Profiler(self._journal, record)
+        self._module: TrainingModule | None = None
+        if self._is_main:
+            self._checkpoints.sweep()
+            record.write_environment(environment(config, self._prepared.fingerprint()))
+            if config.data.tokenizer.startswith(("bpe:", "file:")):
+                record.write_tokenizer(self._prepared.tokenizer())
+
+    def run(self) -> State:
+        """Segment after segment."""
+        journal = self._journal
+        bar = Progress(journal) if self._progress and self._is_main else None
+        with bar or nullcontext():
+            while (module := self._restore()) is not None:
+                self._fit(module, [bar] if bar else [])
+                if journal.diverged:
+                    self._end("diverged", journal.diverged)
+                    return "diverged"
+                if journal.stopping:
+                    self._end("preempted", "asked to stop; run again to continue")
+                    return "preempted"
+                if journal.rewinding and self._is_main:
+                    write_rewind(journal, self._record, self._checkpoints.points[-1].step)
+        self._end("done", journal.remarks)
+        return "done"
+
+    def _restore(self) -> TrainingModule | None:
+        """Put everything to the newest resume point; None when all segments have ended."""
+        point, content = None, {}
+        if self._is_main:
+            point, content = self._checkpoints.newest(self._say)
+        if parallel.agree(point is None):
+            self._start_afresh()
+            if self._is_main:
+                point, content = self._checkpoints.newest(self._say)
+        if point is not None:
+            self._record.truncate(point.segment, point.step)
+        parallel.barrier()
+        if not self._is_main:
+            self._checkpoints = self._open_checkpoints()
+            point, content = self._checkpoints.newest(self._say, verify=False)
+        assert point is not None
+        if point.segment == len(self._record.segments):
+            return None
+        module = self._module or TrainingModule(self._config)
+        self._module = module
+        segment = self._record.segments[point.segment]
+        if asks_teacher(self._config, segment) and module.teacher is None:
+            lend(module, self._record, self._prepared)  # building it draws random numbers
+        try:
+            module.restore(content)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise misfit(self._checkpoints.folder / point.file, error) from error
+        module.start(segment, point.step)
+        self._journal.begin(
+            point.segment,
+            point.step,
+            point.wall,
+            # Losses of a stage before are no losses of the next.
+            [] if point.step in changes(self._config) else content["losses"].tolist(),
+            content.get("skipped", 0),
+        )
+        rewinds = passed_over(self._record, point.segment)
+        self._journal.rewinds = len(rewinds)
+        self._journal.passed_over = sum(rewind.skip for rewind in rewinds)
+        if self._is_main and point.step > segment.first:
+            self._record.log(f"resuming {segment.name} at step {point.step}")
+        return module
+
+    def _open_checkpoints(self) -> Checkpoints:
+        record = self._record
+        return Checkpoints(
+            record.checkpoints,
+            record.path.name,
+            record.segments,
+            self._still_ours,
+            self._config.keeps,
+        )
+
+    def _start_afresh(self) -> None:
+        """Write the checkpoint of step 0, from the seed alone."""
+        self._module = TrainingModule(self._config)
+        self._journal.begin(0, 0, 0.0, [])
+        if self._config.linearize.teacher and (self._is_main or self._module.sharded):
+            begin(self._module, self._record, self._prepared, self._validation)
+        if not (self._is_main or self._module.sharded):
+            return
+        save(self._journal, self._record, self._checkpoints, self._module, None)
+
+    def _fit(self, module: TrainingModule, extra: list[pl.Callback]) -> None:
+        """Train to the end of the segment, or until divergence or a stop."""
+        journal, record = self._journal, self._record
+        callbacks: list[pl.Callback] = [
+            Clock(journal),
+            DivergenceGuard(journal),
+            Norms(journal),
+            Recorder(journal, record),
+            TokenCheckpoint(journal, record, self._checkpoints),
+            SegmentEnd(journal, record, self._checkpoints, self._validation),
+            self._profiler,
+            *extra,
+        ]
+        steps = journal.segment.last - journal.step
+        trainer = parallel.make_trainer(self._config, steps, callbacks)
+        first = journal.step + journal.passed_over
+        data = DataModule(self._config, self._prepared, start_step=first)
+        with _plain_interrupts():
+            try:
+                trainer.fit(module, datamodule=data)
+            except SIGTERMException:
+                journal.stopping = True
+            except BaseException:
+                with suppress(LinscaleError):  # the first error is the one to tell
+                    self._checkpoints.wait()
+                raise
+        self._checkpoints.wait()
+
+    def _end(self, state: State, reason: str) -> None:
+        journal = self._journal
+        if not self._is_main:
+            return
+        finite = [loss for loss in journal.losses if math.isfinite(loss)]
+        self._record.write_status(
+            state,
+            reason=reason,
+            tokens=journal.trained_tokens,
+            loss=finite[-1] if finite else None,
+            memory_peak=memory_peak(self._config),
+        )
+        self._record.log(f"{state}: {reason}" if reason else state)
+
+    def _say(self, text: str) -> None:
+        """Tell of a damaged checkpoint, aloud and in the log."""
+        log.warning(text)
+        self._record.log(text)
+
+
+@contextmanager
+def _plain_interrupts() -> Iterator[None]:
+    """Lightning turns Ctrl-C into an exit and ignores more of them; pass the interrupt on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None

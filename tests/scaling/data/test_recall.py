@@ -1,0 +1,190 @@
+"""Recall tasks: sequences against a reader of their own, and runs on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.config import ARCHS, Arch, ConfigError, toy_config
+from scaling.config.run import (
+    BudgetConfig,
+    DataConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from scaling.data.loader import DataModule
+from scaling.data.recall_data import TRAINING_SEQUENCES, Symbols, held_out, prepare_task, rows
+from scaling.data.recall_tasks import BLANK, MARK, SPECIAL, parse
+from scaling.evaluation.evaluate import evaluate
+from scaling.evaluation.request import Request
+from scaling.evaluation.settings import Settings
+from scaling.record.pretrained import load
+from scaling.training.train import train
+
+FIRST = [3, 8, 2, 8, 7, 10, 3, 0, 7, 0, 0, 0, 2, 0, 0, 0]
+"""Sequence 1 of task:mqar:pairs=3,vocab=14 of length 16."""
+NUMBERS = st.integers(0, 2 * TRAINING_SEQUENCES)
+
+
+def run(
+    arch: Arch = "llama",
+    corpus: str = "task:mqar:pairs=2,vocab=10",
+    length: int = 8,
+    steps: int = 12,
+    batch: int = 8,
+) -> RunConfig:
+    per_step = length * batch
+    return RunConfig(
+        name="recall",
+        model=toy_config(arch, 32, vocab_size=parse(corpus).vocab, layers=2),
+        data=DataConfig(
+            corpus=corpus, sequence_length=length, batch_sequences=batch, validation_blocks=32
+        ),
+        optim=OptimConfig(lr=1e-2),
+        schedule=ScheduleConfig(warmup_tokens=2 * per_step),
+        budget=BudgetConfig(tokens=steps * per_step),
+        parallel=ParallelConfig(accelerator="cpu", threads=1),
+    )
+
+
+def recall(**settings: Any) -> Request:
+    return Request(tasks=("recall",), settings=Settings(**settings))
+
+
+@settings(deadline=None)
+@given(number=NUMBERS, pairs=st.integers(1, 6), spare=st.integers(0, 9))
+def test_mqar_asks_every_key_once_for_its_value(number: int, pairs: int, spare: int) -> None:
+    task = parse(f"task:mqar:pairs={pairs},vocab=40")
+    inputs, targets = rows(task, [number], 4 * pairs + spare)[0]
+    book = {k: v for k, v in inputs[: 2 * pairs].reshape(-1, 2).tolist() if k != BLANK}
+    assert 1 <= len(book) <= pairs
+    assert len(book) == pairs or number < TRAINING_SEQUENCES
+    assert all(SPECIAL <= key < 21 <= value < 40 for key, value in book.items())
+    asked = np.flatnonzero(targets >= 0)
+    assert asked.min() >= 2 * pairs
+    assert sorted(inputs[asked]) == sorted(book)
+    assert [book[key] for key in inputs[asked]] == targets[asked].tolist()
+    # No answer is in sight: what is left over could be guessed without recall.
+    assert np.count_nonzero(inputs[2 * pairs :]) == len(book)
+
+
+@settings(deadline=None)
+@given(number=NUMBERS, items=st.integers(1, 6), spare=st.integers(0, 9))
+def test_copying_wants_the_items_in_their_order(number: int, items: int, spare: int) -> None:
+    inputs, targets = rows(parse(f"task:copying:items={items}"), [number], 2 * items + spare)[0]
+    content = inputs[:-items]
+    answers = targets[targets >= 0]
+    assert content[content != BLANK].tolist() == answers.tolist()
+    assert (answers >= SPECIAL).all()
+    assert (inputs == MARK).tolist() == (targets >= 0).tolist()
+    assert len(answers) == items or number < TRAINING_SEQUENCES
+
+
+@settings(deadline=None)
+@given(number=NUMBERS, length=st.integers(3, 30))
+def test_induction_wants_what_followed_the_mark(number: int, length: int) -> None:
+    inputs, targets = rows(parse("task:induction"), [number], length)[0].tolist()
+    first = inputs.index(MARK)
+    assert inputs.count(MARK) == 2
+    assert inputs[-1] == MARK
+    assert targets == [-100] * (length - 1) + [inputs[first + 1]]
+
+
+def test_a_sequence_depends_on_its_number_alone() -> None:
+    task = parse("task:mqar:pairs=3,vocab=14")
+    together = rows(task, [5, 0, 2**39, 5], 16)
+    for number, row in zip((5, 0, 2**39, 5), together, strict=True):
+        assert (rows(task, [number], 16)[0] == row).all()
+    # The meaning of a number may not change: runs could not be continued.
+    assert rows(task, [1], 16)[0, 0].tolist() == FIRST
+    assert len({row.tobytes() for row in held_out(task, 1000, 16)}) > 990
+
+
+def test_draws_are_even_and_early_questions_are_frequent() -> None:
+    """4000 sequences: shares of a count n have a standard deviation below sqrt(p / n)."""
+    task = parse("task:mqar:pairs=2,vocab=10")
+    inputs, targets = held_out(task, 4000, 40).transpose(1, 0, 2)
+    keys = np.bincount(inputs[:, 0], minlength=6)[2:6] / 4000
+    np.testing.assert_allclose(keys, 0.25, atol=5 * (0.25 / 4000) ** 0.5)
+    asked = (targets >= 0).mean(0)[4::2]  # by slot
+    assert asked[0] > 2 * asked[2] > 4 * asked[17] > 0
+    loads = (rows(task, range(4000), 40)[:, 1] >= 0).sum(1)
+    np.testing.assert_allclose((loads == 1).mean(), 0.5, atol=5 * (0.5 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "length", "message"),
+    [
+        ("task:mqr", 64, "the tasks are mqar, copying, induction"),
+        ("task:mqar:pair=3", 64, r"'pair=3' is unclear; write 'task:mqar:pairs=8,vocab=64'"),
+        ("task:mqar:pairs=x", 64, "'pairs=x' is unclear"),
+        ("task:mqar:pairs=0", 64, "pairs must be at least 1"),
+        ("task:mqar:pairs=8,vocab=17", 64, "vocab must be at least 18"),
+        ("task:copying:vocab=3", 64, "vocab must be at least 4"),
+        ("task:mqar:pairs=8", 31, "needs sequences of at least 32 tokens"),
+    ],
+)
+def test_what_cannot_be_a_task(corpus: str, length: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(corpus=corpus, sequence_length=length)
+
+
+def test_the_vocabulary_must_fit() -> None:
+    prepared = prepare_task(run().data, Path())
+    prepared.check_rows(10)
+    with pytest.raises(ConfigError, match=r"model\.vocab_size=9: .* has 10 tokens"):
+        prepared.check_rows(9)
+    with pytest.raises(ConfigError, match="not text"):
+        prepared.tokenizer()
+
+
+def test_batches_go_on_where_a_run_was_stopped() -> None:
+    whole = iter(DataModule(run()).train_dataloader())
+    batches = [next(whole) for _ in range(4)]
+    later = next(iter(DataModule(run(), start_step=3).train_dataloader()))
+    for mine, theirs in zip(batches[3], later, strict=True):
+        assert (mine == theirs).all()
+    assert not (batches[0][0] == batches[1][0]).all()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_run_from_config_to_evals(arch: Arch, tmp_path: Path) -> None:
+    config = run(arch=arch)
+    assert train(config, tmp_path) == "done"
+    out = evaluate(tmp_path / config.run_id, recall(limit=16))
+    line, smaller = out.lines
+    assert (line["metric"], smaller["metric"]) == ("accuracy", "accuracy of 1")
+    assert 0 <= line["value"] <= 1
+    longer = evaluate(tmp_path / config.run_id, recall(limit=16, lengths=(8, 24)))
+    assert [x["metric"] for x in longer.lines] == ["accuracy@8", "accuracy@24"]
+    assert longer.lines[0]["value"] == line["value"]
+
+
+def test_tasks_for_text_are_refused(tmp_path: Path) -> None:
+    config = run()
+    train(config, tmp_path)
+    out = evaluate(tmp_path / config.run_id, Request(tasks=("perplexity",), settings=Settings()))
+    assert "is no text; evaluate `recall`" in out.failures[0]
+    tokenizer = load(tmp_path / config.run_id).tokenizer
+    assert isinstance(tokenizer, Symbols)
+    assert tokenizer.decode(tokenizer.encode("2 7 9")) == " 2 7 9"
+    for text in ("2 10", "2 x"):
+        with pytest.raises(ConfigError, match="give numbers below 10"):
+            tokenizer.encode(text)
+
+
+@pytest.mark.slow
+def test_a_toy_learns_to_recall(tmp_path: Path) -> None:
+    """Four pairs, which chance and guessing among the four values would answer at 0.25."""
+    corpus = "task:mqar:pairs=4,vocab=18"
+    config = run("cosformer2", corpus=corpus, length=16, steps=1000, batch=32)
+    train(config, tmp_path)
+    out = evaluate(tmp_path / config.run_id, recall())
+    assert out.lines[0]["value"] > 0.95
