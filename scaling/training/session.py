@@ -89,7 +89,7 @@ class _Session:
         if self._is_main:
             self._checkpoints.sweep()
             record.write_environment(environment(config, self._prepared.fingerprint()))
-            if config.data.tokenizer.startswith(("bpe:", "file:")):
+            if config.data.tokenizer_in_file:
                 record.write_tokenizer(self._prepared.tokenizer())
 
     def run(self) -> State:
