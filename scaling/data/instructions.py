@@ -22,6 +22,7 @@ import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from models.cross_entropy import IGNORE_INDEX
 from scaling.data.corpora.files import find_files, read_objects
-from scaling.data.corpora.hf import load_dataset
+from scaling.data.corpora.hf import open_dataset
 from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import Contents, Index
@@ -124,7 +125,7 @@ def prepare_instructions(source: str, data: DataSettings, work: Work) -> Prepare
             "answered by a model that has a tokenizer; give that one, bytes or file:PATH."
         )
     tokenizer = load_tokenizer(data.tokenizer)
-    length, examples = data.sequence_length, list(read_examples(source, data.corpus))
+    length, examples = data.sequence_length, list(read_examples(source, data.corpus, work.cache))
     sides: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
         sides[_held_out(example, data.validation_fraction)].append(example)
@@ -164,19 +165,20 @@ def prepare_instructions(source: str, data: DataSettings, work: Work) -> Prepare
     )
 
 
-def read_examples(source: str, corpus: str) -> Iterator[Example]:
+def read_examples(source: str, corpus: str, cache: Path) -> Iterator[Example]:
     """The examples of files or of a dataset.
 
     Args:
         source: pattern of files, or `hf:NAME`.
         corpus: the `data.corpus`, for errors.
+        cache: folder of the prepared corpora, which knows revisions of the hub.
 
     Raises:
         LinscaleError: no such files or dataset, or an example without instruction and output.
     """
     kind, _, name = source.partition(":")
     if kind == "hf":
-        for row, record in enumerate(load_dataset(corpus, name)):
+        for row, record in enumerate(open_dataset(name, corpus, cache)):
             yield _example(f"corpus {corpus}, row {row}", dict(record))
         return
     for path in find_files(corpus, source, "jsonl"):

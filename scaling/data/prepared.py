@@ -91,6 +91,7 @@ class PreparedData:
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data in a run record, as plain JSON."""
         index = self.index
+        revision = [s for s in index.source.get("signature", []) if isinstance(s, dict)]
         return {
             "corpus": self.data.corpus,
             "corpus_sha256": index.corpus_sha256,
@@ -105,4 +106,5 @@ class PreparedData:
             "validation_blocks": len(self.validation),
             "validation_sha256": self.validation_sha256,
             "bytes_per_token": self.bytes_per_token,
+            **(revision[0] if revision else {}),
         }
