@@ -17,6 +17,7 @@ from analysis.cli.tables import app as tables_app
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.checkpoint import app as checkpoint_app
+from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
@@ -171,6 +172,7 @@ def run(
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     law: HyperLaw = "constant",
+    accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
 ) -> None:
@@ -191,7 +193,14 @@ def run(
     experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy, known_law(law))
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
-    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs, slurm=cluster):
+    if not launch(
+        experiment,
+        sweep_dir,
+        launcher=launcher,
+        jobs=jobs,
+        slurm=cluster,
+        accept_data_change=accept_data_change,
+    ):
         raise typer.Exit(1)
 
 
