@@ -29,8 +29,8 @@ from scipy import stats
 from analysis.errors import AnalysisError
 from analysis.io.frames import by, numbers, plain, rows, take, where, words
 from analysis.io.records import Sweep, load_sweep
+from analysis.units import LEVEL
 
-LEVEL = 0.9
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
 
 
