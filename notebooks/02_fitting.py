@@ -19,7 +19,7 @@ from analysis.io.frames import where
 from analysis.io.records import load_sweep
 from analysis.judge.sensitivity import sensitivity
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 PUBLIC = Path(os.environ.get("LINSCALE_DATA", "data")) / "chinchilla_epoch/svg_extracted_data.csv"
 
 # %%

@@ -54,7 +54,7 @@ def write(
     """Writes the report of a sweep and returns the path of its page.
 
     Args:
-        sweep_dir: what `linscale run` wrote.
+        sweep_dir: what `linscale run` wrote, or a zip file of it.
         out: directory for the page, tables and figures; created.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
         baseline: architecture that the others are compared with.
@@ -93,7 +93,7 @@ def write(
                 caption=f"{each.caption} {basis(result)}",
                 runs=runs,
             )
-        pages = write_runs(sweep, Path(sweep_dir), out, say)
+        pages = write_runs(sweep, sweep_dir, out, say)
         _compose(page, result, tables, drawn, pages)
         if len(found.evals):
             found.save(out / "evaluations")

@@ -214,13 +214,19 @@ def status(
     ] = None,
 ) -> None:
     """Show the state of every run of a sweep, with reasons for those that failed."""
+    from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import unpacked
     from scaling.sweep.status import status_rows, status_table, watch
     from scaling.sweep.status_page import write_page
 
     if live:
         watch(directory)
         return
-    rows = status_rows(directory)
+    try:
+        with unpacked(directory) as folder:
+            rows = status_rows(folder)
+    except AnalysisError as error:
+        raise LinscaleError(str(error)) from error
     if page is not None:
         write_page(directory, rows, page)
         typer.echo(f"wrote {page}")
