@@ -146,11 +146,11 @@ def report(
     with _one_paragraph():
         from rich.console import Console
 
-        from analysis.report.report import write
+        from analysis.report.report import write_report
 
         console = Console(stderr=True)
         with console.status("reading run records", spinner="dots") as status:
-            page = write(
+            page = write_report(
                 directory, out or directory / "report", baseline=baseline, bootstrap=bootstrap,
                 seed=seed, progress=status.update,
             )  # fmt: skip
@@ -190,9 +190,9 @@ def _read(
     from analysis.errors import AnalysisError
 
     if not source.is_dir():
-        from analysis.io.tables import load_csv
+        from analysis.io.tables import load_table
 
-        return load_csv(
+        return load_table(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group
         )
     from analysis.io.records import Conventions, load_sweep

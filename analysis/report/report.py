@@ -1,6 +1,6 @@
 """A sweep's report: one self-contained page, and the tables and figures behind it.
 
-    write(sweep_dir, out) -> out/index.html
+    write_report(sweep_dir, out) -> out/index.html
         1. records.load_sweep    runs, points, exclusions
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
@@ -40,7 +40,7 @@ from analysis.report.run_pages import write_runs
 from analysis.report.task_report import add_to, evaluations
 
 
-def write(
+def write_report(
     sweep_dir: str | Path,
     out: str | Path,
     *,

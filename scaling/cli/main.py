@@ -105,7 +105,8 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed, rung
+    from scaling.plan.plan import placed
+    from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
 
@@ -126,7 +127,7 @@ def plan(
     runs = experiment.runs
     if nodes is not None:
         runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
-    rungs = [rung(run, target, states.get(run.run_id, "planned"), chosen) for run in runs]
+    rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
 
