@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `linscale --help` answ
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ import typer
 
 from analysis.cli.fit import app as analysis_app
 from analysis.cli.tables import app as tables_app
+from linscale.installation import missing, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.checkpoint import app as checkpoint_app
@@ -21,6 +23,7 @@ from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
+from scaling.system.code_search import search_also
 from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
@@ -46,6 +49,24 @@ app.add_typer(tune_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"linscale {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None: ...
+
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
 Overrides = Annotated[
@@ -292,10 +313,18 @@ def main() -> None:
     from rich.console import Console
     from rich.text import Text
 
+    os.environ["PYTHONSAFEPATH"] = "1"  # for every child, and theirs
+    search_also(Path.cwd())
     try:
         app()
-    except (LinscaleError, ConfigError) as error:
+    except LinscaleError as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        sentence = missing(error)
+        if sentence is None:
+            raise
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), f"this {sentence}"))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
