@@ -32,6 +32,7 @@ from models.kernels.api import linear_attention_step as linear_attention_step
 from models.language_model import LanguageModel as LanguageModel
 from models.language_model import build as build
 from scaling.config.experiment import load_experiment as load_experiment
+from scaling.config.recipes import TOY_VOCAB as TOY_VOCAB
 from scaling.config.recipes import paper_recipe as paper_recipe
 from scaling.config.recipes import toy_recipe as toy_recipe
 from scaling.config.run import BudgetConfig as BudgetConfig
