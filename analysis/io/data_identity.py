@@ -79,7 +79,7 @@ def _object(path: Place) -> dict[str, Any]:
     """A JSON object; {} where there is none that can be read, of which the reader of records
     tells."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, KeyError):
         return {}
     return value if isinstance(value, dict) else {}

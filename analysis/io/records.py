@@ -11,8 +11,8 @@
         3. N, C and the loss are taken in the conventions asked for; all others stay as columns
 
 A record may be cut off anywhere, because a run may be killed at any moment: torn lines are dropped
-and counted in `notes`. Tables from elsewhere come in through `analysis.io.tables.load_csv`, as the
-same `Sweep`.
+and counted in `notes`. Tables from elsewhere come in through `analysis.io.tables.load_table`, as
+the same `Sweep`.
 """
 
 from __future__ import annotations

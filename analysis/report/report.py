@@ -1,6 +1,6 @@
 """A sweep's report: one self-contained page, and the tables and figures behind it.
 
-    write(sweep_dir, out) -> out/index.html
+    write_report(sweep_dir, out) -> out/index.html
         1. records.load_sweep    runs, points, exclusions
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
@@ -41,7 +41,7 @@ from analysis.report.task_report import add_to, evaluations
 from analysis.units import LEVEL
 
 
-def write(
+def write_report(
     sweep_dir: str | Path,
     out: str | Path,
     *,

@@ -1,6 +1,6 @@
 """Whatever can answer a prompt: a checkpoint of a run, or a directory in Hugging Face's layout.
 
-    loaded = load("runs/quickstart/tnl-d64-1a2b3c4d")
+    loaded = load_pretrained("runs/quickstart/tnl-d64-1a2b3c4d")
 
 | path                                    | what is loaded                                         |
 |-----------------------------------------|--------------------------------------------------------|
@@ -46,7 +46,7 @@ class Pretrained:
     """The run that trained it; None for a foreign model."""
 
 
-def load(
+def load_pretrained(
     path: Path | str,
     *,
     device: torch.device | str = "cpu",
