@@ -32,10 +32,11 @@ from typing import Any, Literal, get_args
 
 from models.accounting import Convention, summary
 from models.config import ConfigError
+from scaling.config.objectives import NEXT_TOKEN
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, segments
 from scaling.data.tokenizers import JsonTokenizer, Tokenizer
-from scaling.linearization.costs import stages
+from scaling.plan.costs import stages
 from scaling.record.checkpoints import load_model as load_model  # part of the record's interface
 from scaling.system.errors import LinscaleError
 from scaling.system.files import append_line, replacing, sync, write_json
@@ -75,7 +76,7 @@ class RunRecord:
         self.path = Path(sweep_dir) / config.run_id
         self.segments: tuple[Segment, ...] = segments(config)
         self.accounting: dict[str, Any] = {**summary(config.model, config.data.sequence_length)}
-        if config.linearize.teacher:
+        if any(stage.objective != NEXT_TOKEN for stage in config.objectives):
             self.accounting["stages"] = stages(config)
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         """Told of every line of metrics.jsonl."""
@@ -103,14 +104,14 @@ class RunRecord:
 
     def flops(self, tokens: int, convention: Convention = "exact") -> float:
         """Training FLOPs of the first `tokens` of the run's path."""
-        aligned = min(tokens, self.config.alignment_steps * self.config.tokens_per_step)
-        after = (tokens - aligned) * self.flops_per_token(False, convention)
-        return aligned * self.flops_per_token(True, convention) + after
+        first = min(tokens, self.config.prelude_steps * self.config.tokens_per_step)
+        after = (tokens - first) * self.flops_per_token(False, convention)
+        return first * self.flops_per_token(True, convention) + after
 
-    def flops_per_token(self, aligning: bool, convention: Convention = "exact") -> float:
-        """Training FLOPs of a token in the stages that align layers, or anywhere else."""
+    def flops_per_token(self, prelude: bool, convention: Convention = "exact") -> float:
+        """Training FLOPs of a token, before the run's schedule starts or after."""
         if stages := self.accounting.get("stages"):
-            return stages[("transfer_" if aligning else "") + "flops_per_token"][convention]
+            return stages[("transfer_" if prelude else "") + "flops_per_token"][convention]
         return self.accounting["flops_per_token"][convention]["total"]
 
     def create(self) -> None:

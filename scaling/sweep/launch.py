@@ -27,7 +27,7 @@ from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
-from scaling.linearization.costs import flops
+from scaling.plan.costs import flops
 from scaling.plan.plan import trained_tokens
 from scaling.record.record import SCHEMA
 from scaling.sweep.display import SweepDisplay

@@ -21,11 +21,11 @@ from contextlib import contextmanager, nullcontext, suppress
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
+from scaling.config.schedule import changes
 from scaling.data.loader import DataModule
 from scaling.data.prepare import prepare
-from scaling.linearization.stages import asks_teacher, changes
-from scaling.linearization.start import begin, lend
 from scaling.record.checkpoints import Checkpoints, misfit
 from scaling.record.environment import environment, memory_peak, peak_flops
 from scaling.record.record import RunRecord, State
@@ -131,10 +131,10 @@ class _Session:
         module = self._module or TrainingModule(self._config)
         self._module = module
         segment = self._record.segments[point.segment]
-        if asks_teacher(self._config, segment) and module.teacher is None:
-            lend(module, self._record, self._prepared)  # building it draws random numbers
+        objective = objective_of(self._config, segment.objective)
+        objective.on_start(module, self._record, self._prepared)
         try:
-            module.restore(content)
+            module.restore(content, objective)
         except (KeyError, RuntimeError, ValueError) as error:
             raise misfit(self._checkpoints.folder / point.file, error) from error
         module.start(segment, point.step)
@@ -142,7 +142,7 @@ class _Session:
             point.segment,
             point.step,
             point.wall,
-            # Losses of a stage before are no losses of the next.
+            # Losses by one objective are not those by the next.
             [] if point.step in changes(self._config) else content["losses"].tolist(),
             content.get("skipped", 0),
         )
@@ -167,10 +167,10 @@ class _Session:
         """Write the checkpoint of step 0, from the seed alone."""
         self._module = TrainingModule(self._config)
         self._journal.begin(0, 0, 0.0, [])
-        if self._config.linearize.teacher and (self._is_main or self._module.sharded):
-            begin(self._module, self._record, self._prepared, self._validation)
         if not (self._is_main or self._module.sharded):
             return
+        first = objective_of(self._config, self._journal.segment.objective)
+        first.initialise(self._module, self._record, self._prepared, self._validation)
         save(self._journal, self._record, self._checkpoints, self._module, None)
 
     def _fit(self, module: TrainingModule, extra: list[pl.Callback]) -> None:
