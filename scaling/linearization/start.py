@@ -22,11 +22,11 @@ from scaling.data.loader import Batch, to_batch
 from scaling.data.prepare import PreparedData
 from scaling.linearization import linearization_record as linearization
 from scaling.linearization.teacher import adopt, load_teacher
+from scaling.plan.accelerator import accelerator
 from scaling.record.record import RunRecord
 from scaling.system.errors import LinscaleError
 from scaling.training.loss import block_means
 from scaling.training.module import TrainingModule
-from scaling.training.parallel import accelerator
 
 if TYPE_CHECKING:
     from scaling.linearization.objectives import Alignment

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from models.accounting import Convention, summary
 from models.config import ConfigError
@@ -38,27 +38,22 @@ from scaling.config.schedule import Segment, segments
 from scaling.data.tokenizers import JsonTokenizer, Tokenizer
 from scaling.plan.costs import stages
 from scaling.record.checkpoints import load_model as load_model  # part of the record's interface
-from scaling.system.errors import LinscaleError
-from scaling.system.files import append_line, replacing, sync, write_json
+from scaling.record.head import SCHEMA, RecordError, State, label, read_head
+from scaling.system.files import append_line, read_json, replacing, sync, write_json
 
-SCHEMA = 1
 TOKENIZER = "tokenizer.json"
 """The tokenizer of a run, in its directory."""
 RECORDS = 500
 """About how many training lines metrics.jsonl gets on the longest path."""
-State = Literal["planned", "running", "done", "diverged", "failed", "preempted"]
-
-
-class RecordError(LinscaleError):
-    """A run directory that cannot be read or belongs to another run."""
 
 
 def read_states(sweep_dir: Path) -> dict[str, State]:
     """run_id -> state, for every run directory of a sweep that has a readable status."""
     states: dict[str, State] = {}
     for path in sorted(Path(sweep_dir).glob("*/status.json")):
-        if state := _state(_read_json(path)):
-            states[path.parent.name] = state
+        head = read_head(path.parent)
+        if "state" in head.status:
+            states[path.parent.name] = head.state
     return states
 
 
@@ -90,12 +85,12 @@ class RunRecord:
     @property
     def state(self) -> State:
         """State in status.json; `planned` when there is none or it cannot be read."""
-        return _state(_read_json(self.path / "status.json")) or "planned"
+        return read_head(self.path).state
 
     @property
     def reason(self) -> str:
         """Why the run is in its state, for people; empty when there is nothing to say."""
-        return str(_read_json(self.path / "status.json").get("reason", ""))
+        return read_head(self.path).reason
 
     @property
     def record_every(self) -> int:
@@ -117,8 +112,7 @@ class RunRecord:
     def create(self) -> None:
         """Write what is known before training: configuration and accounting."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        head = {"schema": SCHEMA, "run_id": self.path.name, "sweep": self.path.parent.name}
-        write_json(self.path / "config.json", head | self.config.to_json())
+        write_json(self.path / "config.json", label(self.config, self.path))
         write_json(self.path / "accounting.json", self.accounting)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
@@ -129,7 +123,7 @@ class RunRecord:
         """
         path = self.path / "environment.json"
         revision = environment["git_revision"], environment["git_dirty_sha256"]
-        revisions = [tuple(r) for r in _read_json(path).get("git_revisions", [])]
+        revisions = [tuple(r) for r in read_json(path).get("git_revisions", [])]
         revisions = list(dict.fromkeys([*revisions, revision]))
         write_json(path, environment | {"git_revisions": revisions})
 
@@ -161,7 +155,7 @@ class RunRecord:
             data_wait: share of the time that training waits for data.
             memory_peak: bytes, of rank 0 (`scaling.record.environment.memory_peak`).
         """
-        before = _read_json(self.path / "status.json")
+        before = read_json(self.path / "status.json")
         trained = sum(s.last - s.first for s in self.segments) * self.config.tokens_per_step
         write_json(
             self.path / "status.json",
@@ -266,36 +260,20 @@ class RunRecord:
         if not path.exists():
             return
         remedy = f"move {self.path} away, or give the sweep another directory with --out."
-        stored = _read_json(path)
-        schema = stored.pop("schema", None)
-        stored.pop("run_id", None)
-        stored.pop("sweep", None)
+        head = read_head(self.path)
+        schema = head.labels.get("schema")
         if schema != SCHEMA:
             raise RecordError(
                 f"{path}: not a run configuration of schema {SCHEMA} (schema={schema!r}); {remedy}"
             )
         try:
-            run_id = RunConfig.from_json(stored).run_id
+            run_id = RunConfig.from_json(head.config).run_id
         except ConfigError as error:
             raise RecordError(f"{path}: {error} It belongs to another run; {remedy}") from error
         if run_id != self.path.name:
             raise RecordError(
                 f"{path}: holds the configuration of {run_id}, not of {self.path.name}; {remedy}"
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when the file is missing or cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _state(status: dict[str, Any]) -> State | None:
-    """The state that a status names, if it is one."""
-    return next((state for state in get_args(State) if state == status.get("state")), None)
 
 
 def _filter_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

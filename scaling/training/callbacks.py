@@ -33,7 +33,8 @@ from scaling.record.checkpoints import Checkpoints
 from scaling.record.environment import memory_peak
 from scaling.record.record import RunRecord
 from scaling.system.claims import StopEvent
-from scaling.training import parallel
+from scaling.system.ranks import agree
+from scaling.system.words import duration
 from scaling.training.module import TrainingModule
 
 STATUS_SECONDS = 2.0
@@ -330,7 +331,7 @@ class TokenCheckpoint(StepCallback):
         rewinds = journal.config.divergence.policy == "rewind"
         due = self._is_due() or (journal.stopping and not rewinds)
         if module.sharded and journal.config.budget.checkpoint_every_tokens is None:
-            due = parallel.agree(due)  # clocks differ
+            due = agree(due)  # clocks differ
         if due:
             save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
             self._due = time.perf_counter() + CHECKPOINT_SECONDS
@@ -377,6 +378,6 @@ def describe(journal: Journal, speed: float | None) -> str:
         f"grad {journal.grad_norm:.3g}",
     ]
     if speed:
-        left = round(journal.remaining_tokens / speed)
-        parts += [f"{speed:,.0f} tok/s", f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"]
+        left = duration(journal.remaining_tokens / speed)
+        parts += [f"{speed:,.0f} tok/s", f"{left} left"]
     return " | ".join(parts)

@@ -31,6 +31,7 @@ from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, changes, learning_rate, segments
 from scaling.data.loader import Batch
+from scaling.plan.accelerator import accelerator
 from scaling.record import sharded_state
 from scaling.system.randomness import random_state, seed_all, set_random_state
 from scaling.training import fsdp
@@ -38,7 +39,7 @@ from scaling.training.activations import checkpoint_blocks
 from scaling.training.loss import counted
 from scaling.training.objective import Objective
 from scaling.training.optim import adamw, set_rate
-from scaling.training.parallel import accelerator, accumulation
+from scaling.training.parallel import accumulation
 
 
 class TrainingModule(pl.LightningModule):

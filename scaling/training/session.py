@@ -29,6 +29,7 @@ from scaling.data.prepare import prepare
 from scaling.record.checkpoints import Checkpoints, misfit
 from scaling.record.environment import environment, memory_peak, peak_flops
 from scaling.record.record import RunRecord, State
+from scaling.system import ranks
 from scaling.system.claims import StopEvent, watch
 from scaling.system.errors import LinscaleError
 from scaling.system.randomness import isolated_random
@@ -58,8 +59,8 @@ def run_session(
     `scaling.training.train.train`."""
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
-        config = parallel.decided(config)
-        listeners = attached(record) if parallel.rank() == 0 else nullcontext()
+        config = parallel.decide(config)
+        listeners = attached(record) if ranks.rank() == 0 else nullcontext()
         with listeners, parallel.sequences_split(config):
             return _Session(config, record, stop_event, progress).run()
 
@@ -71,7 +72,7 @@ class _Session:
         self, config: RunConfig, record: RunRecord, stop_event: StopEvent | None, progress: bool
     ) -> None:
         self._config, self._record, self._progress = config, record, progress
-        self._is_main = parallel.rank() == 0
+        self._is_main = ranks.rank() == 0
         self._still_ours = watch(record.path)
         self._prepared = prepare(config.data, progress=progress and self._is_main)
         self._validation = DataModule(config, self._prepared).val_dataloader()
@@ -115,13 +116,13 @@ class _Session:
         point, content = None, {}
         if self._is_main:
             point, content = self._checkpoints.newest(self._say)
-        if parallel.agree(point is None):
+        if ranks.agree(point is None):
             self._start_afresh()
             if self._is_main:
                 point, content = self._checkpoints.newest(self._say)
         if point is not None:
             self._record.truncate(point.segment, point.step)
-        parallel.barrier()
+        ranks.barrier()
         if not self._is_main:
             self._checkpoints = self._open_checkpoints()
             point, content = self._checkpoints.newest(self._say, verify=False)
