@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from models.language_model import LanguageModel, build
-from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, changes, learning_rate, segments
 from scaling.data.loader import Batch
@@ -37,7 +36,7 @@ from scaling.system.randomness import random_state, seed_all, set_random_state
 from scaling.training import fsdp
 from scaling.training.activations import checkpoint_blocks
 from scaling.training.loss import counted
-from scaling.training.objective import Objective
+from scaling.training.objective import Objective, objective_of
 from scaling.training.optim import adamw, set_rate
 from scaling.training.parallel import accumulation
 

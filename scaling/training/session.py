@@ -21,7 +21,6 @@ from contextlib import contextmanager, nullcontext, suppress
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
 from scaling.config.schedule import changes
 from scaling.data.loader import DataModule
@@ -46,6 +45,7 @@ from scaling.training.loggers import attached
 from scaling.training.milestones import SegmentEnd
 from scaling.training.module import TrainingModule
 from scaling.training.norms import Norms
+from scaling.training.objective import objective_of
 from scaling.training.profiling import Profiler
 from scaling.training.progress import Progress
 
