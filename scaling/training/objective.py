@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from models.language_model import LanguageModel
     from scaling.data.loader import Batch
-    from scaling.data.prepare import PreparedData
+    from scaling.data.prepared import PreparedData
     from scaling.record.record import RunRecord
 
 
