@@ -129,7 +129,7 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed
+    from scaling.plan.plan import place
     from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
@@ -148,7 +148,7 @@ def plan(
     states = read_states(out or Path("runs") / experiment.name)
     runs = experiment.runs
     if nodes is not None:
-        runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
+        runs = [place(run, target, nodes, gpus_per_node) for run in runs]
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
