@@ -87,6 +87,8 @@ class Index:
     """Documents taken from the corpus, the empty ones included."""
     empty_documents: int = 0
     """Documents without a visible character; they are skipped."""
+    bad_records: int = 0
+    """Records that could not be read; they are skipped (`data.max_bad_records`)."""
     complete: bool = False
     """False while the corpus is still being tokenised."""
     train: Contents = field(default_factory=Contents)

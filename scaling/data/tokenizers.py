@@ -17,7 +17,8 @@ and the vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,8 +129,15 @@ def load_tokenizer(name: str, trained: Path | None = None) -> Tokenizer:
     return load_json_tokenizer(name, _file(name, argument))
 
 
-def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
+def train_bpe(
+    name: str, texts: Iterable[str], read: Callable[[], object] = lambda: None
+) -> JsonTokenizer:
     """Byte-level BPE of exactly the named vocabulary.
+
+    Args:
+        name: `bpe:VOCAB`.
+        texts: of which the first 256 MiB are read.
+        read: called when they have been read and pairs are merged.
 
     Raises:
         LinscaleError: the text has too few distinct pieces for that many tokens.
@@ -148,7 +156,8 @@ def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(_first_bytes(texts, _BPE_TRAINING_BYTES), trainer)
+    source = _Interruptible(_first_bytes(texts, _BPE_TRAINING_BYTES), read)
+    source.run(lambda: inner.train_from_iterator(source, trainer))
     reached = inner.get_vocab_size()
     if reached < vocabulary:
         raise LinscaleError(
@@ -156,6 +165,50 @@ def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
             f"words run out at {reached}; choose data.tokenizer=bpe:{reached} or less."
         )
     return JsonTokenizer(name, inner)
+
+
+class _Interruptible:
+    """Texts for work outside Python, which runs in a thread so that Ctrl-C is heard meanwhile.
+
+    The library takes no notice of signals, and merging pairs takes minutes. The thread cannot be
+    stopped while it merges; it is a daemon, and ends with the process.
+    """
+
+    def __init__(self, texts: Iterable[str], read: Callable[[], object]) -> None:
+        self._texts, self._read = texts, read
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for text in self._texts:
+                if self._stopped:
+                    return
+                yield text
+            self._read()
+        except BaseException as error:  # the library would make another of it
+            self._error = error
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Do the work to its end; raises what iterating over the texts or the work raised."""
+
+        def target() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._error = self._error or error
+
+        thread = threading.Thread(target=target, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.1)
+        except BaseException:
+            self._stopped = True  # while it reads, it ends at the next text
+            thread.join(0.5)
+            raise
+        if self._error is not None:
+            raise self._error
 
 
 def _first_bytes(texts: Iterable[str], limit: int) -> Iterable[str]:

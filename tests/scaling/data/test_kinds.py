@@ -26,6 +26,7 @@ EXAMPLES = {
     "stdlib": "stdlib",
     "text": "text:*.txt",
     "jsonl": "jsonl:a.jsonl",
+    "parquet": "parquet:a.parquet",
     "hf": "hf:owner/name:config",
     "task": "task:mqar:pairs=4,vocab=32",
     "instructions": "instructions:hf:owner/name",
@@ -47,7 +48,7 @@ def test_what_the_kinds_say() -> None:
     readable = {prefix for prefix, kind in KINDS.items() if kind.documents is not None}
     assert masked == {"task", "instructions"}
     assert packed == {"instructions"}
-    assert readable == {"kjv", "stdlib", "text", "jsonl", "hf"}
+    assert readable == {"kjv", "stdlib", "text", "jsonl", "parquet", "hf"}
     assert {prefix for prefix, kind in KINDS.items() if kind.tokenizer} == {"task"}
     assert {prefix for prefix, kind in KINDS.items() if kind.not_text} == masked
 
