@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+from analysis.io.sweep_files import Place
 
 HASHES = {
     "corpus_sha256": "corpus",
@@ -28,7 +29,7 @@ _OF_TRAINING = ("batch_sequences",)
 Marks = tuple[str | None, ...]
 
 
-def other_data(root: Path, run_ids: Iterable[str]) -> dict[str, str]:
+def other_data(root: Place, run_ids: Iterable[str]) -> dict[str, str]:
     """Run -> why its data are not those of the others; runs that agree are not in it.
 
     Args:
@@ -74,11 +75,11 @@ def _reason(marks: Marks, usual: Marks, count: int) -> str:
     return f"other data than {others} with the same settings: {'; '.join(what)}"
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Place) -> dict[str, Any]:
     """A JSON object; {} where there is none that can be read, of which the reader of records
     tells."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, KeyError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -151,15 +151,17 @@ def linearize_report(
         typer.Option(help="Sweep of models from scratch on the same data, for the frontier."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: report in the sweep.")
+        Path | None,
+        typer.Option("--out", "-o", help="Default: report in the sweep, or beside its zip."),
     ] = None,
 ) -> None:
     """Report what linearization recovers, over tokens, size and compute, with controls."""
     from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import report_folder
     from analysis.report.linearization_report import write
 
     try:
-        path = write(directory, out or directory / "report", scratch_dir=from_scratch)
+        path = write(directory, out or report_folder(directory), scratch_dir=from_scratch)
     except AnalysisError as error:
         raise LinscaleError(str(error)) from error
     typer.echo(f"wrote {path}")

@@ -26,7 +26,7 @@ from scaling.data.recall_tasks import BLANK, MARK, SPECIAL, parse
 from scaling.evaluation.evaluate import evaluate
 from scaling.evaluation.request import Request
 from scaling.evaluation.settings import Settings
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.training.train import train
 
 FIRST = [3, 8, 2, 8, 7, 10, 3, 0, 7, 0, 0, 0, 2, 0, 0, 0]
@@ -173,7 +173,7 @@ def test_tasks_for_text_are_refused(tmp_path: Path) -> None:
     train(config, tmp_path)
     out = evaluate(tmp_path / config.run_id, Request(tasks=("perplexity",), settings=Settings()))
     assert "is no text; evaluate `recall`" in out.failures[0]
-    tokenizer = load(tmp_path / config.run_id).tokenizer
+    tokenizer = load_pretrained(tmp_path / config.run_id).tokenizer
     assert isinstance(tokenizer, Symbols)
     assert tokenizer.decode(tokenizer.encode("2 7 9")) == " 2 7 9"
     for text in ("2 10", "2 x"):

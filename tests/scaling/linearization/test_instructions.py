@@ -24,10 +24,10 @@ from scaling.data.instructions import (
 from scaling.data.loader import to_batch
 from scaling.data.prepare import prepare
 from scaling.data.tokenizers import ByteTokenizer
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.record.record import load_model
 from scaling.system.errors import LinscaleError
-from scaling.training.objective import block_means, mean_loss, token_losses
+from scaling.training.loss import block_means, mean_loss, token_losses
 from scaling.training.train import train
 
 FILE = Path(__file__).parent / "alpaca.jsonl"
@@ -102,7 +102,7 @@ def test_packing(lengths: list[int]) -> None:
 
 
 def test_packed_examples_do_not_see_each_other(tmp_path: Path, teacher: Any) -> None:
-    model = load(teacher[1]).model
+    model = load_pretrained(teacher[1]).model
     ready = prepared(tmp_path)
     batch = to_batch(ready.validation)
     tokens, targets, boundaries = batch
