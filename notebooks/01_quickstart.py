@@ -11,7 +11,7 @@ from pathlib import Path
 
 from linscale import figures, load_sweep, study
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 
 # %% [markdown]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from linscale import fit_law, load_sweep, sensitivity, three_approaches, where
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 PUBLIC = Path(os.environ.get("LINSCALE_DATA", "data")) / "chinchilla_epoch/svg_extracted_data.csv"
 
 # %%

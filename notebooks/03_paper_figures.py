@@ -28,9 +28,9 @@ from analysis.judge.task_law import CHANCE
 from analysis.report.paper_tables import paper_tables
 from linscale import figures, load_sweep, study, where
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/paper_ladder")
-SHAPES = Path("experiments/results/aspect_ratio-toy")  # Path("runs/aspect_ratio")
-CONTEXTS = Path("experiments/results/context_length-toy")  # Path("runs/context_length")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/paper_ladder")
+SHAPES = Path("experiments/results/aspect_ratio-toy.zip")  # Path("runs/aspect_ratio")
+CONTEXTS = Path("experiments/results/context_length-toy.zip")  # Path("runs/context_length")
 PAPER = pd.read_csv("experiments/paper_2406_16690.csv")  # its tables 4, 5 and 6
 DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 PF_DAY = 8.64e19  # FLOPs in a petaFLOP/s-day, the paper's unit of C

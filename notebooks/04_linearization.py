@@ -19,8 +19,8 @@ from analysis.judge import recovery as linearization
 from analysis.judge.recovery import CONTINUED, LINEARIZED, SCRATCH
 from linscale import load_sweep
 
-SWEEP = Path("experiments/results/linearize_loop")  # your own: Path("runs/linearize_loop")
-FROM_SCRATCH = Path("experiments/results/quickstart")  # the same data; more points of the frontier
+SWEEP = Path("experiments/results/linearize_loop.zip")  # your own: Path("runs/linearize_loop")
+FROM_SCRATCH = Path("experiments/results/quickstart.zip")  # same data, more of the frontier
 
 # %%
 recovery = linearization.read(SWEEP)

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.judge.refine import shrinkage
 from linscale import load_sweep, refine
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 BUDGET = 2e15  # FLOPs for all new runs together
 QUANTITY = "alpha"  # or E, a, b, "loss@1e16", "n@1e16", ...
 

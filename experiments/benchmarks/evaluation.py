@@ -34,7 +34,7 @@ from experiments.benchmarks.tables import DOCS, put_table
 from models.config import toy_config
 from models.language_model import build
 from scaling.config.run import DataConfig
-from scaling.data.corpora import open_corpus
+from scaling.data.corpora.registry import open_corpus
 from scaling.data.tokenizers import ByteTokenizer, Tokenizer, train_bpe
 from scaling.evaluation import harness, local_tasks
 from scaling.evaluation.harness_model import HarnessModel

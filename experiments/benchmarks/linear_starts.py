@@ -28,7 +28,8 @@ from models.config import Supra
 from models.language_model import LanguageModel, build
 from models.linearize.initialise import STARTED, fit_outputs, from_attention
 from models.linearize.surgery import linearize
-from scaling.data.prepare import PreparedData, prepare
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
 from scaling.record.pretrained import load_pretrained
 
 BATCH, FITTED_ON, LEARNING_RATE = 8, 16, 2e-3

@@ -33,7 +33,8 @@ from models.linearize.transfer import (
     freeze_for_transfer,
     layer_losses,
 )
-from scaling.data.prepare import PreparedData, prepare
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
 from scaling.record.pretrained import load_pretrained
 
 BATCH, RATE, EVERY = 8, 1e-2, 100

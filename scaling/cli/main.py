@@ -19,6 +19,7 @@ from linscale.installation import missing, require, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.checkpoint import app as checkpoint_app
+from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
@@ -193,6 +194,7 @@ def run(
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     law: HyperLaw = "constant",
+    accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
 ) -> None:
@@ -214,7 +216,14 @@ def run(
     experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy, known_law(law))
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
-    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs, slurm=cluster):
+    if not launch(
+        experiment,
+        sweep_dir,
+        launcher=launcher,
+        jobs=jobs,
+        slurm=cluster,
+        accept_data_change=accept_data_change,
+    ):
         raise typer.Exit(1)
 
 
@@ -228,13 +237,19 @@ def status(
     ] = None,
 ) -> None:
     """Show the state of every run of a sweep, with reasons for those that failed."""
+    from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import unpacked
     from scaling.sweep.status import status_rows, status_table, watch
     from scaling.sweep.status_page import write_page
 
     if live:
         watch(directory)
         return
-    rows = status_rows(directory)
+    try:
+        with unpacked(directory) as folder:
+            rows = status_rows(folder)
+    except AnalysisError as error:
+        raise LinscaleError(str(error)) from error
     if page is not None:
         write_page(directory, rows, page)
         typer.echo(f"wrote {page}")

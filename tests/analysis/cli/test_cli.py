@@ -221,7 +221,7 @@ def test_a_group_that_cannot_be_fitted_does_not_stop_the_rest(table: Path, tmp_p
         (("fit", "SWEEP", "--params", "active"), "choose non_embedding or paper or total"),
         (("fit", "SWEEP", "--tokens", "D"), "a sweep directory needs neither"),
         (("fit", "SWEEP", "-o", "/dev/null/x.json"), "cannot be written"),
-        (("report", "absent"), "is not a directory"),
+        (("report", "absent"), "neither a directory nor a zip"),
     ],
 )  # fmt: skip
 def test_errors_are_one_paragraph(

@@ -10,7 +10,8 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
-from analysis.io.tables import PFLOP_DAY, load_table
+from analysis.io.tables import load_table
+from analysis.units import PFLOP_S_DAY
 
 N = np.repeat([1e7, 3e7, 1e8, 3e8], 4)
 D = np.tile([1e9, 3e9, 1e10, 3e10], 4)
@@ -28,7 +29,7 @@ def save(path: Path, **columns: object) -> Path:
         (("params", "tokens", "flops"), (1, 1, 1)),
         (("N", "D", "C"), (1, 1, 1)),
         (("Model Size", "training_tokens", "Training FLOP"), (1, 1, 1)),
-        (("params_m", "tokens_b", "compute_pf_days"), (1e6, 1e9, PFLOP_DAY)),
+        (("params_m", "tokens_b", "compute_pf_days"), (1e6, 1e9, PFLOP_S_DAY)),
         (("Parameters (M)", "Tokens [B]", "c"), (1e6, 1e9, 1)),
     ],
 )

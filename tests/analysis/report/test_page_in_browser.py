@@ -18,7 +18,7 @@ import pytest
 
 from analysis.report.report import write_report
 
-RECORDS = Path(__file__).resolve().parents[3] / "experiments" / "results" / "quickstart"
+RECORDS = Path(__file__).resolve().parents[3] / "experiments" / "results" / "quickstart.zip"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on the path")
 

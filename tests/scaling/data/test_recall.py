@@ -20,7 +20,8 @@ from scaling.config.run import (
     ScheduleConfig,
 )
 from scaling.data.loader import DataModule
-from scaling.data.recall_data import TRAINING_SEQUENCES, Symbols, held_out, prepare_task, rows
+from scaling.data.prepare import prepare
+from scaling.data.recall_data import TRAINING_SEQUENCES, Symbols, held_out, rows
 from scaling.data.recall_tasks import BLANK, MARK, SPECIAL, parse
 from scaling.evaluation.evaluate import evaluate
 from scaling.evaluation.request import Request
@@ -137,7 +138,7 @@ def test_what_cannot_be_a_task(corpus: str, length: int, message: str) -> None:
 
 
 def test_the_vocabulary_must_fit() -> None:
-    prepared = prepare_task(run().data, Path())
+    prepared = prepare(run().data, Path())
     prepared.check_rows(10)
     with pytest.raises(ConfigError, match=r"model\.vocab_size=9: .* has 10 tokens"):
         prepared.check_rows(9)
