@@ -15,7 +15,7 @@ import typer
 
 from analysis.cli.fit import app as analysis_app
 from analysis.cli.tables import app as tables_app
-from linscale.installation import missing, version
+from linscale.installation import missing, require, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.blockwise import show_plan
@@ -203,6 +203,7 @@ def run(
     The same command in a second terminal joins in and takes runs nobody has claimed. With
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
+    require("linscale run", "torch", "lightning")
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.sweep.launch import launch
@@ -317,7 +318,9 @@ def main() -> None:
         sentence = missing(error)
         if sentence is None:
             raise
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), f"this {sentence}"))
+        command = " ".join(["linscale", *sys.argv[1:2]])
+        problem = f"{command} {sentence}"
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
