@@ -19,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +28,7 @@ from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.plan.memory import resolved
 from scaling.system.claims import ClaimLost, handed_on
-from scaling.system.devices import host_memory
+from scaling.system.devices import host_memory, reproducible_cuda
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
 
@@ -124,7 +124,9 @@ def accelerator(config: RunConfig) -> str:
         )
     if devices > found:
         raise ConfigError(f"parallel.devices={devices}: this machine has {found} CUDA devices.")
-    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported():
+    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    ):
         raise ConfigError(
             f"parallel.precision='bf16': {torch.cuda.get_device_name()} cannot compute in bf16; "
             "choose parallel.precision=fp32."
@@ -211,18 +213,15 @@ def process_settings(config: RunConfig) -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # CPU kernels repeat for a fixed number of threads; CUDA's have to be asked.
+    cuda = reproducible_cuda() if accelerator(config) == "cuda" else nullcontext()
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), cuda:
         try:
             if config.parallel.threads is not None:
                 torch.set_num_threads(config.parallel.threads)
             if accelerator(config) == "cuda":
-                # CPU kernels repeat for a fixed number of threads; CUDA's have to be asked.
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True, warn_only=True)
                 warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
             for message in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
@@ -230,7 +229,6 @@ def process_settings(config: RunConfig) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             logger.setLevel(level)
 
 

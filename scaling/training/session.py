@@ -27,7 +27,7 @@ from scaling.data.prepare import prepare
 from scaling.linearization.stages import asks_teacher, changes
 from scaling.linearization.start import begin, lend
 from scaling.record.checkpoints import Checkpoints, misfit
-from scaling.record.environment import environment, memory_peak, peak_flops
+from scaling.record.environment import environment, memory_peak, peak_flops, reset_memory_peak
 from scaling.record.record import RunRecord, State
 from scaling.system.claims import StopEvent, watch
 from scaling.system.errors import LinscaleError
@@ -59,6 +59,7 @@ def run_session(
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
         config = parallel.decided(config)
+        reset_memory_peak(config)
         listeners = attached(record) if parallel.rank() == 0 else nullcontext()
         with listeners, parallel.sequences_split(config):
             return _Session(config, record, stop_event, progress).run()

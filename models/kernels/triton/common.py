@@ -250,7 +250,7 @@ def _architecture(device: torch.device | None) -> str:
         return "sm_90"
     if torch.version.hip is not None:
         return "gfx942"
-    major = torch.cuda.get_device_capability(device)[0]
+    major = torch.cuda.get_device_capability(_on_gpu(device))[0]
     # Consumer Blackwell (12.x) has Ada's shared memory, so it takes Ampere's small tiles.
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
@@ -260,7 +260,12 @@ def multiprocessors(device: torch.device | None = None) -> int:
     """Streaming multiprocessors (compute units) of a device; 132 without one."""
     if not torch.cuda.is_available():
         return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(_on_gpu(device)).multi_processor_count
+
+
+def _on_gpu(device: torch.device | None) -> torch.device | None:
+    """The device, or for tensors without memory (and the interpreter's) the current GPU."""
+    return device if device is not None and device.type == "cuda" else None
 
 
 @cache
