@@ -31,7 +31,7 @@ def tune(
         Path | None, typer.Option("--out", "-o", help="Folder (default: the checked-in tables).")
     ] = None,
 ) -> None:
-    """Time the kernels' launch constants on this GPU and rewrite its tuning tables."""
+    """Time the launch constants of each kernel on this GPU and rewrite its tuning tables."""
     import os
 
     from models.config import ConfigError
