@@ -27,7 +27,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import product
@@ -101,9 +101,18 @@ class Entry:
     """Dtype of the inputs."""
     dim: int
     """Head dimension, keys and values."""
+    warps: int = 0
+    """Most warps of a candidate; 0 for any number."""
     general: bool
     """Whether it is for packed sequences, and head dimensions up to `dim` that need masks or
     differ."""
+
+
+def limited(entry: Entry, arch: str, warps: int) -> Entry | None:
+    """The row that LINSCALE_KERNEL_WARPS takes in an entry's place; None where it needs none."""
+    if table(entry.family, arch)[entry.key]["num_warps"] <= warps:
+        return None
+    return replace(entry, key=f"warps{warps}/{entry.key}", warps=warps)
 
 
 def entries(families: Sequence[str], arch: str, dims: Sequence[int] = DIMS) -> Iterator[Entry]:
@@ -170,6 +179,8 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
         constants = dict(zip(names, tile, strict=True)) | rest
         for side in {"BK", "BV", "BT"} & set(names):
             constants[side] = min(constants[side], dim)
+        if entry.warps and constants["num_warps"] > entry.warps:
+            continue
         if constants not in seen:
             seen.append(constants)
             yield constants
@@ -392,6 +403,7 @@ def tune(
     dims: Sequence[int] = DIMS,
     output: Path | None = None,
     jobs: int = 1,
+    warps: int = 0,
     report: Callable[[str], None] = print,
 ) -> list[Path]:
     """Tune the kernels of some families and write their tables; returns the files written.
@@ -403,6 +415,7 @@ def tune(
         dims: head dimensions, of `DIMS`.
         output: folder to write to; None replaces the checked-in tables.
         jobs: processes that compile at a time.
+        warps: instead of the rows themselves, those that LINSCALE_KERNEL_WARPS=`warps` takes.
         report: called with one line per entry.
 
     Raises:
@@ -427,6 +440,8 @@ def tune(
     offline = offline or arch is not None
     arch = arch or architecture()
     todo = list(entries(families, arch, dims))
+    if warps:
+        todo = [one for entry in todo if (one := limited(entry, arch, warps)) is not None]
     tables: dict[str, dict[str, dict[str, int]]] = {}
     written: dict[str, Path] = {}
     with ThreadPoolExecutor(jobs) as threads, assume_architecture(arch):
