@@ -10,6 +10,7 @@ import torch
 
 from models.config import ConfigError
 from scaling.data import loader
+from scaling.plan.accelerator import accelerator
 from scaling.record import environment
 from scaling.training import parallel
 
@@ -75,4 +76,4 @@ def test_emulated_bf16_is_refused(make_run: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     with pytest.raises(ConfigError, match="cannot compute in bf16"):
-        parallel.accelerator(make_run("parallel.precision=bf16", "parallel.accelerator=cuda"))
+        accelerator(make_run("parallel.precision=bf16", "parallel.accelerator=cuda"))
