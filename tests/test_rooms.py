@@ -40,7 +40,6 @@ ARROWS_UP = {
 """The arrows between rooms that run up, and why."""
 
 PENDING_CIRCLES: tuple[frozenset[str], ...] = (
-    frozenset({"models/kernels/api.py", "models/kernels/parallel.py"}),
     frozenset(
         {
             "scaling/data/instructions.py",
