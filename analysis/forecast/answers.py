@@ -63,7 +63,7 @@ def _placed(group: Group, target: Target) -> dict[str, Any]:
     split = False
     if needs == ("n", "d") and n is None and d is None and c is not None:
         best = group.split(np.array([c]))
-        n, d, split = float(np.median(best["n"])), float(np.median(best["d"])), True
+        n, d, split = float(np.nanmedian(best["n"])), float(np.nanmedian(best["d"])), True
     if n is not None and d is not None and c is None:
         c = float(d * group.per_token()(np.array([n]))[0])
     place: dict[str, Any] = {"n": n, "d": d, "c": c, "best_split": split}

@@ -57,13 +57,17 @@ class Group:
         return lambda n: np.exp(level + slope * (np.log(n) - middle))
 
     def split(self, compute: Array) -> dict[str, Array]:
-        """Draws (s, t) of the best N and D within budgets, over the laws in N and D."""
+        """Draws (s, t) of the best N and D within budgets, by key n and d; NaN where a draw has no
+        best split."""
         sizes: dict[str, Array] = {}
         tokens: dict[str, Array] = {}
         for name, law in self.laws.items():
             found = law.mean.inner(law.thetas(self.seed))
             inner = Inner(*(v[:, None] for v in (found.A, found.alpha, found.B, found.beta)))
-            sizes[name], tokens[name] = optimum(inner, compute[None, :], self.per_token())
+            with np.errstate(all="ignore"):  # a draw far out may split without bounds: NaN
+                n, d = optimum(inner, compute[None, :], self.per_token())
+            good = np.isfinite(n) & np.isfinite(d) & (n > 0) & (d > 0)
+            sizes[name], tokens[name] = (np.where(good, v, np.nan) for v in (n, d))
         return {"n": mixture(sizes, self.weights), "d": mixture(tokens, self.weights)}
 
 

@@ -222,7 +222,8 @@ class MeanLaw:
         alpha, beta = np.exp(whole[:, _ALPHA]) / gamma, np.exp(whole[:, _BETA]) / gamma
         first = level - np.logaddexp(0.0, -w) + alpha * self.centres[0]
         second = level - np.logaddexp(0.0, w) + beta * self.centres[1]
-        return Inner(np.exp(first), alpha, np.exp(second), beta)
+        with np.errstate(over="ignore"):  # draws far out
+            return Inner(np.exp(first), alpha, np.exp(second), beta)
 
 
 def find_form(name: str) -> Form:

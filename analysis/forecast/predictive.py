@@ -54,8 +54,9 @@ class Predictive(Protocol):
         *,
         law_alone: bool = False,
         seed: int = 0,
+        draws: int = DRAWS,
     ) -> Array:
-        """Draws (DRAWS, t) of the loss at targets (t,) of the named runs."""
+        """Draws (draws, t) of the loss at targets (t,) of the named runs; draws in fours."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -83,12 +84,13 @@ class Calibrated:
         *,
         law_alone: bool = False,
         seed: int = 0,
+        draws: int = DRAWS,
     ) -> Array:
         groups = self.rows.groups_of(columns, runs)
-        drawn = self.law.draw(columns, groups=groups, law_alone=law_alone, draws=DRAWS, seed=seed)
+        drawn = self.law.draw(columns, groups=groups, law_alone=law_alone, draws=draws, seed=seed)
         if self.no_interval is None:
             return drawn
-        return np.repeat(np.median(drawn, axis=0, keepdims=True), DRAWS, axis=0)
+        return np.repeat(np.median(drawn, axis=0, keepdims=True), draws, axis=0)
 
     def thetas(self, seed: int = 0) -> Array:
         return self.law.draw_parameters(draws=DRAWS, seed=seed)
@@ -134,6 +136,7 @@ class PinnedLine:
         *,
         law_alone: bool = False,
         seed: int = 0,
+        draws: int = DRAWS,
     ) -> Array:
         del runs
         rng = np.random.default_rng(seed)
@@ -142,7 +145,7 @@ class PinnedLine:
         design = np.column_stack([np.ones_like(target), target])
         variance = np.einsum("ti,ij,tj->t", design, inverse, design) + (not law_alone)
         # Both parts are mirrored, so that the median is the line's own.
-        quarter = DRAWS // 4
+        quarter = draws // 4
         steps = 0.5 + (np.arange(quarter) + 0.5) / (2 * quarter)
         away = t.ppf(steps, len(x) - 2)[:, None] * spread * np.sqrt(variance)
         size = np.exp(MISFIT_PRIOR[1][0] + MISFIT_PRIOR[1][1] * rng.standard_normal(quarter))

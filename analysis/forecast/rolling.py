@@ -32,9 +32,9 @@ SHARES = (0.5, 0.65, 0.8)
 FEWEST_FORECASTS = 10
 """Fewer held-out rows calibrate nothing."""
 _MOST_TARGETS = 30
-_TOWARDS_EQUAL = 10.0
-"""Held-out rows that equal weights count for."""
-_DRAWS_KEPT = 500
+_TOWARDS_EQUAL = 50.0
+"""Held-out rows that equal weights count for: laws this close are told apart by chance."""
+_DRAWS = 1000
 _WIDEST = 4.0
 
 
@@ -48,6 +48,8 @@ class Rolling:
     """By law, (s, m)."""
     leap: Array
     """(m,) compute beyond the cut, as a factor."""
+    independent: int
+    """Distinct runs or sizes that were held out: what chance is reckoned with."""
     cuts: int
 
     @property
@@ -64,7 +66,7 @@ class Rolling:
 
     def weights(self) -> dict[str, float]:
         """Share of each law in the mixture: lowest CRPS over the held-out rows, drawn towards
-        equal shares as if these had ten rows of their own."""
+        equal shares as if these had fifty rows of their own."""
         names = list(self.draws)
         equal = np.full(len(names), 1.0 / len(names))
         count = len(self.outcomes)
@@ -84,8 +86,10 @@ class Rolling:
 
     def check(self, weights: Mapping[str, float]) -> dict[str, Any]:
         """Coverage of the mixture on the held-out rows, and `widen`, the factor for intervals."""
-        told: dict[str, Any] = {"forecasts": len(self.outcomes), "cuts": self.cuts,
-                                "too_few": self.too_few, "widen": 1.0}  # fmt: skip
+        told: dict[str, Any] = {
+            "forecasts": len(self.outcomes), "independent": self.independent, "cuts": self.cuts,
+            "too_few": self.too_few, "widen": 1.0,
+        }  # fmt: skip
         if not len(self.outcomes):
             return told
         quantiles = quantiles_of(mixture(self.draws, weights))
@@ -93,7 +97,10 @@ class Rolling:
             low, high = interval(quantiles, level)
             inside = int(((low <= self.outcomes) & (self.outcomes <= high)).sum())
             told[f"inside_{level:.0%}"] = inside
-            told[f"binomial_{level:.0%}"] = list(binomial_interval(inside, len(self.outcomes)))
+            share = inside / len(self.outcomes)
+            told[f"binomial_{level:.0%}"] = list(
+                binomial_interval(round(share * self.independent), self.independent)
+            )
         told["crps"] = float(crps(quantiles, self.outcomes).mean())
         told["largest_leap"] = float(self.leap.max())
         if self.too_few is None and told["binomial_90%"][1] < 0.9:
@@ -116,6 +123,8 @@ def roll(rows: Rows, forms: Mapping[str, Rows], pinned: Mapping[str, float]) -> 
     outcomes: list[Array] = []
     leaps: list[Array] = []
     draws: dict[str, list[Array]] = {form: [] for form in forms}
+    units = np.arange(len(axis)) if rows.groups is None else rows.groups
+    held_out: set[int] = set()
     for edge in edges:
         known, held = axis <= edge, np.flatnonzero(axis > edge)
         if not len(held):
@@ -126,15 +135,17 @@ def roll(rows: Rows, forms: Mapping[str, Rows], pinned: Mapping[str, float]) -> 
         if drawn is None:
             continue
         outcomes.append(rows.loss[held])
+        held_out |= set(units[held].tolist())
         leaps.append(axis[held] / edge)
         for form, values in drawn.items():
             draws[form].append(values)
     if not outcomes:
-        return Rolling(np.empty(0), {f: np.empty((0, 0)) for f in forms}, np.empty(0), 0)
+        return Rolling(np.empty(0), {f: np.empty((0, 0)) for f in forms}, np.empty(0), 0, 0)
     return Rolling(
         np.concatenate(outcomes),
         {form: np.concatenate(parts, axis=1) for form, parts in draws.items()},
         np.concatenate(leaps),
+        len(held_out),
         len(outcomes),
     )
 
@@ -155,8 +166,7 @@ def _drawn(
             return None
         columns = {k: v[held] for k, v in whole.columns.items()}
         labels = [whole.observations.labels[i] for i in whole.observations.cluster[held]]
-        every = predictive.draw(columns, labels)
-        found[form] = every[:: max(1, len(every) // _DRAWS_KEPT)]
+        found[form] = predictive.draw(columns, labels, draws=_DRAWS)
     return found
 
 

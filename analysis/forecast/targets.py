@@ -83,7 +83,7 @@ def rungs_as_targets(
     field = {"non_embedding": "params_exact", "paper": "params", "total": "params_total"}
     targets = [
         Target(
-            name=f"{str(r['run_id']).rpartition('-')[0]} at {tokens:.3g} tokens",
+            name=f"{str(r['run_id']).rpartition('-')[0]} at {tokens:.2e} tokens",
             n=float(r[field[parameters]]), d=float(tokens),
             c=float(tokens) * float(r["flops_per_token"]), group=str(r["arch"]),
             run_id=str(r["run_id"]), state=str(r["state"]),

@@ -94,16 +94,16 @@ def _frontier(group: Group, answers: Sequence[Mapping[str, Any]]) -> list[dict[s
     dearest = [a["c"] for a in answers if a["c"] is not None]
     if needs not in (("n", "d"), ("c",)) or not dearest:
         return []
-    start = float(np.nanmax(rows.compute))
-    compute = np.geomspace(start, max(*dearest, start * 1.0001), _FRONTIER_POINTS)
+    start, end = float(np.nanmax(rows.compute)), max(dearest)
+    compute = np.geomspace(start, end, _FRONTIER_POINTS) if end > start else np.array([start])
     columns = {"c": compute}
     told: list[dict[str, Any]] = [{"c": float(c)} for c in compute]
     if needs == ("n", "d"):
         best = group.split(compute)
-        columns = {k: np.median(v, axis=0) for k, v in best.items()}
+        columns = {k: np.nanmedian(v, axis=0) for k, v in best.items()}
         for key, drawn in best.items():
             for i, (low, middle, high) in enumerate(
-                np.quantile(drawn, [0.05, 0.5, 0.95], axis=0).T
+                np.nanquantile(drawn, [0.05, 0.5, 0.95], axis=0).T
             ):
                 told[i] |= {key: float(middle), f"{key}_lo": float(low), f"{key}_hi": float(high)}
     quantiles = quantiles_of(group.draw(columns, [""] * len(compute), law_alone=True))

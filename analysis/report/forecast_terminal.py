@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +62,15 @@ def _group(
     for note in group["notes"]:
         console.print(note, style="yellow")
     _calibration(console, group["calibration"])
-    table = Table(title_justify="left")
-    for column in ("target", "N", "D", "C", "leap", "loss", "50 %", "90 %"):
-        table.add_column(column, justify="left" if column == "target" else "right")
+    table = Table()
+    for column in ("forecast of", "leap", "loss", "50 %", "90 %"):
+        left = column == "forecast of"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for each in forecasts:
+        split = f" (N={each['n']:.2g}, D={each['d']:.2g})" if each["best_split"] else ""
         table.add_row(
-            each["name"], _number(each["n"]), _number(each["d"]), _number(each["c"]),
-            f"{each['leap']:.3g}x", f"{each['loss']:.4g}", _span(each["interval_50"]),
-            _span(each["interval_90"]),
+            each["name"] + split, f"{each['leap']:.3g}x", f"{each['loss']:.4g}",
+            _span(each["interval_50"]), _span(each["interval_90"]),
         )  # fmt: skip
     console.print(table)
     for each in forecasts:
@@ -82,9 +83,9 @@ def _calibration(console: Console, told: Mapping[str, Any]) -> None:
     if told["forecasts"]:
         low, high = told["binomial_90%"]
         console.print(
-            f"rolling hold-out: {told['inside_90%']} of {told['forecasts']} losses in their 90 % "
-            f"interval (so {low:.0%} to {high:.0%}), up to {told['largest_leap']:.2g}x the compute "
-            "known"
+            f"rolling hold-out: {told['inside_90%']} of {told['forecasts']} losses "
+            f"({told['independent']} runs or sizes) in their 90 % interval, so {low:.0%} to "
+            f"{high:.0%}; up to {told['largest_leap']:.2g}x the compute known"
         )
     if told["too_few"]:
         console.print(told["too_few"], style="yellow")
@@ -96,28 +97,24 @@ def _frontier(console: Console, rows: list[Mapping[str, Any]]) -> None:
     table = Table(title="compute-optimal frontier of the law (90 %)", title_justify="left")
     split = "n" in rows[0]
     for column in ("C", *(("N", "D") if split else ()), "loss"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        cells = [f"{row['c']:.3g}"]
+        cells = [f"{row['c']:.2e}"]
         if split:
-            cells += [f"{row[k]:.3g} {_range(row, k)}".strip() for k in ("n", "d")]
-        table.add_row(*cells, f"{row['loss']:.4g} {_range(row, 'loss')}".strip())
+            cells += [f"{row['n']:.2g} {_range(row, 'n', 2)}".strip(), f"{row['d']:.2g}"]
+        table.add_row(*cells, f"{row['loss']:.4g} {_range(row, 'loss', 4)}".strip())
     console.print(table)
 
 
-def _range(row: Mapping[str, Any], key: str) -> str:
+def _range(row: Mapping[str, Any], key: str, digits: int) -> str:
     low, high = row.get(f"{key}_lo"), row.get(f"{key}_hi")
-    return "" if low is None or high is None else f"[{low:.4g}, {high:.4g}]"
+    return "" if low is None or high is None else f"[{low:.{digits}g}, {high:.{digits}g}]"
 
 
 def _parameter(name: str, value: Mapping[str, Any]) -> str:
     if value["lo"] is None:
         return f"{name} = {value['value']:.4g}"
     return f"{name} = {value['value']:.4g} [{value['lo']:.4g}, {value['hi']:.4g}]"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
 
 
 def _span(bounds: list[float] | None) -> str:
@@ -149,13 +146,13 @@ def scores(found: Scores) -> None:
         _over_time(console, found)
 
 
-def _outcomes(console: Console, rows: list[Mapping[str, Any]]) -> None:
+def _outcomes(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table()
-    for column in ("forecast of", "leap", "forecast", "90 %", "observed", "error", "50", "90",
-                   "CRPS"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "forecast of" else "right")
+    for column in ("forecast of", "leap", "loss", "90 %", "observed", "error", "in 50/90"):
+        left = column == "forecast of"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
-        mark = {True: "in", False: "out", None: ""}
+        mark = {True: "yes", False: "no", None: "-"}
         group = "" if row["group"] == "all" else f"{row['group']}: "
         if row["question"].startswith(str(row["group"])):
             group = ""
@@ -163,8 +160,8 @@ def _outcomes(console: Console, rows: list[Mapping[str, Any]]) -> None:
             f"{group}{row['question']}" + (" (older than the seal)" if row["older"] else ""),
             f"{row['leap']:.3g}x", f"{row['forecast']:.4g}",
             "none" if math.isnan(row["lo_90"]) else f"{row['lo_90']:.4g}-{row['hi_90']:.4g}",
-            f"{row['observed']:.4g}", f"{row['error']:+.2f} %", mark[row["in_50"]],
-            mark[row["in_90"]], "" if math.isnan(row["crps"]) else f"{row['crps']:.2f}",
+            f"{row['observed']:.4g}", f"{row['error']:+.2f}%",
+            f"{mark[row['in_50']]}/{mark[row['in_90']]}",
         )  # fmt: skip
     console.print(table)
 
@@ -193,13 +190,14 @@ def _over_time(console: Console, found: Scores) -> None:
     """The same question as it was forecast at different times."""
     table = Table(title="the same question over time", title_justify="left")
     for column in ("forecast of", "sealed", "forecast", "90 %", "observed", "error", "CRPS"):
-        table.add_column(column, justify="left" if column == "forecast of" else "right")
+        left = column == "forecast of"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     frame = found.table.sort_values(["group", "question", "run_id", "sealed_at"])
     for row in frame.to_dict("records"):
         table.add_row(
-            row["question"], str(row["sealed_at"])[:16], f"{row['forecast']:.4g}",
+            row["question"], str(row["sealed_at"])[5:16], f"{row['forecast']:.4g}",
             "none" if math.isnan(row["lo_90"]) else f"{row['lo_90']:.4g}-{row['hi_90']:.4g}",
-            f"{row['observed']:.4g}", f"{row['error']:+.2f} %",
+            f"{row['observed']:.4g}", f"{row['error']:+.2f}%",
             "" if math.isnan(row["crps"]) else f"{row['crps']:.2f}",
         )  # fmt: skip
     console.print(table)
