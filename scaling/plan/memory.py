@@ -29,7 +29,7 @@ from typing import Any
 from models.accounting import key_dim, parameters
 from models.config import ModelConfig
 from scaling.config.run import RunConfig
-from scaling.linearization.costs import learning_parameters, teacher_parameters
+from scaling.plan.costs import learning_parameters, teacher_parameters
 
 USABLE = 0.92
 """Share of a device's memory that a run may fill; the rest is the runtime's."""
