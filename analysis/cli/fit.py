@@ -329,4 +329,7 @@ def _one_paragraph() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of `python -m analysis`."""
+    from analysis.cli.forecast import forecast_app
+
+    app.add_typer(forecast_app(None))
     app(prog_name="python -m analysis")
