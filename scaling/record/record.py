@@ -42,6 +42,8 @@ from scaling.system.files import append_line, read_json, replacing, sync, write_
 
 TOKENIZER = "tokenizer.json"
 """The tokenizer of a run, in its directory."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""Beside it: which token ends a document."""
 RECORDS = 500
 """About how many training lines metrics.jsonl gets on the longest path."""
 
@@ -139,6 +141,9 @@ class RunRecord:
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep a tokenizer that is a file beside the weights that are of no use without it."""
         if isinstance(tokenizer, JsonTokenizer):
+            # The end of a document first: beside a tokenizer.json that is there, it is complete.
+            with replacing(self.path / TOKENIZER_CONFIG) as file:
+                file.write(tokenizer.to_config().encode())
             with replacing(self.path / TOKENIZER) as file:
                 file.write(tokenizer.to_json().encode())
 

@@ -27,7 +27,7 @@ from scaling.data.loader import DataModule
 from scaling.data.prepare import prepare
 from scaling.record.checkpoints import Checkpoints, refuse_misfit
 from scaling.record.data_identity import check_data
-from scaling.record.environment import environment, memory_peak, peak_flops
+from scaling.record.environment import environment, memory_peak, peak_flops, reset_memory_peak
 from scaling.record.record import RunRecord, State
 from scaling.system import ranks
 from scaling.system.claims import StopEvent, watch
@@ -61,6 +61,7 @@ def run_session(
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
         config = parallel.decide(config)
+        reset_memory_peak(config)
         listeners = attach(record) if ranks.rank() == 0 else nullcontext()
         with listeners, parallel.sequences_split(config):
             return _Session(config, record, stop_event, progress).run()
