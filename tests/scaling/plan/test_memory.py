@@ -216,11 +216,11 @@ def test_a_run_decides_auto_as_its_plan_does(
     host = 2 * memory(run).total * room / USABLE
     machine = Device(name="CPU", peak_flops=1e9, memory=host, efficiency=0.4, is_host=True)
     monkeypatch.setattr(parallel, "host_memory", lambda: host)
-    assert parallel.decided(run).parallel.strategy == strategy
+    assert parallel.decide(run).parallel.strategy == strategy
     assert rung(run, machine).strategy == strategy
     assert place(run, machine, nodes=1, per_node=2).parallel.strategy == strategy
     explicit = run.override(["parallel.strategy=ddp"])
-    assert parallel.decided(explicit) == explicit
+    assert parallel.decide(explicit) == explicit
 
 
 def test_one_device_is_single_even_where_it_does_not_fit() -> None:
