@@ -27,7 +27,7 @@ from scaling.data import remote, tokenizers
 from scaling.data.documents import Documents
 from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
-from scaling.data.token_store import FORMAT, Index, Split, damaged
+from scaling.data.token_store import FORMAT, SEAL, Index, Split, damaged, read_blocks, seal
 from scaling.data.tokenise import ShardWriter
 from scaling.system.claims import exclusive
 from scaling.system.errors import LinscaleError
@@ -138,11 +138,9 @@ def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:
     if not path.exists():
         count = min(most, split.n_blocks)
         with exclusive(folder / LOCK):
-            write_json(path, {"blocks": [i * split.n_blocks // count for i in range(count)]})
-    try:
-        blocks = [int(b) for b in json.loads(path.read_text(encoding="utf-8"))["blocks"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, f"{path.name} cannot be read ({error})") from None
+            content = {"blocks": [i * split.n_blocks // count for i in range(count)]}
+            write_json(path, content | {SEAL: seal(content)})
+    blocks = read_blocks(path)
     if not blocks or not 0 <= min(blocks) <= max(blocks) < split.n_blocks:
         raise damaged(folder, f"{path.name} names blocks that do not exist")
     return blocks
