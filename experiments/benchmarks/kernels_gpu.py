@@ -30,7 +30,7 @@ import torch
 
 from experiments.benchmarks.kernel_contenders import UNITS, Contender, Shape, contenders, inputs
 from experiments.benchmarks.model_peers import Trainee, trainees
-from scaling.system.devices import dense_peak
+from scaling.system.devices import dense_peak, reproducible_cuda
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda"
@@ -290,8 +290,6 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    import triton
-
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
     date = str(datetime.date.today())
     output: Path = options.output or RESULTS / f"{date}-{device.replace(' ', '-')}.md"
@@ -307,11 +305,21 @@ def main(argv: list[str] | None = None) -> int:
             file.write(json.dumps(row) + "\n")
         output.write_text(render(records))
 
+    with reproducible_cuda():  # as training runs
+        return _run(parts, options.part, device, date, keep, output)
+
+
+def _run(
+    parts: list[str], named: str, device: str, date: str, keep: Callable[[Row], None], output: Path
+) -> int:
+    """Measure the parts, and keep every row as soon as it is there."""
+    import triton
+
     keep(
         {
             "part": "run", "device": device, "date": date, "torch": torch.__version__,
             "triton": triton.__version__, "python": platform.python_version(),
-            "command": f"python -m experiments.benchmarks.kernels_gpu --part {options.part}",
+            "command": f"python -m experiments.benchmarks.kernels_gpu --part {named}",
             "bandwidth": copy_bandwidth(), "matmul": matmul_rate(),
         }
     )  # fmt: skip

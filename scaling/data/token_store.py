@@ -193,10 +193,18 @@ class Split:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def gather(self, blocks: NDArray[np.int64] | list[int]) -> NDArray[np.int64]:
-        """The blocks of the given numbers, in their order: (n, T + 1)."""
+        """The blocks of the given numbers, in their order: (n, T + 1).
+
+        Raises:
+            LinscaleError: a shard has lost its end since it was opened.
+        """
         out = np.empty((len(blocks), self.sequence_length + 1), dtype=np.int64)
         for shard, rows, numbers in self._by_shard(blocks):
-            out[rows] = self._windows(self._map(shard))[numbers]
+            windows = self._windows(self._map(shard))
+            if numbers.max() >= len(windows):  # it was whole when the split was opened
+                path = self._paths[shard]
+                raise damaged(path.parent, f"{path.name} has become shorter")
+            out[rows] = windows[numbers]
         return out
 
     def will_need(self, blocks: NDArray[np.int64] | list[int]) -> None:
@@ -333,6 +341,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 def damaged(folder: Path, what: str) -> LinscaleError:
     """The error for a prepared corpus that cannot be trusted."""
     return LinscaleError(
-        f"prepared corpus {folder}: {what}. It was truncated, or written by something else. Delete "
-        "that folder and run the same command again; it is made anew from the corpus."
+        f"prepared corpus {folder}: {what}. It was truncated, or written by something else. "
+        "`linscale data verify` names all damage. Delete that folder and run the same command "
+        "again; it is made anew from the corpus."
     )

@@ -89,7 +89,7 @@ def verify_file(path: Path, entry: Entry) -> None:
         raise CheckpointError(f"{path}: the checkpoint is damaged (its SHA-256 has changed).")
 
 
-def flushed(path: Path) -> Entry:
+def flush(path: Path) -> Entry:
     """The entry of a file that another has written, once it is on the device.
 
     Raises:

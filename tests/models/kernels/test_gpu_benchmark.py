@@ -35,6 +35,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("needs TRITON_INTERPRET=1")
 
     def once(function: Callable[[], object]) -> float:
+        assert torch.are_deterministic_algorithms_enabled()  # as in training
         function()
         return 0.5
 
