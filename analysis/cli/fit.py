@@ -110,6 +110,7 @@ def fit(
         options: dict[str, Any] = {"objective": objective, "delta": delta}
         _check_choices(form, objective, delta, bootstrap)
         sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
+        options["accounting"] = len(sweep.runs) > 0
         unit = _clusters(sweep, clusters)
         with _progress(bootstrap, quiet=as_json) as progress:
             fits, failures = _fit_each(
@@ -328,4 +329,7 @@ def _one_paragraph() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of `python -m analysis`."""
+    from analysis.cli.forecast import forecast_app
+
+    app.add_typer(forecast_app(None))
     app(prog_name="python -m analysis")

@@ -101,6 +101,7 @@ class PreparedData:
             "train_documents": index.train.documents,
             "validation_documents": index.validation.documents,
             "empty_documents": index.empty_documents,
+            **({"bad_records": index.bad_records} if index.bad_records else {}),
             "train_tokens": self.train_tokens,
             "validation_tokens": self.validation_tokens,
             "validation_blocks": len(self.validation),

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from models.file_names import find_inside
 from scaling.system.errors import LinscaleError
 from scaling.system.files import sha256_of, write_json
 
@@ -87,6 +88,8 @@ class Index:
     """Documents taken from the corpus, the empty ones included."""
     empty_documents: int = 0
     """Documents without a visible character; they are skipped."""
+    bad_records: int = 0
+    """Records that could not be read; they are skipped (`data.max_bad_records`)."""
     complete: bool = False
     """False while the corpus is still being tokenised."""
     train: Contents = field(default_factory=Contents)
@@ -107,7 +110,7 @@ class Index:
         """The index of a folder, None where there is none.
 
         Raises:
-            LinscaleError: it cannot be read as one.
+            LinscaleError: it cannot be read as one, or names files outside of the folder.
         """
         try:
             values = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -124,6 +127,8 @@ class Index:
             raise damaged(folder, f"{INDEX} is not an index of this version ({error})") from None
         if index.format != FORMAT:
             raise damaged(folder, f"{INDEX} has format {index.format}, not {FORMAT}")
+        for shard in (*index.train.shards, *index.validation.shards):
+            find_inside(folder, shard.file)
         return index
 
 

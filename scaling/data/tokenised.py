@@ -73,6 +73,12 @@ def prepare_documents(documents: Documents, data: DataSettings, work: Work) -> P
                     index = remote.fetch(folder) or index
                 if index is None or not index.complete:
                     index = ShardWriter(folder, documents, data, source, index, work).run()
+        if index.bad_records > data.max_bad_records:
+            raise LinscaleError(
+                f"corpus {data.corpus}: {index.bad_records} of its records cannot be read and were "
+                f"passed over; data.max_bad_records={data.max_bad_records} allows fewer. Mend "
+                f"them, or set data.max_bad_records={index.bad_records}."
+            )
         if remote.unpublished(folder):
             with exclusive(folder / LOCK):
                 remote.publish(folder, index)

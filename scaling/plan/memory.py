@@ -90,7 +90,7 @@ def kept_by_block(
     return (row + width * (activation * g + rank) + states + 12) * tokens + angles
 
 
-def resolved(run: RunConfig, capacity: float) -> RunConfig:
+def decide_strategy(run: RunConfig, capacity: float) -> RunConfig:
     """The run with strategy `auto` decided: what a plan shows and what a run does.
 
     `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.

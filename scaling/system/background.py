@@ -55,10 +55,10 @@ class Background:
 def snapshot(content: Any) -> Any:
     """Containers of tensors, copied into host memory, so that training may change the originals."""
 
-    def copied(value: Any) -> Any:
+    def copy(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.detach().to("cpu", copy=True)
 
     with torch.no_grad():
-        return tree_map(copied, content)
+        return tree_map(copy, content)

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from scaling.config.run import RunConfig
 from scaling.plan.accelerator import accelerator
-from scaling.plan.memory import resolved
-from scaling.system.claims import ClaimLost, handed_on
+from scaling.plan.memory import decide_strategy
+from scaling.system.claims import ClaimLost, hand_on
 from scaling.system.code_search import child_environment, python_command
 from scaling.system.devices import host_memory, reproducible_cuda
 from scaling.system.errors import LinscaleError
@@ -71,7 +71,7 @@ def decide(config: RunConfig) -> RunConfig:
         capacity = float(torch.cuda.get_device_properties(0).total_memory)
     else:
         capacity = host_memory() / config.parallel.devices
-    return resolved(config, agree(capacity))
+    return decide_strategy(config, agree(capacity))
 
 
 def accumulation(config: RunConfig) -> int:
@@ -206,17 +206,17 @@ def run_ranks(
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         die_with_parent(me, signal.SIGTERM)
 
-    with handed_on():  # the run is held until its last process ends
+    with hand_on():  # the run is held until its last process ends
         process = subprocess.Popen(command, env=environment, preexec_fn=prepare, close_fds=False)
-    told = False
+    asked = False
     try:
         while True:
             try:
                 return process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                if stop is not None and stop.is_set() and not told:
+                if stop is not None and stop.is_set() and not asked:
                     process.send_signal(signal.SIGTERM)
-                    told = True
+                    asked = True
     except BaseException as error:
         if isinstance(error, ClaimLost):  # the run is another's: nothing may be saved
             process.kill()

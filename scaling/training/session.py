@@ -21,12 +21,11 @@ from contextlib import contextmanager, nullcontext, suppress
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
 from scaling.config.schedule import changes
 from scaling.data.loader import DataModule
 from scaling.data.prepare import prepare
-from scaling.record.checkpoints import Checkpoints, misfit
+from scaling.record.checkpoints import Checkpoints, refuse_misfit
 from scaling.record.data_identity import check_data
 from scaling.record.environment import environment, memory_peak, peak_flops, reset_memory_peak
 from scaling.record.record import RunRecord, State
@@ -42,11 +41,12 @@ from scaling.training.callbacks import (
     TokenCheckpoint,
     save,
 )
-from scaling.training.guard import DivergenceGuard, passed_over, write_rewind
-from scaling.training.loggers import attached
+from scaling.training.guard import DivergenceGuard, find_rewinds, write_rewind
+from scaling.training.loggers import attach
 from scaling.training.milestones import SegmentEnd
 from scaling.training.module import TrainingModule
 from scaling.training.norms import Norms
+from scaling.training.objective import objective_of
 from scaling.training.profiling import Profiler
 from scaling.training.progress import Progress
 
@@ -62,7 +62,7 @@ def run_session(
         parallel.start_process_group(config)
         config = parallel.decide(config)
         reset_memory_peak(config)
-        listeners = attached(record) if ranks.rank() == 0 else nullcontext()
+        listeners = attach(record) if ranks.rank() == 0 else nullcontext()
         with listeners, parallel.sequences_split(config):
             return _Session(config, record, stop_event, progress).run()
 
@@ -142,7 +142,7 @@ class _Session:
         try:
             module.restore(content, objective)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise misfit(self._checkpoints.folder / point.file, error) from error
+            refuse_misfit(self._checkpoints.folder / point.file, error)
         module.start(segment, point.step)
         self._journal.begin(
             point.segment,
@@ -152,7 +152,7 @@ class _Session:
             [] if point.step in changes(self._config) else content["losses"].tolist(),
             content.get("skipped", 0),
         )
-        rewinds = passed_over(self._record, point.segment)
+        rewinds = find_rewinds(self._record, point.segment)
         self._journal.rewinds = len(rewinds)
         self._journal.passed_over = sum(rewind.skip for rewind in rewinds)
         if self._is_main and point.step > segment.first:

@@ -108,7 +108,7 @@ def test_second_time_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> Iterator[str]:
         raise AssertionError("the corpus is read again")
 
-    monkeypatch.setattr("scaling.data.corpora.jsonl.read_objects", refuse)
+    monkeypatch.setattr("scaling.data.corpora.jsonl.read_lines", refuse)
     monkeypatch.setattr("scaling.data.tokenised.ShardWriter", refuse)
     second = prepare(data, tmp_path / "cache")
     assert second.fingerprint() == first.fingerprint()
