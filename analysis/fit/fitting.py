@@ -50,6 +50,7 @@ def fit_law(
     clusters: str | None = None,
     bounds: Bounds | None = None,
     accounting: bool = False,
+    keep_diverged: bool = False,
     bootstrap: int = 0,
     method: Method = "auto",
     seed: int = 0,
@@ -66,6 +67,7 @@ def fit_law(
         weights: column of weights, for noise that differs between points (1 / variance).
         clusters: column naming the unit of resampling; default `run_id`, else each row a run.
         accounting: C are exact counts of the runs' records, not a table's own.
+        keep_diverged: fit rows whose loss lies far above their neighbours in N and D, too.
         bounds: (low, high) by parameter, for E and exponents.
         bootstrap: refits for intervals; 0 for none, 4000 for papers.
         method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
@@ -79,7 +81,7 @@ def fit_law(
     law = get_law(form)
     robust = Robust(objective, delta)
     observations = prepare(data, law, n=n, d=d, c=c, u=u, loss=loss, weights=weights,
-                           clusters=clusters)  # fmt: skip
+                           clusters=clusters, keep_diverged=keep_diverged)  # fmt: skip
     problem = Problem.build(law, observations, robust, bounds)
     solution = problem.solve(problem.starts(starts))
     theta = solution.theta[int(solution.value.argmin())]

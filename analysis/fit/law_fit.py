@@ -357,7 +357,8 @@ class LawFit:
             "columns": obs.names,
             "points": {**{k: v.tolist() for k, v in obs.columns.items()},
                        "loss": obs.loss.tolist(), "weight": obs.weight.tolist(),
-                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows]},
+                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows],
+                       "name": obs.row_names},
             "clusters": obs.labels,
             "exclusions": obs.exclusions.astype(str).to_dict("records"),
             "draws": self.draws.as_dict() if self.draws else None,
@@ -380,8 +381,9 @@ class LawFit:
                 labels=record["clusters"],
                 names=record["columns"],
                 rows=points["row"],
-                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "reason"]),
+                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "name", "reason"]),
                 warnings=[],
+                row_names=points.get("name", points["row"]),
             )
             law = get_law(record["form"])
             x, centres = law.features(observations.columns)

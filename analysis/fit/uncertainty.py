@@ -40,6 +40,7 @@ FEWEST_CLUSTERS = 4
 FEW_CLUSTERS = 9
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 _BLOCK = 1000
+_FAR, _EXACT = 8.0, 1e-7
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,20 @@ def inflated_residuals(problem: Problem, theta: Array) -> Array:
     A fit that nearly minimises absolute deviations also passes through as many points as it has
     parameters, and their zero residuals hide the noise. The residuals are therefore those of a
     pilot fit from the same start, Huber at 1.5 times their robust spread.
+
+    Points further than 8 robust standard deviations from the law are no sample of the noise: unless
+    the fit is by least squares, which follows them, their residuals count as 8.
     """
     residual = problem.residuals(theta)
     spread = 1.4826 * float(np.median(np.abs(residual)))
-    spread = max(spread, 0.5 * float(np.sqrt(np.mean(residual**2))), 1e-9)
+    bounded = not problem.robust.name.endswith("least_squares") and spread > _EXACT
+    most = _FAR * spread if bounded else np.inf
+    rms = float(np.sqrt(np.mean(np.clip(residual, -most, most) ** 2)))
+    spread = max(spread, 0.5 * rms, 1e-9)
     if problem.robust.name != "least_squares":
         pilot = dataclasses.replace(problem, robust=Robust("huber", 1.5 * spread))
         residual = problem.residuals(pilot.solve(theta).theta[0])
+    residual = np.clip(residual, -most, most)
     obs = problem.observations
     _, jacobian, _ = problem.law.evaluate(theta[None], problem.x)
     root = np.sqrt(obs.weight)
