@@ -113,6 +113,7 @@ def prepare(
     u: str = "unique_tokens",
     loss: str = "loss",
     weights: str | None = None,
+    noise: str | None = None,
     clusters: str | None = None,
     keep_diverged: bool = False,
 ) -> Observations:
@@ -132,6 +133,15 @@ def prepare(
         if weights not in data.columns:
             raise AnalysisError(_absent(weights, "weights", data))
         raw["weights"] = _numbers(data, weights)
+    if noise is not None:
+        if weights is not None:
+            raise AnalysisError("give weights or noise, not both: weights are 1 / noise^2")
+        if noise not in data.columns:
+            raise AnalysisError(_absent(noise, "noise", data))
+        weights = f"1 / {noise}^2"
+        with np.errstate(all="ignore"):  # of log loss; what is not positive is excluded below
+            spread = _numbers(data, noise)
+            raw["weights"] = np.where(spread > 0, (raw["loss"] / spread) ** 2, np.nan)
     used = [r for r in ("n", "d", "c", "u") if r in law.columns or r in raw]
     used = [r for r in used if r in raw]
 

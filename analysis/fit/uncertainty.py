@@ -103,13 +103,17 @@ def bootstrap(
             f"{len(obs.labels)} run(s) in {obs.names['clusters']!r}: a bootstrap over runs needs "
             f"at least {FEWEST_CLUSTERS}. Name a finer cluster column, or fit without intervals"
         )
+    one_sided = problem.robust.name == "asymmetric"
+    if method == "wild" and one_sided:
+        raise AnalysisError("the wild bootstrap mirrors residuals, which the asymmetric objective "
+                            "takes as one-sided: use method='pairs'")  # fmt: skip
     if method == "auto":
-        method = "wild" if len(obs.labels) < PAIRS_FROM else "pairs"
+        method = "wild" if len(obs.labels) < PAIRS_FROM and not one_sided else "pairs"
     fitted = problem.law.log_loss(theta, problem.x)
     residual = np.empty(0)
     if method == "wild":
         residual = inflated_residuals(problem, theta)
-        if problem.robust.name != "least_squares":  # such a fit spends p points exactly
+        if not problem.robust.gaussian:  # such a fit spends p points exactly
             points, size = len(residual), problem.law.size
             residual = residual * np.sqrt(points / max(1, points - size))
     values: list[Array] = []
@@ -172,11 +176,11 @@ def inflated_residuals(problem: Problem, theta: Array) -> Array:
     """
     residual = problem.residuals(theta)
     spread = 1.4826 * float(np.median(np.abs(residual)))
-    bounded = not problem.robust.name.endswith("least_squares") and spread > _EXACT
+    bounded = not problem.robust.gaussian and spread > _EXACT
     most = _FAR * spread if bounded else np.inf
     rms = float(np.sqrt(np.mean(np.clip(residual, -most, most) ** 2)))
     spread = max(spread, 0.5 * rms, 1e-9)
-    if problem.robust.name != "least_squares":
+    if not problem.robust.gaussian:
         pilot = dataclasses.replace(problem, robust=Robust("huber", 1.5 * spread))
         residual = problem.residuals(pilot.solve(theta).theta[0])
     residual = np.clip(residual, -most, most)
