@@ -19,6 +19,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.architecture import search
 from models.config import ConfigError
 from scaling.config.hyper_laws import Law, tuned
 from scaling.config.run import RunConfig
@@ -110,6 +111,7 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         raise LinscaleError(f"{path}: is a directory; give one of its experiment files (.py).")
     if not path.is_file():
         raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
+    search(path.parent)  # architectures of the user's own may lie beside it
     spec = importlib.util.spec_from_file_location(f"linscale_experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise LinscaleError(f"{path}: an experiment is a Python file (.py).")

@@ -22,8 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
-from scaling.config.parts import Part
+from models.architecture import BUILT_IN, find
+from models.config import ConfigError, ModelConfig
+from models.fields import LATER, Part
 
 Alignment = Literal["matrices", "transfer", "hidden"]
 ALIGNMENTS: dict[Alignment, str] = {
@@ -33,9 +34,9 @@ ALIGNMENTS: dict[Alignment, str] = {
 }
 """Stages that align layers with a teacher's, in the order in which a run takes them -> the field
 with their tokens."""
-STARTED = ("tnl", "hgrn2", "cosformer2")
+STARTED = tuple(name for name in BUILT_IN if find(name).starts_from == "attention")
 """Architectures that start from attention weights (`models.linearize.initialise`)."""
-STARTS = ("llama", *LINEARIZED, *STARTED)
+STARTS = tuple(name for name in BUILT_IN if find(name).starts_from != "nothing")
 """Architectures that can take over a teacher's weights."""
 
 

@@ -27,6 +27,8 @@ from models.accounting import (
     parameters,
     train_flops_per_token,
 )
+from models.architecture import Options
+from models.architectures.llama import LlamaBased, key_value_heads
 from models.config import ModelConfig
 from scaling.config.linearize import Alignment
 from scaling.config.run import RunConfig
@@ -98,7 +100,7 @@ def teacher_parameters(config: RunConfig) -> int:
 
 def lora_parameters(model: ModelConfig, rank: int) -> int:
     """Parameters of low-rank additions to q, k, v and o of every layer: rank x (in + out)."""
-    queries, keys = model.heads * model.head_dim, model.key_value_heads * model.head_dim
+    queries, keys = model.heads * model.head_dim, key_value_heads(model) * model.head_dim
     outputs = ((model.dim, queries), (model.dim, keys), (model.dim, keys), (queries, model.dim))
     return model.layers * rank * sum(a + b for a, b in outputs)
 
@@ -106,13 +108,12 @@ def lora_parameters(model: ModelConfig, rank: int) -> int:
 def _flops(config: RunConfig) -> tuple[float, float]:
     """Cost of a token in the aligning stages, and after them, as shares of ordinary training's."""
     model, length = config.model, config.data.sequence_length
-    keys = mean_keys(model, length)
-    near = 0.0 if model.lolcats is None else model.lolcats.mean_seen(length)
-    forward = forward_flops_per_token(model, keys, near)
+    keys = mean_keys(length)
+    forward = forward_flops_per_token(model, keys)
     ordinary = 3 * sum(forward.values())
     teacher = forward_flops_per_token(_teacher(model), keys)
     ahead = sum(teacher.values()) - teacher["head"]
-    kept = 4.0 * model.heads * model.head_dim * len(model.softmax_layers) * keys
+    kept = teacher["attention"] * len(model.softmax_layers) / model.layers
     new = forward["attention"] - kept + forward["feature_map"]
     stages = {
         "transfer": ahead + 3 * new,
@@ -133,7 +134,9 @@ def _flops(config: RunConfig) -> tuple[float, float]:
 def _teacher(model: ModelConfig) -> ModelConfig:
     """The transformer of a student; of a TNL and its kin as if it had as many key-value heads, and
     a head of its own."""
-    return model.replace(arch="llama", supra=None, lolcats=None, decay_slopes="alibi")
+    options = model.options
+    llama = options.llama if isinstance(options, LlamaBased) else Options()
+    return model.replace(arch="llama", options=llama)
 
 
 def _matrix_flops(model: ModelConfig, length: int) -> float:
