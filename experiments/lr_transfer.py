@@ -39,9 +39,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.architecture import find
 from models.config import ARCHS, PAPER_VOCAB, Arch, ModelConfig, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 
 DIMS, LAYERS, BASE = (256, 512, 1024, 2048), 12, 256

@@ -13,11 +13,11 @@ from dataclasses import replace
 
 from experiments.quickstart import DIMS, HORIZONS
 from experiments.quickstart import runs as quickstart
-from experiments.recipes import toy_recipe
 from models.architectures.lolcats import LoLCATs
 from models.architectures.supra import Supra
 from models.config import ModelConfig
 from models.linearize.options import Linearized, linearized_config
+from scaling.config.recipes import toy_recipe
 from scaling.config.run import BudgetConfig, LinearizeConfig, RunConfig
 
 TEACHERS = {run.model.dim: run for run in quickstart() if run.model.arch == "llama"}

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from linscale.code_search import search_also, searched
 from models.errors import ConfigError
 from models.fields import Part
 
@@ -211,22 +212,6 @@ def part(component: Component) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-_folders: list[str] = []
-
-
-def search(folder: Path | str) -> None:
-    """Look for modules of the user's own in this folder too.
-
-    It is searched last, so that nothing in it can take the place of an installed package.
-    """
-    path = str(Path(folder).resolve())
-    if path not in _folders:
-        _folders.append(path)
-    if path not in sys.path:
-        sys.path.append(path)
-        importlib.invalidate_caches()
-
-
 def find(name: str) -> Architecture:
     """The architecture of a name.
 
@@ -268,14 +253,14 @@ def file_of(name: str) -> str | None:
 
 def search_beside(name: str, file: str) -> None:
     """Search the folder that an architecture's module was once imported from."""
-    if name not in BUILT_IN:
-        above = name.count(".") + (Path(file).name == "__init__.py")
-        search(Path(file).parents[above])
+    above = name.count(".") + (Path(file).name == "__init__.py")
+    if name not in BUILT_IN and above < len(Path(file).parents):
+        search_also(Path(file).parents[above])
 
 
 def _unknown(name: str) -> ConfigError:
     near = difflib.get_close_matches(name, BUILT_IN, n=1)
-    paths = [*_folders, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [*searched(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     looked = ", ".join(dict.fromkeys(paths)) or "the installed packages"
     return ConfigError(
         f"model.arch={name!r}: {f'did you mean {near[0]}? ' if near else ''}Choose one of "

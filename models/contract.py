@@ -15,13 +15,14 @@ from __future__ import annotations
 import copy
 import sys
 import traceback
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from linscale.code_search import search_also
 from models import accounting
-from models.architecture import search
 from models.config import ModelConfig, toy_config
 from models.language_model import LanguageModel, State, build
 from models.ranks import as_ranks
@@ -42,8 +43,7 @@ def prefill(
     state: State | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    logits, state = model(tokens, state, return_state=True, cu_seqlens=cu_seqlens)
-    return logits, state
+    return model(tokens, state, return_state=True, cu_seqlens=cu_seqlens)
 
 
 def recur(model: LanguageModel, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -345,7 +345,7 @@ def main() -> None:
     """Check an architecture by name; exit status 1 where it breaks the contract."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m models.contract ARCHITECTURE, such as my_gla or my_package.gla")
-    search(".")
+    search_also(Path())
     found = check(toy_config(sys.argv[1], 64, vocab_size=61, layers=2))
     for name, problem in found.items():
         words = name.removeprefix("test_").replace("_", " ")

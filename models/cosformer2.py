@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.architectures.cosformer2 import CosFormer2Options
 from models.config import ModelConfig
 from models.kernels.api import cosine_attention, linear_attention_step
+from models.kernels.lrpe import lrpe
 from models.layers import (
     LayerState,
     LowRankGate,
@@ -35,7 +36,6 @@ from models.layers import (
     ToeplitzEncoding,
     TokenMixer,
     angle_dtype,
-    lrpe,
 )
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from models.architectures.tnl import DecayOptions, TNLOptions
 from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
+from models.kernels.lrpe import lrpe
 from models.layers import (
     FullPrecision,
     LayerState,
@@ -39,7 +40,6 @@ from models.layers import (
     SRMSNorm,
     TokenMixer,
     angle_dtype,
-    lrpe,
 )
 
 

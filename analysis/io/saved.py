@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 _REMEDY = "give the text that `to_json` returned, whole and unchanged"
 

@@ -1,6 +1,6 @@
 """A sweep's report: one self-contained page, and the tables and figures behind it.
 
-    write(sweep_dir, out) -> out/index.html
+    write_report(sweep_dir, out) -> out/index.html
         1. records.load_sweep    runs, points, exclusions
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
@@ -25,7 +25,7 @@ from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
 from analysis.io.records import Conventions, load_sweep
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
-from analysis.judge.study import LEVEL, Progress, Study, study
+from analysis.judge.study import Progress, Study, study
 from analysis.report.narrative import (
     cautions,
     law_rows,
@@ -38,9 +38,10 @@ from analysis.report.page import Page
 from analysis.report.report_figures import Drawn, basis, draw
 from analysis.report.run_pages import write_runs
 from analysis.report.task_report import add_to, evaluations
+from analysis.units import LEVEL
 
 
-def write(
+def write_report(
     sweep_dir: str | Path,
     out: str | Path,
     *,
@@ -53,7 +54,7 @@ def write(
     """Writes the report of a sweep and returns the path of its page.
 
     Args:
-        sweep_dir: what `linscale run` wrote.
+        sweep_dir: what `linscale run` wrote, or a zip file of it.
         out: directory for the page, tables and figures; created.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
         baseline: architecture that the others are compared with.
@@ -92,7 +93,7 @@ def write(
                 caption=f"{each.caption} {basis(result)}",
                 runs=runs,
             )
-        pages = write_runs(sweep, Path(sweep_dir), out, say)
+        pages = write_runs(sweep, sweep_dir, out, say)
         _compose(page, result, tables, drawn, pages)
         if len(found.evals):
             found.save(out / "evaluations")
@@ -274,13 +275,13 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
     """Tables of points, runs and exclusions; runs are linked to their pages."""
     sweep = result.sweep
 
-    def linked(frame: pd.DataFrame) -> pd.DataFrame:
+    def link(frame: pd.DataFrame) -> pd.DataFrame:
         names = [f"[{r}]({run_pages[r]})" if r in run_pages else r for r in words(frame, "run_id")]
         return frame.assign(run_id=names)
 
     if len(sweep.exclusions):
         page.text(f"{len(sweep.exclusions)} left out, each with its reason:")
-        page.table(linked(sweep.exclusions))
+        page.table(link(sweep.exclusions))
     else:
         page.text("Nothing was left out.")
     if result.failures:
@@ -299,6 +300,6 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip
     page.table(
-        take(linked(sweep.runs), columns),
+        take(link(sweep.runs), columns),
         folded=f"All {len(sweep.runs)} runs",
     )

@@ -19,6 +19,7 @@ from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
 from models.linearize.options import Linearized, linearized, linearized_config
+from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 from scaling.system.errors import LinscaleError
 
@@ -95,6 +96,7 @@ def linearize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
     ),
+    accept_data_change: AcceptDataChange = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
 ) -> None:
     """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
@@ -133,7 +135,7 @@ def linearize(
     if keep_costliest is not None:
         config = with_costliest_kept(config, out, keep_costliest, command)
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
-    if not launch(experiment, out, launcher="inline"):
+    if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
     results = []
     if asked is not None:
@@ -152,15 +154,17 @@ def linearize_report(
         typer.Option(help="Sweep of models from scratch on the same data, for the frontier."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: report in the sweep.")
+        Path | None,
+        typer.Option("--out", "-o", help="Default: report in the sweep, or beside its zip."),
     ] = None,
 ) -> None:
     """Report what linearization recovers, over tokens, size and compute, with controls."""
     from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import report_folder
     from analysis.report.linearization_report import write
 
     try:
-        path = write(directory, out or directory / "report", scratch_dir=from_scratch)
+        path = write(directory, out or report_folder(directory), scratch_dir=from_scratch)
     except AnalysisError as error:
         raise LinscaleError(str(error)) from error
     typer.echo(f"wrote {path}")

@@ -2,8 +2,9 @@
 
 A file whose question can also be asked of small models on a CPU takes `runs(toy: bool = False)`.
 
-A file is loaded by its path, so it may live anywhere; its stem names the sweep. Overrides from the
-command line are applied to every run, after the file.
+A file is loaded by its path, so it may live anywhere; its stem names the sweep. It may import
+modules that lie beside it; a name that is also installed means what is installed. Overrides from
+the command line are applied to every run, after the file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.architecture import search
+from linscale.code_search import folders_of, search_also
+from linscale.installation import PACKAGES, missing
 from models.config import ConfigError
 from scaling.config.hyper_laws import Law, tuned
 from scaling.config.run import RunConfig
@@ -111,12 +113,12 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         raise LinscaleError(f"{path}: is a directory; give one of its experiment files (.py).")
     if not path.is_file():
         raise LinscaleError(f"{path}: no such experiment file.{_nearest(path)}")
-    search(path.parent)  # architectures of the user's own may lie beside it
     spec = importlib.util.spec_from_file_location(f"linscale_experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise LinscaleError(f"{path}: an experiment is a Python file (.py).")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    search_also(*folders_of(path))
     try:
         spec.loader.exec_module(module)
         found = getattr(module, function, None)
@@ -135,7 +137,22 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         for frame in frames:
             if Path(frame.filename) == path:
                 where = f"{path}:{frame.lineno}"
+        if isinstance(error, ModuleNotFoundError):
+            raise LinscaleError(f"{where}: {_not_found(error, path)}") from error
         raise LinscaleError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _not_found(error: ModuleNotFoundError, path: Path) -> str:
+    """Why an experiment file did not find a module."""
+    package = (error.name or "").partition(".")[0]
+    if package in PACKAGES:
+        for folder in folders_of(path):
+            if (folder / package).is_dir() or (folder / f"{package}.py").is_file():
+                return (
+                    f"{error}: `{package}` is Linscale's own package here, which hides "
+                    f"{folder / package}; rename yours."
+                )
+    return missing(error) or f"ModuleNotFoundError: {error}"
 
 
 def _nearest(path: Path) -> str:

@@ -269,7 +269,7 @@ def prepare(name: str) -> None:
         source = (ROOT / "experiments" / "quickstart.py").read_text(encoding="utf-8")
         put_experiment(Path("experiments"), ladder, source, most)
     if name in ("fitting", "refining"):
-        points = load_sweep(ROOT / "experiments" / "results" / "quickstart").points
+        points = load_sweep(ROOT / "experiments" / "results" / "quickstart.zip").points
         columns = {"arch": "arch", "n_params": "N", "tokens": "D", "loss": "final_loss"}
         points[list(columns)].set_axis(list(columns.values()), axis=1).to_csv("results.csv")
     if name in ("generation", "interop"):

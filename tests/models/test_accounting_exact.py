@@ -12,7 +12,7 @@ from models import accounting, cosformer2, hgrn2, layers, tnl
 from models.architectures.lolcats import LoLCATs
 from models.architectures.supra import Supra
 from models.config import ARCHS, ASPECT_SHAPES, PAPER_SIZES, Arch, paper_config, toy_config
-from models.kernels.api import rotate
+from models.kernels.lrpe import lrpe
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
 from models.layers import LayerState, Span
@@ -118,7 +118,7 @@ def cosine_reference(
     position_offset: int | Tensor = 0,
 ) -> tuple[Tensor, Tensor]:
     positions = torch.arange(q.shape[1]) + position_offset
-    q, k = rotate(q, theta, positions), rotate(k, theta, positions)
+    q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)
     return recurrent_reference(q, k, v, None, initial_state, cu_seqlens)
 
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import accounting, architecture, contract, measured
+from linscale.code_search import searched
+from models import accounting, contract, measured
 from models.architecture import Architecture, find
 from models.config import ConfigError, ModelConfig, toy_config
 from models.kernels.api import linear_attention
@@ -107,7 +108,7 @@ def run(arch: str, *overrides: str, **parts: Any) -> RunConfig:
 def test_names_that_are_no_architecture(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"arch='hgrn': did you mean hgrn2\?.*llama, .*looked"):
         toy_config("hgrn", 48, vocab_size=61)
-    (folder,) = architecture._folders
+    (folder,) = searched()
     with pytest.raises(ConfigError, match=re.escape(folder)):
         toy_config("nowhere.gla", 48, vocab_size=61)
     for name in ("", "..x", "a b", ".my_gla"):

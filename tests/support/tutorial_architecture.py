@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from models import architecture
+from linscale import code_search
+from models.architecture import find
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial_architecture.md"
 
@@ -27,10 +28,9 @@ def my_gla(folder: Path) -> Iterator[types.ModuleType]:
     """The module my_gla, in a folder that is searched for the time of a test."""
     (folder / "my_gla.py").write_text(source(), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])
-        patch.setattr(architecture, "_folders", [])
+        patch.setattr(code_search._finder, "folders", [])
         patch.delitem(sys.modules, "my_gla", raising=False)
-        architecture.search(folder)
-        architecture.find("my_gla")
+        code_search.search_also(folder)
+        find("my_gla")
         yield sys.modules["my_gla"]
     sys.modules.pop("my_gla", None)
