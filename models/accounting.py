@@ -77,6 +77,7 @@ class Summary(TypedDict):
     n_paper: int
     flops_per_token: dict[str, dict[str, float]]
     sequence_length: int
+    architecture: dict[str, str | None]
 
 
 @lru_cache(maxsize=256)
@@ -244,4 +245,5 @@ def summary(config: ModelConfig, sequence_length: int) -> Summary:
             c: train_flops_per_token(config, sequence_length, c) for c in CONVENTIONS
         },
         "sequence_length": sequence_length,
+        "architecture": {n: getattr(config.architecture, n) for n in ("label", "colour", "marker")},
     }
