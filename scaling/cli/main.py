@@ -19,6 +19,7 @@ from linscale.code_search import search_also
 from linscale.installation import missing, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
+from scaling.cli.blockwise import show_plan
 from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
@@ -26,6 +27,7 @@ from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
 from scaling.system.errors import LinscaleError
+from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,8 +136,6 @@ def plan(
 
     chosen = known_law(law)
     if defines(file, "blockwise"):
-        from scaling.cli.blockwise import show_plan
-
         if chosen != "constant":
             raise ConfigError(f"--law {law}: {file} linearizes a teacher, with its own rates.")
         target = find_device(device or ("cpu" if toy else "h100"))
@@ -165,7 +165,7 @@ def plan(
     console.print(_plan_table(experiment.name, rungs, target, console.width))
     console.print(
         f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
-        f"{duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
+        f"{duration(3600 * sum(r.device_hours for r in rungs))} of one {target.name} at "
         f"{target.efficiency:.0%} of its peak. Parameters without embeddings, FLOPs in the exact "
         "convention, memory on each device; memory and time are estimates. All fields: --json.",
         highlight=False,
@@ -278,7 +278,7 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "FLOPs": [f"{r.flops:.2e}" for r in rungs],
         "memory": [f"{r.devices} x {size(r.memory_per_device)}" for r in rungs],
         "by": [r.strategy for r in rungs],
-        "device time": [duration(r.device_hours) for r in rungs],
+        "device time": [duration(3600 * r.device_hours) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
     for top, usual in (("by", "single"), ("state", "planned")):
@@ -299,28 +299,6 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
     return table
-
-
-def si(value: float) -> str:
-    """A number with three significant digits and an SI-like suffix: 906M, 3.93M, 300B."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def size(value: float) -> str:
-    """Bytes with a binary suffix: 512 MiB, 1.5 GiB, 4.77 TiB."""
-    if value >= 2**40:
-        return f"{value / 2**40:.2f} TiB"
-    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def duration(hours: float) -> str:
-    """Hours in the unit that fits."""
-    if hours >= 1:
-        return f"{hours:,.0f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
 
 
 def main() -> None:

@@ -32,8 +32,11 @@ from scaling.data.prepare import prepare
 from scaling.data.prepared import PreparedData
 from scaling.data.sampler import StepSampler
 from scaling.data.token_store import Source
-from scaling.training.objective import Batch
 
+Batch = tuple[Tensor, ...]
+"""Inputs and targets, int64 (B, T); a target of -100 does not count. Where rows are packed with
+several sequences that do not see each other, also cu_seqlens, int32 (N + 1,): their boundaries over
+the rows one after another."""
 AHEAD = 8
 """Micro-batches between the one that is trained on and the one that the disk is asked for."""
 

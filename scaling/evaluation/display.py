@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scaling.evaluation.work import LOG
-from scaling.sweep.pool import Task
+from scaling.sweep.task import Task
 
 
 class EvaluationDisplay:

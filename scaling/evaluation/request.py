@@ -21,9 +21,8 @@ from typing import Any
 from scaling.evaluation import harness
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.tasks import TASKS, recorded
-from scaling.sweep.status import read_json
 from scaling.system.claims import exclusive
-from scaling.system.files import disk_errors, write_json
+from scaling.system.files import disk_errors, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,29 +11,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from models.language_model import LanguageModel
 from scaling.config.run import RunConfig
-from scaling.data.loader import to_batch
+from scaling.data.loader import Batch, to_batch
 from scaling.data.prepared import PreparedData
 from scaling.linearization import linearization_record as linearization
-from scaling.linearization.stages import layer_losses
 from scaling.linearization.teacher import adopt, load_teacher
+from scaling.plan.accelerator import accelerator
 from scaling.record.record import RunRecord
 from scaling.system.errors import LinscaleError
+from scaling.training.loss import block_means
 from scaling.training.module import TrainingModule
-from scaling.training.objective import Batch, block_means
-from scaling.training.parallel import accelerator
+
+if TYPE_CHECKING:
+    from scaling.linearization.objectives import Alignment
 
 
 def begin(
-    module: TrainingModule, record: RunRecord, prepared: PreparedData, validation: list[Batch]
+    module: TrainingModule,
+    record: RunRecord,
+    prepared: PreparedData,
+    validation: list[Batch],
+    alignments: list[Alignment],
 ) -> None:
     """Give a fresh module its teacher's weights. The main process writes the record.
+
+    Args:
+        module: with fresh weights.
+        record: of the run.
+        prepared: its data.
+        validation: its fixed batches.
+        alignments: objectives of the run that align layers, to measure before training.
 
     Raises:
         LinscaleError, ConfigError: the teacher is missing or does not fit
@@ -51,8 +64,8 @@ def begin(
             measured["weights"] = _losses(net, config, validation)
             _fit(net, teacher.model, prepared, config, count)
         measured["surgery"] = _losses(net, config, validation)
-        for name, _ in config.alignment:
-            layers[name] = _layers(net, teacher.model, config, name, validation)
+        for objective in alignments:
+            layers[objective.name] = _layers(objective, net, teacher.model, validation)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         linearization.begin(record.path, config, {"name": teacher.name, **teacher.cost})
         for name, losses in measured.items():
@@ -80,15 +93,15 @@ def lend(module: TrainingModule, record: RunRecord, prepared: PreparedData) -> N
     module.lend(teacher.model)
 
 
-def end_alignment(module: TrainingModule, record: RunRecord, validation: list[Batch]) -> None:
+def end_alignment(
+    objective: Alignment, module: TrainingModule, record: RunRecord, validation: list[Batch]
+) -> None:
     """Write what a stage that aligns layers has brought."""
-    net, config = module.net, module.config
-    assert module.segment is not None
-    name = module.segment.name
+    net, config, name = module.net, module.config, objective.name
     tokens = module.step * config.tokens_per_step
     summary = {**_summary(_losses(net, config, validation)), "tokens": tokens}
     linearization.note(record.path, "validation", name, summary)
-    layers = _layers(net, module.teacher, config, name, validation)
+    layers = _layers(objective, net, module.teacher, validation)
     linearization.note(record.path, "layers", _key(name, "after"), layers)
     record.log(f"{linearization.EVENTS[name]} | validation loss {summary['loss']:.4f}")
 
@@ -119,19 +132,15 @@ def _losses(net: LanguageModel, config: RunConfig, batches: list[Batch]) -> Tens
 
 
 def _layers(
-    net: LanguageModel,
-    teacher: LanguageModel | None,
-    config: RunConfig,
-    stage: str,
-    batches: list[Batch],
+    objective: Alignment, net: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]
 ) -> list[float]:
-    """A stage's loss of each layer that it aligns, mean over the validation batches."""
-    with _evaluating(net, config) as device:
+    """Loss of each layer that is aligned, mean over the validation batches."""
+    with _evaluating(net, objective.config) as device:
         home = None if teacher is None else teacher.embedding.weight.device
         if teacher is not None:
             teacher.to(device)
         parts = [
-            layer_losses(net, teacher, config, stage, _to(batch, device)).cpu() for batch in batches
+            objective.layer_losses(net, teacher, _to(batch, device)).cpu() for batch in batches
         ]
         if teacher is not None:
             teacher.to(home)

@@ -31,7 +31,7 @@ from models.accounting import layer_costs, parameters
 from models.architecture import Kept
 from models.config import ModelConfig
 from scaling.config.run import RunConfig
-from scaling.linearization.costs import learning_parameters, teacher_parameters
+from scaling.plan.costs import learning_parameters, teacher_parameters
 from scaling.plan.kept import measured
 
 USABLE = 0.92

@@ -24,7 +24,7 @@ from models.accounting import (
 from models.config import ConfigError, ModelConfig
 from scaling.config.hyper_laws import Law
 from scaling.config.run import RunConfig
-from scaling.linearization.costs import flops as training_flops
+from scaling.plan.costs import flops as training_flops
 from scaling.plan.memory import USABLE, memory, resolved
 from scaling.system.devices import GIB, Device, device_for
 

@@ -49,7 +49,7 @@ from scaling.record.checkpoint_files import (
     write_checkpoint,
 )
 from scaling.system.files import DiskError, disk_errors, write_json
-from scaling.training import parallel
+from scaling.system.ranks import host_group
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
@@ -277,7 +277,7 @@ class Checkpoints:
             with disk_errors(folder):
                 folder.mkdir()
         dist.barrier()
-        parallel.host_group()  # made here, where all ranks are at the same place
+        host_group()  # made here, where all ranks are at the same place
 
     def _write_shares(self, name: str, content: dict[str, Any]) -> bool:
         """Write a sharded model's state with the other ranks; returns whether this is rank 0.
@@ -289,7 +289,7 @@ class Checkpoints:
 
         from scaling.record import sharded_state
 
-        folder, rank, group = self.folder / name, dist.get_rank(), parallel.host_group()
+        folder, rank, group = self.folder / name, dist.get_rank(), host_group()
         with disk_errors(folder):
             sharded_state.save(content.pop("shares"), folder, group)
         mine: dict[str, Entry] | DiskError = {}

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from scaling.config.run import RunConfig
+from scaling.plan.accelerator import accelerator
 from scaling.system.devices import dense_peak
-from scaling.training.parallel import accelerator
 
 _SOURCE = Path(__file__).resolve().parents[2]
 

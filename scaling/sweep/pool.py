@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from linscale.code_search import child_environment, python_command
-from scaling.config.run import RunConfig
+from scaling.record.head import read_head
 from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.status import read_json, recorded
+from scaling.sweep.task import Task
 from scaling.system.claims import claim, heartbeat, holder
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import KERNEL_TELLS
@@ -42,40 +42,6 @@ GROUP_SECONDS = 60.0
 SILENT_SECONDS = 300.0
 """Without a heartbeat of its claim, after which a worker is taken for one that hangs."""
 TICK_SECONDS = 0.2
-
-FINAL = ("done", "diverged", "failed", "preempted")
-
-
-@dataclass(kw_only=True)
-class Task:
-    """One run of the sweep as the pool sees it."""
-
-    config: RunConfig
-    flops: float
-    """Training compute; orders the runs."""
-    state: str = "waiting"
-    """`waiting`, `running` (here), `elsewhere`, or how it ended: see `FINAL`."""
-    reason: str = ""
-    deaths: int = 0
-    """Workers that died on it in a row without getting further."""
-    reached: int = -1
-    """Tokens it had when the last worker died."""
-    retry_at: float = 0.0
-    """Clock before which a run claimed elsewhere is left alone."""
-    beat: int = -1
-    """Last heartbeat of its claim, as `scaling.system.claims.heartbeat` gives it."""
-    beat_seen: float = 0.0
-    """Clock when that was new."""
-
-    @property
-    def run_id(self) -> str:
-        """Directory name of the run."""
-        return self.config.run_id
-
-    @property
-    def final(self) -> bool:
-        """Whether the pool has nothing more to do with it."""
-        return self.state in FINAL
 
 
 @dataclass(kw_only=True)
@@ -160,9 +126,9 @@ class Pool:
                 continue
             task.retry_at = time.monotonic() + RETRY_SECONDS
             if holder(self._sweep_dir / task.run_id) is None:
-                state, reason = recorded(self._sweep_dir / task.run_id)
-                if state in ("done", "diverged", "failed"):
-                    self._finish(task, state, reason)
+                head = read_head(self._sweep_dir / task.run_id)
+                if head.state in ("done", "diverged", "failed"):
+                    self._finish(task, head.state, head.reason)
                 else:
                     task.state = "waiting"
 
@@ -231,7 +197,7 @@ class Pool:
         elif state == "preempted" and not self._interrupts:
             task.state = "waiting"  # somebody stopped the worker, not the sweep
         else:
-            self._finish(task, state, reason or recorded(self._sweep_dir / task.run_id)[1])
+            self._finish(task, state, reason or read_head(self._sweep_dir / task.run_id).reason)
 
     def _finish(self, task: Task, state: str, reason: str) -> None:
         task.state, task.reason = state, reason
@@ -300,7 +266,7 @@ class Pool:
     def _died(self, task: Task, status: int) -> None:
         """A worker ended in the middle of a run."""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        tokens = read_json(self._sweep_dir / task.run_id / "status.json").get("tokens", 0)
+        tokens = read_head(self._sweep_dir / task.run_id).status.get("tokens", 0)
         task.deaths = task.deaths + 1 if tokens <= task.reached else 1
         task.reached = max(task.reached, tokens)
         if self._interrupts:

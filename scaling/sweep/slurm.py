@@ -35,7 +35,7 @@ from linscale.code_search import child_variables, search_also
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.plan.plan import rung
-from scaling.sweep.status import recorded
+from scaling.record.head import read_head
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.devices import GIB, device_for
@@ -152,10 +152,10 @@ def train_on_nodes(
     write_json(path, config.to_json())
     devices = config.parallel.devices
     status = run_ranks(path, sweep_dir, devices, stop_event, progress, meeting)
-    state, reason = recorded(sweep_dir / config.run_id)
-    if state in ("done", "diverged") or (state == "preempted" and status == 0):
-        return state
-    why = reason if state == "failed" else f"a process ended with exit status {status}"
+    head = read_head(sweep_dir / config.run_id)
+    if head.state in ("done", "diverged") or (head.state == "preempted" and status == 0):
+        return head.state
+    why = head.reason if head.state == "failed" else f"a process ended with exit status {status}"
     raise LinscaleError(f"run {config.run_id}: {why}")
 
 
@@ -244,7 +244,7 @@ def submit(
     groups: dict[Resources, list[tuple[RunConfig, int]]] = {}
     device = device_for(configs)
     for config in configs:
-        state, _ = recorded(sweep_dir / config.run_id)
+        state = read_head(sweep_dir / config.run_id).state
         if state in ("done", "diverged") or holder(sweep_dir / config.run_id) is not None:
             continue
         planned = rung(config, device)

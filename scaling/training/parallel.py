@@ -19,22 +19,21 @@ import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from linscale.code_search import child_environment, python_command
-from models.config import ConfigError
 from scaling.config.run import RunConfig
+from scaling.plan.accelerator import accelerator
 from scaling.plan.memory import resolved
 from scaling.system.claims import ClaimLost, handed_on
 from scaling.system.devices import host_memory
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
+from scaling.system.ranks import agree, is_rank, rank
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from torch.distributed import ProcessGroup
 
     from scaling.system.claims import StopEvent
 
@@ -62,78 +61,8 @@ RANK_MODULE = "scaling.training.train"
 """What a rank process runs."""
 
 
-def is_rank() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def rank() -> int:
-    """Number of this process among those of the run."""
-    return int(os.environ["RANK"]) if is_rank() else 0
-
-
-Value = TypeVar("Value")
-
-
-def agree(value: Value) -> Value:
-    """What rank 0 says; all ranks must ask."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    answer = [value]
-    dist.broadcast_object_list(answer)
-    return answer[0]
-
-
-def barrier() -> None:
-    """Wait until all ranks have come here."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-
-
-@cache
-def host_group() -> ProcessGroup:
-    """All ranks, for messages in host memory beside those of training; all ranks must ask first
-    at the same place."""
-    import torch.distributed as dist
-
-    group = dist.new_group(backend="gloo")
-    assert isinstance(group, dist.ProcessGroup)
-    return group
-
-
-def accelerator(config: RunConfig) -> str:
-    """`cpu` or `cuda`.
-
-    Raises:
-        ConfigError: this machine does not have what the run asks for.
-    """
-    import torch
-
-    wanted, devices = config.parallel.accelerator, config.parallel.devices
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not found):
-        return "cpu"
-    if not found:
-        raise ConfigError(
-            "parallel.accelerator='cuda': there is no CUDA device here; choose "
-            "parallel.accelerator=cpu or auto."
-        )
-    if devices > found:
-        raise ConfigError(f"parallel.devices={devices}: this machine has {found} CUDA devices.")
-    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ConfigError(
-            f"parallel.precision='bf16': {torch.cuda.get_device_name()} cannot compute in bf16; "
-            "choose parallel.precision=fp32."
-        )
-    return "cuda"
-
-
-def decided(config: RunConfig) -> RunConfig:
-    """The run with strategy `auto` decided by the memory of these devices; all ranks must ask."""
+def decide(config: RunConfig) -> RunConfig:
+    """Decide strategy `auto` by the memory of these devices; all ranks must ask."""
     if config.parallel.strategy != "auto":
         return config
     import torch

@@ -46,10 +46,9 @@ from scaling.linearization.blockwise.teacher_layers import (
     student_layers,
 )
 from scaling.linearization.blockwise.transfer_config import Blockwise
-from scaling.sweep.status import read_json
 from scaling.system.claims import Claim, claim, exclusive, holder
 from scaling.system.errors import LinscaleError
-from scaling.system.files import replacing, write_json
+from scaling.system.files import read_json, replacing, write_json
 
 CHECKPOINT_STEPS = 100
 """Steps between checkpoints of a group."""

@@ -19,7 +19,7 @@ from models.linearize.initialise import from_attention, gated_config
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as linearization
-from scaling.linearization.costs import stages, teacher_parameters
+from scaling.plan.costs import stages, teacher_parameters
 from scaling.plan.memory import memory
 from scaling.record.pretrained import load_pretrained
 from scaling.record.record import RunRecord, load_model
