@@ -203,7 +203,7 @@ def measure_bias(
     """
     synthetic = table.copy()
     n, d = _column(table, "n"), _column(table, "d")
-    synthetic["loss"] = truth.predict(n=n, d=d)
+    synthetic["loss"] = truth.predict(n=n, d=d, extrapolate=True)
     minima, _ = _minima(synthetic, shape, best)
     if len(minima) < 2:
         raise AnalysisError("on noise-free losses of the fitted law fewer than two budgets have an "
@@ -211,7 +211,7 @@ def measure_bias(
     place = float(_column(table, "budget").max()) * 100 if at is None else at
     # The truth under the table's own relation of compute to N D, not 6 N D
     factor = float(np.exp(np.mean(np.log(_column(table, "c") / (6 * n * d)))))
-    optimum = truth.optimal(np.array([place / factor]))
+    optimum = truth.optimal(np.array([place / factor]), extrapolate=True)
     budgets = _column(minima, "budget")
     n_line = fit_line(budgets, _column(minima, "n"))
     d_line = fit_line(budgets, _column(minima, "d"))

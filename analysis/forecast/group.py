@@ -11,8 +11,9 @@ import numpy as np
 from analysis.forecast.predictive import Predictive, predict_from
 from analysis.forecast.rolling import mixture, roll, widened
 from analysis.forecast.rows import Rows
-from analysis.laws.power_sum import Array, Inner
+from analysis.laws.power_sum import Inner
 from analysis.laws.registry import optimum
+from analysis.units import Array
 
 
 @dataclass(frozen=True)
