@@ -16,7 +16,8 @@ import typer
 from analysis.cli.fit import app as analysis_app
 from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
-from linscale.installation import missing, version
+from linscale.code_search import search_also
+from linscale.installation import missing, require, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.blockwise import show_plan
@@ -26,7 +27,6 @@ from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
-from scaling.system.code_search import search_also
 from scaling.system.errors import LinscaleError
 from scaling.system.words import duration, si, size
 
@@ -153,7 +153,7 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed
+    from scaling.plan.plan import place
     from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
@@ -172,7 +172,7 @@ def plan(
     states = read_states(out or Path("runs") / experiment.name)
     runs = experiment.runs
     if nodes is not None:
-        runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
+        runs = [place(run, target, nodes, gpus_per_node) for run in runs]
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
@@ -227,6 +227,7 @@ def run(
     The same command in a second terminal joins in and takes runs nobody has claimed. With
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
+    require("linscale run", "torch", "lightning")
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.sweep.launch import launch
@@ -341,7 +342,9 @@ def main() -> None:
         sentence = missing(error)
         if sentence is None:
             raise
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), f"this {sentence}"))
+        command = " ".join(["linscale", *sys.argv[1:2]])
+        problem = f"{command} {sentence}"
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -17,7 +17,7 @@ from models.accounting import (
     parameters,
     train_flops_per_token,
 )
-from scaling.config.objectives import objective_of
+from scaling.config.objectives import load
 from scaling.config.run import RunConfig
 
 
@@ -53,14 +53,12 @@ def ordinary_cost(config: RunConfig) -> Cost:
 
 def forward_flops(config: RunConfig) -> dict[str, float]:
     """Forward FLOPs of a token by term, at the run's sequence length."""
-    model, length = config.model, config.data.sequence_length
-    near = 0.0 if model.lolcats is None else model.lolcats.mean_seen(length)
-    return forward_flops_per_token(model, mean_keys(model, length), near)
+    return forward_flops_per_token(config.model, mean_keys(config.data.sequence_length))
 
 
 def costs(config: RunConfig) -> list[Cost]:
     """Of each of the run's objectives, in their order."""
-    return [objective_of(config, stage.objective).cost() for stage in config.objectives]
+    return [load(stage.objective)(config).cost() for stage in config.objectives]
 
 
 def stages(config: RunConfig) -> Stages:
