@@ -30,7 +30,7 @@ FLOORS = {
         "linearization",
         "cli",
     ),
-    "analysis": ("io", "laws", "fit", "judge", "figures", "report", "cli"),
+    "analysis": ("io", "laws", "fit", "judge", "forecast", "figures", "report", "cli"),
 }
 """The rooms of a package from the bottom up."""
 

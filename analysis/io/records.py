@@ -29,6 +29,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.io import data_identity
 from analysis.io.jsonlines import read_records
+from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
 from analysis.io.sweep_files import Place, names_of_runs, open_sweep
 
@@ -229,6 +230,7 @@ class _Reader:
                                 f"this version reads {SCHEMA}")  # fmt: skip
         try:
             run = self._describe(run_id, config, accounting)
+            learn(run["arch"], accounting.get("architecture"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             return self.exclude(run_id, f"the record lacks or garbles the field {error}")
         status, environment = _json(path / "status.json"), _json(path / "environment.json")

@@ -102,6 +102,9 @@ class PreparedInstructions(PreparedData):
     def verify(self) -> None:
         """Nothing is stored."""
 
+    def verify_changed(self) -> None:
+        """Nothing is stored."""
+
     def fingerprint(self) -> dict[str, Any]:
         """As that of a corpus, with what packing did."""
         return super().fingerprint() | self.counts

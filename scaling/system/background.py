@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -50,6 +51,26 @@ class Background:
             work()
         except BaseException as error:
             self._error = error
+
+
+def begin(work: Callable[[], None]) -> Future[None]:
+    """Begin work on a thread that nobody has to wait for: it ends with the process.
+
+    Returns:
+        Its end, which any thread may wait for, and which raises what the work has raised.
+    """
+    end: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            end.set_exception(error)
+        else:
+            end.set_result(None)
+
+    threading.Thread(target=run, name="begun", daemon=True).start()
+    return end
 
 
 def snapshot(content: Any) -> Any:

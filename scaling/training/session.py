@@ -16,6 +16,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 
 import lightning.pytorch as pl
@@ -30,6 +31,7 @@ from scaling.record.data_identity import check_data
 from scaling.record.environment import environment, memory_peak, peak_flops, reset_memory_peak
 from scaling.record.record import RunRecord, State
 from scaling.system import ranks
+from scaling.system.background import begin
 from scaling.system.claims import StopEvent, watch
 from scaling.system.errors import LinscaleError
 from scaling.system.randomness import isolated_random
@@ -76,6 +78,8 @@ class _Session:
         self._config, self._record, self._progress = config, record, progress
         self._is_main = ranks.rank() == 0
         self._still_ours = watch(record.path)
+        self._reading: Future[None] | None = None
+        """Reads the shards while the first steps are made."""
         self._prepared = prepare(config.data, progress=progress and self._is_main)
         self._validation = DataModule(config, self._prepared).val_dataloader()
         self._checkpoints = self._open_checkpoints()
@@ -97,6 +101,7 @@ class _Session:
             record.write_environment(environment(config, found), changed)
             if config.data.tokenizer_in_file:
                 record.write_tokenizer(self._prepared.tokenizer())
+            self._reading = begin(self._prepared.verify_changed)
 
     def run(self) -> State:
         """Segment after segment."""
@@ -165,7 +170,7 @@ class _Session:
             record.checkpoints,
             record.path.name,
             record.segments,
-            self._still_ours,
+            self._sound,
             self._config.keeps,
         )
 
@@ -206,6 +211,13 @@ class _Session:
                     self._checkpoints.wait()
                 raise
         self._checkpoints.wait()
+
+    def _sound(self) -> None:
+        """Before a checkpoint appears: the run is still this process's, and its data are those that
+        were written. What was trained on damaged data is not kept."""
+        self._still_ours()
+        if self._reading is not None:
+            self._reading.result()
 
     def _end(self, state: State, reason: str) -> None:
         journal = self._journal

@@ -81,6 +81,7 @@ def test_matches_recurrence(
     o, final = recurrent_reference(q, k, v, decay, initial, cu_seqlens)
     do, dfinal = random(*o.shape), random(*final.shape, kind=torch.float32)
     expected = torch.autograd.grad([o, final], leaves, [do, dfinal])
+    terms = o  # of the gradient of slopes, by token
     if mode == "head":
         assert decay is not None
         expanded = decay.detach().expand(batch, tokens, heads).clone().requires_grad_()
