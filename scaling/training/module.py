@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from models.activations import checkpoint_blocks
+from models.checkpointing import checkpoint_blocks
 from models.language_model import LanguageModel, build
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, changes, learning_rate, segments

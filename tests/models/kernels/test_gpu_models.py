@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.activations import Mode, checkpoint_blocks
+from models.checkpointing import Mode, checkpoint_blocks
 from models.config import ARCHS, Arch, ModelConfig
 from models.kernels import (
     cosine_attention,

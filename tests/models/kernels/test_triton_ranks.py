@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from models import cosformer2
-from models.activations import Mode, checkpoint_blocks
+from models.checkpointing import Mode, checkpoint_blocks
 from models.config import Arch, ModelConfig
 from models.kernels import launch, operators
 from models.kernels.triton.common import interpreted

@@ -63,7 +63,7 @@ def test_terminal_shows_runs_under_way_and_the_whole(
         display.refresh()
         shown = plain(capsys.readouterr().out)
         tasks[1].state, tasks[1].reason = "failed", "no disk"
-        display.ended(tasks[1])
+        display.show_end(tasks[1])
         said = plain(capsys.readouterr().out)
     assert f"{tasks[1].run_id} " in shown
     assert "500 tokens loss 2.2500 123,456 tok/s 2:10 min" in shown
@@ -84,7 +84,7 @@ def test_elsewhere_a_line_says_how_far_things_are(
     monkeypatch.setattr(display_module, "REFRESH_SECONDS", 0.0)
     with SweepDisplay(tmp_path, tasks, table=True) as display:
         display.refresh()
-        display.ended(tasks[0])
+        display.show_end(tasks[0])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f" 72% of the sweep, unknown time left | {tasks[1].run_id} 50% loss 2.2500",

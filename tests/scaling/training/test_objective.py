@@ -61,7 +61,7 @@ def test_a_list_of_objectives_becomes_segments(plain: RunConfig) -> None:
     part = LinearizeConfig(
         teacher="runs/a", matrix_tokens=3 * STEP, hidden_tokens=4 * STEP, temperature=1.0
     )
-    model = replace(plain.model, arch="tnl", rope_base=plain.model.rope_base)
+    model = toy_config("tnl", 32, vocab_size=64, layers=2, head_dim=16)
     staged = replace(plain, model=model, linearize=part)
     assert [(s.objective, s.steps) for s in staged.objectives] == [
         ("matrices", 3),
