@@ -147,6 +147,7 @@ def report(
     """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
     with _one_paragraph():
         from rich.console import Console
+        from rich.markup import escape
 
         from analysis.io.sweep_files import report_folder
         from analysis.report.report import write
@@ -155,9 +156,9 @@ def report(
         with console.status("reading run records", spinner="dots") as status:
             page = write(
                 directory, out or report_folder(directory), baseline=baseline, bootstrap=bootstrap,
-                seed=seed, progress=status.update,
+                seed=seed, progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def plan_refinement(

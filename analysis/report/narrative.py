@@ -12,6 +12,7 @@ from analysis.io.looks import look
 from analysis.judge.form_selection import holdout_summary
 from analysis.judge.study import LEVEL, REACH, Study
 from analysis.judge.task_law import Tasks
+from analysis.report.page import bold
 
 _PUBLISHED_SIZE = 70e6
 """Smallest model of arXiv 2406.16690 and of most published ladders."""
@@ -44,7 +45,7 @@ def law_sentence(result: Study, group: str) -> str:
     last = int(np.flatnonzero(result.covered(group))[-1])
     best = {c: float(numbers(result.optima[group], c)[last]) for c in ("c", "n", "d")}
     text = (
-        f"**{look(group).label}**: loss falls as N^-{_span(law, 'alpha')} and "
+        f"{bold(look(group).label)}: loss falls as N^-{_span(law, 'alpha')} and "
         f"D^-{_span(law, 'beta')} towards E = {_span(law, 'E')}; at "
         f"{best['c']:.1e} FLOPs the best split is about "
         f"{si_text(best['n'])} parameters and {si_text(best['d'])} tokens "

@@ -34,7 +34,7 @@ from analysis.report.narrative import (
     summary,
     tasks_table,
 )
-from analysis.report.page import Page
+from analysis.report.page import Page, code, link
 from analysis.report.report_figures import Drawn, basis, draw
 from analysis.report.run_pages import write_runs
 from analysis.report.task_report import add_to, evaluations
@@ -213,7 +213,7 @@ def _compose(
         caption=f"L = E + A/N^α + B/D^β; in brackets {LEVEL:.0%} intervals from "
         f"{result.bootstrap} bootstrap refits over runs; a: exponent of N*(C) under C = 6ND. A "
         "belongs to α and B to β: they cannot be read apart. Envelope: pure power law through the "
-        "lowest checkpoints at each C. Full precision in `fits.json`.",
+        f"lowest checkpoints at each C. Full precision in {code('fits.json')}.",
     )
     show("contours", "optimum", "valleys", "exponents")
     page.section("Checks")
@@ -275,7 +275,7 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
     sweep = result.sweep
 
     def linked(frame: pd.DataFrame) -> pd.DataFrame:
-        names = [f"[{r}]({run_pages[r]})" if r in run_pages else r for r in words(frame, "run_id")]
+        names = [link(r, run_pages[r]) if r in run_pages else r for r in words(frame, "run_id")]
         return frame.assign(run_id=names)
 
     if len(sweep.exclusions):

@@ -30,9 +30,9 @@ def record() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not JSON"),
+        ("", "is empty"),
         ("{'E': 1.7", "not JSON"),
-        ("[1, 2]", "list, not an object"),
+        ("[1, 2]", "holds a list, not an object"),
         ("{}", "has no field '"),
         ('{"schema": 1}', "has no field '"),
     ],
