@@ -9,8 +9,8 @@ Expected: none is worst. The authors report that learnt slopes diverge at scale.
 
 from __future__ import annotations
 
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import Arch, ModelConfig, paper_config, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 
 

@@ -39,8 +39,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCH_NAMES, ARCHS, PAPER_VOCAB, Arch, ModelConfig, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 
 DIMS, LAYERS, BASE = (256, 512, 1024, 2048), 12, 256

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from experiments.quickstart import DIMS, HORIZONS
 from experiments.quickstart import runs as quickstart
-from experiments.recipes import toy_recipe
 from models.config import LoLCATs, ModelConfig, Supra
+from scaling.config.recipes import toy_recipe
 from scaling.config.run import BudgetConfig, LinearizeConfig, RunConfig
 
 TEACHERS = {run.model.dim: run for run in quickstart() if run.model.arch == "llama"}

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.kernels.api import cosine_attention, linear_attention_step
+from models.kernels.lrpe import lrpe
 from models.layers import (
     Architecture,
     LayerState,
@@ -35,7 +36,6 @@ from models.layers import (
     ToeplitzEncoding,
     TokenMixer,
     angle_dtype,
-    lrpe,
 )
 
 

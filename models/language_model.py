@@ -128,9 +128,14 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State | None]:
         """What the head multiplies, (B, T, d), and the state if it is kept.
 
-        Args: as `forward`; and `trees`, how the tokens of each row follow each other where not in
-            one line, for models that keep all tokens of that length (`keeps_tokens`). No state can
-            be kept after trees.
+        Args:
+            tokens: (B, T) integers.
+            state: as in `forward`.
+            keep_state: also return the state after the last tokens.
+            cu_seqlens: as in `forward`.
+            trees: how the tokens of each row follow each other where they are not in one line, for
+                models that keep all tokens of that length (`keeps_tokens`). No state can be kept
+                after trees.
         """
         packed_on = state is not None and cu_seqlens is not None
         if trees is not None and (keep_state or packed_on or not self.keeps_tokens(1)):

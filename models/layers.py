@@ -203,18 +203,6 @@ class FullPrecision(nn.Module):
         return super()._apply(keep_wide, recurse)
 
 
-def lrpe(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
-    """[x cos(theta t), x sin(theta t)]: the last dimension doubles.
-
-    Args:
-        x: (..., H, K).
-        theta: angles in radians a position, (H, K).
-        positions: t, broadcastable to x's leading dimensions.
-    """
-    angles = positions.to(theta.dtype)[..., None, None] * theta  # (..., H, K)
-    return torch.cat((x * angles.cos().to(x.dtype), x * angles.sin().to(x.dtype)), dim=-1)
-
-
 class LRPEAngles(FullPrecision):
     """Angles theta of the linearised relative position encoding, one per head and channel.
 

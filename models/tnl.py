@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
+from models.kernels.lrpe import lrpe
 from models.layers import (
     Architecture,
     FullPrecision,
@@ -39,7 +40,6 @@ from models.layers import (
     SRMSNorm,
     TokenMixer,
     angle_dtype,
-    lrpe,
 )
 
 

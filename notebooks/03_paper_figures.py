@@ -20,16 +20,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from analysis import figures
 from analysis.figures import style
 from analysis.figures.evaluations import needles
 from analysis.io.evals import csr_average, latest, load_evals
-from analysis.io.frames import where
 from analysis.io.looks import look
-from analysis.io.records import load_sweep
-from analysis.judge.study import study
 from analysis.judge.task_law import CHANCE
 from analysis.report.paper_tables import paper_tables
+from linscale import figures, load_sweep, study, where
 
 SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/paper_ladder")
 SHAPES = Path("experiments/results/aspect_ratio-toy.zip")  # Path("runs/aspect_ratio")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.io.records import load_sweep
-from analysis.judge.refine import refine, shrinkage
+from analysis.judge.refine import shrinkage
+from linscale import load_sweep, refine
 
 SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 BUDGET = 2e15  # FLOPs for all new runs together

@@ -150,11 +150,11 @@ def report(
         from rich.markup import escape
 
         from analysis.io.sweep_files import report_folder
-        from analysis.report.report import write
+        from analysis.report.report import write_report
 
         console = Console(stderr=True)
         with console.status("reading run records", spinner="dots") as status:
-            page = write(
+            page = write_report(
                 directory, out or report_folder(directory), baseline=baseline, bootstrap=bootstrap,
                 seed=seed, progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
@@ -195,9 +195,9 @@ def _read(
     from analysis.io.sweep_files import find_sweep
 
     if find_sweep(source) is None:
-        from analysis.io.tables import load_csv
+        from analysis.io.tables import load_table
 
-        return load_csv(
+        return load_table(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group
         )
     from analysis.io.records import Conventions, load_sweep

@@ -24,6 +24,7 @@ from analysis.figures.common import (
 from analysis.figures.hover import points, tag
 from analysis.io.frames import by, numbers, where, words
 from analysis.io.looks import look
+from analysis.units import si_text
 
 
 def learning_curves(
@@ -44,7 +45,7 @@ def learning_curves(
             sizes = _sizes(own)
             tones = dict(zip(sizes, shades(look(group, groups).color, len(sizes)), strict=True))
             for size, count in sizes.items():
-                axes.plot([], [], color=tones[size], label=style.si_text(count))
+                axes.plot([], [], color=tones[size], label=si_text(count))
                 for segment, x, y in _segments(where(curves, arch=group, size=size)):
                     width = 0.7 if segment.startswith("decay") else 1.0
                     axes.plot(x, y, color=tones[size], linewidth=width, gid=tag(group))
@@ -89,7 +90,7 @@ def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
                     reducible = (y - floors[group]) / (y[-1] - floors[group])
                     axes.plot(
                         x / x[-1], reducible, color=tone, linewidth=1.0, gid=tag(group),
-                        label=style.si_text(count),
+                        label=si_text(count),
                     )  # fmt: skip
             handles, labels = axes.get_legend_handles_labels()
             unique = dict(zip(labels, handles, strict=True))  # seeds of a size share one entry
@@ -141,8 +142,8 @@ def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.nda
 
 
 _TEXTS = {
-    "n_params": lambda v: f"N {style.si_text(v)}",
-    "tokens": lambda v: f"D {style.si_text(v)}",
+    "n_params": lambda v: f"N {si_text(v)}",
+    "tokens": lambda v: f"D {si_text(v)}",
     "flops": lambda v: f"C {v:.3g} FLOPs",
     "loss": lambda v: f"loss {v:.4f}",
 }

@@ -58,7 +58,7 @@ def svg(figure: Figure, prefix: str) -> str:
     texts: dict[str, list[str]] = {}
     groups: dict[str, str] = {}
     renamed: list[tuple[Artist, str]] = []
-    for i, artist in enumerate(_tagged(figure)):
+    for i, artist in enumerate(_find_tagged(figure)):
         gid = f"artist{i}"
         original = str(artist.get_gid())
         renamed.append((artist, original))
@@ -99,7 +99,7 @@ def group_class(group: str) -> str:
     return "g-" + re.sub(r"[^A-Za-z0-9]+", "-", group)
 
 
-def _tagged(figure: Figure) -> list[Artist]:
+def _find_tagged(figure: Figure) -> list[Artist]:
     """Artists of a group, in drawing order; the leader line of a label is one of its own."""
     found: list[Artist] = []
     for artist in figure.findobj(lambda a: str(a.get_gid() or "").startswith("g:")):

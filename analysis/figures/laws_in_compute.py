@@ -18,11 +18,10 @@ from analysis.figures.hover import points
 from analysis.figures.style import End
 from analysis.io.frames import rows, where
 from analysis.io.looks import look
+from analysis.units import PFLOP_S_DAY, si_text
 
 Axis = Literal["flops", "n_params", "tokens"]
 _LABELS: dict[Axis, str] = {"flops": FLOPS, "n_params": PARAMS, "tokens": TOKENS}
-PFLOP_DAY = 1e15 * 86400.0
-"""FLOPs in one PFLOP/s-day, the unit of the published laws below."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Published:
     d_power: float
 
 
-_RULE = (PFLOP_DAY / 120) ** 0.5  # C = 6 N D with D = 20 N
+_RULE = (PFLOP_S_DAY / 120) ** 0.5  # C = 6 N D with D = 20 N
 PUBLISHED: Mapping[str, Published] = {
     "Kaplan": Published(1.3e9, 0.73, 2.0e10, 0.27),
     "Chinchilla": Published(_RULE, 0.5, 20 * _RULE, 0.5),
@@ -130,7 +129,7 @@ def optimum(
                 for group in groups:
                     own = where(found, arch=group)
                     texts = [
-                        f"{look(group, groups).label}: {style.si_text(v)} at {c:.3g} FLOPs"
+                        f"{look(group, groups).label}: {si_text(v)} at {c:.3g} FLOPs"
                         for v, c in zip(own[column], own["flops"], strict=True)
                     ]
                     points(axes, own["flops"], own[column], group=group, texts=texts, s=14)
@@ -144,13 +143,13 @@ def optimum(
                 factor, power = (
                     (law.n_factor, law.n_power) if quantity == "n" else (law.d_factor, law.d_power)
                 )
-                line = factor * (x / PFLOP_DAY) ** power
+                line = factor * (x / PFLOP_S_DAY) ** power
                 axes.plot(x, line, color=style.GREY, linestyle=":", linewidth=1.1, zorder=1)
                 if floor < line[1] < ceiling:
                     ends.append(End(x[1], line[1], name, "#6b6b6b"))
                 elif floor < line[0] < ceiling:  # it leaves through the top or the bottom
                     edge = ceiling if line[1] > ceiling else floor
-                    leaves = PFLOP_DAY * (edge / factor) ** (1 / power)
+                    leaves = PFLOP_S_DAY * (edge / factor) ** (1 / power)
                     late = leaves**2 > x[0] * x[1]  # right of it there are other labels
                     axes.annotate(
                         name, (leaves, edge), (-4 if late else 4, -8 if edge == ceiling else 3),

@@ -1,5 +1,7 @@
 """What `.plot()` of every result draws: its numbers as frames for `analysis.figures`.
 
+Each function registers for its kind of result (`analysis.fit.drawing`): `.plot()` finds it there.
+
 law of N and D       contours of the loss with the runs and the compute-optimal line
 law of one variable  loss against that variable with its band
 envelope             loss against compute along the envelope
@@ -12,7 +14,6 @@ three approaches     N*(C) and D*(C) of each
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,16 +21,15 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.figures.laws_in_compute import Axis
+from analysis.fit.approaches import Approaches
+from analysis.fit.downstream import DownstreamFit
+from analysis.fit.drawing import draws
+from analysis.fit.envelope import EnvelopeFit
+from analysis.fit.isoflop import IsoflopFit
+from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
 from analysis.io.frames import numbers, rows
-
-if TYPE_CHECKING:
-    from analysis.fit.approaches import Approaches
-    from analysis.fit.downstream import DownstreamFit
-    from analysis.fit.envelope import EnvelopeFit
-    from analysis.fit.isoflop import IsoflopFit
-    from analysis.fit.law_fit import LawFit
-    from analysis.judge.compare import CompareResult
+from analysis.judge.compare import CompareResult
 
 REACH = 3.0
 """Laws are drawn up to this factor beyond the data, dashed there."""
@@ -37,6 +37,7 @@ _GRID = 64
 _AXES: dict[str, Axis] = {"c": "flops", "n": "n_params", "d": "tokens"}
 
 
+@draws(LawFit)
 def of_law(fit: LawFit, *, level: float, name: str) -> Figure:
     """A law's points and what it says between and beyond them."""
     obs = fit.observations
@@ -60,6 +61,7 @@ def of_law(fit: LawFit, *, level: float, name: str) -> Figure:
     return figures.loss_compute(points, law, axis=_AXES[variable])
 
 
+@draws(EnvelopeFit)
 def of_envelope(fit: EnvelopeFit, *, level: float, name: str) -> Figure:
     """The envelope and the power law through it, in FLOPs."""
     unit = fit.options.unit
@@ -79,6 +81,12 @@ def of_envelope(fit: EnvelopeFit, *, level: float, name: str) -> Figure:
     return figures.loss_compute(points, law)
 
 
+@draws(IsoflopFit)
+def of_profiles(fit: IsoflopFit, *, name: str) -> Figure:
+    """The profiles of one group."""
+    return of_isoflop({name: fit})
+
+
 def of_isoflop(fits: Mapping[str, IsoflopFit]) -> Figure:
     """Every budget's points, its polynomial and its minimum; a panel a group."""
     parts: list[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = []
@@ -93,6 +101,7 @@ def of_isoflop(fits: Mapping[str, IsoflopFit]) -> Figure:
                              for frames in zip(*parts, strict=True)))  # fmt: skip
 
 
+@draws(CompareResult)
 def of_comparison(result: CompareResult) -> Figure:
     """The compute multiplier of x over y against the compute of y."""
     frame = rows(result.frame, np.isfinite(numbers(result.frame, "multiplier")))
@@ -103,6 +112,7 @@ def of_comparison(result: CompareResult) -> Figure:
     return figures.multipliers(bands, baseline=result.y)
 
 
+@draws(DownstreamFit)
 def of_task(fit: DownstreamFit, *, level: float, name: str) -> Figure:
     """Accuracy against loss.
 
@@ -117,6 +127,7 @@ def of_task(fit: DownstreamFit, *, level: float, name: str) -> Figure:
     return figures.downstream(measured, law, chance={name: fit.chance})
 
 
+@draws(Approaches)
 def of_approaches(result: Approaches, *, level: float) -> Figure:
     """N*(C) and D*(C) of every approach that could be applied, two decades up to `result.at`."""
     compute = np.geomspace(result.at / 1e2, result.at * REACH, _GRID)

@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from analysis.units import si_text
+
 SINGLE, DOUBLE = 4.6, 7.2
 """Figure widths in inches: one panel, and the text width of a page."""
 
@@ -114,14 +116,6 @@ class _NiceLogLocator(MaxNLocator):
             if np.log(kept[-1] / tick) >= gap:
                 kept.append(tick)
         return np.array(kept[::-1])
-
-
-def si_text(value: float) -> str:
-    """Three significant digits and a suffix: 24.7k, 3.54M, 300B."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * factor:
-            return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def contours(
         frontier: by `group`: n, d along the compute-optimal line.
     """
     groups = [g for g in groups_of(milestones) if g in surfaces]
-    n_range, d_range = _stretched(milestones["n_params"]), _stretched(milestones["tokens"])
+    n_range, d_range = _stretch(milestones["n_params"]), _stretch(milestones["tokens"])
     n, d = np.meshgrid(np.geomspace(*n_range, 90), np.geomspace(*d_range, 90))
     losses = {g: surfaces[g](n, d) for g in groups}
     low, high = extent(*(v.ravel() for v in losses.values()))
@@ -124,6 +124,6 @@ def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFr
         return style.finish(figure)
 
 
-def _stretched(values: Iterable[float], factor: float = 1.8) -> tuple[float, float]:
+def _stretch(values: Iterable[float], factor: float = 1.8) -> tuple[float, float]:
     low, high = extent(values)
     return low / factor, high * factor

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.drawing import figure_of
 from analysis.fit.envelope import FIELD, EnvelopeFit, EnvelopeOptions, envelope
 from analysis.fit.fitting import fit_law
 from analysis.fit.isoflop import IsoflopFit, isoflop
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, plain
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,9 +64,7 @@ class Approaches:
 
     def plot(self, *, level: float = 0.9) -> Figure:
         """N*(C) and D*(C) of every approach that could be applied."""
-        from analysis.figures.plots import of_approaches
-
-        return of_approaches(self, level=level)
+        return figure_of(self, level=level)
 
     def as_dict(self) -> dict[str, Any]:
         """The frame, the reference budget and the warnings as JSON types."""

@@ -19,8 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError, FitWarning
-from analysis.laws.power_sum import Array, Law
-from analysis.laws.registry import PFLOP_S_DAY
+from analysis.laws.power_sum import Law
+from analysis.units import PFLOP_S_DAY, Array
 
 AXES = {"n": "N (parameters)", "d": "D (tokens)", "c": "C (FLOPs)", "u": "U (unique tokens)"}
 _UNIT_GAP = 10**4.5

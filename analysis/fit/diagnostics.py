@@ -15,7 +15,7 @@ from analysis.errors import FitWarning
 from analysis.fit.problem import Problem
 from analysis.fit.solver import EXACT, GRADIENT_TOLERANCE, Solution
 from analysis.fit.uncertainty import jackknife
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 _SAME_OPTIMUM = 1e-6
 _FLAT_E, _FLAT_EXPONENT = 0.15, 0.35

@@ -1,12 +1,10 @@
-"""Loss to task accuracy, and accuracy from compute in two steps.
+"""Loss to task accuracy: the second step from compute to accuracy.
 
     fit_downstream(data, loss=, accuracy=, chance=) -> DownstreamFit
         accuracy = chance + (ceiling - chance) / (1 + exp(slope (loss - midpoint)))
         with the chance level fixed (1 / answers), the ceiling 1 unless `free_ceiling`
-    predict_task(law, task, c=... | n=..., d=...) -> DataFrame
-        step 1 the law gives the loss, step 2 the sigmoid the accuracy; every bootstrap draw of the
-        law goes through a draw of the sigmoid, so both uncertainties arrive at the end
 
+Both steps together are `analysis.judge.forecast.predict_task`.
 The form is that of Bhagia et al. 2412.04403 (task scaling laws) and Gadre et al. 2403.08540 with a
 sigmoid for their exponential. Where every model is at chance nothing can be predicted yet, and the
 fit refuses.
@@ -23,11 +21,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
-from analysis.fit.law_fit import LawFit
+from analysis.fit.drawing import figure_of
 from analysis.fit.uncertainty import FEWEST_CLUSTERS, quantiles
 from analysis.io.saved import array, saved
-from analysis.judge.form_selection import forecast, leap_of
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,9 +95,7 @@ class DownstreamFit:
 
     def plot(self, *, level: float = 0.9, name: str = "task") -> Figure:
         """Accuracy against loss with the band of the draws."""
-        from analysis.figures.plots import of_task
-
-        return of_task(self, level=level, name=name)
+        return figure_of(self, level=level, name=name)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)
@@ -194,33 +189,6 @@ def fit_downstream(
         draws=draws,
         warnings=warnings,
     )
-
-
-def predict_task(
-    law: LawFit, task: DownstreamFit, *, level: float = 0.9, limit: float = 10.0, **columns: Any
-) -> pd.DataFrame:
-    """Accuracy of models not yet trained, from N and D (or C) through the predicted loss.
-
-    Columns loss, accuracy, lo, hi, leap. The interval holds the uncertainty of both steps and the
-    scatter of models about the sigmoid.
-
-    Raises:
-        AnalysisError: no draws, or further than `limit` times the largest compute fitted.
-    """
-    given = {k: np.atleast_1d(np.asarray(v, dtype=float)) for k, v in columns.items()}
-    forecast(law, level=level, limit=limit, **columns)  # refuses what is too far
-    losses = law.predict(**columns).ravel()
-    first = law.predict_draws(**columns)
-    if task.draws is None:
-        raise AnalysisError("the task fit has no draws: pass bootstrap=2000 to fit_downstream")
-    # Steps are independent given the data: pair draws by position, recycling the shorter
-    rows = np.arange(len(first)) % len(task.draws)
-    accuracy = _sigmoid(task.draws[rows][:, None, :], first, task.chance)
-    rng = np.random.default_rng(len(first))
-    accuracy = np.clip(accuracy + task.residual * rng.standard_normal(accuracy.shape), 0, 1)
-    low, high = quantiles(accuracy, level)
-    return pd.DataFrame({"loss": losses, "accuracy": task.predict(losses), "lo": low, "hi": high,
-                         "leap": np.atleast_1d(leap_of(law, given))})  # fmt: skip
 
 
 def _sigmoid(params: Array, loss: Array, chance: float) -> Array:

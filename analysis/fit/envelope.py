@@ -31,12 +31,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.drawing import figure_of
 from analysis.fit.fitting import fit_law
 from analysis.fit.lines import Line, fit_line, line_bands
 from analysis.fit.profile_summary import interval_of, summary
 from analysis.io.saved import array, saved
-from analysis.laws.power_sum import Array
-from analysis.laws.registry import PFLOP_S_DAY
+from analysis.units import PFLOP_S_DAY, Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,9 +136,7 @@ class EnvelopeFit:
 
     def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
         """Loss against compute along the envelope."""
-        from analysis.figures.plots import of_envelope
-
-        return of_envelope(self, level=level, name=name)
+        return figure_of(self, level=level, name=name)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

@@ -25,13 +25,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.drawing import figure_of
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.fit.lines import Line, batched_lines, fit_line, line_bands
 from analysis.fit.profile_summary import interval_of, summary
 from analysis.io.saved import array, saved
 from analysis.laws.polynomials import polynomial_minimum, vertex
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,9 +131,7 @@ class IsoflopFit:
 
     def plot(self, *, name: str = "all") -> Figure:
         """The valleys and their minima."""
-        from analysis.figures.plots import of_isoflop
-
-        return of_isoflop({name: self})
+        return figure_of(self, name=name)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)
@@ -179,7 +178,7 @@ def isoflop(
         )
     n_line = fit_line(_column(minima, "budget"), _column(minima, "n"))
     d_line = fit_line(_column(minima, "budget"), _column(minima, "d"))
-    warnings = [*_excluded(unusable, len(data)), *_refusals(refused, table)]
+    warnings = [*_warn_excluded(unusable, len(data)), *_refusals(refused, table)]
     bias: dict[str, float] = {}
     try:
         truth = law or fit_law("chinchilla", table, n="n", d="d", c="c", loss="loss")
@@ -350,7 +349,7 @@ def _refusal_texts(refused: pd.DataFrame) -> list[str]:
     return [f"{budget:.3g} FLOPs: {reason}" for budget, reason in pairs]
 
 
-def _excluded(count: int, rows: int) -> list[FitWarning]:
+def _warn_excluded(count: int, rows: int) -> list[FitWarning]:
     if not count:
         return []
     text = f"{count} of {rows} rows were left out: a value is no positive number."

@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.checks import Observations
 from analysis.fit.diagnostics import Evidence, decisive_run
+from analysis.fit.drawing import figure_of
 from analysis.fit.problem import Problem
 from analysis.fit.robust import Robust
 from analysis.fit.uncertainty import (
@@ -31,8 +32,9 @@ from analysis.fit.uncertainty import (
     quantiles,
 )
 from analysis.io.saved import array, saved
-from analysis.laws.power_sum import Array, Law
+from analysis.laws.power_sum import Law
 from analysis.laws.registry import PerToken, get_law, optimum
+from analysis.units import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,9 +86,9 @@ class LawFit:
     def params(self) -> dict[str, float]:
         """Natural parameters by name, then the a and b of N* ~ C^a and D* ~ C^b."""
         named = dict(zip(self.law.parameters, self.values.tolist(), strict=True))
-        return named | {k: float(v) for k, v in self._derived(self.values).items()}
+        return named | {k: float(v) for k, v in self._exponents_of(self.values).items()}
 
-    def _derived(self, values: Array) -> dict[str, Array]:
+    def _exponents_of(self, values: Array) -> dict[str, Array]:
         inner = self.law.inner(values)
         if inner is None:
             return {}
@@ -252,7 +254,7 @@ class LawFit:
         values = self._need_draws().values
         if name in self.law.parameters:
             return self.law.column(values, name)
-        derived = self._derived(values)
+        derived = self._exponents_of(values)
         if name not in derived:
             raise AnalysisError(f"{self.form} has no parameter {name!r}; it has "
                                 f"{', '.join(self.params)}")  # fmt: skip
@@ -309,7 +311,7 @@ class LawFit:
         scale = np.abs(full) if self.draws is None else self.draws.values.std(axis=0, ddof=1)
         frame = pd.DataFrame(values, columns=list(self.law.parameters))
         frame.insert(0, "left_out", labels)
-        for name, value in self._derived(values).items():
+        for name, value in self._exponents_of(values).items():
             frame[name] = value
         shift = np.abs(values - full) / np.maximum(scale, 1e-300)
         frame["largest_shift"] = shift.max(axis=1)
@@ -386,9 +388,7 @@ class LawFit:
 
     def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
         """Contours over (N, D) with the optimal line, or loss against the form's one variable."""
-        from analysis.figures.plots import of_law
-
-        return of_law(self, level=level, name=name)
+        return figure_of(self, level=level, name=name)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

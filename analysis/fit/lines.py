@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.fit.uncertainty import quantiles
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from analysis.errors import AnalysisError
 from analysis.fit.checks import Observations
 from analysis.fit.robust import Robust
 from analysis.fit.solver import Solution, minimise
-from analysis.laws.power_sum import Array, Law
+from analysis.laws.power_sum import Law
+from analysis.units import Array
 
 Bounds = Mapping[str, tuple[float, float]]
 

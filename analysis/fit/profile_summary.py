@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fit.uncertainty import quantiles
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 
 def interval_of(

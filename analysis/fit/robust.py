@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
+from analysis.units import Array
 
-Array = NDArray[np.float64]
 Objective = Literal["huber", "lad", "least_squares", "logcosh"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 

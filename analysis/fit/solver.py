@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fit.robust import Robust
-from analysis.laws.power_sum import Array, Law
+from analysis.laws.power_sum import Law
+from analysis.units import Array
 
 _CHUNK_ELEMENTS = 30_000
 _MAX_ITERATIONS = 200

@@ -28,7 +28,7 @@ from analysis.errors import AnalysisError
 from analysis.fit.problem import Problem
 from analysis.fit.robust import Robust
 from analysis.io.saved import array
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 Method = Literal["auto", "pairs", "wild"]
 Progress = Callable[[int, int], None]
@@ -240,32 +240,3 @@ def profile(problem: Problem, theta: Array, name: str, values: Array) -> Array:
             solution = problem.solve(start, lower=lower, upper=upper)
             start, result[k] = solution.theta[0].copy(), solution.value[0]
     return result
-
-
-def profile_interval(
-    values: Array, objective: Array, points: int, level: float
-) -> tuple[float, float]:
-    """Values whose pseudo log-likelihood ratio 2 points log(S / S_min) stays within chi2(1).
-
-    The objective is read as the scale of the noise (Laplace for Huber with a small delta); rows are
-    taken as independent, so this interval is a cross-check of the bootstrap, not its replacement.
-    An end is infinite where the curve does not rise enough inside the range.
-    """
-    from scipy.stats import chi2
-
-    excess = 2.0 * points * np.log(objective / objective.min())
-    order = np.argsort(values)
-    grid, excess = values[order], excess[order]
-    limit = float(chi2.ppf(level, 1))
-    best = int(excess.argmin())
-    ends: list[float] = []
-    for side, infinite in ((range(best, 0, -1), -np.inf), (range(best, len(grid) - 1), np.inf)):
-        step = -1 if infinite < 0 else 1
-        end = infinite
-        for k in side:
-            if excess[k + step] > limit:
-                share = (limit - excess[k]) / (excess[k + step] - excess[k])
-                end = float(grid[k] + share * (grid[k + step] - grid[k]))
-                break
-        ends.append(end)
-    return ends[0], ends[1]

@@ -11,15 +11,15 @@
         3. N, C and the loss are taken in the conventions asked for; all others stay as columns
 
 A record may be cut off anywhere, because a run may be killed at any moment: torn lines are dropped
-and counted in `notes`. Tables from elsewhere come in through `analysis.io.tables.load_csv`, as the
-same `Sweep`.
+and counted in `notes`. Tables from elsewhere come in through `analysis.io.tables.load_table`, as
+the same `Sweep`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.io import data_identity
 from analysis.io.json_reader import (
     COUNT,
     BadRecord,
@@ -152,8 +153,16 @@ _ENVIRONMENT_KEYS = (
 )  # fmt: skip
 
 
-def load_sweep(directory: str | Path, *, conventions: Conventions | None = None) -> Sweep:
+def load_sweep(
+    directory: str | Path, *, conventions: Conventions | None = None, other_data: bool = False
+) -> Sweep:
     """Reads a sweep: its directory, or a zip file of it.
+
+    Args:
+        directory: of the sweep.
+        conventions: how size, compute and loss are counted.
+        other_data: keep runs whose data changed while they were trained, or are not those of the
+            other runs (`analysis.io.data_identity`).
 
     Raises:
         AnalysisError: neither is there, or it holds neither sweep.json nor any run.
@@ -176,7 +185,22 @@ def load_sweep(directory: str | Path, *, conventions: Conventions | None = None)
     for run_id in dict.fromkeys([*planned, *found]):
         reader.read(run_id)
     reader.metrics.save()
-    return reader.sweep(name)
+    sweep = reader.sweep(name)
+    return sweep if other_data else _without_other_data(sweep, root)
+
+
+def _without_other_data(sweep: Sweep, root: Place) -> Sweep:
+    """The sweep without the runs whose data are not those of the others, each with its reason."""
+    reasons = data_identity.other_data(root, map(str, sweep.curves["run_id"].unique()))
+    if not reasons:
+        return sweep
+    rows = [{"run_id": r, "tokens": math.nan, "reason": why} for r, why in reasons.items()]
+    return replace(
+        sweep,
+        points=sweep.points[~sweep.points["run_id"].isin(reasons)].reset_index(drop=True),
+        curves=sweep.curves[~sweep.curves["run_id"].isin(reasons)].reset_index(drop=True),
+        exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),
+    )
 
 
 def _instead(root: Place) -> str:

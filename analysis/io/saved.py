@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.io.json_reader import BadRecord, parse_object
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 _REMEDY = "give the text that `to_json` returned, whole and unchanged"
 

@@ -1,6 +1,6 @@
 """Anybody's table of runs (CSV, TSV or JSON lines) to the same `Sweep` that run records give.
 
-    load_csv(path, loss="final_loss", params=None, tokens=None, compute=None, group=None)
+    load_table(path, loss="final_loss", params=None, tokens=None, compute=None, group=None)
         1. a column named by the caller is taken; one not named is guessed from its name
         2. `NAME*FACTOR` scales a column ("tokens_b*1e9"); a unit in the name (tokens_b, PF-days)
            is applied by itself, and said
@@ -27,9 +27,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.io.frames import rows
 from analysis.io.records import Sweep
-
-PFLOP_DAY = 1e15 * 86400.0
-"""FLOPs in one PFLOP/s-day."""
+from analysis.units import PFLOP_S_DAY
 
 _NAMES = {
     "loss": ("loss", "loss_nats", "val_loss", "validation_loss", "final_loss", "eval_loss",
@@ -47,8 +45,8 @@ _NAMES = {
 
 _SUFFIXES = {
     "_b": 1e9, "_bn": 1e9, "_billion": 1e9, "_billions": 1e9, "_m": 1e6, "_million": 1e6,
-    "_millions": 1e6, "_t": 1e12, "_trillion": 1e12, "_pflops_days": PFLOP_DAY,
-    "_pf_days": PFLOP_DAY, "_pflop_s_days": PFLOP_DAY, "_pfdays": PFLOP_DAY,
+    "_millions": 1e6, "_t": 1e12, "_trillion": 1e12, "_pflops_days": PFLOP_S_DAY,
+    "_pf_days": PFLOP_S_DAY, "_pflop_s_days": PFLOP_S_DAY, "_pfdays": PFLOP_S_DAY,
 }  # fmt: skip
 _LABELS = {
     "loss": "loss", "n_params": "N (parameters)", "tokens": "D (tokens)", "flops": "C (FLOPs)",
@@ -73,7 +71,7 @@ class _Column:
     """`given` or `guessed`."""
 
 
-def load_csv(
+def load_table(
     path: str | Path,
     *,
     loss: str | None = None,

@@ -17,11 +17,12 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.io.frames import finite, plain
 from analysis.judge.checklist import checklist
-from analysis.judge.choices import COUNTINGS, recorded
+from analysis.judge.choices import COUNTINGS, answers_of
 from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
 from analysis.judge.study import flops_per_token
+from analysis.units import LEVEL
 
 if TYPE_CHECKING:
     from analysis.fit.approaches import Approaches
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from analysis.io.records import Sweep
     from analysis.laws.registry import PerToken
 
-LEVEL = 0.9
 _BASELINE = "llama"
 
 
@@ -81,7 +81,7 @@ def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
         fit.form, own, reference=fit, clusters=named, n_columns=counted["n"],
         c_columns=counted["c"] if "c" in fit.law.columns else None, **options,
     )  # fmt: skip
-    return Beside(table, checklist(fit, context=recorded(sweep, group)))
+    return Beside(table, checklist(fit, context=answers_of(sweep, group)))
 
 
 def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Comparison | None:

@@ -30,18 +30,6 @@ def checklist(fit: LawFit, *, context: dict[str, str] | None = None) -> pd.DataF
     return pd.DataFrame(rows, columns=["section", "question", "answer"])
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """The checklist as Markdown, one heading per section."""
-    lines: list[str] = []
-    section = ""
-    for row in table.to_dict("records"):
-        if row["section"] != section:
-            section = row["section"]
-            lines += ["", f"### {section}", ""]
-        lines.append(f"- **{row['question']}** {row['answer']}")
-    return "\n".join(lines).strip() + "\n"
-
-
 Row = tuple[str, str, Any]
 
 

@@ -153,11 +153,11 @@ def _context(result: Study, group: str) -> dict[str, str]:
     if len(forecast):
         error = numbers(forecast, "predicted") / numbers(forecast, "loss") - 1
         tested = f"yes: largest size held out, error {error.min():+.1%} to {error.max():+.1%}"
-    answers = recorded(result.sweep, group)
+    answers = answers_of(result.sweep, group)
     return answers | {"Was extrapolation tested on held-out compute?": tested}
 
 
-def recorded(sweep: Sweep, group: str) -> dict[str, str]:
+def answers_of(sweep: Sweep, group: str) -> dict[str, str]:
     """Answers that the run records of an architecture give, by the checklist's questions; none for
     a table from elsewhere."""
     if not len(sweep.runs):

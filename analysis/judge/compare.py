@@ -6,13 +6,13 @@
         Intervals come from the same resampled runs for both (paired) when the fits were drawn over
         clusters with equal labels; unpaired intervals are wider and are marked.
 
-Where the frontiers cross: crossing.py. Shared against separate exponents: shared.py.
+Where the frontiers cross: crossing.py. Shared against separate exponents:
+shared_exponents.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.drawing import figure_of
 from analysis.fit.law_fit import LawFit
 from analysis.io.saved import saved
 from analysis.judge.crossing import Crossing, crossing
 from analysis.judge.frontier import compute_for_loss, reach
-from analysis.laws.power_sum import Array
 from analysis.laws.registry import PerToken
+from analysis.units import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,9 +80,7 @@ class CompareResult:
 
     def plot(self) -> Figure:
         """The multiplier against the compute of y."""
-        from analysis.figures.plots import of_comparison
-
-        return of_comparison(self)
+        return figure_of(self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self.verdict}</p>{self.frame.to_html(index=False)}"
@@ -193,7 +192,7 @@ def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: b
     if not inside.any():
         place = f"At loss {loss:.3f}, beyond the data of one of them"
     if not np.isfinite(m):
-        return f"{place}, {_unreached(frame, names, index)} by the point estimates."
+        return f"{place}, {_say_unreached(frame, names, index)} by the point estimates."
     if not drawn:
         return (
             f"{place}, {y} needs {m:.2f} times the compute of {x} by the point estimates; without "
@@ -214,21 +213,8 @@ def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: b
     )
 
 
-def _unreached(frame: pd.DataFrame, names: tuple[str, str], index: int) -> str:
+def _say_unreached(frame: pd.DataFrame, names: tuple[str, str], index: int) -> str:
     """Which of the two never comes down to a loss."""
     never = [name for name, column in zip(names, ("c_x", "c_y"), strict=True)
              if not np.isfinite(frame[column].to_numpy(dtype=float)[index])]  # fmt: skip
     return f"{'neither of the two reaches' if len(never) == 2 else f'{never[0]} does not reach'} it"
-
-
-def multipliers(
-    fits: Mapping[str, LawFit], *, baseline: str, level: float = 0.9
-) -> dict[str, CompareResult]:
-    """Every other group over the baseline: m > 1 means the group is more efficient than it."""
-    if baseline not in fits:
-        raise AnalysisError(f"no group {baseline!r}; there are {', '.join(fits)}")
-    return {
-        name: compute_multiplier(fit, fits[baseline], names=(name, baseline), level=level)
-        for name, fit in fits.items()
-        if name != baseline
-    }

@@ -12,8 +12,8 @@ import numpy as np
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
 from analysis.judge.frontier import frontier_draws, reach
-from analysis.laws.power_sum import Array
 from analysis.laws.registry import PerToken
+from analysis.units import Array
 
 _SETTLED = 0.9
 """Share of draws that must cross before an interval is read as one."""

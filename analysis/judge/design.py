@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 Quantity = Callable[[Array], float]
 """A number computed from natural parameters (p,)."""

@@ -1,8 +1,7 @@
-"""Which form to believe, and how far: information criteria, rolling hold-out, forecasts.
+"""Which form to believe: information criteria and rolling hold-out over compute.
 
     holdout(form, data)       fit the cheapest runs, predict the next dearer ones, roll forward
     compare_forms(forms, ..)  AICc, BIC and hold-out error of each form side by side
-    forecast(fit, ...)        prediction with an interval, refused beyond a stated factor in compute
 
 A form that fits better inside the data may extrapolate worse; the hold-out over compute is the test
 that resembles the use. Errors are log predicted - log measured: positive means too pessimistic.
@@ -11,7 +10,7 @@ that resembles the use. Errors are log predicted - log measured: positive means 
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +18,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.checks import prepare
 from analysis.fit.fitting import fit_law
-from analysis.fit.law_fit import EXTRAPOLATION_LIMIT, LawFit
 from analysis.io.frames import rows
-from analysis.laws.power_sum import Array
 from analysis.laws.registry import get_law
 
 
@@ -139,51 +136,3 @@ def compare_forms(
     if "holdout_error" in table.columns:
         table = table.sort_values("holdout_error", ignore_index=True)
     return table
-
-
-def leap_of(fit: LawFit, columns: dict[str, Array]) -> Array:
-    """Factor in compute (or in the form's only variable) beyond the largest point fitted."""
-    obs = fit.observations
-    if "c" in columns:
-        return columns["c"] / np.nanmax(obs.compute)
-    if {"n", "d"} <= columns.keys():
-        largest = np.max(obs.columns["n"] * obs.columns["d"])
-        return columns["n"] * columns["d"] / largest
-    (name,) = [k for k in columns if k in obs.columns][:1] or ["n"]
-    return columns[name] / obs.columns[name].max()
-
-
-def forecast(
-    fit: LawFit,
-    *,
-    level: float = 0.9,
-    kind: Literal["mean", "run"] = "run",
-    limit: float = EXTRAPOLATION_LIMIT,
-    seed: int = 0,
-    **columns: Any,
-) -> pd.DataFrame:
-    """Loss of runs not yet made, with a prediction interval.
-
-    Args:
-        fit: with draws.
-        kind: `run` for the next run (with its noise), `mean` for the law.
-        limit: refuse beyond this factor of the largest compute fitted.
-        columns: n, d, c, as the form needs.
-
-    Returns:
-        Columns loss, lo, hi, leap (factor beyond the data), inside.
-
-    Raises:
-        AnalysisError: beyond `limit`; the message says by how much and how to insist.
-    """
-    given = {k: np.atleast_1d(np.asarray(v, dtype=float)) for k, v in columns.items()}
-    leap = np.atleast_1d(leap_of(fit, given))
-    if leap.max() > limit:
-        raise AnalysisError(
-            f"{leap.max():.3g} times the largest compute that was fitted is beyond the limit of "
-            f"{limit:g}: the law has not been tested there. Pass limit={np.ceil(leap.max()):g} to "
-            "insist; the interval covers the law's parameters, not its form"
-        )
-    frame = fit.band(level=level, kind=kind, seed=seed, **columns)
-    frame["leap"], frame["inside"] = leap, leap <= 1.0
-    return frame

@@ -15,8 +15,9 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
-from analysis.laws.power_sum import Array, Law
+from analysis.laws.power_sum import Law
 from analysis.laws.registry import PerToken
+from analysis.units import Array
 
 _PATH_POINTS = 1600
 

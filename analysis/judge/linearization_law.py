@@ -19,15 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import numbers, rows, where, words
-from analysis.judge.recovery import LEVEL, LINEARIZED, Recovery
+from analysis.judge.recovery import LINEARIZED, Recovery
+from analysis.units import LEVEL, Array
 
 FLOOR = 0.005
 """Unrecovered share below which a milestone is as good as the teacher; the law leaves it out."""
 SCALE = 1e5
 """Tokens and parameters at which the factor a is read off."""
 NAMES = ("a", "b", "c")
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from analysis.io.frames import by, numbers, plain, rows, take, where, words
 from analysis.io.json_reader import BadRecord, find_object
 from analysis.io.records import Sweep, load_sweep
 from analysis.io.sweep_files import Place, open_sweep
+from analysis.units import LEVEL
 
-LEVEL = 0.9
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
 
 

@@ -26,8 +26,7 @@ from analysis.fit.fitting import fit_law
 from analysis.io.frames import groups, numbers, plain, rows, where, words
 from analysis.io.records import Sweep
 from analysis.judge.design import rank_rungs
-
-LEVEL = 0.9
+from analysis.units import LEVEL
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def refine(
         AnalysisError: nothing to rank, an unknown quantity, or a budget that buys no run.
     """
     points = sweep.require_points()
-    left_out = _finished(sweep, candidates)
+    left_out = _find_finished(sweep, candidates)
     fresh = rows(candidates, ~candidates["run_id"].isin(list(left_out)))
     archs = groups(fresh, "arch") if len(fresh) else []
     able = {}
@@ -112,7 +111,7 @@ def refine(
     return Refinement(quantity, budget, frame, left_out)
 
 
-def _finished(sweep: Sweep, candidates: pd.DataFrame) -> dict[str, str]:
+def _find_finished(sweep: Sweep, candidates: pd.DataFrame) -> dict[str, str]:
     """Candidates that the sweep has already."""
     done = {
         run for run, state in zip(words(sweep.runs, "run_id"), words(sweep.runs, "state"),

@@ -27,7 +27,7 @@ from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
 from analysis.io.frames import plain
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,11 @@ from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.form_selection import holdout
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
 from analysis.judge.task_law import Tasks, tasks_of
-from analysis.laws.power_sum import Array
 from analysis.laws.registry import PerToken
+from analysis.units import LEVEL, Array
 
 Progress = Callable[[str], None]
 
-LEVEL = 0.9
-"""Level of every interval of a report."""
 REACH = 3.0
 """Laws are drawn up to this factor beyond the largest compute."""
 ENVELOPE = EnvelopeOptions(method="grid", points=200, interior=False, form="power_c")
@@ -75,7 +73,7 @@ class Study:
     forecast: pd.DataFrame
     """Held-out largest size: points with predicted, lo, hi, leap."""
     rolling: pd.DataFrame
-    """Rolling hold-out over compute (selection.holdout), with arch."""
+    """Rolling hold-out over compute (`holdout` of form_selection.py), with arch."""
     shared: SharedExponents | None
     """Shared against separate exponents; None for one architecture."""
     tasks: Tasks | None

@@ -18,10 +18,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
-from analysis.fit.downstream import DownstreamFit, fit_downstream, predict_task
+from analysis.fit.downstream import DownstreamFit, fit_downstream
 from analysis.fit.law_fit import LawFit
 from analysis.io.evals import CSR
 from analysis.io.frames import numbers, rows, where, words
+from analysis.judge.forecast import predict_task
 
 CHANCE: dict[str, float] = {
     "boolq": 0.5,
@@ -90,7 +91,7 @@ def tasks_of(evals: pd.DataFrame, points: pd.DataFrame, *, bootstrap: int, seed:
         points: of the same sweep: the loss of each checkpoint.
         bootstrap: redraws of runs.
     """
-    measured = _measured(evals, points)
+    measured = _join_losses(evals, points)
     fits: dict[str, DownstreamFit] = {}
     failures: dict[str, str] = {}
     for task in dict.fromkeys(words(measured, "task")):
@@ -105,7 +106,7 @@ def tasks_of(evals: pd.DataFrame, points: pd.DataFrame, *, bootstrap: int, seed:
     return Tasks(measured, fits, failures)
 
 
-def _measured(evals: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+def _join_losses(evals: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """Accuracies joined to the loss of the same checkpoint; of several settings the commonest."""
     metric = [CSR.get(task, "acc") for task in words(evals, "task")]
     known = np.isin(words(evals, "task"), list(CHANCE))

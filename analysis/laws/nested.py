@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.power_sum import Array, Columns, Inner, Law, PowerSum, Term
+from analysis.laws.power_sum import Columns, Inner, Law, PowerSum, Term
+from analysis.units import Array
 
 _BASE = PowerSum(
     "base", "", [Term("E"), Term("A", "alpha", "n"), Term("B", "beta", "d")]
@@ -266,8 +267,8 @@ class DataConstrained(Stepped):
         # N compute-optimal for U unique tokens: alpha A N^-alpha = beta B U^-beta
         enough = (np.log(alpha) + a - np.log(beta) - b + beta * x[2]) / alpha
         unique_n = np.where(np.real(enough) < x[0], enough, x[0])
-        n = _saturated(x[0] - unique_n, log_rn) + unique_n
-        d = _saturated(np.maximum(x[1] - x[2], 0.0), log_rd) + np.minimum(x[1], x[2])
+        n = _saturate(x[0] - unique_n, log_rn) + unique_n
+        d = _saturate(np.maximum(x[1] - x[2], 0.0), log_rd) + np.minimum(x[1], x[2])
         return _complex_lse(e + 0 * n, a - alpha * n, b - beta * d)
 
     def starts(self, x: Array, loss: Array, weight: Array, count: int) -> Array:
@@ -306,7 +307,7 @@ class DataConstrained(Stepped):
         return Inner(*(self.column(values, name) for name in ("A", "alpha", "B", "beta")))
 
 
-def _saturated(log_ratio: Any, log_r: Any) -> Any:
+def _saturate(log_ratio: Any, log_r: Any) -> Any:
     """log(1 + R (1 - exp(-(ratio - 1) / R))): what `ratio` passes are worth, in passes."""
     extra = np.exp(np.where(np.real(log_ratio) < 50.0, log_ratio, 50.0)) - 1.0
     r = np.exp(log_r)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 
 def polynomial_minimum(x: Array, y: Array, degree: int) -> tuple[float, float, float]:

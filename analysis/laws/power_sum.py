@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from analysis.units import Array
+
 Columns = Mapping[str, Array]
 """Positive arrays by role: "n" parameters, "d" tokens, "c" FLOPs, "u" unique tokens."""
 

@@ -20,10 +20,9 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.laws.nested import BrokenPower, DataConstrained, GammaLaw, KaplanLaw
-from analysis.laws.power_sum import Array, Inner, Law, PowerSum, Term
+from analysis.laws.power_sum import Inner, Law, PowerSum, Term
+from analysis.units import Array
 
-PFLOP_S_DAY = 1e15 * 86400.0
-"""FLOPs in one PFLOP/s-day, the unit of compute of 2406.16690 and 2001.08361."""
 _ITERATIONS, _STEP = 30, 1e-4
 PerToken = Callable[[Array], Array]
 """Training FLOPs per token as a function of N, of an architecture at its context length."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.figures.style import si_text
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, where, words
 from analysis.io.looks import look
 from analysis.judge.form_selection import holdout_summary
-from analysis.judge.study import LEVEL, REACH, Study
+from analysis.judge.study import REACH, Study
 from analysis.judge.task_law import Tasks
 from analysis.report.page import bold
+from analysis.units import LEVEL, si_text
 
 _PUBLISHED_SIZE = 70e6
 """Smallest model of arXiv 2406.16690 and of most published ladders."""

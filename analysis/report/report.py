@@ -1,6 +1,6 @@
 """A sweep's report: one self-contained page, and the tables and figures behind it.
 
-    write(sweep_dir, out) -> out/index.html
+    write_report(sweep_dir, out) -> out/index.html
         1. records.load_sweep    runs, points, exclusions
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
@@ -25,7 +25,7 @@ from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
 from analysis.io.records import Conventions, load_sweep
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
-from analysis.judge.study import LEVEL, Progress, Study, study
+from analysis.judge.study import Progress, Study, study
 from analysis.report.narrative import (
     cautions,
     law_rows,
@@ -38,9 +38,10 @@ from analysis.report.page import Page, code, link
 from analysis.report.report_figures import Drawn, basis, draw
 from analysis.report.run_pages import write_runs
 from analysis.report.task_report import add_to, evaluations
+from analysis.units import LEVEL
 
 
-def write(
+def write_report(
     sweep_dir: str | Path,
     out: str | Path,
     *,

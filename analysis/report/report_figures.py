@@ -17,7 +17,8 @@ from analysis.fit.isoflop import IsoflopFit, isoflop
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import rows, where, words
 from analysis.io.looks import look
-from analysis.judge.study import LEVEL, Study
+from analysis.judge.study import Study
+from analysis.units import LEVEL
 
 
 @dataclass(frozen=True)

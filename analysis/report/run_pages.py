@@ -28,6 +28,7 @@ from analysis.io.records import Sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.io.texts import clean
 from analysis.report.page import Page, bold, link
+from analysis.units import si_text
 
 FOLDER = "runs"
 _MILESTONES = {
@@ -127,7 +128,7 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
             ax.plot(x, y, color=look(arch).color, linewidth=width)
         if len(milestones) and {"tokens", "val_loss"} <= set(milestones):
             x, y = numbers(milestones, "tokens"), numbers(milestones, "val_loss")
-            texts = [f"{style.si_text(a)} tokens: validation loss {b:.4f}"
+            texts = [f"{si_text(a)} tokens: validation loss {b:.4f}"
                      for a, b in zip(x, y, strict=True)]  # fmt: skip
             points(ax, x, y, group=arch, texts=texts, edgecolors="white")
             ax.set_xlim(float(np.nanmin(x)) / 10, float(np.nanmax(x)) * 1.2)

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.io.frames import numbers, where, words
-from analysis.judge.beside import LEVEL
 from analysis.judge.checklist import NOT_RECORDED
 from analysis.judge.refine import shrinkage
+from analysis.units import LEVEL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

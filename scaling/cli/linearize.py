@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
+from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 from scaling.system.errors import LinscaleError
 
@@ -92,6 +93,7 @@ def linearize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
     ),
+    accept_data_change: AcceptDataChange = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
 ) -> None:
     """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
@@ -130,7 +132,7 @@ def linearize(
     if keep_costliest is not None:
         config = with_costliest_kept(config, out, keep_costliest, command)
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
-    if not launch(experiment, out, launcher="inline"):
+    if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
     results = []
     if asked is not None:

@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `linscale --help` answ
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,13 +15,16 @@ import typer
 
 from analysis.cli.fit import app as analysis_app
 from analysis.cli.tables import app as tables_app
+from linscale.installation import missing, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.checkpoint import app as checkpoint_app
+from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
+from scaling.system.code_search import search_also
 from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
@@ -46,6 +50,24 @@ app.add_typer(tune_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"linscale {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None: ...
+
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
 Overrides = Annotated[
@@ -105,7 +127,8 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed, rung
+    from scaling.plan.plan import placed
+    from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
 
@@ -126,7 +149,7 @@ def plan(
     runs = experiment.runs
     if nodes is not None:
         runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
-    rungs = [rung(run, target, states.get(run.run_id, "planned"), chosen) for run in runs]
+    rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
 
@@ -171,6 +194,7 @@ def run(
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     law: HyperLaw = "constant",
+    accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
 ) -> None:
@@ -191,7 +215,14 @@ def run(
     experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy, known_law(law))
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
-    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs, slurm=cluster):
+    if not launch(
+        experiment,
+        sweep_dir,
+        launcher=launcher,
+        jobs=jobs,
+        slurm=cluster,
+        accept_data_change=accept_data_change,
+    ):
         raise typer.Exit(1)
 
 
@@ -297,10 +328,18 @@ def main() -> None:
     from rich.console import Console
     from rich.text import Text
 
+    os.environ["PYTHONSAFEPATH"] = "1"  # for every child, and theirs
+    search_also(Path.cwd())
     try:
         app()
-    except (LinscaleError, ConfigError) as error:
+    except LinscaleError as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        sentence = missing(error)
+        if sentence is None:
+            raise
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), f"this {sentence}"))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -24,6 +24,7 @@ from typing import Literal
 
 from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
 from scaling.config.parts import Part
+from scaling.data.corpora.registry import kind_of
 
 Alignment = Literal["matrices", "transfer", "hidden"]
 ALIGNMENTS: dict[Alignment, str] = {
@@ -135,11 +136,11 @@ class LinearizeConfig(Part):
                 f"architecture has no such option; set linearize.{name}=0."
             )
         for name in ("matrix_tokens", "fit_sequences"):
-            if getattr(self, name) and corpus.startswith("instructions:"):
+            if getattr(self, name) and kind_of(corpus).packed:
                 raise ConfigError(
                     f"linearize.{name}={getattr(self, name)} with data.corpus={corpus!r}: works on "
-                    f"whole sequences, and instructions are packed; set linearize.{name}=0, or "
-                    "take plain text."
+                    f"whole sequences, and rows of this corpus are packed; set "
+                    f"linearize.{name}=0, or take plain text."
                 )
         if strategy == "fsdp" and model.arch in STARTED:
             raise ConfigError(

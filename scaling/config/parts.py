@@ -6,13 +6,13 @@ is made of, how it is named and how it is overridden: `scaling.config.run`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from models.config import LATER, ConfigError
 from scaling.config.fields import check, hints
-from scaling.data import mixture
-from scaling.data.recall_tasks import is_task, parse
+from scaling.data.corpora.corpus import Corpus
+from scaling.data.corpora.registry import kind_of
 
 
 class Part:
@@ -60,22 +60,23 @@ class DataConfig(Part):
     _prefix = "data."
 
     @property
+    def kind(self) -> Corpus[Any]:
+        """What is known of its kind of corpus."""
+        return kind_of(self.corpus)
+
+    @property
     def masked(self) -> bool:
         """Whether targets count in some places only: answers."""
-        return self.corpus.startswith(("task:", "instructions:"))
+        return self.kind.masked
+
+    @property
+    def tokenizer_in_file(self) -> bool:
+        """Whether its tokens mean something only together with a file: `tokenizer.json`."""
+        in_file = self.tokenizer.partition(":")[0] in ("bpe", "file")
+        return in_file and self.kind.tokenizer is None
 
     def _validate(self) -> None:
-        kinds = ("text:", "jsonl:", "hf:", "instructions:")
-        known = self.corpus in ("kjv", "stdlib") or (
-            self.corpus.startswith(kinds) and self.corpus.split(":", 1)[1] != ""
-        )
-        if mixture.is_mixture(self.corpus):
-            for ingredient in mixture.parse(self.corpus):
-                replace(self, corpus=ingredient.corpus)  # checks it
-            known = True
-        known = known or is_task(self.corpus)
-        rule = "kjv, stdlib, text:GLOB, jsonl:PATH, hf:NAME, task:NAME or mix:WEIGHT CORPUS + ..."
-        self._require("corpus", known, rule)
+        settings = self.kind.parse(self.corpus)
         known = self.tokenizer == "bytes" or (
             self.tokenizer.startswith(("bpe:", "file:", "tiktoken:"))
             and self.tokenizer.split(":", 1)[1] != ""
@@ -83,9 +84,8 @@ class DataConfig(Part):
         self._require("tokenizer", known, "bytes, bpe:VOCAB, file:PATH or tiktoken:NAME")
         for name in ("sequence_length", "batch_sequences", "validation_blocks"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        if is_task(self.corpus):
-            parse(self.corpus).check_length(self.sequence_length)
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+        self.kind.check(settings, self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ class RunConfig(Part):
                     "softmax attention takes whole sequences; set parallel.sequence=1."
                 )
         corpus = self.data.corpus
-        if corpus.startswith("instructions:"):
+        if self.data.kind.packed:
             raise ConfigError(
                 f"parallel.sequence={split} with data.corpus={corpus!r}: rows packed with several "
                 "examples cannot be split; set parallel.sequence=1."

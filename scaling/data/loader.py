@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scaling.config.run import RunConfig
-from scaling.data.prepare import PreparedData, prepare
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
 from scaling.data.sampler import StepSampler
 from scaling.data.token_store import Source
 from scaling.training.objective import Batch

@@ -1,4 +1,4 @@
-"""The files that hold tokens: written by `scaling.data.prepare`, read by everything else.
+"""The files that hold tokens: written by `scaling.data.tokenised`, read by everything else.
 
 A prepared corpus is a folder:
 

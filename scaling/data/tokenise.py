@@ -1,4 +1,4 @@
-"""Tokenising a corpus into shards: the slow part of `scaling.data.prepare.prepare`, made to be
+"""Tokenising a corpus into shards: the slow part of `scaling.data.tokenised`, made to be
 killed.
 
 1. A tokenizer that must be trained is trained first, on the training documents.
@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scaling.config.run import DataConfig
 from scaling.data import tokenizers
-from scaling.data.corpora import Corpus
+from scaling.data.documents import Documents
+from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import TRAINED, Contents, Index, Shard, damaged, dtype_for
 from scaling.data.token_workers import Batch, Encoded, Encoder, Part, encoded, held_out
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
@@ -100,28 +100,27 @@ class ShardWriter:
     def __init__(
         self,
         folder: Path,
-        corpus: Corpus,
-        data: DataConfig,
+        documents: Documents,
+        data: DataSettings,
         source: dict[str, Any],
         index: Index | None,
-        progress: bool,
-        workers: int | None = None,
+        work: Work,
     ) -> None:
         """
         Args:
             folder: where to write; the caller holds its lock.
-            corpus: the documents.
+            documents: of the corpus.
             data: the settings.
             source: what the index says it was made from.
             index: the index that an earlier process left, not complete; None for a new folder.
-            progress: show a progress bar on standard error.
-            workers: processes that tokenise; None for one on each core, where there is more than a
-                chunk of text. The result does not depend on it.
+            work: how; one process where there is no more than a chunk of text.
         """
-        self._folder, self._corpus, self._data, self._progress = folder, corpus, data, progress
+        self._folder, self._corpus, self._data = folder, documents, data
+        self._progress = work.progress
         self._limit = round(data.validation_fraction * 2**64)
-        small = corpus.total_bytes is not None and corpus.total_bytes <= CHUNK_BYTES
-        self._workers = workers or (1 if small else cores())
+        size = documents.total_bytes
+        small = size is not None and size <= CHUNK_BYTES
+        self._workers = work.workers or (1 if small else cores())
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
         self._tokenizer = self._load_tokenizer()

@@ -24,7 +24,7 @@ class Target:
     """A checkpoint to evaluate."""
 
     path: Path
-    """What `scaling.record.pretrained.load` takes."""
+    """What `scaling.record.pretrained.load_pretrained` takes."""
     directory: Path
     """Where its evals.jsonl lies: the run's directory, or the foreign model's."""
     origin: Origin

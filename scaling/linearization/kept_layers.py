@@ -25,7 +25,7 @@ from scaling.config.run import BudgetConfig, RunConfig
 from scaling.data.loader import validation_batches
 from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as record
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.sweep.launch import launch
 from scaling.system.errors import LinscaleError
 from scaling.training.objective import block_means
@@ -81,7 +81,7 @@ def costs(run_dir: Path) -> dict[int, float]:
     """Layer -> what it costs in nats a token, of a run of attention transfer; measured once."""
     stored = record.read(run_dir).get("costs")
     if stored is None:
-        loaded = load(run_dir)
+        loaded = load_pretrained(run_dir)
         run = cast(RunConfig, loaded.run)
         batches = list(validation_batches(prepare(run.data), run.data.batch_sequences))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.language_model import LanguageModel
 from scaling.config.run import RunConfig
 from scaling.data.loader import to_batch
-from scaling.data.prepare import PreparedData
+from scaling.data.prepared import PreparedData
 from scaling.linearization import linearization_record as linearization
 from scaling.linearization.stages import layer_losses
 from scaling.linearization.teacher import adopt, load_teacher

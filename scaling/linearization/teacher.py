@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from models.config import LINEARIZED, ConfigError, ModelConfig
 from scaling.config.linearize import STARTED
 from scaling.config.run import RunConfig
-from scaling.record.pretrained import find_checkpoint, load
+from scaling.record.pretrained import find_checkpoint, load_pretrained
 from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
     """
     path = config.linearize.teacher
     checkpoint = _find(path)
-    loaded = load(path)
+    loaded = load_pretrained(path)
     _check_model(config.model, _softmax(loaded.model.config, path), path)
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
         raise LinscaleError(

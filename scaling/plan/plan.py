@@ -3,7 +3,7 @@
 1. `tokens_for_flops`, `tokens_for_ratio`: token budgets for equal compute or for a number of
    tokens per parameter, with each architecture's own accounting.
 2. `placed`: a run on the devices of a cluster; `check_fits`: refuses what their memory cannot
-   hold; `rung`: the row that `linscale plan` shows.
+   hold; `rung`: the row that `linscale plan` shows, and `plan`: the rows of a sweep.
 
 Estimates are labelled as such; those of memory are explained in `scaling.plan.memory`.
 """
@@ -11,7 +11,7 @@ Estimates are labelled as such; those of memory are explained in `scaling.plan.m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from scaling.config.hyper_laws import Law
 from scaling.config.run import RunConfig
 from scaling.linearization.costs import flops as training_flops
 from scaling.plan.memory import USABLE, memory, resolved
-from scaling.system.devices import GIB, Device
+from scaling.system.devices import GIB, Device, device_for
 
 
 def tokens_for_flops(
@@ -205,6 +205,29 @@ def trained_tokens(run: RunConfig) -> int:
         # The last horizon's decay is part of the longest path.
         steps += sum(run.decay_steps(h) for h in run.horizon_steps[:-1])
     return steps * run.tokens_per_step
+
+
+def plan(
+    runs: Sequence[RunConfig],
+    device: Device | str = "",
+    states: Mapping[str, str] | None = None,
+    law: Law = "constant",
+) -> list[Rung]:
+    """What each run will cost: what `linscale plan` shows.
+
+    Args:
+        runs: such as an experiment's `runs()`.
+        device: or its name (`cpu`, `h100`); by default this machine for runs that are set to a
+            CPU, and an h100 for others.
+        states: run id -> state in the run record, where there is one.
+        law: which has set learning rate and batch.
+
+    Raises:
+        ConfigError: no such device, or a run does not fit it.
+    """
+    each = device_for(runs, device) if isinstance(device, str) else device
+    known = states or {}
+    return [rung(run, each, known.get(run.run_id, "planned"), law) for run in runs]
 
 
 def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "constant") -> Rung:

@@ -18,7 +18,7 @@ from scaling.config.run import RunConfig
 from scaling.system.devices import dense_peak
 from scaling.training.parallel import accelerator
 
-_SOURCE = Path(__file__).resolve().parent.parent
+_SOURCE = Path(__file__).resolve().parents[2]
 
 
 def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:

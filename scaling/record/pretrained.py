@@ -1,6 +1,6 @@
 """Whatever can answer a prompt: a checkpoint of a run, or a directory in Hugging Face's layout.
 
-    loaded = load("runs/quickstart/tnl-d64-1a2b3c4d")
+    loaded = load_pretrained("runs/quickstart/tnl-d64-1a2b3c4d")
 
 | path                                    | what is loaded                                         |
 |-----------------------------------------|--------------------------------------------------------|
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling.config.run import RunConfig
-from scaling.data.recall_tasks import is_task
 from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
 from scaling.record.checkpoints import CheckpointError, load_model
 from scaling.record.record import TOKENIZER
@@ -47,7 +46,7 @@ class Pretrained:
     """The run that trained it; None for a foreign model."""
 
 
-def load(
+def load_pretrained(
     path: Path | str,
     *,
     device: torch.device | str = "cpu",
@@ -117,12 +116,10 @@ def tokenizer_of(config: RunConfig, run_dir: Path) -> Tokenizer:
     Raises:
         LinscaleError: it is missing, or another than the run was trained with.
     """
-    if is_task(config.data.corpus):
-        from scaling.data.recall_data import Symbols
-
-        return Symbols(config.data.corpus)
+    if (own := config.data.kind.tokenizer) is not None:
+        return own(config.data.corpus)
     name = config.data.tokenizer
-    if name.startswith(("bpe:", "file:")):
+    if config.data.tokenizer_in_file:
         path = run_dir / TOKENIZER
         if not path.is_file():
             raise LinscaleError(

@@ -97,6 +97,11 @@ class RunRecord:
         return str(_read_json(self.path / "status.json").get("reason", ""))
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """environment.json as the last session left it; empty before the first."""
+        return _read_json(self.path / "environment.json")
+
+    @property
     def record_every(self) -> int:
         """Steps between two training lines; the last step of a segment has one as well."""
         return max(1, round(self.config.steps / RECORDS))
@@ -120,17 +125,22 @@ class RunRecord:
         write_json(self.path / "config.json", head | self.config.to_json())
         write_json(self.path / "accounting.json", self.accounting)
 
-    def write_environment(self, environment: dict[str, Any]) -> None:
+    def write_environment(
+        self, environment: dict[str, Any], data_change: dict[str, Any] | None = None
+    ) -> None:
         """Replace environment.json: what the run was last continued on.
 
         Revisions of earlier sessions stay listed in `git_revisions`, so that a run which was not
-        trained by one version of the code can be told.
+        trained by one version of the code can be told; so do changes of its data, in
+        `data_changes` (`scaling.record.data_identity`).
         """
-        path = self.path / "environment.json"
+        before = self.environment
         revision = environment["git_revision"], environment["git_dirty_sha256"]
-        revisions = [tuple(r) for r in _read_json(path).get("git_revisions", [])]
+        revisions = [tuple(r) for r in before.get("git_revisions", [])]
         revisions = list(dict.fromkeys([*revisions, revision]))
-        write_json(path, environment | {"git_revisions": revisions})
+        changes = [*before.get("data_changes", []), *([data_change] if data_change else [])]
+        history = {"git_revisions": revisions} | ({"data_changes": changes} if changes else {})
+        write_json(self.path / "environment.json", environment | history)
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep a tokenizer that is a file beside the weights that are of no use without it."""

@@ -29,6 +29,7 @@ from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
 from scaling.linearization.costs import flops
 from scaling.plan.plan import trained_tokens
+from scaling.record.data_identity import consent
 from scaling.record.record import SCHEMA
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.pool import Pool, Task
@@ -52,6 +53,7 @@ def launch(
     jobs: int | None = None,
     slurm: SlurmOptions | None = None,
     train: str = TRAIN,
+    accept_data_change: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -62,6 +64,8 @@ def launch(
         jobs: workers of the local pool; None: as many as the cores or GPUs carry.
         slurm: what the user says about the cluster.
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
+        accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
+            them out of fits.
 
     Returns:
         True if every run ended, in a result or in divergence, or is submitted; False if one failed
@@ -90,6 +94,9 @@ def launch(
         for task in left:
             if task.config.data == data:
                 prepared.check_rows(task.config.model.vocab_size)
+    if accept_data_change:
+        for task in left:
+            consent(sweep_dir / task.run_id)
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
         _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)

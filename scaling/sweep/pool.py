@@ -15,7 +15,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -30,6 +29,7 @@ from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.status import read_json, recorded
 from scaling.system.claims import claim, heartbeat, holder
+from scaling.system.code_search import child_environment, python_command
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import KERNEL_TELLS
 
@@ -184,12 +184,12 @@ class Pool:
     def _start(self, slot: _Slot) -> None:
         with slot.log.open("ab") as log:
             slot.process = subprocess.Popen(
-                [sys.executable, "-m", "scaling.sweep.worker", str(self._sweep_dir), self._train],
+                python_command("scaling.sweep.worker", str(self._sweep_dir), self._train),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | slot.environment,
+                env=child_environment(slot.environment),
                 start_new_session=True,  # an interrupt at the terminal is the pool's to handle
             )
         slot.ready = False

@@ -19,8 +19,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +37,7 @@ from scaling.plan.plan import rung
 from scaling.sweep.status import recorded
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import STALE_SECONDS, holder
+from scaling.system.code_search import child_variables, search_also
 from scaling.system.devices import GIB, device_for
 from scaling.system.errors import LinscaleError
 from scaling.system.files import write_json
@@ -95,6 +98,7 @@ class SlurmRun:
         Raises:
             LinscaleError: the run failed. SLURM then shows the job as failed.
         """
+        search_also()
         config, stop = RunConfig.from_json(self.values), threading.Event()
         sweep_dir = Path(self.sweep_dir)
         with _told(stop) as told:
@@ -258,7 +262,11 @@ def submit(
     arrays: list[Submitted] = []
     for needs, members in groups.items():
         time_limit = max(wanted for _, wanted in members) if limit is None else limit
-        executor = executor_class(sweep_dir / "slurm", max_num_timeout=1_000_000)
+        executor = executor_class(
+            sweep_dir / "slurm",
+            max_num_timeout=1_000_000,
+            python=f"{shlex.quote(sys.executable)} -P",
+        )
         executor.update_parameters(**_parameters(sweep_dir.name, needs, time_limit, options))
         with _sbatch_errors(), executor.batch():
             jobs = [
@@ -296,6 +304,7 @@ def _parameters(
         "mem": f"{needs.memory_gib}GB",
         "signal_delay_s": min(SIGNAL_SECONDS, 30 * time_limit),
         "stderr_to_stdout": True,
+        "setup": [f"export {k}={shlex.quote(v)}" for k, v in child_variables().items()],
         # srun takes no cpus-per-task from its batch script since SLURM 22.05.
         "srun_args": [f"--cpus-per-task={cpus}"],
         "additional_parameters": {"requeue": True, **options.extra},

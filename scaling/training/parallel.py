@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.plan.memory import resolved
 from scaling.system.claims import ClaimLost, handed_on
+from scaling.system.code_search import child_environment, python_command
 from scaling.system.devices import host_memory
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
@@ -267,12 +267,13 @@ def run_ranks(
     torchrun's options for where the ranks of all nodes meet.
     """
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", *meeting),
+        *python_command("torch.distributed.run", *meeting),
         *("--nproc-per-node", str(devices), "-m", RANK_MODULE),
         *(str(config_path), str(sweep_dir)),
         *(["--progress"] if progress else []),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    environment = child_environment({"OMP_NUM_THREADS": threads})
     me = os.getpid()
 
     def prepare() -> None:

@@ -27,6 +27,7 @@ from scaling.data.prepare import prepare
 from scaling.linearization.stages import asks_teacher, changes
 from scaling.linearization.start import begin, lend
 from scaling.record.checkpoints import Checkpoints, misfit
+from scaling.record.data_identity import check_data
 from scaling.record.environment import environment, memory_peak, peak_flops
 from scaling.record.record import RunRecord, State
 from scaling.system.claims import StopEvent, watch
@@ -88,8 +89,11 @@ class _Session:
         self._module: TrainingModule | None = None
         if self._is_main:
             self._checkpoints.sweep()
-            record.write_environment(environment(config, self._prepared.fingerprint()))
-            if config.data.tokenizer.startswith(("bpe:", "file:")):
+            found = self._prepared.fingerprint()
+            step = self._checkpoints.points[-1].step if self._checkpoints.points else 0
+            changed = check_data(record, found, step)
+            record.write_environment(environment(config, found), changed)
+            if config.data.tokenizer_in_file:
                 record.write_tokenizer(self._prepared.tokenizer())
 
     def run(self) -> State:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.record.record import RunRecord, State
+from scaling.system.code_search import search_also
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
 from scaling.training import parallel
@@ -90,7 +91,8 @@ def _train_in_ranks(
     if config.parallel.nodes > 1:
         raise ConfigError(
             f"parallel.nodes={config.parallel.nodes}: this process is one of one node. Start the "
-            f"ranks on every node with: torchrun --nnodes {config.parallel.nodes} "
+            "ranks on every node with: PYTHONSAFEPATH=1 torchrun "
+            f"--nnodes {config.parallel.nodes} "
             f"--nproc-per-node {devices} -m scaling.training.train {path} {record.path.parent}"
         )
     status = parallel.run_ranks(path, record.path.parent, devices, stop_event, progress)
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("sweep_dir", type=Path)
     parser.add_argument("--progress", action="store_true")
     arguments = parser.parse_args()
+    search_also()
     values = json.loads(arguments.config.read_text(encoding="utf-8"))
     for key in ("schema", "run_id", "sweep"):
         values.pop(key, None)

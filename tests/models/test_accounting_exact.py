@@ -19,7 +19,7 @@ from models.config import (
     paper_config,
     toy_config,
 )
-from models.kernels.api import rotate
+from models.kernels.lrpe import lrpe
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
 from models.layers import LayerState, Span
@@ -124,7 +124,7 @@ def cosine_reference(
     position_offset: int | Tensor = 0,
 ) -> tuple[Tensor, Tensor]:
     positions = torch.arange(q.shape[1]) + position_offset
-    q, k = rotate(q, theta, positions), rotate(k, theta, positions)
+    q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)
     return recurrent_reference(q, k, v, None, initial_state, cu_seqlens)
 
 

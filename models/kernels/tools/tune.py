@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -33,8 +34,9 @@ from pathlib import Path
 
 import torch
 
+from models.kernels import launch
+from models.kernels.call import Call
 from models.kernels.tools.offline import SHARED_LIMIT, Launch, compile_launch, record
-from models.kernels.triton import phase_launch, scalar_launch, vector_launch
 from models.kernels.triton.common import (
     ARCHS,
     TUNING,
@@ -152,6 +154,35 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
             yield constants
 
 
+def sample(
+    mode: str,
+    dtype: torch.dtype,
+    key_dim: int,
+    value_dim: int,
+    device: str,
+    tokens: int,
+    packed: bool = False,
+) -> tuple[Call, torch.Tensor, torch.Tensor]:
+    """Arguments of a mode, with an initial state, and gradients of o and of the final state."""
+    sequences = 3 if packed else 1
+
+    def new(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=kind, device=device)
+
+    q, k = (new(1, tokens, 16, key_dim) for _ in range(2))
+    v, do = (new(1, tokens, 16, value_dim) for _ in range(2))
+    rows = 2 * key_dim if mode == "phase" else key_dim
+    state, dstate = (new(sequences, 16, rows, value_dim, kind=torch.float32) for _ in range(2))
+    cu = new(sequences + 1, kind=torch.int32) if packed else None
+    shapes = {"head": (16,), "head_t": (1, tokens, 16), "vector": tuple(q.shape)}
+    shapes |= dict.fromkeys(("gate", "phase"), (16, key_dim))
+    decay = None
+    if mode in shapes:
+        decay = new(*shapes[mode], kind=dtype if mode == "vector" else torch.float32) - 0.05
+    offset = new(1, kind=torch.int64) if mode == "phase" else None
+    return Call(q, k, v, decay, state, cu, offset), do, dstate
+
+
 def call(
     mode: str,
     dtype: torch.dtype,
@@ -164,39 +195,15 @@ def call(
 ) -> Run:
     """Forward and backward in a form that uses every kernel: both states, sequences cut (unless
     `segment` is None and they are short)."""
-    sequences = 3 if packed else 1
+    arguments, do, dstate = sample(mode, dtype, key_dim, value_dim, device, tokens, packed)
+    module = import_module(f"models.kernels.{launch.KERNELS[mode].triton}")
+    cut = {} if mode in ("vector", "gate") else {"segment": segment}
 
-    def new(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=kind, device=device)
+    def run() -> None:
+        kept = module.forward(arguments, **cut)[2]
+        module.backward(arguments, kept, do, dstate, **cut)
 
-    q, k = (new(1, tokens, 16, key_dim) for _ in range(2))
-    v, do = (new(1, tokens, 16, value_dim) for _ in range(2))
-    rows = 2 * key_dim if mode == "phase" else key_dim
-    state, dstate = (new(sequences, 16, rows, value_dim, kind=torch.float32) for _ in range(2))
-    cu = new(sequences + 1, kind=torch.int32) if packed else None
-    vector = new(16, key_dim, kind=torch.float32)
-
-    def phase() -> None:
-        at = new(1, kind=torch.int64)
-        phase_launch.cosine_forward(q, k, v, vector, state, cu, at, segment)
-        phase_launch.cosine_backward(q, k, v, vector, state, cu, at, do, dstate, segment)
-
-    def gate() -> None:
-        states = vector_launch.hgrn2_forward(q, k, v, vector, state, cu)[2]
-        vector_launch.hgrn2_backward(q, k, v, vector, state, cu, states, do, dstate)
-
-    def channel() -> None:
-        decay = new(1, tokens, 16, key_dim) - 0.05
-        states = vector_launch.forward(q, k, v, decay, state, cu)[2]
-        vector_launch.backward(q, k, v, decay, state, cu, states, do, dstate)
-
-    def scalar() -> None:
-        shape = {"none": None, "head": (16,), "head_t": (1, tokens, 16)}[mode]
-        decay = None if shape is None else new(*shape, kind=torch.float32) - 0.05
-        states = scalar_launch.forward(q, k, v, decay, state, cu, segment)[2]
-        scalar_launch.backward(q, k, v, decay, state, cu, states, do, dstate, True, segment)
-
-    return {"phase": phase, "gate": gate, "vector": channel}.get(mode, scalar)
+    return run
 
 
 def launches(entry: Entry, arch: str) -> Iterator[Launch]:
@@ -209,18 +216,18 @@ def launches(entry: Entry, arch: str) -> Iterator[Launch]:
         run = call(mode, entry.dtype, shape[0], shape[1], "meta", 2048, shape[2])
         with assume_architecture(arch), record() as recorded:
             run()
-        for launch in recorded:
-            reverse = launch.constants.get("REVERSE")
-            if launch.kernel == entry.function and entry.reverse in (None, reverse):
-                yield launch
+        for one in recorded:
+            reverse = one.constants.get("REVERSE")
+            if one.kernel == entry.function and entry.reverse in (None, reverse):
+                yield one
 
 
 def spilled(entry: Entry, constants: dict[str, int], arch: str) -> int | None:
     """Most bytes that a launch of the entry's kernel spills; None when shared memory is short."""
     most = 0
     with trial(entry.family, entry.kernel, constants):
-        for launch in launches(entry, arch):
-            evidence = compile_launch(launch, arch)
+        for one in launches(entry, arch):
+            evidence = compile_launch(one, arch)
             if evidence.shared > SHARED_LIMIT[arch]:
                 return None
             most = max(most, evidence.spilled)

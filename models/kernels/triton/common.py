@@ -32,12 +32,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.kernels.call import Call
+
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(-160.0)
 
 NONE, HEAD, HEAD_T = 0, 1, 2
 """Decay modes of the scalar kernels: none, one a head, one a token and head."""
-MODE_NAMES = {NONE: "none", HEAD: "head", HEAD_T: "head_t"}
 
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -149,18 +150,13 @@ def interpreted() -> bool:
     return not isinstance(locate, triton.runtime.JITFunction)
 
 
-def check_inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[int, int, int, int, int, int]:
-    """Validate what all modes share and return (B, T, H, K, V, N).
+def check_inputs(call: Call) -> None:
+    """Validate what all modes share.
 
     Raises:
         ValueError: device, dtype or shape outside what the kernels support.
     """
+    q, k, v, decay, initial_state, cu_seqlens, position_offset = call
     # Tensors without memory ("meta") record launches to be compiled offline.
     if q.device.type not in ("cuda", "meta") and not interpreted():
         raise ValueError(
@@ -177,28 +173,43 @@ def check_inputs(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected (B, T, H, K), "
             "(B, T, H, K) and (B, T, H, V)."
         )
-    batch, tokens, heads, key_dim = q.shape
+    batch, _, heads, key_dim = q.shape
     value_dim = v.shape[-1]
     if not (1 <= key_dim <= MAX_HEAD_DIM and 1 <= value_dim <= MAX_HEAD_DIM):
         raise ValueError(
             f"head dimensions K={key_dim}, V={value_dim}: the kernels support 1 to {MAX_HEAD_DIM}; "
             "use more heads."
         )
-    sequences = batch
-    if cu_seqlens is not None:
-        if batch != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != q.device:
-            raise ValueError(
-                f"cu_seqlens of shape {tuple(cu_seqlens.shape)} on {cu_seqlens.device} with batch "
-                f"{batch}: packed sequences need B = 1 and a 1-D offset tensor on {q.device}."
-            )
-        sequences = cu_seqlens.numel() - 1
-    state_shape = (sequences, heads, key_dim, value_dim)
-    if initial_state is not None and initial_state.shape != state_shape:
+    if cu_seqlens is not None and (
+        batch != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != q.device
+    ):
+        raise ValueError(
+            f"cu_seqlens of shape {tuple(cu_seqlens.shape)} on {cu_seqlens.device} with batch "
+            f"{batch}: packed sequences need B = 1 and a 1-D offset tensor on {q.device}."
+        )
+    shapes = {
+        "head": (heads,),
+        "head_t": tuple(q.shape[:3]),
+        "vector": tuple(q.shape),
+        "gate": tuple(q.shape[2:]),
+        "phase": tuple(q.shape[2:]),
+    }
+    if decay is not None and tuple(decay.shape) != shapes[call.mode]:
+        name = {"gate": "lower_bound", "phase": "theta"}.get(call.mode, "decay")
+        raise ValueError(
+            f"{name} has shape {tuple(decay.shape)}: with q of shape {tuple(q.shape)} it must be "
+            f"{shapes[call.mode]}."
+        )
+    if initial_state is not None and initial_state.shape != call.state_shape:
         raise ValueError(
             f"initial_state has shape {tuple(initial_state.shape)}, expected (N, H, K, V) = "
-            f"{state_shape}."
+            f"{call.state_shape}."
         )
-    return batch, tokens, heads, key_dim, value_dim, sequences
+    if position_offset is not None and position_offset.numel() not in (1, call.sequences):
+        raise ValueError(
+            f"position_offset has {position_offset.numel()} elements: give one, or one for each of "
+            f"the {call.sequences} sequences."
+        )
 
 
 def strides(tensor: Tensor | None, ndim: int) -> tuple[int, ...]:
@@ -271,16 +282,7 @@ def trial(family: str, kernel: str, constants: dict[str, int]) -> Iterator[None]
         del _trials[f"{family}/{kernel}"]
 
 
-def tuned(
-    family: str,
-    kernel: str,
-    mode: str,
-    dtype: torch.dtype,
-    k: int,
-    v: int,
-    arch: str,
-    packed: bool,
-) -> dict[str, int]:
+def tuned(family: str, kernel: str, call: Call, arch: str) -> dict[str, int]:
     """Constants of one launch by the module docstring's lookup rule.
 
     A mode's own row is for batches of rows and equal head dimensions that fill their tiles. The
@@ -291,9 +293,10 @@ def tuned(
     """
     if f"{family}/{kernel}" in _trials:
         return _trials[f"{family}/{kernel}"]
-    bits = 16 if dtype.itemsize == 2 else 32
-    dim = block(max(k, v))
-    form = mode if k == v == dim and not packed else "general"
+    key_dim, value_dim = call.q.shape[3], call.v.shape[3]
+    bits = 16 if call.q.dtype.itemsize == 2 else 32
+    dim = block(max(key_dim, value_dim))
+    form = call.mode if key_dim == value_dim == dim and not call.packed else "general"
     entries = table(family, arch)
     keys = (f"{kernel}/{form}/{bits}/{dim}", f"{kernel}/{bits}/{dim}")
     for key in keys:

@@ -246,7 +246,7 @@ def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
         seen.update(options, directory=directory, out=out)
         return out / "index.html"
 
-    monkeypatch.setattr("analysis.report.report.write", write)
+    monkeypatch.setattr("analysis.report.report.write_report", write)
     options = ("-o", tmp_path / "r", "--bootstrap", "150", "--seed", "3", "--baseline", "tnl")
     code, _, err = call("report", sweep_dir, *options)
     assert code == 0

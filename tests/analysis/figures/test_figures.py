@@ -298,12 +298,13 @@ def test_published_line_is_named_where_it_leaves() -> None:
 
 
 def test_published_laws_are_the_papers() -> None:
-    from analysis.figures.laws_in_compute import PFLOP_DAY, PUBLISHED
+    from analysis.figures.laws_in_compute import PUBLISHED
+    from analysis.units import PFLOP_S_DAY
 
     rule = PUBLISHED["Chinchilla"]
     compute = 5.76e23  # Chinchilla 70B on 1.4T tokens, under C = 6ND
-    n = rule.n_factor * (compute / PFLOP_DAY) ** rule.n_power
-    d = rule.d_factor * (compute / PFLOP_DAY) ** rule.d_power
+    n = rule.n_factor * (compute / PFLOP_S_DAY) ** rule.n_power
+    d = rule.d_factor * (compute / PFLOP_S_DAY) ** rule.d_power
     assert d / n == pytest.approx(20)
     assert 6 * n * d == pytest.approx(compute)
     assert n == pytest.approx(70e9, rel=0.02)

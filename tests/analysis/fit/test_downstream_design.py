@@ -8,9 +8,10 @@ import pytest
 from scipy.optimize import curve_fit
 
 from analysis.errors import AnalysisError
-from analysis.fit.downstream import DownstreamFit, fit_downstream, predict_task
+from analysis.fit.downstream import DownstreamFit, fit_downstream
 from analysis.fit.fitting import fit_law
 from analysis.judge.design import noise_of, quantity, rank_rungs
+from analysis.judge.forecast import predict_task
 from tests.support.worlds import suite
 
 

@@ -12,7 +12,7 @@ from analysis.fit.envelope import FIELD, PAPER, EnvelopeFit, EnvelopeOptions, en
 from analysis.fit.fitting import fit_law
 from analysis.fit.isoflop import IsoflopFit, isoflop, measure_bias
 from analysis.fit.lines import fit_line
-from analysis.laws.registry import PFLOP_S_DAY
+from analysis.units import PFLOP_S_DAY
 from tests.support.worlds import TRUTH, loss_of, optimum_of, suite
 
 PAPER_ROWS = {

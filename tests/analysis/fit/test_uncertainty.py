@@ -7,7 +7,7 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
-from analysis.fit.uncertainty import Draws, inflated_residuals, profile_interval, quantiles
+from analysis.fit.uncertainty import Draws, inflated_residuals, quantiles
 from tests.support.worlds import TRUTH, optimum_of, suite
 
 
@@ -127,8 +127,6 @@ def test_profile_touches_the_optimum_and_rises_on_both_sides() -> None:
     assert curve[10] == pytest.approx(fit.objective, rel=1e-8)
     assert (np.diff(curve[:11]) < 0).all()
     assert (np.diff(curve[10:]) > 0).all()
-    low, high = profile_interval(grid, curve, 25, 0.9)
-    assert low < centre < high
 
 
 def test_profile_of_the_irreducible_loss() -> None:
@@ -138,12 +136,6 @@ def test_profile_of_the_irreducible_loss() -> None:
     assert curve[0] > curve[1] < curve[2]
     with pytest.raises(AnalysisError, match="must be positive"):
         fit.profile("E", [0.0])
-
-
-def test_profile_interval_is_open_where_the_curve_does_not_rise() -> None:
-    low, high = profile_interval(np.arange(5.0), np.array([9.0, 2.0, 1.0, 1.0, 1.0]), 50, 0.9)
-    assert 0 < low < 2
-    assert high == np.inf
 
 
 def test_quantiles_are_central() -> None:

@@ -18,7 +18,7 @@ from analysis.io.frames import where
 from analysis.io.records import load_sweep
 from analysis.judge.study import Study, flops_per_token, study
 from analysis.report.narrative import cautions, rolling_rows, summary
-from analysis.report.report import write
+from analysis.report.report import write_report
 from tests.support.make_runs import LAWS, TASKS, Problem, write_sweep
 
 ARCHS = ("llama", "hgrn2", "cosformer2")
@@ -45,7 +45,7 @@ def result(sweep_dir: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def report(sweep_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(sweep_dir, tmp_path_factory.mktemp("out") / "report", bootstrap=200).parent
+    return write_report(sweep_dir, tmp_path_factory.mktemp("out") / "report", bootstrap=200).parent
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -300,7 +300,7 @@ def test_page_says_what_matters(page: str) -> None:
 
 @pytest.mark.slow
 def test_a_second_report_is_the_same(sweep_dir: Path, report: Path, tmp_path: Path) -> None:
-    again = write(sweep_dir, tmp_path / "again", bootstrap=200).parent
+    again = write_report(sweep_dir, tmp_path / "again", bootstrap=200).parent
     files = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     for name in files:
@@ -322,17 +322,17 @@ def test_one_hopeless_architecture_does_not_stop_the_rest(tmp_path: Path) -> Non
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     root = write_sweep(tmp_path / "s", archs=("llama",), dims=(32,), log_lines=20)
     with pytest.raises(AnalysisError, match=r"could be fitted: law of llama: 1 usable run"):
-        write(root, tmp_path / "out")
+        write_report(root, tmp_path / "out")
     bad = write_sweep(
         tmp_path / "b", archs=("llama",), dims=(32,), log_lines=20,
         problems={"llama-d32-s0": Problem(state="failed", reason="disk full")},
     )  # fmt: skip
     with pytest.raises(AnalysisError, match=r"no usable point: failed: disk full \(1x\)"):
-        write(bad, tmp_path / "out")
+        write_report(bad, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_report_that_cannot_be_written_says_so(sweep_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AnalysisError, match=r"cannot be written to .*file"):
-        write(sweep_dir, tmp_path / "file" / "report", bootstrap=100)
+        write_report(sweep_dir, tmp_path / "file" / "report", bootstrap=100)

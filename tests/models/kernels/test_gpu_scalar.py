@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
 
 pytestmark = [
@@ -83,11 +84,12 @@ def test_matches_recurrence(
     inputs: list[Any] = [x.detach().to(dtype) for x in (q, k, v)]
     inputs += [None if decay is None else decay.detach().float(), initial.detach().float()]
     inputs += [cu_seqlens]
+    call = Call(*inputs)
     forward_limit, limit = (1e-4, 1e-4) if dtype == torch.float32 else (5e-3, 1e-2)
     for segment in (None, 128):
-        actual_o, actual_final, states = scalar_launch.forward(*inputs, segment=segment)
+        actual_o, actual_final, states = scalar_launch.forward(call, segment=segment)
         gradients = scalar_launch.backward(
-            *inputs, states=states, do=do.to(dtype), dfinal_state=dfinal.float(), segment=segment
+            call, states=states, do=do.to(dtype), dfinal_state=dfinal.float(), segment=segment
         )
         assert _error(actual_o, o.detach()) < forward_limit
         assert _error(actual_final, final.detach()) < forward_limit
@@ -104,11 +106,11 @@ def test_runs_in_a_cuda_graph() -> None:
     decay = -torch.rand(1, 4096, 4, device="cuda")
     cu_seqlens = torch.tensor([0, 100, 4096], dtype=torch.int32, device="cuda")
 
+    call = Call(q, k, v, decay, None, cu_seqlens)
+
     def run() -> tuple[Any, ...]:
-        o, final, states = scalar_launch.forward(q, k, v, decay, None, cu_seqlens)
-        return (o, final, *scalar_launch.backward(
-            q, k, v, decay, None, cu_seqlens, states, do, None
-        )[:4])  # fmt: skip
+        o, final, states = scalar_launch.forward(call)
+        return (o, final, *scalar_launch.backward(call, states, do, None)[:4])
 
     expected = run()
     stream = torch.cuda.Stream()
@@ -134,7 +136,7 @@ def test_offsets_beyond_two_gigabytes() -> None:
     q = torch.randn(batch, tokens, heads, dim, device="cuda", dtype=torch.bfloat16)
     assert q.numel() > 2**31
     decay = torch.full((heads,), -0.1, device="cuda")
-    o, _, _ = scalar_launch.forward(q, q, q, decay)
+    o, _, _ = scalar_launch.forward(Call(q, q, q, decay))
     last = slice(batch - 1, batch)
-    expected, _, _ = scalar_launch.forward(q[last], q[last], q[last], decay)
+    expected, _, _ = scalar_launch.forward(Call(q[last], q[last], q[last], decay))
     assert torch.equal(o[last], expected)

@@ -8,20 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.kernels.call import Call
 from models.kernels.tools import tune
 from models.kernels.triton.common import ARCHS, TUNING, table, tuned
 
 FAMILIES = ("scalar", "phase", "vector")
 
 
+def one(mode: str, dtype: torch.dtype, key_dim: int, value_dim: int, packed: bool = False) -> Call:
+    """A call without memory."""
+    return tune.sample(mode, dtype, key_dim, value_dim, "meta", 64, packed)[0]
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tables_have_every_entry(arch: str) -> None:
     for entry in tune.entries(FAMILIES, arch):
         for mode in entry.modes:
-            constants = tuned(
-                entry.family, entry.kernel, mode, entry.dtype, entry.dim, entry.dim, arch,
-                packed=entry.general,
-            )  # fmt: skip
+            call = one(mode, entry.dtype, entry.dim, entry.dim, packed=entry.general)
+            constants = tuned(entry.family, entry.kernel, call, arch)
             assert constants == table(entry.family, arch)[entry.key]
             assert constants["num_warps"] in (1, 2, 4, 8, 16)
 
@@ -29,9 +33,8 @@ def test_tables_have_every_entry(arch: str) -> None:
 def test_rule_for_dimensions_without_an_entry() -> None:
     """The next power of two of the larger dimension, at least 16."""
     for key_dim, value_dim, dim in ((60, 36, 64), (1, 128, 128), (3, 3, 16)):
-        found = tuned(
-            "scalar", "states", "head", torch.bfloat16, key_dim, value_dim, "sm_90", packed=False
-        )
+        call = one("head", torch.bfloat16, key_dim, value_dim)
+        found = tuned("scalar", "states", call, "sm_90")
         assert found == table("scalar", "sm_90")[f"states/16/{dim}"]
 
 
@@ -43,7 +46,7 @@ def test_a_mode_has_its_own_row_and_the_general_case_another() -> None:
         ((64, 64), False, own), ((64, 64), True, general), ((60, 60), False, general),
         ((64, 33), False, general),
     ):  # fmt: skip
-        found = tuned("scalar", "output", "head", torch.float16, *dims, "sm_90", packed)
+        found = tuned("scalar", "output", one("head", torch.float16, *dims, packed), "sm_90")
         assert found == expected
 
 

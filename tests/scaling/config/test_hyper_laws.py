@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.accounting import non_embedding_parameters, train_flops_per_token
 from models.config import ARCHS, ConfigError, paper_config, toy_config
 from scaling.cli.main import app
 from scaling.config.experiment import Experiment, load_experiment
 from scaling.config.hyper_laws import LAWS, batch_tokens, learning_rate, tuned
 from scaling.config.linearize import LinearizeConfig
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 from scaling.plan.plan import rung
 from scaling.system.devices import find_device

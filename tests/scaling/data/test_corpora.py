@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from scaling.config.run import DataConfig
-from scaling.data.corpora import PIECE_CHARACTERS, open_corpus
+from scaling.data.corpora.registry import open_corpus
+from scaling.data.corpora.text import PIECE_CHARACTERS
 from scaling.system.errors import LinscaleError
 
 

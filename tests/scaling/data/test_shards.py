@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scaling.config.run import DataConfig
-from scaling.data.corpora import open_corpus
+from scaling.data.corpora.registry import open_corpus
 from scaling.data.prepare import default_cache, prepare
 from scaling.data.token_store import Split
 from scaling.system.errors import LinscaleError
@@ -108,8 +108,8 @@ def test_second_time_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> Iterator[str]:
         raise AssertionError("the corpus is read again")
 
-    monkeypatch.setattr("scaling.data.corpora._read_jsonl", refuse)
-    monkeypatch.setattr("scaling.data.prepare.ShardWriter", refuse)
+    monkeypatch.setattr("scaling.data.corpora.jsonl.read_objects", refuse)
+    monkeypatch.setattr("scaling.data.tokenised.ShardWriter", refuse)
     second = prepare(data, tmp_path / "cache")
     assert second.fingerprint() == first.fingerprint()
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from models.config import ConfigError
 from scaling.cli.main import app
 from scaling.record.export import export_pretrained
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.system.errors import LinscaleError
 
 STEP = 4 * 32
@@ -54,7 +54,7 @@ def test_a_run_of_ours(teacher: Any, tmp_path: Path, method: str, options: list[
 
 def test_a_directory_in_hugging_faces_layout(teacher: Any, workplace: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
-    export_pretrained(load(teacher[1]), foreign, "transformers")
+    export_pretrained(load_pretrained(teacher[1]), foreign, "transformers")
     shape = ["data.sequence_length=32", "data.batch_sequences=4", "data.validation_blocks=6"]
     command = [foreign, "--tokens", 6 * STEP, "-o", tmp_path / "out", *SMALL, *shape]
     with pytest.raises(LinscaleError, match="--corpus"):

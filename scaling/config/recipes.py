@@ -1,4 +1,4 @@
-"""The two recipes that the experiments share: the paper's, and one for a laptop's CPU.
+"""The two recipes that experiments share: the paper's, and one for a laptop's CPU.
 
 Both fix everything but what an experiment varies, so that an experiment file shows its one idea.
 """
