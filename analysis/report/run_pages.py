@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from analysis.figures import style
 from analysis.figures.curves import smooth
 from analysis.figures.hover import points, svg
-from analysis.io.frames import numbers, take, where, words
-from analysis.io.json_reader import BadRecord, as_number, find_object
+from analysis.io.frames import numbers, rows, take, where, words
+from analysis.io.json_reader import COUNT, BadRecord, as_number, find_object
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.records import Sweep
@@ -121,6 +121,9 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
         ax = axes[0, 0]
         ax.set_position((0.13, 0.16, 0.84, 0.8))
         train = where(curve, split="train") if len(curve) else curve
+        train = _drawable(train, "loss") if len(train) else train
+        if {"tokens", "val_loss"} <= set(milestones):
+            milestones = _drawable(milestones, "val_loss")
         for segment in dict.fromkeys(words(train, "segment") if len(train) else ()):
             part = where(train, segment=segment)
             x, y = smooth(numbers(part, "tokens"), numbers(part, "loss"))
@@ -139,6 +142,12 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
         style.log_axis(ax, "x", si=True)
         style.log_axis(ax, "y")
         return figure
+
+
+def _drawable(frame: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """The rows that logarithmic axes can show."""
+    x, y = numbers(frame, "tokens"), numbers(frame, loss)
+    return rows(frame, (x > 0) & (x <= COUNT) & (y > 0) & (y < 1e30))
 
 
 def _chosen(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
