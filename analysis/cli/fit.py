@@ -129,6 +129,7 @@ def fit(
                   "best_per": best_per}  # fmt: skip
         sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
                       chosen=chosen)  # fmt: skip
+        options["accounting"] = len(sweep.runs) > 0
         unit = _clusters(sweep, clusters)
         with _progress(bootstrap, quiet=as_json) as progress:
             fits, failures = _fit_each(
@@ -366,4 +367,7 @@ def _one_paragraph() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of `python -m analysis`."""
+    from analysis.cli.forecast import forecast_app
+
+    app.add_typer(forecast_app(None))
     app(prog_name="python -m analysis")

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.laws.compute_model import SIX_ND, ComputeModel, fit_compute_model
 from analysis.laws.power_sum import Law
 from analysis.units import PFLOP_S_DAY, Array
 
@@ -88,6 +89,19 @@ def compute_of(columns: dict[str, Array], length: int) -> Array:
     return np.full(length, np.nan)
 
 
+def model_of(observations: Observations, *, accounting: bool = False) -> ComputeModel:
+    """C = f(N) D of the points: through their C, else 6 N D.
+
+    `accounting` says that C are exact counts of the runs' records.
+    """
+    columns, name = observations.columns, observations.names.get("c", "(")
+    if not {"n", "d", "c"} <= columns.keys() or name.startswith("("):
+        return SIX_ND
+    per_token = columns["c"] / columns["d"]
+    source = "accounting" if accounting else "column"
+    return fit_compute_model(columns["n"], per_token, source=source, column=name)
+
+
 def prepare(
     data: pd.DataFrame,
     law: Law,
@@ -138,6 +152,7 @@ def prepare(
                 {"count": len(exclusions), "reasons": {str(k): int(v) for k, v in counted.items()}},
             )
         )
+    _complete(raw, keep, names, law, warnings)
     roles = [r for r in used if np.isfinite(raw[r][keep]).all()]
     columns = {role: raw[role][keep] for role in roles}
     label, name = _clusters(data, clusters)
@@ -205,6 +220,31 @@ def _derive(
             names[role] = f"({'6 N D' if role == 'c' else 'C = 6 N D'})"
             continue
         raise AnalysisError(_absent(names[role], f"{AXES[role]}, which {law.name} needs", data))
+
+
+def _complete(
+    raw: dict[str, Array], keep: NDArray[np.bool_], names: dict[str, str], law: Law,
+    warnings: list[FitWarning],
+) -> None:  # fmt: skip
+    """Fills C of the rows that have none from those that have it, where the law does not need C."""
+    if not {"n", "d", "c"} <= raw.keys() or "c" in law.columns:
+        return
+    with np.errstate(invalid="ignore"):
+        known = keep & np.isfinite(raw["c"]) & (raw["c"] > 0)
+    empty = keep & ~known
+    if not known.any() or not empty.any():
+        return
+    per_token = raw["c"][known] / raw["d"][known]
+    model = fit_compute_model(raw["n"][known], per_token, column=names["c"])
+    raw["c"] = np.where(empty, model(np.where(empty, raw["n"], 1.0)) * raw["d"], raw["c"])
+    warnings.append(
+        FitWarning(
+            "assumed_compute",
+            f"{int(empty.sum())} of {int(keep.sum())} rows have no {names['c']!r}; it was taken "
+            f"from the others, as {model.describe()}.",
+            {"rows": int(empty.sum())},
+        )
+    )
 
 
 def _reasons(

@@ -17,18 +17,22 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.errors import AnalysisError
-from analysis.fit.checks import prepare
+from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.checks import model_of, prepare
 from analysis.fit.diagnostics import diagnose, evidence
 from analysis.fit.law_fit import LawFit
 from analysis.fit.problem import Bounds, Problem
 from analysis.fit.robust import Objective, Robust
 from analysis.fit.uncertainty import Method, Progress
+from analysis.laws.compute_model import ComputeModel
+from analysis.laws.power_sum import Law
 from analysis.laws.registry import get_law
 
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
+_SCATTER = 0.05
+"""Rows whose C scatters by more about f(N) D are said to follow no such function."""
 
 
 def fit_law(
@@ -45,6 +49,7 @@ def fit_law(
     weights: str | None = None,
     clusters: str | None = None,
     bounds: Bounds | None = None,
+    accounting: bool = False,
     bootstrap: int = 0,
     method: Method = "auto",
     seed: int = 0,
@@ -60,6 +65,7 @@ def fit_law(
         objective, delta: the loss of log residuals (robust.py).
         weights: column of weights, for noise that differs between points (1 / variance).
         clusters: column naming the unit of resampling; default `run_id`, else each row a run.
+        accounting: C are exact counts of the runs' records, not a table's own.
         bounds: (low, high) by parameter, for E and exponents.
         bootstrap: refits for intervals; 0 for none, 4000 for papers.
         method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
@@ -78,16 +84,32 @@ def fit_law(
     solution = problem.solve(problem.starts(starts))
     theta = solution.theta[int(solution.value.argmin())]
     facts = evidence(problem, solution)
+    model = model_of(observations, accounting=accounting)
     fit = LawFit(
         problem=problem,
         theta=theta,
         objective=float(solution.value.min()),
         evidence=facts,
-        warnings=[*observations.warnings, *diagnose(problem, theta, facts)],
+        warnings=[*observations.warnings, *diagnose(problem, theta, facts), *_scatter(law, model)],
+        compute_model=model,
     )
     if bootstrap:
         return fit.bootstrap(bootstrap, method=method, seed=seed, progress=progress)
     return fit
+
+
+def _scatter(law: Law, model: ComputeModel) -> list[FitWarning]:
+    """A warning where C is no function of N and D."""
+    if not {"n", "d"} <= set(law.columns) or model.scatter < _SCATTER:
+        return []
+    return [
+        FitWarning(
+            "compute_scatter",
+            f"C is not a function of N and D: about {model.describe()}. Optimal sizes rest on that "
+            "f(N); check the column, or leave it out for C = 6 N D.",
+            {"scatter": model.scatter},
+        )
+    ]
 
 
 def fit_groups(

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from analysis.io.json_reader import BadRecord, find_object
 from analysis.io.sweep_files import Place
-from analysis.io.texts import clean, quote
+from models.json_reader import BadRecord, find_object
+from models.texts import clean, quote
 
 HASHES = {
     "corpus_sha256": "corpus",

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.io.json_reader import BadRecord, Fields
 from analysis.io.jsonlines import read_records
 from analysis.io.records import Sweep, path_flops
 from analysis.io.sweep_files import open_sweep
-from analysis.io.texts import clean
+from models.json_reader import BadRecord, Fields
+from models.texts import clean
 
 CSR: dict[str, str] = {
     "boolq": "acc",

@@ -13,14 +13,13 @@ A line that is no object, or nested too deeply, is unreadable; nothing raises.
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import numpy as np
 
-from analysis.io.json_reader import as_number, too_deep
 from analysis.io.sweep_files import Place
-from analysis.io.texts import clean
+from models.json_reader import as_number, parse_lines
+from models.texts import clean
 
 try:  # Optional: comes with `datasets`, which reading run records does not need.
     import pyarrow as pa
@@ -33,7 +32,7 @@ Columns = dict[str, np.ndarray]
 
 def read_records(path: Place) -> tuple[list[dict[str, Any]], int]:
     """All complete records of a file and the number of unreadable lines; none if it is absent."""
-    return _parse(_bytes(path))
+    return parse_lines(_bytes(path))
 
 
 def read_columns(
@@ -42,13 +41,13 @@ def read_columns(
     """Chosen fields of every complete record and the number of unreadable lines."""
     data = _bytes(path)
     cut = data.rfind(b"\n") + 1
-    tail, torn = _parse(data[cut:])
+    tail, torn = parse_lines(data[cut:])
     if not tail:
         data = data[:cut]
     table = _by_arrow(data, numbers, words)
     if table is not None:
         return table, torn
-    records, bad = _parse(data)
+    records, bad = parse_lines(data)
     columns: Columns = {k: np.array([as_number(r.get(k)) for r in records]) for k in numbers}
     for key in words:
         columns[key] = np.array([_word(r.get(key)) for r in records], dtype=object)
@@ -61,25 +60,6 @@ def _bytes(path: Place) -> bytes:
         return path.read_bytes() if path.is_file() else b""
     except OSError:
         return b""
-
-
-def _parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    lines = [s for s in data.decode("utf-8", errors="replace").split("\n") if s.strip()]
-    try:  # One call for all lines is twice as fast as one call a line.
-        values = json.loads(f"[{','.join(lines)}]")
-    except (ValueError, RecursionError):
-        values = []
-    if len(values) != len(lines):  # also two objects on one line, or one on two
-        values = [_one(line) for line in lines]
-    records = [v for v in values if isinstance(v, dict) and not too_deep(v)]
-    return records, len(values) - len(records)
-
-
-def _one(line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _by_arrow(data: bytes, numbers: tuple[str, ...], words: tuple[str, ...]) -> Columns | None:

@@ -28,7 +28,10 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.io import data_identity
-from analysis.io.json_reader import (
+from analysis.io.jsonlines import read_records
+from analysis.io.metrics_cache import Metrics
+from analysis.io.sweep_files import Place, names_of_runs, open_sweep
+from models.json_reader import (
     COUNT,
     BadRecord,
     Fields,
@@ -37,10 +40,7 @@ from analysis.io.json_reader import (
     is_name,
     read_object,
 )
-from analysis.io.jsonlines import read_records
-from analysis.io.metrics_cache import Metrics
-from analysis.io.sweep_files import Place, names_of_runs, open_sweep
-from analysis.io.texts import clean, quote
+from models.texts import clean, quote
 
 Parameters = Literal["non_embedding", "paper", "total"]
 Compute = Literal["exact", "paper", "6nd"]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.io.json_reader import BadRecord, parse_object
 from analysis.units import Array
+from models.json_reader import BadRecord, parse_object
 
 _REMEDY = "give the text that `to_json` returned, whole and unchanged"
 

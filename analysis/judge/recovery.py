@@ -27,10 +27,10 @@ from scipy import stats
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import by, numbers, plain, rows, take, where, words
-from analysis.io.json_reader import BadRecord, find_object
 from analysis.io.records import Sweep, load_sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.units import LEVEL
+from models.json_reader import BadRecord, find_object
 
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
 

@@ -21,14 +21,14 @@ from analysis.figures import style
 from analysis.figures.curves import smooth
 from analysis.figures.hover import points, svg
 from analysis.io.frames import numbers, rows, take, where, words
-from analysis.io.json_reader import COUNT, BadRecord, as_number, find_object
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.records import Sweep
 from analysis.io.sweep_files import Place, open_sweep
-from analysis.io.texts import clean
 from analysis.report.page import Page, bold, link
 from analysis.units import si_text
+from models.json_reader import COUNT, BadRecord, as_number, find_object
+from models.texts import clean
 
 FOLDER = "runs"
 _MILESTONES = {

@@ -9,15 +9,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analysis.cli.fit import app as analysis_app
+from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
-from linscale.installation import missing, version
+from linscale.installation import missing, require, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
+from scaling.cli.blockwise import show_plan
 from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
@@ -26,12 +28,35 @@ from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
 from scaling.system.code_search import search_also
 from scaling.system.errors import LinscaleError
+from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from scaling.plan.plan import Rung
     from scaling.system.devices import Device
+
+
+def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, Any]]:
+    """The rungs of an experiment as `linscale plan --json` prints them, for `linscale forecast`.
+
+    Args:
+        file: experiment file.
+        toy: its small variant.
+        directory: of its runs, for their states; None takes runs/<file stem>.
+    """
+    from scaling.config.experiment import load_experiment
+    from scaling.plan.plan import rung
+    from scaling.record.record import read_states
+    from scaling.system.devices import device_for
+
+    experiment = load_experiment(file, [], toy)
+    states = read_states(directory or Path("runs") / experiment.name)
+    target = device_for(experiment.runs, "")
+    return [
+        rung(run, target, states.get(run.run_id, "planned")).to_json() for run in experiment.runs
+    ]
+
 
 app = typer.Typer(
     name="linscale",
@@ -43,6 +68,7 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(analysis_app)
+app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
@@ -127,15 +153,13 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed
+    from scaling.plan.plan import place
     from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
 
     chosen = known_law(law)
     if defines(file, "blockwise"):
-        from scaling.cli.blockwise import show_plan
-
         if chosen != "constant":
             raise ConfigError(f"--law {law}: {file} linearizes a teacher, with its own rates.")
         target = find_device(device or ("cpu" if toy else "h100"))
@@ -148,7 +172,7 @@ def plan(
     states = read_states(out or Path("runs") / experiment.name)
     runs = experiment.runs
     if nodes is not None:
-        runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
+        runs = [place(run, target, nodes, gpus_per_node) for run in runs]
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
@@ -165,7 +189,7 @@ def plan(
     console.print(_plan_table(experiment.name, rungs, target, console.width))
     console.print(
         f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
-        f"{duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
+        f"{duration(3600 * sum(r.device_hours for r in rungs))} of one {target.name} at "
         f"{target.efficiency:.0%} of its peak. Parameters without embeddings, FLOPs in the exact "
         "convention, memory on each device; memory and time are estimates. All fields: --json.",
         highlight=False,
@@ -203,6 +227,7 @@ def run(
     The same command in a second terminal joins in and takes runs nobody has claimed. With
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
+    require("linscale run", "torch", "lightning")
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.sweep.launch import launch
@@ -278,7 +303,7 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "FLOPs": [f"{r.flops:.2e}" for r in rungs],
         "memory": [f"{r.devices} x {size(r.memory_per_device)}" for r in rungs],
         "by": [r.strategy for r in rungs],
-        "device time": [duration(r.device_hours) for r in rungs],
+        "device time": [duration(3600 * r.device_hours) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
     for top, usual in (("by", "single"), ("state", "planned")):
@@ -301,28 +326,6 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
     return table
 
 
-def si(value: float) -> str:
-    """A number with three significant digits and an SI-like suffix: 906M, 3.93M, 300B."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def size(value: float) -> str:
-    """Bytes with a binary suffix: 512 MiB, 1.5 GiB, 4.77 TiB."""
-    if value >= 2**40:
-        return f"{value / 2**40:.2f} TiB"
-    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def duration(hours: float) -> str:
-    """Hours in the unit that fits."""
-    if hours >= 1:
-        return f"{hours:,.0f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
-
-
 def main() -> None:
     """Run the command line; a problem that the user can mend is one paragraph and exit code 2."""
     from rich.console import Console
@@ -339,7 +342,9 @@ def main() -> None:
         sentence = missing(error)
         if sentence is None:
             raise
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), f"this {sentence}"))
+        command = " ".join(["linscale", *sys.argv[1:2]])
+        problem = f"{command} {sentence}"
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -27,7 +27,8 @@ from typing import Any, Literal, cast, get_args
 
 from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
 from scaling.config.fields import check, hints, identity, parse, unknown_name
-from scaling.config.linearize import ALIGNMENTS, Alignment, LinearizeConfig
+from scaling.config.linearize import ALIGNMENTS, LinearizeConfig
+from scaling.config.objectives import Stage
 from scaling.config.parts import (
     BudgetConfig,
     DataConfig,
@@ -126,10 +127,10 @@ class RunConfig(Part):
                 "goes back to the last checkpoint, which may not depend on the clock; set "
                 "budget.checkpoint_every_tokens."
             )
-        aligned = self.alignment_steps
+        aligned = self.prelude_steps
         if aligned > steps[0] or (aligned == steps[0] and aligned < self.steps):
             raise ConfigError(
-                f"{', '.join(f'linearize.{ALIGNMENTS[name]}' for name, _ in self.alignment)}: the "
+                f"{', '.join(f'linearize.{ALIGNMENTS[n]}' for n in self.linearize.prelude)}: the "
                 f"stages that align layers take {aligned * per_step} tokens and must end before "
                 f"the first horizon, at {steps[0] * per_step}; shorten them or raise the budget, "
                 "which counts the tokens of all stages together."
@@ -226,18 +227,24 @@ class RunConfig(Part):
         return tuple(sorted({*self.budget.horizons, self.budget.tokens}))
 
     @property
-    def alignment(self) -> tuple[tuple[Alignment, int], ...]:
-        """The stages that align layers with a teacher's, in order, each with its steps."""
-        return tuple((name, self._to_steps(tokens)) for name, tokens in self.linearize.alignment)
+    def objectives(self) -> tuple[Stage, ...]:
+        """What the run is trained by, in order. The last is that of the run's schedule; it has 0
+        steps where those before it fill the budget."""
+        linearize = self.linearize
+        prelude = [
+            Stage(name, self._to_steps(tokens), linearize.transfer_lr)
+            for name, tokens in linearize.prelude.items()
+        ]
+        return (*prelude, Stage(linearize.objective, self.steps - sum(s.steps for s in prelude)))
 
     @property
-    def alignment_steps(self) -> int:
-        """Optimizer steps of these stages; 0 where there are none."""
-        return sum(steps for _, steps in self.alignment)
+    def prelude_steps(self) -> int:
+        """Optimizer steps before the run's schedule starts; 0 without a teacher."""
+        return sum(stage.steps for stage in self.objectives[:-1])
 
     def decay_steps(self, horizon: int) -> int:
         """Optimizer steps of the WSD decay that ends at step `horizon`, at least one."""
-        return max(1, round((horizon - self.alignment_steps) * self.schedule.decay_fraction))
+        return max(1, round((horizon - self.prelude_steps) * self.schedule.decay_fraction))
 
     def passes(self, step: int, every: int | None) -> bool:
         """Whether a step is the first at or beyond another multiple of so many tokens."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from models.config import LINEARIZED, ConfigError, ModelConfig
 from scaling.config.linearize import STARTED
 from scaling.config.run import RunConfig
+from scaling.record.head import read_head
 from scaling.record.pretrained import find_checkpoint, load_pretrained
 from scaling.system.errors import LinscaleError
 
@@ -52,16 +53,13 @@ def teacher_config(path: Path | str) -> ModelConfig:
         from models.interop.importing import read_source
 
         return _softmax(read_source(path).config, path)
-    stored = checkpoint.parent.parent / "config.json"
-    if not stored.is_file():
+    head = read_head(checkpoint.parent.parent)
+    if not (head.path / "config.json").is_file():
         raise LinscaleError(
-            f"linearize.teacher={path}: there is no {stored}, which says what the checkpoint is; "
-            "point at a checkpoint inside the directory of its run."
+            f"linearize.teacher={path}: there is no {head.path / 'config.json'}, which says what "
+            "the checkpoint is; point at a checkpoint inside the directory of its run."
         )
-    values = json.loads(stored.read_text(encoding="utf-8"))
-    for key in ("schema", "run_id", "sweep"):
-        values.pop(key, None)
-    return _softmax(RunConfig.from_json(values).model, path)
+    return _softmax(head.run_config().model, path)
 
 
 def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:

@@ -27,16 +27,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.accounting import key_dim, parameters
+from models.chunk_sizes import PLAIN_LOGITS, STATE_INTERVAL
 from models.config import ModelConfig
 from scaling.config.run import RunConfig
-from scaling.linearization.costs import learning_parameters, teacher_parameters
+from scaling.plan.costs import learning_parameters, teacher_parameters
 
 USABLE = 0.92
-"""Share of a device's memory that a run may fill; the rest is the runtime's."""
-CHUNK_LOGITS = 2**24
-"""Logits formed at once, `models.cross_entropy.CHUNK_LOGITS`."""
-STATE_INTERVAL = 64
-"""Tokens between two recurrent states that linear attention keeps for its backward pass."""
+"""Share of a device's memory that a run may fill; the rest is the runtime's, and on a CUDA device
+one chunk of logits, which is at most 1/128 of it (`models.chunk_sizes`)."""
 
 # Width-d numbers that a block keeps for each token, by architecture: in float32, and under bf16
 # autocast in bytes / 4 (some stay float32 there). Norm outputs, inputs of products, q, k, v, o.
@@ -61,7 +59,7 @@ class Memory:
 
 
 def kept_by_block(
-    model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16: bool
+    model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16: bool, interval: int
 ) -> float:
     """Bytes that one block keeps for its backward pass.
 
@@ -71,6 +69,7 @@ def kept_by_block(
         positions: of a sequence.
         mode: `none`, `selective` or `block`.
         bf16: autocast instead of float32.
+        interval: tokens between the states that linear attention keeps.
     """
     width = 2 if bf16 else 4
     d, g = model.dim, model.glu_dim
@@ -78,7 +77,7 @@ def kept_by_block(
     gated = model.arch in ("tnl", "cosformer2")
     keys = key_dim(model, model.layers - 1)
     # One state of heads x K x V every interval, or softmax's normaliser.
-    states = 4 * model.heads if softmax else 4 * d * keys / STATE_INTERVAL
+    states = 4 * model.heads if softmax else 4 * d * keys / interval
     if mode == "block":
         return 4.0 * d * tokens
     if mode == "selective":
@@ -91,7 +90,7 @@ def kept_by_block(
     return (row + width * (activation * g + rank) + states + 12) * tokens + angles
 
 
-def resolved(run: RunConfig, capacity: float) -> RunConfig:
+def decide_strategy(run: RunConfig, capacity: float) -> RunConfig:
     """The run with strategy `auto` decided: what a plan shows and what a run does.
 
     `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.
@@ -141,16 +140,18 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
     micro = parallel.micro_batch_sequences or run.data.batch_sequences // ranks or 1
     mode, length = parallel.activation_checkpointing, run.data.sequence_length // parallel.sequence
     tokens = micro * length
-    kept = kept_by_block(model, tokens, length, mode, bf16=bf16)
-    whole = kept_by_block(model, tokens, length, "none", bf16=bf16)
+    # Where `auto` leaves it open, the CPU kernels', which keep more.
+    interval = STATE_INTERVAL["cuda" if parallel.accelerator == "cuda" else "cpu"]
+    kept = kept_by_block(model, tokens, length, mode, bf16=bf16, interval=interval)
+    whole = kept_by_block(model, tokens, length, "none", bf16=bf16, interval=interval)
     again = {"none": 0.0, "block": whole, "selective": whole - kept + 4.0 * model.dim * tokens}
     inside = again[mode] + (width * 2 * model.glu_dim + 4 * model.dim) * tokens
     activations = model.layers * kept + 12.0 * model.dim * tokens  # embedded tokens, last norm
-    if tokens * model.vocab_size <= CHUNK_LOGITS:
+    if tokens * model.vocab_size <= PLAIN_LOGITS:
         logits = 4.0 * tokens * model.vocab_size
         forward, backward = 2 * logits, 3 * logits
     else:
-        forward = backward = 8.0 * CHUNK_LOGITS
+        forward = backward = 8.0 * PLAIN_LOGITS
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
     held += 4.0 * teacher_parameters(run)
     kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0

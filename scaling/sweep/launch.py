@@ -27,18 +27,18 @@ from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
-from scaling.linearization.costs import flops
+from scaling.plan.costs import flops
 from scaling.plan.plan import trained_tokens
 from scaling.record.data_identity import consent
-from scaling.record.record import SCHEMA
+from scaling.record.head import SCHEMA, read_head
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.pool import Pool, Task
+from scaling.sweep.pool import Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
-from scaling.sweep.status import read_json, recorded
+from scaling.sweep.task import Task
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import exclusive
 from scaling.system.devices import cores
-from scaling.system.files import write_json
+from scaling.system.files import read_json, write_json
 from scaling.training.loggers import check_installed
 
 LAUNCHERS = ("local", "inline", "slurm")
@@ -83,9 +83,9 @@ def launch(
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
-        state, reason = recorded(sweep_dir / task.run_id)
-        if state in ("done", "diverged"):
-            task.state, task.reason = state, reason
+        head = read_head(sweep_dir / task.run_id)
+        if head.state in ("done", "diverged"):
+            task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
     check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
@@ -193,8 +193,8 @@ def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDispla
                 display.say(f"{task.run_id}: another process is training it; left to that one")
                 continue
             task.state = outcome.state
-            task.reason = outcome.reason or recorded(sweep_dir / task.run_id)[1]
-            display.ended(task)
+            task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason
+            display.show_end(task)
 
 
 @contextmanager

@@ -13,17 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.io.json_reader import (
+from models.json_reader import (
     BadRecord,
     Fields,
     as_number,
     find_object,
     is_name,
-    read_object,
+    parse_lines,
 )
-from analysis.io.jsonlines import read_records
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.errors import LinscaleError
+from scaling.system.words import duration, nats, percent, si, speed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,7 +60,7 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: no such directory; give the directory of a sweep, such as "
             "runs/quickstart. `linscale run` makes it."
         )
-    planned = [name for name in _planned(directory) if is_name(name)]
+    planned = _planned(directory)
     found = [p.parent.name for p in sorted(directory.glob("*/config.json"))]
     names = dict.fromkeys([*planned, *found])
     if not names:
@@ -68,7 +68,15 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: holds neither a sweep.json nor runs; give the directory of a sweep, "
             "such as runs/quickstart."
         )
-    return [run_row(directory / name) for name in names]
+    return [_named_row(directory, name) for name in names]
+
+
+def _named_row(directory: Path, name: str) -> dict[str, Any]:
+    if is_name(name):
+        return run_row(directory / name)
+    empty = [Fields({}, f"{name}.json") for name in _READ]
+    why = "sweep.json lists it, and it is no name of a folder"
+    return _row(directory / "none", *empty) | {"run_id": name, "state": "unreadable", "reason": why}
 
 
 def run_row(run_dir: Path) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def run_row(run_dir: Path) -> dict[str, Any]:
 
 
 def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> dict[str, Any]:
-    milestones, _ = read_records(run_dir / "milestones.jsonl")
+    milestones = _lines(run_dir / "milestones.jsonl")
     held_by = holder(run_dir)
     state, reason = status.word("state", "planned"), status.word("reason", "")
     updated = status.word("updated", "") or None
@@ -125,9 +133,9 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
         "run": [Text(row["run_id"]) for row in rows],
         "state": [Text(row["state"], style=STYLES.get(row["state"], "")) for row in rows],
         "done": [Text(share(row)) for row in rows],
-        "tokens": [Text(tokens(row["tokens"])) for row in rows],
-        "loss": [Text(number(row["loss"])) for row in rows],
-        "val loss": [Text(number(row["val_loss"])) for row in rows],
+        "tokens": [Text(si(row["tokens"]) if row["tokens"] else "") for row in rows],
+        "loss": [Text(nats(row["loss"])) for row in rows],
+        "val loss": [Text(nats(row["val_loss"])) for row in rows],
         "tok/s": [Text(speed(row["tokens_per_second"])) for row in rows],
         "MFU": [Text(percent(row["mfu"])) for row in rows],
         "left": [Text(duration(row["eta_seconds"])) for row in rows],
@@ -184,41 +192,6 @@ def share(row: dict[str, Any]) -> str:
     return f"{min(1.0, row['tokens'] / row['tokens_total']):.0%}" if row["tokens_total"] else ""
 
 
-def tokens(count: int) -> str:
-    """A number of tokens for people, such as `1.25M`."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g}{suffix}"
-    return str(count) if count else ""
-
-
-def speed(tokens_per_second: float | None) -> str:
-    """A speed for people, without its unit."""
-    return f"{tokens_per_second:,.0f}" if tokens_per_second else ""
-
-
-def percent(value: float | None) -> str:
-    """A share for people, such as `38.2%`."""
-    return "" if value is None else f"{value:.1%}"
-
-
-def number(value: float | None) -> str:
-    """A loss for people."""
-    return "" if value is None else f"{value:.4f}"
-
-
-def duration(seconds: float | None) -> str:
-    """For example `45 s`, `3:20 min`, `2:05 h`."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    if whole < 6000:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
 def _age(updated: str | None) -> float:
     """Seconds since an ISO 8601 time; infinite when there is none."""
     try:
@@ -227,28 +200,19 @@ def _age(updated: str | None) -> float:
         return float("inf")
 
 
-def recorded(run_dir: Path) -> tuple[str, str]:
-    """State and reason in a run's status.json; `planned` where there is none."""
-    status = Fields(read_json(run_dir / "status.json"), "status.json")
-    try:
-        return status.word("state", "planned"), status.word("reason", "")
-    except BadRecord:
-        return "planned", ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where it is missing or being damaged."""
-    try:
-        return read_object(path).values
-    except BadRecord:
-        return {}
-
-
 def _planned(directory: Path) -> list[str]:
     """The runs that sweep.json lists, as far as it can be read."""
     try:
         return find_object(directory / "sweep.json").words("runs")
     except BadRecord:
+        return []
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, without a torn last line."""
+    try:
+        return parse_lines(path.read_bytes())[0]
+    except OSError:
         return []
 
 

@@ -27,12 +27,12 @@ from analysis.figures import style
 from analysis.fit.law_fit import LawFit
 from analysis.io.evals import load_evals
 from analysis.io.frames import where
-from analysis.io.json_reader import BadRecord, parse_object
 from analysis.io.jsonlines import read_columns, read_records
 from analysis.io.records import load_sweep
-from analysis.io.texts import clean
 from analysis.report.paper_tables import PaperTable
 from analysis.report.run_pages import write_runs
+from models.json_reader import BadRecord, parse_object
+from models.texts import clean
 from scaling.sweep.status import status_rows, status_table
 from tests.support.make_runs import write_sweep
 
@@ -191,7 +191,9 @@ def test_names_in_a_sweep_are_never_paths(clean_sweep: Path, tmp_path: Path) -> 
     assert len(sweep.runs) == 4
     assert len(sweep.exclusions) == 4
     assert sweep.exclusions["reason"].str.contains("no name of a folder").all()
-    assert len(status_rows(root)) == 4
+    rows = status_rows(root)
+    assert [row["state"] for row in rows].count("unreadable") == 4
+    assert len(rows) == 8
 
 
 def test_texts_are_never_markup(clean_sweep: Path, tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from analysis.errors import AnalysisError
-from analysis.io.sweep_files import Place
-from analysis.io.texts import clean, quote
+from linscale.errors import LinscaleError
+from models.texts import clean, quote
 
 LARGEST = 2**28
 """Bytes of JSON beyond which it is not parsed; a saved fit with its draws is the largest."""
@@ -28,7 +27,16 @@ COUNT = 10**18
 """Upper bound of counts: parameters, tokens, bytes."""
 
 
-class BadRecord(AnalysisError):
+class File(Protocol):
+    """What is read: a `pathlib.Path`, or a file in a zip."""
+
+    @property
+    def name(self) -> str: ...
+    def is_file(self) -> bool: ...
+    def read_bytes(self) -> bytes: ...
+
+
+class BadRecord(LinscaleError, ValueError):
     """A file that holds something else than it should; the message names file, field and value."""
 
 
@@ -107,7 +115,7 @@ class Fields:
         return BadRecord(f"{self.where}: {name} is {quote(value)}, not {wanted}")
 
 
-def read_object(path: Place) -> Fields:
+def read_object(path: File) -> Fields:
     """The JSON object in a file.
 
     Raises:
@@ -123,7 +131,7 @@ def read_object(path: Place) -> Fields:
     return parse_object(data, name)
 
 
-def find_object(path: Place) -> Fields:
+def find_object(path: File) -> Fields:
     """`read_object` of a file that may be absent: then an object without fields.
 
     Raises:
@@ -166,6 +174,26 @@ def parse(data: bytes | str, name: str) -> Any:
     if too_deep(value):
         raise BadRecord(f"{name} is nested more than {DEEPEST} levels deep")
     return value
+
+
+def parse_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a file with one a line, and the number of lines that are none."""
+    lines = [s for s in data.decode("utf-8", errors="replace").split("\n") if s.strip()]
+    try:  # One call for all lines is twice as fast as one call a line.
+        values = json.loads(f"[{','.join(lines)}]")
+    except (ValueError, RecursionError):
+        values = []
+    if len(values) != len(lines):  # also two objects on one line, or one on two
+        values = [_line(line) for line in lines]
+    records = [v for v in values if isinstance(v, dict) and not too_deep(v)]
+    return records, len(values) - len(records)
+
+
+def _line(line: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def too_deep(value: Any) -> bool:
