@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import FitWarning
-from analysis.fit.checks import Observations
 from analysis.fit.problem import Problem
 from analysis.fit.solver import EXACT, GRADIENT_TOLERANCE, Solution
 from analysis.fit.uncertainty import jackknife
@@ -202,22 +201,17 @@ def _outliers(problem: Problem, residual: Array) -> list[FitWarning]:
     if not len(far) or spread < 1e-9:
         return []
     worst = far[np.argsort(-np.abs(residual[far]))][:5]
-    rows = [_named(problem.observations, int(i)) for i in worst]
+    rows = [problem.observations.rows[i] for i in worst]
+    names = [problem.observations.row_names[i] for i in worst]
     return [
         FitWarning(
             "outliers",
             f"{len(far)} point(s) lie more than {_OUTLIER:g} robust standard deviations from the "
-            f"law (worst rows: {', '.join(map(str, rows))}). Nothing was dropped; see the "
+            f"law (worst: {'; '.join(names)}). Nothing was dropped; see the "
             "sensitivity table for what dropping them would change.",
-            {"count": len(far), "rows": rows},
+            {"count": len(far), "rows": [str(r) for r in rows], "names": names},
         )
     ]
-
-
-def _named(obs: Observations, point: int) -> str:
-    """A point by the number of its row and the name of its run."""
-    row, run = str(obs.rows[point]), obs.labels[obs.cluster[point]]
-    return row if run in (f"row {row}", row) else f"{row} ({run})"
 
 
 def decisive_run(problem: Problem, theta: Array) -> FitWarning | None:

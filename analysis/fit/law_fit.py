@@ -302,7 +302,8 @@ class LawFit:
         out, and the noise scale counts as a parameter.
         """
         residual = self.problem.residuals(self.theta)
-        m, k = len(residual), self.law.size + 1
+        free = int((self.problem.lower < self.problem.upper).sum())
+        m, k = len(residual), free + 1
         mean = float((self.observations.weight * residual**2).mean())
         aic = m * np.log(max(mean, 1e-300)) + 2 * k
         correction = 2 * k * (k + 1) / (m - k - 1) if m > k + 1 else np.inf
@@ -347,6 +348,7 @@ class LawFit:
             "intervals_90": None if self.draws is None else
                             {p: list(self.interval(p)) for p in self.params},
             "objective": {"name": self.problem.robust.name, "delta": self.problem.robust.delta,
+                          "below": self.problem.robust.below,
                           "value": self.objective},
             "theta": self.theta.tolist(),
             "lower": self.problem.lower.tolist(), "upper": self.problem.upper.tolist(),
@@ -357,7 +359,8 @@ class LawFit:
             "columns": obs.names,
             "points": {**{k: v.tolist() for k, v in obs.columns.items()},
                        "loss": obs.loss.tolist(), "weight": obs.weight.tolist(),
-                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows]},
+                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows],
+                       "name": obs.row_names},
             "clusters": obs.labels,
             "exclusions": obs.exclusions.astype(str).to_dict("records"),
             "draws": self.draws.as_dict() if self.draws else None,
@@ -380,14 +383,16 @@ class LawFit:
                 labels=record["clusters"],
                 names=record["columns"],
                 rows=points["row"],
-                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "reason"]),
+                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "name", "reason"]),
                 warnings=[],
+                row_names=points.get("name", points["row"]),
             )
             law = get_law(record["form"])
             x, centres = law.features(observations.columns)
             objective = record["objective"]
             return LawFit(
-                problem=Problem(law, observations, Robust(objective["name"], objective["delta"]),
+                problem=Problem(law, observations, Robust(objective["name"], objective["delta"],
+                                                        objective.get("below", 0.1)),
                                 x, centres, array(record, "lower"), array(record, "upper")),
                 theta=array(record, "theta"),
                 objective=objective["value"],

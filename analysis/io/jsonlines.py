@@ -73,13 +73,14 @@ def _by_arrow(data: bytes, numbers: tuple[str, ...], words: tuple[str, ...]) -> 
         table = arrow_json.read_json(
             io.BytesIO(data), arrow_json.ReadOptions(use_threads=False), options
         )
-    except (pa.ArrowException, ValueError):
+        if table.num_rows != data.count(b"\n") + (not data.endswith(b"\n")):
+            return None
+        columns: Columns = {k: table[k].to_numpy() for k in numbers}
+        for key in words:
+            columns[key] = table[key].fill_null("").to_numpy()
+    except (pa.ArrowException, ValueError):  # also text that is no UTF-8, found on conversion
         return None
-    if table.num_rows != data.count(b"\n") + (not data.endswith(b"\n")):
-        return None
-    columns: Columns = {k: table[k].to_numpy() for k in numbers}
     for key in words:
-        columns[key] = table[key].fill_null("").to_numpy()
         if not all(map(str.isprintable, set(columns[key]))):
             columns[key] = np.array([_word(word) for word in columns[key]], dtype=object)
     return columns

@@ -133,7 +133,7 @@ def load_table(
     if labels is None or len(set(kept["run_id"])) == len(kept):
         notes += _like_a_log(kept, frame, step)
     kept.attrs["names"] = {key: column.name for key, column in columns.items()}
-    where_from = [n if n.startswith("row ") else f"row {i} ({n})"
+    where_from = [n if n.startswith("row ") else f"{n}, row {i}"
                   for i, n in zip(points.index[left_out], words(rows(points, left_out), "run_id"),
                                   strict=True)]  # fmt: skip
     excluded = {"run_id": where_from, "tokens": math.nan, "reason": [why for why in reason if why]}

@@ -14,6 +14,7 @@ Each is a `Law` (power_sum.py); a fit is fitting.py.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from analysis.errors import AnalysisError
 from analysis.laws.nested import BrokenPower, DataConstrained, GammaLaw, KaplanLaw
@@ -59,11 +60,31 @@ FORMS: dict[str, Law] = _registry()
 
 
 def get_law(form: str) -> Law:
-    """The law of that name.
+    """The law of that name; "chinchilla[alpha=beta]" is chinchilla with these exponents equal.
 
     Raises:
         AnalysisError: unknown name; the message lists the names.
     """
+    base, bracket, tie = form.removesuffix("]").partition("[")
+    if bracket and base in FORMS:
+        return tie_exponents(FORMS[base], *tie.split("=", 1))
     if form not in FORMS:
         raise AnalysisError(f"form {form!r} is not known; choose one of {', '.join(FORMS)}")
     return FORMS[form]
+
+
+def tie_exponents(law: Law, first: str, second: str = "") -> Law:
+    """A sum of power laws with two of its exponents made one, which keeps the first name.
+
+    Raises:
+        AnalysisError: another kind of law, or not two of its exponents.
+    """
+    if not isinstance(law, PowerSum) or {first, second} - set(law.exponents) or first == second:
+        able = ", ".join(law.exponents) if isinstance(law, PowerSum) else "none"
+        raise AnalysisError(
+            f"{first} = {second} cannot be held in {law.name}: it takes two different exponents of "
+            f"a sum of power laws, here {able}"
+        )
+    terms = [replace(t, exponent=first) if t.exponent == second else t for t in law.terms]
+    name = f"{law.name}[{first}={second}]"
+    return PowerSum(name, f"{law.formula} with {second} = {first}", terms)

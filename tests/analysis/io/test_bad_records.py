@@ -260,6 +260,15 @@ def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
         assert columns["a"].tolist() == good
 
 
+def test_bytes_that_are_no_utf8_in_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"a":1,"split":"tr\xff"}\n{"a":2,"split":"train"}\n')
+    columns, torn = read_columns(path, numbers=("a",), words=("split",))
+    assert columns["a"].tolist() == [1.0, 2.0]
+    assert columns["split"].tolist() == ["tr\ufffd", "train"]
+    assert torn == 0
+
+
 def test_a_fit_names_the_bad_run(
     clean_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
