@@ -17,7 +17,7 @@ from analysis.judge.compare import CompareResult
 from tests.support.worlds import suite
 
 KINDS = (CompareResult, DownstreamFit, EnvelopeFit, IsoflopFit, LawFit)
-FOR_PEOPLE = {"schema", "formula", "parameters", "intervals_90", "criteria"}
+FOR_PEOPLE = {"schema", "formula", "parameters", "intervals_90", "criteria", "compute_model"}
 """Fields that follow from the others."""
 
 
