@@ -76,34 +76,44 @@ def code_map() -> str:
 
 def fields() -> str:
     """A table for each part of a run: dotted name, type, default, meaning."""
+    from models.architecture import BUILT_IN, Options, find
     from scaling.config.run import RunConfig
 
     lines = [
         "# Fields of a run",
         "",
-        "Set them in an experiment file; names with at most one dot also as an override on the "
-        "command line, such as `optim.lr=3e-4`. An unknown name is refused with the nearest known "
-        "one.",
+        "Set them in an experiment file, or as an override on the command line, such as "
+        "`optim.lr=3e-4` or `model.options.rope_scaling.factor=2`. An unknown name is refused with "
+        "the nearest known one. `model.options` are those of the architecture, `model.arch`.",
     ]
     _part(RunConfig, "", lines)
+    for name in BUILT_IN:
+        kind = find(name).options
+        if kind is not Options:
+            _part(kind, "model.options.", lines, f"model.options of {name}")
     return "\n".join(lines)
 
 
-def _part(part: type, prefix: str, lines: list[str]) -> None:
+def _part(part: type, prefix: str, lines: list[str], title: str = "") -> None:
+    from models.architecture import Options
+    from models.fields import part_of
+
     documented = _docstrings(part)
     nested: list[tuple[type, str]] = []
-    lines += ["", f"## {prefix.rstrip('.') or 'run'}", "", _first(part.__doc__), ""]
+    title = title or prefix.rstrip(".") or "run"
+    lines += ["", f"## {title}", "", _first(part.__doc__), ""]
     lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(part):
         hint = _hint(part, field.name)
-        inner = next((h for h in (hint, *get_args(hint)) if dataclasses.is_dataclass(h)), None)
-        if isinstance(inner, type):
+        inner = part_of(hint)
+        if inner is not None and inner is not Options:
             nested.append((inner, f"{prefix}{field.name}."))
         meaning = documented.get(field.name, "")
         cells = (f"`{prefix}{field.name}`", f"`{_type(hint)}`", _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    of = title.removeprefix(prefix.rstrip(".")) if title.startswith("model.options of") else ""
     for inner, inner_prefix in nested:
-        _part(inner, inner_prefix, lines)
+        _part(inner, inner_prefix, lines, f"{inner_prefix.rstrip('.')}{of}")
 
 
 def _docstrings(part: type) -> dict[str, str]:
@@ -117,7 +127,7 @@ def _docstrings(part: type) -> dict[str, str]:
 
 
 def _hint(part: type, name: str) -> Any:
-    from scaling.config.fields import hints
+    from models.fields import hints
 
     return hints(part)[name]
 

@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from torch.utils._pytree import tree_leaves
 
 from analysis.figures import style
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.sweep_files import names_of_runs, open_sweep
+from models.accounting import kv_cache_bytes, state_bytes
 from models.config import ARCHS
-from models.language_model import build
 from scaling.config.run import RunConfig
 from scaling.data.recall_tasks import SPECIAL, parse
 from scaling.system.errors import LinscaleError
@@ -36,11 +35,8 @@ VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}
 
 def state_numbers(config: RunConfig) -> int:
     """Numbers that the model carries after a training sequence, over all layers."""
-    if config.model.arch == "llama":  # its cache has room to spare; what it holds counts
-        heads = config.model.key_value_heads * config.model.head_dim
-        return 2 * heads * config.model.layers * config.data.sequence_length
-    state = build(config.model, device="meta").initial_state(1)
-    return sum(tensor.numel() for tensor in tree_leaves((state.stem, state.blocks)))
+    held = kv_cache_bytes(config.model, config.data.sequence_length, itemsize=1)
+    return state_bytes(config.model, itemsize=1) + held
 
 
 def table(sweep: Path) -> list[dict[str, Any]]:

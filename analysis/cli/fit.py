@@ -401,11 +401,3 @@ def _one_paragraph() -> Iterator[None]:
 
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         raise typer.Exit(2) from error
-
-
-def main() -> None:
-    """Entry point of `python -m analysis`."""
-    from analysis.cli.forecast import forecast_app
-
-    app.add_typer(forecast_app(None))
-    app(prog_name="python -m analysis")

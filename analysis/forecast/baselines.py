@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 NAMES = {
     "nearest": "nearest size",

@@ -27,7 +27,7 @@ from analysis.forecast.cells import MISFITS, Cell, settle
 from analysis.forecast.gaussian_process import DENSE_UP_TO, Groups, Kernel, Smooth, same
 from analysis.forecast.mean_law import MeanLaw
 from analysis.forecast.robust_start import robust_start
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 KERNELS = {
     2: (Kernel("matern32", (6.0, 6.0)), Kernel("rbf", (3.0, 5.0)), Kernel("rbf", (5.0, 3.0))),

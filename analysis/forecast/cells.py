@@ -16,7 +16,7 @@ from scipy.special import log_ndtr
 
 from analysis.forecast.gaussian_process import Covariance, Smooth
 from analysis.forecast.mean_law import MeanLaw
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 MISFITS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """rho: standard deviation of the misfit in units of the noise."""

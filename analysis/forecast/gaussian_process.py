@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.sparse import csr_array
 
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 Groups = NDArray[np.int64]
 """Index (n,) of each row's group, from 0; -1 for a further row that is in none of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 from analysis.forecast.predictive import Predictive, predict_from
 from analysis.forecast.rolling import mixture, roll, widened
 from analysis.forecast.rows import Rows
-from analysis.laws.power_sum import Array, Inner
-from analysis.laws.registry import optimum
+from analysis.laws.compute_model import SIX_ND, ComputeModel, fit_compute_model, optimum
+from analysis.laws.power_sum import Inner
+from analysis.units import Array
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,12 @@ class Group:
         }
         return widened(mixture(drawn, self.weights), float(self.calibration["widen"]))
 
-    def per_token(self) -> Callable[[Array], Array]:
-        """FLOPs of one token as a function of N: the power law through the rows' C / D, or 6 N."""
+    def per_token(self) -> ComputeModel:
+        """FLOPs of one token as a function of N: fitted to the rows' C / D, or 6 N."""
         columns = self.rows.columns
         if not {"n", "d", "c"} <= columns.keys():
-            return lambda n: 6.0 * n
-        x, y = np.log(columns["n"]), np.log(columns["c"] / columns["d"])
-        middle = float(x.mean())
-        slope = float(((x - middle) * (y - y.mean())).sum() / ((x - middle) ** 2).sum())
-        level = float(y.mean())
-        return lambda n: np.exp(level + slope * (np.log(n) - middle))
+            return SIX_ND
+        return fit_compute_model(columns["n"], columns["c"] / columns["d"])
 
     def split(self, compute: Array) -> dict[str, Array]:
         """Draws (s, t) of the best N and D within budgets, by key n and d; NaN where a draw has no

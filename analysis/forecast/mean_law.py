@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.laws.power_sum import Array, Inner
+from analysis.laws.power_sum import Inner
+from analysis.units import Array
 
 _COORDINATES = ("phi", "t", "w", "ln_alpha", "ln_beta", "ln_gamma")
 _PHI, _T, _W, _ALPHA, _BETA, _GAMMA = range(6)

@@ -24,7 +24,7 @@ from analysis.forecast.calibrated_law import KERNELS, CalibratedLaw, calibrate
 from analysis.forecast.cells import MISFIT_PRIOR, NOISE_PRIOR
 from analysis.forecast.mean_law import PHI_PRIOR, MeanLaw
 from analysis.forecast.rows import Rows
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 DRAWS = 4000
 

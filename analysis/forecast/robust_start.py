@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from analysis.forecast.mean_law import MeanLaw
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 _ROBUST_FREEDOM, _ROUNDS = 6.0, 10
 _STEPS, _TRIES = 4, 5

@@ -25,7 +25,7 @@ from analysis.errors import AnalysisError
 from analysis.forecast.predictive import predict_from
 from analysis.forecast.rows import Rows
 from analysis.forecast.score import binomial_interval, crps, interval, quantiles_of
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 SHARES = (0.5, 0.65, 0.8)
 """Cuts: shares of the rows, by compute, that are known."""

@@ -14,8 +14,8 @@ from analysis.errors import AnalysisError
 from analysis.fit.checks import Observations, prepare
 from analysis.forecast.gaussian_process import Groups
 from analysis.forecast.mean_law import Form, find_form
-from analysis.laws.power_sum import Array
 from analysis.laws.registry import get_law
+from analysis.units import Array
 
 FEWEST_ROWS, FEWEST_SIZES, LEAST_RANGE = 8, 3, 1.5
 """Fewer rows, sizes, or a smaller ratio of largest to smallest compute give no interval."""

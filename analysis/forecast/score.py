@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import beta
 
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 LEVELS = np.arange(1, 100) / 100.0
 """Levels of the quantiles that are kept."""

@@ -29,6 +29,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.io import data_identity
 from analysis.io.jsonlines import read_records
+from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
 from analysis.io.sweep_files import Place, names_of_runs, open_sweep
 from models.json_reader import (
@@ -242,7 +243,9 @@ class _Reader:
             if config.values.get("schema", SCHEMA) != SCHEMA:
                 return self.exclude(run_id, f"written in schema {quote(config.values['schema'])} "
                                     f"of run records; this version reads {SCHEMA}")  # fmt: skip
-            run = self._describe(run_id, config, read_object(path / "accounting.json"))
+            accounting = read_object(path / "accounting.json")
+            run = self._describe(run_id, config, accounting)
+            learn(run["arch"], accounting.values.get("architecture"))
             status = find_object(path / "status.json")
             state = status.word("state", "running")
             run |= {"state": state, "reason": status.word("reason", "")}

@@ -28,6 +28,7 @@ from analysis.judge.choices import checklist_table, multiplier_table, sensitivit
 from analysis.judge.study import Progress, Study, study
 from analysis.report.narrative import (
     cautions,
+    headline,
     law_rows,
     law_sentence,
     rolling_rows,
@@ -193,8 +194,12 @@ def _compose(
                 svg = hover.svg(each.figure, name)
                 page.figure(svg, each.caption, wide=each.wide, files=files)
 
-    page.text(basis(result), soft=True)
-    page.bullets(summary(result))
+    if headline(result) is None:
+        page.text(basis(result), soft=True)
+        page.bullets(summary(result))
+    else:  # what is not known comes before everything else
+        page.bullets(summary(result))
+        page.text(basis(result), soft=True)
     page.box("What may not be concluded", cautions(result))
     page.switches(result.groups)
     page.section("Loss against compute")

@@ -40,7 +40,7 @@ from analysis.forecast.predictive import predict_from
 from analysis.forecast.rows import gather
 from analysis.forecast.score import crps, interval, quantiles_of
 from analysis.io.frames import groups, numbers, rows, where, words
-from analysis.laws.power_sum import Array
+from analysis.units import Array
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).resolve().parents[2]

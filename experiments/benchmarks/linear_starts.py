@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models.config import Supra
+from models.architectures.supra import Supra
 from models.language_model import LanguageModel, build
 from models.linearize.initialise import STARTED, fit_outputs, from_attention
 from models.linearize.surgery import linearize

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from models.config import LoLCATs
+from models.architectures.lolcats import LoLCATs
 from models.language_model import LanguageModel
 from models.linearize.surgery import linearize
 from models.linearize.transfer import (

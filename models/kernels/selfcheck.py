@@ -64,7 +64,8 @@ KNOWN = (
     Known(
         what="reported: wrong results of kernels with several matrix products",
         archs=("sm_90",), tool="ptxas", first=(12, 8), end=(13, 1),
-        remedy="set TRITON_PTXAS_PATH to the ptxas of CUDA 12.6, or of 13.1 or later",
+        remedy="set TRITON_PTXAS_PATH, and for Triton 3.9 TRITON_PTXAS_BLACKWELL_PATH, to the "
+        "ptxas of CUDA 12.6, or of 13.1 or later",
     ),
 )  # fmt: skip
 """Versions to be wary of. Whether they do harm here is for the check to say."""

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
+from models.architecture import find
+from models.config import ConfigError, ModelConfig
+from models.fields import hints
+from models.linearize.options import Linearized, linearized, linearized_config
 from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 from scaling.system.errors import LinscaleError
@@ -192,7 +195,7 @@ def _config(
     recipe = recipes.lolcats_run if method == "lolcats" else recipes.supra_run
     budget: dict[str, Any] = {} if tokens is None else {"tokens": int(tokens)}
     run = recipe(name[:64], teacher, student, data, seed=seed, parallel=_parallel(), **budget)
-    if theirs.arch == "llama":
+    if linearized(theirs) is None:
         return run
     return replace(run, linearize=replace(run.linearize, transfer_tokens=0))  # was done before
 
@@ -200,10 +203,10 @@ def _config(
 def _student(
     teacher: ModelConfig, method: str, options: dict[str, Any], no_decay: bool
 ) -> ModelConfig:
-    slopes = {"decay_slopes": "none"} if no_decay else {}
+    slopes: dict[str, Any] = {"decay_slopes": "none"} if no_decay else {}
     if no_decay and method not in ("supra", "tnl"):
         raise ConfigError(f"no_decay with method={method!r}: only supra and tnl have fixed decays.")
-    if teacher.arch in LINEARIZED:
+    if linearized(teacher) is not None:
         if method != teacher.arch or options or no_decay:
             raise ConfigError(
                 f"method={method!r}: the model is linearized already; go on with it by --method "
@@ -217,11 +220,11 @@ def _student(
             first = next(iter(options))
             raise ConfigError(f"{first}={options[first]!r}: {method} has no such option.")
         return gated_config(teacher, method, **slopes)
-    part = Supra if method == "supra" else LoLCATs
-    names = part.__dataclass_fields__
-    if wrong := [name for name in options if name not in names]:
+    part = find(method).options
+    assert issubclass(part, Linearized)
+    if wrong := [name for name in options if name not in hints(part)]:
         raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
-    return teacher.replace(arch=method, **{method: part(**options)}, **slopes)
+    return linearized_config(teacher, part(**options, **slopes))
 
 
 def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
@@ -252,7 +255,7 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
 
 def _override_data(data: DataConfig, overrides: list[str]) -> DataConfig:
     """With the overrides of the data: the recipe's warm-up and budget depend on the batch."""
-    from scaling.config.fields import hints, parse
+    from scaling.config.fields import parse
 
     known, changes = hints(type(data)), {}
     for override in overrides:

@@ -20,11 +20,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from linscale.code_search import folders_of, search_also
 from linscale.installation import PACKAGES, missing
 from models.config import ConfigError
 from scaling.config.hyper_laws import Law, apply_law
 from scaling.config.run import RunConfig
-from scaling.system.code_search import folders_of, search_also
 from scaling.system.errors import LinscaleError
 
 

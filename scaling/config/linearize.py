@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
+from models.architecture import BUILT_IN, find
+from models.config import ConfigError, ModelConfig
+from models.fields import LATER, Part
 from scaling.config.objectives import NEXT_TOKEN
-from scaling.config.parts import Part
 from scaling.data.corpora.registry import kind_of
 
 ALIGNMENTS = {
@@ -35,9 +36,9 @@ ALIGNMENTS = {
 }
 """Objectives that align layers with a teacher's, in the order in which a run takes them -> the
 field with their tokens."""
-STARTED = ("tnl", "hgrn2", "cosformer2")
+STARTED = tuple(name for name in BUILT_IN if find(name).starts_from == "attention")
 """Architectures that start from attention weights (`models.linearize.initialise`)."""
-STARTS = ("llama", *LINEARIZED, *STARTED)
+STARTS = tuple(name for name in BUILT_IN if find(name).starts_from != "nothing")
 """Architectures that can take over a teacher's weights."""
 
 

@@ -9,29 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from models.config import LATER, ConfigError
-from scaling.config.fields import check, hints
+from models.errors import ConfigError
+from models.fields import LATER, Part
 from scaling.data.corpora.corpus import Corpus
 from scaling.data.corpora.registry import kind_of
-
-
-class Part:
-    """Checks the type of every field of a configuration part, then its own rules."""
-
-    _prefix = ""
-
-    def __post_init__(self) -> None:
-        for name, hint in hints(type(self)).items():
-            value = check(hint, getattr(self, name), self._prefix + name)
-            object.__setattr__(self, name, value)
-        self._validate()
-
-    def _validate(self) -> None:
-        """Rules beyond types; raises ConfigError."""
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ConfigError(f"{self._prefix}{name}={getattr(self, name)!r}: must be {rule}.")
 
 
 @dataclass(frozen=True, kw_only=True)

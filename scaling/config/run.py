@@ -22,11 +22,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, cast, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
 
-from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
-from scaling.config.fields import check, hints, identity, parse, unknown_name
+from models import config as model_config
+from models import flat
+from models.config import ConfigError, ModelConfig
+from models.fields import LATER, Part, build, identity, unknown_name
+from scaling.config.fields import assign, leaves, parse
 from scaling.config.linearize import ALIGNMENTS, LinearizeConfig
 from scaling.config.objectives import Stage
 from scaling.config.parts import (
@@ -35,7 +38,6 @@ from scaling.config.parts import (
     DivergenceConfig,
     OptimConfig,
     ParallelConfig,
-    Part,
     ScheduleConfig,
 )
 
@@ -90,18 +92,9 @@ class RunConfig(Part):
         slug = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None
         self._require("name", slug, "1 to 64 letters, digits, dots, dashes or underscores")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
-        self._validate_model()
         self.linearize.check(self.model, self.parallel.strategy, self.data.corpus)
         self._validate_budget()
         self._validate_batch()
-
-    def _validate_model(self) -> None:
-        """`models.config` checks ranges; here the types, and 10000 becomes 10000.0 as elsewhere."""
-        values = {
-            name: check(hint, getattr(self.model, name), f"model.{name}")
-            for name, hint in hints(ModelConfig).items()
-        }
-        object.__setattr__(self, "model", ModelConfig(**values))
 
     def _validate_budget(self) -> None:
         per_step = self.tokens_per_step
@@ -173,15 +166,16 @@ class RunConfig(Part):
             )
 
     def _validate_sequence(self) -> None:
-        """Sequences are split only where a state is all that a rank needs of earlier tokens."""
+        """Sequences are split only where the architecture says that they can be."""
         split, length = self.parallel.sequence, self.data.sequence_length
         if split == 1:
             return
-        if self.model.arch in ("llama", *LINEARIZED):
+        if not self.model.architecture.splits_sequences:
             raise ConfigError(
-                f"parallel.sequence={split} with model.arch={self.model.arch!r}: only linear "
-                "mixers share a sequence; set parallel.sequence=1, and use parallel.activation_"
-                "checkpointing=block or a smaller parallel.micro_batch_sequences to save memory."
+                f"parallel.sequence={split} with model.arch={self.model.arch!r}: its architecture "
+                "does not say that sequences can be split (Architecture.splits_sequences); set "
+                "parallel.sequence=1, and use parallel.activation_checkpointing=block or a smaller "
+                "parallel.micro_batch_sequences to save memory."
             )
         for name in ("matrix_tokens", "hidden_tokens", "temperature", "fit_sequences"):
             if value := getattr(self.linearize, name):
@@ -261,7 +255,7 @@ class RunConfig(Part):
     @property
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
-        semantic = identity(self)
+        semantic = identity(self) | {"model": model_config.identity(self.model)}
         semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
@@ -273,74 +267,64 @@ class RunConfig(Part):
 
     def to_json(self) -> dict[str, Any]:
         """Every resolved value as plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))
+        values = json.loads(json.dumps(asdict(self)))
+        return values | {"model": self.model.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration of `to_json`; fields left out take their defaults.
+        """The configuration of `to_json`, or of an older record; fields left out take their
+        defaults.
 
         Raises:
             ConfigError: an unknown field, a wrong type or a value that cannot work.
         """
-        return _build(cls, values, "")
+        model = values.get("model") if isinstance(values, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(model, Mapping):
+            values = {**values, "model": model_config.nested(cast("Mapping[str, Any]", model))}
+        return build(cls, values)
 
     def override(self, assignments: Sequence[str]) -> RunConfig:
         """A copy with dotted assignments applied together, for example `["optim.lr=3e-4"]`.
+
+        Names may be of any depth, such as `model.options.rope_scaling.factor=2`. A new `model.arch`
+        keeps those options that both architectures have.
 
         Raises:
             ConfigError: an unknown name (the nearest is suggested), a value of the wrong type, or
                 a configuration that cannot work.
         """
+        given = [_split(assignment) for assignment in assignments]
         values = self.to_json()
-        known = dotted_names()
-        for assignment in assignments:
-            path, equals, text = assignment.partition("=")
-            path = path.strip()
-            if not equals:
-                raise ConfigError(f"{assignment!r}: write an override as name=value.")
-            if path in values and path not in known:
+        for path, text in given:
+            if path == "model.arch" and text != values["model"]["arch"]:
+                values["model"] = model_config.carried(values["model"], text)
+        known = dotted_names(values)
+        groups = {path[:at] for path in known for at, letter in enumerate(path) if letter == "."}
+        for path, text in given:
+            if path in known:
+                assign(values, path, parse(known[path], text, path))
+            elif path in groups:
                 raise ConfigError(
                     f"{path} is a group of fields; set one of them, {path}.NAME=VALUE."
                 )
-            if path not in known:
-                raise unknown_name(path, known)
-            *parents, leaf = path.split(".")
-            target = values[parents[0]] if parents else values
-            target[leaf] = parse(known[path], text.strip(), path)
+            else:
+                moved = flat.moved(path, values["model"]["arch"])
+                raise moved or unknown_name(path, known)
         return RunConfig.from_json(values)
 
 
-def dotted_names() -> dict[str, Any]:
-    """Every name that `RunConfig.override` accepts, with its type hint."""
-    names: dict[str, Any] = {}
-    for name, hint in hints(RunConfig).items():
-        if is_dataclass(hint):
-            names |= {f"{name}.{leaf}": h for leaf, h in hints(hint).items()}  # pyright: ignore[reportArgumentType]
-        else:
-            names[name] = hint
-    return names
+def _split(assignment: str) -> tuple[str, str]:
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise ConfigError(f"{assignment!r}: write an override as name=value.")
+    return path.strip(), text.strip()
 
 
-def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
-    """A dataclass, nested ones included, from plain JSON types."""
-    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"{prefix.rstrip('.')}={values!r}: must be a table of fields.")
-    known = {f.name: f for f in fields(cls)}
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise unknown_name(prefix + name, [prefix + n for n in known])
-        hint = hints(cls)[name]
-        part = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
-        if part is not None and (part is hint or isinstance(value, Mapping)):
-            arguments[name] = _build(part, cast("Any", value), f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
-        else:
-            arguments[name] = check(hint, value, prefix + name)
-    missing = [
-        prefix + f.name
-        for f in known.values()
-        if f.name not in arguments and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)}: has no default; give a value.")
-    return cls(**arguments)
+def dotted_names(values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every name that `RunConfig.override` accepts, with its type hint.
+
+    Args:
+        values: the configuration as JSON, whose `model.arch` says which options there are; None:
+            the names that all architectures have.
+    """
+    return leaves(RunConfig, {} if values is None else values)

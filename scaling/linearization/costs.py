@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from models.accounting import forward_flops_per_token, mean_keys, parameters
+from models.architecture import Options
+from models.architectures.llama import LlamaBased, key_value_heads
 from models.config import ModelConfig
 from scaling.config.run import RunConfig
 from scaling.plan.costs import Cost, forward_flops
@@ -26,12 +28,9 @@ from scaling.plan.costs import Cost, forward_flops
 
 def transfer(config: RunConfig) -> float:
     """FLOPs of a token in attention transfer."""
-    model, forward = config.model, forward_flops(config)
-    keys = mean_keys(model, config.data.sequence_length)
-    kept = 4.0 * model.heads * model.head_dim * len(model.softmax_layers) * keys
-    return _without_head(_teacher_flops(config)) + 3 * (
-        forward["attention"] - kept + forward["feature_map"]
-    )
+    model, forward, teacher = config.model, forward_flops(config), _teacher_flops(config)
+    kept = teacher["attention"] * len(model.softmax_layers) / model.layers
+    return _without_head(teacher) + 3 * (forward["attention"] - kept + forward["feature_map"])
 
 
 def matrices(config: RunConfig) -> float:
@@ -68,14 +67,14 @@ def teacher_parameters(config: RunConfig) -> int:
 
 def lora_parameters(model: ModelConfig, rank: int) -> int:
     """Parameters of low-rank additions to q, k, v and o of every layer: rank x (in + out)."""
-    queries, keys = model.heads * model.head_dim, model.key_value_heads * model.head_dim
+    queries, keys = model.heads * model.head_dim, key_value_heads(model) * model.head_dim
     outputs = ((model.dim, queries), (model.dim, keys), (model.dim, keys), (queries, model.dim))
     return model.layers * rank * sum(a + b for a, b in outputs)
 
 
 def _teacher_flops(config: RunConfig) -> dict[str, float]:
     """Forward FLOPs of a token by term in the teacher."""
-    keys = mean_keys(config.model, config.data.sequence_length)
+    keys = mean_keys(config.data.sequence_length)
     return forward_flops_per_token(_teacher(config.model), keys)
 
 
@@ -86,7 +85,9 @@ def _without_head(forward: dict[str, float]) -> float:
 def _teacher(model: ModelConfig) -> ModelConfig:
     """The transformer of a student; of a TNL and its kin as if it had as many key-value heads, and
     a head of its own."""
-    return model.replace(arch="llama", supra=None, lolcats=None, decay_slopes="alibi")
+    options = model.options
+    llama = options.llama if isinstance(options, LlamaBased) else Options()
+    return model.replace(arch="llama", options=llama)
 
 
 def _matrix_flops(model: ModelConfig, length: int) -> float:

@@ -53,9 +53,7 @@ def ordinary_cost(config: RunConfig) -> Cost:
 
 def forward_flops(config: RunConfig) -> dict[str, float]:
     """Forward FLOPs of a token by term, at the run's sequence length."""
-    model, length = config.model, config.data.sequence_length
-    near = 0.0 if model.lolcats is None else model.lolcats.mean_seen(length)
-    return forward_flops_per_token(model, mean_keys(model, length), near)
+    return forward_flops_per_token(config.model, mean_keys(config.data.sequence_length))
 
 
 def costs(config: RunConfig) -> list[Cost]:

@@ -2,7 +2,8 @@
 
     runs/<sweep>/<run_id>/
         config.json       the RunConfig, with "schema", "run_id" and "sweep"
-        accounting.json   parameters by group and training FLOPs per token, both conventions
+        accounting.json   parameters by group, training FLOPs per token in both conventions, and
+                          how the architecture is drawn
         tokenizer.json    the tokenizer, where it is a file (trained here or brought along)
         environment.json  git revisions, versions, machine, fingerprint of the data
         status.json       state, reason, progress and a heartbeat; replaced as a whole

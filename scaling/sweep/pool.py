@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from linscale.code_search import child_environment, python_command
 from scaling.record.head import read_head
 from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.task import Task
 from scaling.system.claims import claim, heartbeat, holder
-from scaling.system.code_search import child_environment, python_command
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import KERNEL_TELLS
 

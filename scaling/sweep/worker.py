@@ -26,10 +26,10 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
+from linscale.code_search import search_also
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.system.claims import ClaimLost, claim
-from scaling.system.code_search import search_also
 from scaling.system.errors import LinscaleError
 
 GRACE_SECONDS = 120.0

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from models.accounting import forward_flops_per_token, mean_keys, parameters
+from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, ModelConfig
 from models.language_model import Block, LanguageModel
 from models.linearize.lolcats import HybridAttention
@@ -138,12 +139,11 @@ def step_bytes(config: Blockwise) -> float:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    options = config.student.lolcats
-    assert options is not None
+    options = config.student.options_as(LoLCATs)
     if len(options.softmax_layers) == config.model.layers:
         return 0.0
     # A second layer, so that the first one's hidden states go on to it.
-    two = config.student.replace(layers=2, lolcats=replace(options, softmax_layers=()))
+    two = config.student.replace(layers=2, options=replace(options, softmax_layers=()))
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype_of(config))
     try:
@@ -192,11 +192,9 @@ def _layer_parameters(model: ModelConfig) -> int:
 
 def _layer_flops(config: Blockwise) -> tuple[float, float]:
     """Of one layer and token: the teacher's forward pass, and what the student adds to it."""
-    length, options = config.data.sequence_length, config.student.lolcats
-    assert options is not None
-    keys, near = mean_keys(config.model, length), options.mean_seen(length)
+    options, keys = config.student.options_as(LoLCATs), mean_keys(config.data.sequence_length)
     teacher = forward_flops_per_token(config.model, keys)
-    student = forward_flops_per_token(config.student, keys, near)
+    student = forward_flops_per_token(config.student, keys)
     kept = len(options.softmax_layers) / config.model.layers
     new = student["attention"] + student["feature_map"] - kept * teacher["attention"]
     layers = config.model.layers

@@ -323,7 +323,7 @@ def test_every_module_imports_without_torch_and_the_training_half() -> None:
 
 def test_commands_run_without_torch(table: Path) -> None:
     words = ["python -m analysis", "fit", str(table), *columns("--bootstrap", "0", "--json")]
-    code = BLOCK + f"import sys; sys.argv = {words!r}; from analysis.cli.fit import main; main()"
+    code = BLOCK + f"import sys; sys.argv = {words!r}; import analysis.__main__"
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["fits"]) == {"x", "y"}

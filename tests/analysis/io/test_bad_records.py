@@ -28,6 +28,7 @@ from analysis.fit.law_fit import LawFit
 from analysis.io.evals import load_evals
 from analysis.io.frames import where
 from analysis.io.jsonlines import read_columns, read_records
+from analysis.io.looks import Look, learn, look
 from analysis.io.records import load_sweep
 from analysis.report.paper_tables import PaperTable
 from analysis.report.run_pages import write_runs
@@ -210,6 +211,17 @@ def test_texts_are_never_markup(clean_sweep: Path, tmp_path: Path) -> None:
     forbidden = ("\x1b", "\u202e", "<script> **", 'href="//', "<strong>b</strong>")
     assert not [text for text in forbidden if text in page]
     assert clean(HOSTILE) in html.unescape(page)
+
+
+def test_looks_from_a_record_are_checked() -> None:
+    """A colour goes into the style of a page, and what matplotlib does not know would raise."""
+    for colour, marker in (("red;background:url(//x)", "banana"), (3, ["o"]), ("#12", "$x$")):
+        learn("fuzzed", {"label": HOSTILE, "colour": colour, "marker": marker})
+        found = look("fuzzed")
+        assert (found.color, found.marker) == (look("other").color, look("other").marker)
+        assert found.label == clean(HOSTILE)
+    learn("fuzzed", {"label": "Fuzzed", "colour": "#A1b2C3", "marker": "s"})
+    assert look("fuzzed") == Look("Fuzzed", "#A1b2C3", "s")
 
 
 def test_names_in_figures_are_no_mathematics(tmp_path: Path) -> None:

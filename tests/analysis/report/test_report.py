@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +13,18 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, FitWarning
 from analysis.io.evals import load_evals
 from analysis.io.frames import where
 from analysis.io.records import load_sweep
 from analysis.judge.study import Study, study
-from analysis.report.narrative import cautions, rolling_rows, summary
+from analysis.report.narrative import (
+    cautions,
+    headline,
+    law_sentence,
+    rolling_rows,
+    summary,
+)
 from analysis.report.report import write_report
 from tests.support.make_runs import LAWS, TASKS, Problem, write_sweep
 
@@ -307,6 +314,27 @@ def test_a_second_report_is_the_same(sweep_dir: Path, report: Path, tmp_path: Pa
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     for name in files:
         assert (report / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_an_undetermined_law_does_not_head_a_report(result: Study) -> None:
+    """E at zero, or rolling forecasts that a pure power law beats, are the first sentence."""
+    assert headline(result) is None
+    assert law_sentence(result, "hgrn2").startswith("**")
+    zero = FitWarning("no_irreducible", "E went to zero.")
+    law = replace(result.laws["hgrn2"], warnings=[zero])
+    without_floor = replace(result, laws={**result.laws, "hgrn2": law})
+    first = summary(without_floor)[0]
+    assert first.startswith("The data do not determine the law of HGRN2")
+    assert "E went to zero" in first
+    assert "**" not in law_sentence(without_floor, "hgrn2")
+    assert "not determined" in law_sentence(without_floor, "hgrn2")
+    rolling = result.rolling.copy()
+    rolling.loc[rolling["arch"] == "llama", "error"] = 0.5
+    beaten = headline(replace(result, rolling=rolling))
+    assert beaten is not None
+    assert "a pure power law errs by" in beaten
+    assert "LLaMA" in beaten
+    assert "HGRN2" not in beaten
 
 
 def test_one_hopeless_architecture_does_not_stop_the_rest(tmp_path: Path) -> None:

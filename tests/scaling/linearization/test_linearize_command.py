@@ -43,11 +43,11 @@ def test_a_run_of_ours(teacher: Any, tmp_path: Path, method: str, options: list[
     assert values["losses"][-1]["tokens"] == 12 * STEP
     config = json.loads((Path(values["run"]) / "config.json").read_text())
     if method == "supra":
-        assert config["model"]["supra"]["softmax_layers"] == [1]
-        assert not config["model"]["supra"]["norm"]
-        assert config["model"]["decay_slopes"] == "none"
+        assert config["model"]["options"]["softmax_layers"] == [1]
+        assert not config["model"]["options"]["norm"]
+        assert config["model"]["options"]["decay_slopes"] == "none"
     else:
-        assert config["model"]["lolcats"]["arrangement"] == "sliding"
+        assert config["model"]["options"]["arrangement"] == "sliding"
         assert config["linearize"]["transfer_tokens"] == 6 * STEP
         assert config["linearize"]["lora_rank"] == 8
 
@@ -88,7 +88,7 @@ def test_costliest_layers_and_tasks_before_and_after(teacher: Any, tmp_path: Pat
     (probe,) = out.glob("*-probe-*")
     costs = json.loads((probe / "linearization.json").read_text())["costs"]
     assert sorted(costs) == ["0", "1"]
-    kept = json.loads((Path(values["run"]) / "config.json").read_text())["model"]["lolcats"]
+    kept = json.loads((Path(values["run"]) / "config.json").read_text())["model"]["options"]
     assert kept["softmax_layers"] == [int(max(costs, key=lambda layer: costs[layer]))]
     assert json.loads((probe / "milestones.jsonl").read_text())["tokens"] == 6 * STEP
     of = {(n["of"], n["metric"]): n for n in values["tasks"]}

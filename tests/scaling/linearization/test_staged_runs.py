@@ -214,9 +214,8 @@ def test_a_student_is_a_teacher(staged: Any, tmp_path: Path) -> None:
                    load_model(tmp_path / second.run_id / after["checkpoint"])[0].state_dict()
                    if ".mixer." in name)  # fmt: skip
     other = staged("lolcats", f"linearize.teacher={tmp_path / first.run_id}")
-    other = replace(other, model=other.model.replace(lolcats=replace(
-        other.model.linearized, window=8)))  # fmt: skip
-    with pytest.raises(LinscaleError, match=r"model.lolcats=.*keeps everything of its teacher"):
+    other = replace(other, model=other.model.with_options(window=8))
+    with pytest.raises(LinscaleError, match=r"model.options=.*keeps everything of its teacher"):
         train(other, tmp_path)
 
 

@@ -16,14 +16,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from models.accounting import parameters
+from models.architecture import BUILT_IN
 from models.config import ARCHS, ConfigError, ModelConfig, paper_config
 from models.language_model import LanguageModel, build
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
-from scaling.plan.memory import USABLE, decide_strategy, memory
+from scaling.plan.kept import measured
+from scaling.plan.memory import USABLE, decide_strategy, kept_by_block, memory
 from scaling.plan.plan import check_fits, place, rung
 from scaling.system.devices import DEVICES, GIB, Device
 from scaling.training import fsdp, parallel
 from scaling.training.activations import checkpoint_blocks
+from tests.support.tutorial_architecture import my_gla
 
 MODES = ("none", "selective", "block")
 PRECISIONS = ("fp32", "bf16")
@@ -100,6 +103,32 @@ def test_within_fifteen_percent_of_the_allocator(
         run = make_run(arch, shape, 4, activation_checkpointing=mode, precision=precision)
         peak = peak_bytes(partial(trained_whole, run), tmp_path / "trace.json")
         assert memory(run).total == pytest.approx(peak, rel=0.15), (mode, precision)
+
+
+@pytest.mark.parametrize("shape", [TOY, pytest.param(MIDDLE, marks=pytest.mark.slow)])
+def test_an_architecture_of_ones_own_too(shape: dict[str, int], tmp_path: Path) -> None:
+    """The tutorial's GLA has no closed forms: what a block keeps is measured."""
+    with my_gla(tmp_path):
+        for mode, precision in itertools.product(MODES, PRECISIONS):
+            run = make_run("my_gla", shape, 4, activation_checkpointing=mode, precision=precision)
+            peak = peak_bytes(partial(trained_whole, run), tmp_path / "trace.json")
+            assert memory(run).total == pytest.approx(peak, rel=0.15), (mode, precision)
+
+
+@pytest.mark.parametrize("arch", BUILT_IN)
+def test_closed_forms_are_what_is_measured(arch: str) -> None:
+    """What a block keeps, by the architecture's own form and on fake tensors."""
+    changes = {"window": 16} if arch == "lolcats" else {}
+    for shape, bf16, mode in (
+        ({"dim": 64, "heads": 4}, False, "none"),
+        ({"dim": 64, "heads": 4}, True, "none"),
+        ({"dim": 128, "heads": 4}, False, "selective"),
+        ({"dim": 128, "heads": 4}, True, "selective"),
+    ):
+        model = ModelConfig(arch=arch, vocab_size=61, layers=1, glu_dim=176, **shape)
+        model = model.with_options(**changes)
+        own = kept_by_block(model, 512, 128, mode, bf16=bf16)
+        assert own == pytest.approx(measured(model, 512, 128, mode, bf16=bf16), rel=0.1), shape
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from linscale import code_search
+from linscale.code_search import child_environment, folders_of, python_command, search_also
 from scaling.config.experiment import load_experiment
-from scaling.system import code_search
-from scaling.system.code_search import child_environment, folders_of, python_command, search_also
 from scaling.system.errors import LinscaleError
 
 RUNS = """
@@ -104,7 +104,7 @@ def test_children_search_alike(tmp_path: Path) -> None:
     (decoys / "scaling.py").write_text("raise RuntimeError('decoy')")
     (mine / "child.py").write_text(
         "import subprocess, sys\n"
-        "from scaling.system.code_search import search_also\n"
+        "from linscale.code_search import search_also\n"
         "search_also()\n"
         "import of_the_user\n"
         "if len(sys.argv) < 2:\n"

@@ -58,6 +58,11 @@ def search_also(*folders: Path) -> None:
         sys.meta_path.append(_finder)
 
 
+def searched() -> list[str]:
+    """The folders that are searched after everything installed."""
+    return list(_finder.folders)
+
+
 def folders_of(file: Path) -> list[Path]:
     """Where modules that a Python file imports may lie: beside it, and above its package."""
     folder = file.resolve().parent
