@@ -60,11 +60,27 @@ def fit(
     group: Annotated[
         str | None, typer.Option(help="Column with one law per value ('' for one law in all).")
     ] = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(help="Columns that tell runs apart, as NAME or NAME,NAME ('': each row)."),
+    ] = None,
+    unique: Annotated[
+        str | None, typer.Option(help="Column of unique tokens, where data were repeated.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Keep rows such as 'arch == tnl' or 'D >= 1e9'.")
+    ] = None,
+    last_per: Annotated[
+        str | None, typer.Option(help="Keep the last row of each run: NAME or NAME,NAME.")
+    ] = None,
+    best_per: Annotated[
+        str | None, typer.Option(help="Keep the lowest loss of each, such as N,D.")
+    ] = None,
     clusters: Annotated[
         str | None,
-        typer.Option(help="Column of what the bootstrap resamples (default: the run, else each "
-                     "row). If its values recur in every group, as sizes or seeds do, groups are "
-                     "compared in pairs."),
+        typer.Option(help="Column (or NAME,NAME) of what the bootstrap resamples (default: the "
+                     "run, else each row). If its values recur in every group, as sizes or seeds "
+                     "do, groups are compared in pairs."),
     ] = None,
     form: Annotated[
         str,
@@ -131,7 +147,10 @@ def fit(
             "weights": weights, "noise": noise, "keep_diverged": keep_diverged,
         }  # fmt: skip
         _check_choices(form, objective, delta, below, bootstrap)
-        sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
+        chosen = {"unique": unique, "runs": runs, "where": where or (), "last_per": last_per,
+                  "best_per": best_per}  # fmt: skip
+        sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
+                      chosen=chosen)  # fmt: skip
         options["accounting"] = len(sweep.runs) > 0
         unit = _clusters(sweep, clusters)
         with _progress(bootstrap, quiet=as_json) as progress:
@@ -170,6 +189,7 @@ def report(
     """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
     with _one_paragraph():
         from rich.console import Console
+        from rich.markup import escape
 
         from analysis.io.sweep_files import report_folder
         from analysis.report.report import write_report
@@ -178,9 +198,9 @@ def report(
         with console.status("reading run records", spinner="dots") as status:
             page = write_report(
                 directory, out or report_folder(directory), baseline=baseline, bootstrap=bootstrap,
-                seed=seed, progress=status.update,
+                seed=seed, progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def plan_refinement(
@@ -211,7 +231,7 @@ def plan_refinement(
 
 def _read(
     source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
-    group: str | None,
+    group: str | None, chosen: dict[str, Any],
 ) -> Sweep:  # fmt: skip
     from analysis.errors import AnalysisError
     from analysis.io.sweep_files import find_sweep
@@ -220,18 +240,19 @@ def _read(
         from analysis.io.tables import load_table
 
         return load_table(
-            source, loss=loss, params=params, tokens=tokens, compute=compute, group=group
+            source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
         )
     from analysis.io.records import Conventions, load_sweep
 
-    if tokens is not None or group is not None:
+    if tokens is not None or group is not None or any(chosen.values()):
         raise AnalysisError(
-            "--tokens and --group name columns of a table; a sweep directory needs neither, and "
+            "--tokens, --group, --runs, --unique, --where, --last-per and --best-per are for the "
+            "columns and rows of a table; a sweep needs none of them, and "
             "--params, --compute and --loss choose conventions there"
         )
-    chosen: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
+    how: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
     return load_sweep(
-        source, conventions=Conventions(**{k: v for k, v in chosen.items() if v is not None})
+        source, conventions=Conventions(**{k: v for k, v in how.items() if v is not None})
     )
 
 
@@ -264,16 +285,33 @@ def _check_choices(form: str, objective: Any, delta: float, below: float, bootst
 
 
 def _clusters(sweep: Sweep, asked: str | None) -> str | None:
-    """The column that the bootstrap resamples; in a sweep runs of one size and seed are drawn
-    together in every architecture."""
-    from analysis.errors import AnalysisError
+    """The column that the bootstrap resamples, of which the sweep's first note tells; in a sweep
+    runs of one size and seed are drawn together in every architecture.
 
-    if asked is None:
-        return "size_seed" if "size_seed" in sweep.points else None
-    if asked not in sweep.points:
-        raise AnalysisError(f"no column {asked!r} for --clusters; {sweep.name} has "
-                            f"{', '.join(map(str, sweep.points.columns))}")  # fmt: skip
-    return asked
+    Several columns, separated by commas, are joined into one.
+    """
+    from analysis.errors import AnalysisError
+    from analysis.io.frames import words
+
+    points, parts = sweep.points, [p.strip() for p in asked.split(",")] if asked else []
+    if asked is not None and asked in points:
+        parts = [asked]
+    missing = [part for part in parts if part not in points]
+    if missing:
+        raise AnalysisError(f"no column {missing[0]!r} for --clusters; {sweep.name} has "
+                            f"{', '.join(map(str, points.columns))}")  # fmt: skip
+    if asked and len(parts) > 1:
+        points[asked] = [" ".join(row) for row in zip(*(words(points, p) for p in parts),
+                                                      strict=True)]  # fmt: skip
+    unit = asked or ("size_seed" if "size_seed" in points else None)
+    name: str = unit or "run_id"
+    if name in points and len(points):
+        count = len(set(words(points, name)))
+        what = f"{count} values of {name!r}" if unit else f"{count} runs"
+        if not unit and count == len(points) and "size_seed" not in points:
+            what = f"{count} runs, a row each"
+        sweep.notes.insert(0, f"{len(points)} rows; the unit of resampling: {what}")
+    return unit
 
 
 def _fit_each(

@@ -98,7 +98,13 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
 
         with _one_paragraph():
             sweep = _read(
-                source, loss=loss, params=params, tokens=tokens, compute=compute, group=group
+                source,
+                loss=loss,
+                params=params,
+                tokens=tokens,
+                compute=compute,
+                group=group,
+                chosen={},
             )
             if scored:
                 if given := [

@@ -65,7 +65,7 @@ def _print(table: PaperTable) -> None:
     from rich.console import Console
     from rich.measure import Measurement
 
-    console, text = Console(), table.text()
+    console, text = Console(markup=False, emoji=False), table.text()
     wide = console.options.update(max_width=1000)
     console.width = max(console.width, Measurement.get(console, wide, text).maximum)
     console.print(text)

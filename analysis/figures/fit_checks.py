@@ -99,7 +99,7 @@ def bootstrap_cloud(
                 gid=tag(group), zorder=5,
             )  # fmt: skip
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-        names = {"alpha": r"exponent of N, $\alpha$", "beta": r"exponent of D, $\beta$"}
+        names = {"alpha": "exponent of N, α", "beta": "exponent of D, β"}
         axes.set_xlabel(names.get(x, x))
         axes.set_ylabel(names.get(y, y))
         axes.legend(

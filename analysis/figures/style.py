@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.units import si_text
@@ -31,6 +32,8 @@ SINGLE, DOUBLE = 4.6, 7.2
 
 
 GREY = "#8a8a8a"
+MATHS = r"\mathdefault{"
+"""What ticks of powers of ten are written with."""
 SEQUENTIAL = "viridis"
 """Colour map for an ordered quantity (size, budget)."""
 
@@ -178,8 +181,12 @@ def lay_out(figure: Figure) -> None:
 def finish(figure: Figure) -> Figure:
     """Lays the figure out for good, so that every format and every drawing is the same.
 
-    No engine is left, not even the "none" placeholder, for which matplotlib draws twice.
+    No engine is left, not even the "none" placeholder, for which matplotlib draws twice. Dollars in
+    names stay dollars: only the ticks that matplotlib writes are mathematics.
     """
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text() and MATHS not in text.get_text():
+            text.set_parse_math(False)
     lay_out(figure)
     figure.set_layout_engine(None)
     return figure

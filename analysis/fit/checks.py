@@ -31,6 +31,11 @@ _SMALLEST = {"n": 1e4, "d": 1e6, "u": 1e6}
 _RATIO = (0.2, 30.0)
 """C / (6 N D) of real runs: attention over long contexts and large heads reach 10 or 20."""
 _COLLINEAR = 0.998
+_OPTIONS = {
+    role: f". Name yours with {option}"
+    for role, option in (("n_params", "--params"), ("tokens", "--tokens"), ("flops", "--compute"),
+                         ("unique_tokens", "--unique"))
+}  # fmt: skip
 _NAMED = 3
 """Rows named for each reason."""
 
@@ -145,7 +150,10 @@ def prepare(
     used = [r for r in ("n", "d", "c", "u") if r in law.columns or r in raw]
     used = [r for r in used if r in raw]
 
-    reasons = _reasons(data, raw, used, law, {**names, "loss": loss, "weights": weights or ""})
+    own = _own_names(data)
+    said = {**names, "loss": loss, "weights": weights or ""}
+    said = {role: own.get(name, name) for role, name in said.items()}
+    reasons = _reasons(data, raw, used, law, said)
     if not keep_diverged:
         _mark_diverged(raw, used, reasons)
     keep = np.array([r == "" for r in reasons], dtype=bool)
@@ -200,7 +208,14 @@ def _numbers(data: pd.DataFrame, name: str) -> Array:
 
 def _absent(name: str, what: str, data: pd.DataFrame) -> str:
     listed = ", ".join(map(str, list(data.columns)[:20])) or "none"
-    return f"no column {name!r} for {what}; the table has: {listed}"
+    how = _OPTIONS.get(name, "") if _own_names(data) else ""
+    return f"no column {name!r} for {what}; the table has: {listed}{how}"
+
+
+def _own_names(data: pd.DataFrame) -> dict[str, str]:
+    """What the columns are called in the file that they come from, where that is known."""
+    names = data.attrs.get("names", {})
+    return {role: repr(name) for role, name in names.items()}
 
 
 def _derive(

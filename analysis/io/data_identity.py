@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from analysis.io.sweep_files import Place
+from models.json_reader import BadRecord, find_object
+from models.texts import clean, quote
 
 HASHES = {
     "corpus_sha256": "corpus",
@@ -42,7 +44,7 @@ def other_data(root: Place, run_ids: Iterable[str]) -> dict[str, str]:
         environment = _object(root / run_id / "environment.json")
         changes = environment.get("data_changes")
         if isinstance(changes, list) and changes:
-            steps = [str(c.get("step")) for c in changes if isinstance(c, dict)]
+            steps = [quote(c.get("step")) for c in changes if isinstance(c, dict)]
             reasons[run_id] = (
                 f"its data changed at step {', '.join(steps)}, which --accept-data-change allowed"
             )
@@ -67,7 +69,7 @@ def other_data(root: Place, run_ids: Iterable[str]) -> dict[str, str]:
 
 def _reason(marks: Marks, usual: Marks, count: int) -> str:
     what = [
-        f"{label} {str(mine)[:8]}, not {str(theirs)[:8]}"
+        f"{label} {clean(str(mine)[:8])}, not {clean(str(theirs)[:8])}"
         for label, mine, theirs in zip(HASHES.values(), marks, usual, strict=True)
         if mine != theirs
     ]
@@ -79,7 +81,6 @@ def _object(path: Place) -> dict[str, Any]:
     """A JSON object; {} where there is none that can be read, of which the reader of records
     tells."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, KeyError):
+        return find_object(path).values
+    except BadRecord:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -20,11 +20,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.io.jsonlines import read_records
 from analysis.io.records import Sweep, path_flops
 from analysis.io.sweep_files import open_sweep
+from models.json_reader import BadRecord, Fields
+from models.texts import clean
 
 CSR: dict[str, str] = {
     "boolq": "acc",
@@ -60,22 +63,64 @@ def load_evals(directory: str | Path, sweep: Sweep) -> pd.DataFrame:
 
     Returns:
         run_id, arch, size, seed, n_params, flops and the fields of evals.jsonl; `settings` as text,
-        `grid` None for most. Of a task evaluated twice alike the last number counts.
+        `grid` None for most. Of a task evaluated twice alike the last number counts. Lines that
+        hold something else are left out and told in the sweep's notes.
     """
     rows: list[dict[str, Any]] = []
     files = open_sweep(directory)
     for run in sweep.runs.to_dict("records"):
-        records, _ = read_records(files / str(run["run_id"]) / "evals.jsonl")
+        records, torn = read_records(files / str(run["run_id"]) / "evals.jsonl")
+        bad = [f"{torn} unreadable line(s)"] if torn else []
         for record in records:
             row = {name: run[name] for name in ("run_id", "arch", "size", "seed", "n_params")}
-            row |= {name: record.get(name) for name in _FIELDS}
-            row["settings"] = str(record.get("settings"))
-            row["flops"] = float(path_flops(float(record.get("tokens") or 0), run, run["counting"]))
+            try:
+                row |= _read(Fields(record, "evals.jsonl"))
+            except BadRecord as error:
+                bad.append(str(error))
+                continue
+            row["flops"] = float(path_flops(row["tokens"], run, run["counting"]))
             rows.append(row)
+        notes = [f"{run['run_id']}: {why}; left out" for why in dict.fromkeys(bad)]
+        sweep.notes.extend(note for note in notes if note not in sweep.notes)
     columns = ["run_id", "arch", "size", "seed", "n_params", "flops", *_FIELDS]
     frame = pd.DataFrame(rows, columns=columns)
     alike = ["run_id", "checkpoint", "task", "metric", "settings"]
     return frame.drop_duplicates(alike, keep="last", ignore_index=True)
+
+
+def _read(record: Fields) -> dict[str, Any]:
+    """The fields of a line.
+
+    Raises:
+        BadRecord: one is missing, or is not what it should be.
+    """
+    return {
+        "task": record.word("task"),
+        "metric": record.word("metric"),
+        "value": record.number("value"),
+        "stderr": record.number("stderr", math.nan) if record.has("stderr") else None,
+        "n": record.whole("n", 0) if record.has("n") else None,
+        "tokens": record.whole("tokens", 0, default=0),
+        "checkpoint": record.word("checkpoint", "") or None,
+        "settings": clean(str(record.values.get("settings")), 10_000),
+        "grid": _grid(record.part("grid")) if record.has("grid") else None,
+    }
+
+
+def _grid(record: Fields) -> dict[str, Any]:
+    """Lengths, depths, and a score for each depth and length."""
+    found = {name: record.values.get(name) for name in ("lengths", "depths", "scores")}
+    try:
+        shape = np.array(found["scores"], dtype=np.float64).shape
+        lengths, depths = (np.array(found[k], dtype=np.float64) for k in ("lengths", "depths"))
+    except (TypeError, ValueError, OverflowError):
+        raise BadRecord(f"{record.where} holds something else than numbers") from None
+    sides = (*lengths.shape, *depths.shape)
+    if lengths.ndim != 1 or depths.ndim != 1 or sorted(shape) != sorted(sides):
+        raise BadRecord(f"{record.where}: its scores do not go with its lengths and depths")
+    if not all(np.isfinite(x).all() for x in (lengths, depths)) or not len(lengths) * len(depths):
+        raise BadRecord(f"{record.where}: a length or depth is no number")
+    return found
 
 
 def csr_average(evals: pd.DataFrame, tasks: Mapping[str, str] = CSR) -> pd.DataFrame:

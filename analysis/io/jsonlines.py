@@ -6,18 +6,20 @@ read_columns(path, numbers, words)    chosen fields as arrays of one length
     2. parsed column-wise by pyarrow where it is installed and accepts the file (about five
        times as fast), else by `json`: the same result
     3. numbers -> float64 (null, absent or not a number: NaN), words -> object ("" when absent)
+
+A line that is no object, or nested too deeply, is unreadable; nothing raises.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import math
 from typing import Any
 
 import numpy as np
 
 from analysis.io.sweep_files import Place
+from models.json_reader import as_number, parse_lines
+from models.texts import clean
 
 try:  # Optional: comes with `datasets`, which reading run records does not need.
     import pyarrow as pa
@@ -30,43 +32,34 @@ Columns = dict[str, np.ndarray]
 
 def read_records(path: Place) -> tuple[list[dict[str, Any]], int]:
     """All complete records of a file and the number of unreadable lines; none if it is absent."""
-    return _parse(path.read_bytes()) if path.is_file() else ([], 0)
+    return parse_lines(_bytes(path))
 
 
 def read_columns(
     path: Place, *, numbers: tuple[str, ...], words: tuple[str, ...]
 ) -> tuple[Columns, int]:
     """Chosen fields of every complete record and the number of unreadable lines."""
-    data = path.read_bytes() if path.is_file() else b""
+    data = _bytes(path)
     cut = data.rfind(b"\n") + 1
-    tail, torn = _parse(data[cut:])
+    tail, torn = parse_lines(data[cut:])
     if not tail:
         data = data[:cut]
     table = _by_arrow(data, numbers, words)
     if table is not None:
         return table, torn
-    records, bad = _parse(data)
-    columns: Columns = {k: np.array([_number(r.get(k)) for r in records]) for k in numbers}
+    records, bad = parse_lines(data)
+    columns: Columns = {k: np.array([as_number(r.get(k)) for r in records]) for k in numbers}
     for key in words:
-        columns[key] = np.array([str(r.get(key) or "") for r in records], dtype=object)
+        columns[key] = np.array([_word(r.get(key)) for r in records], dtype=object)
     return columns, bad + (0 if tail else torn)
 
 
-def _parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    lines = [s for s in data.decode("utf-8", errors="replace").split("\n") if s.strip()]
-    try:  # One call for all lines is twice as fast as one call a line.
-        values = json.loads(f"[{','.join(lines)}]")
-    except ValueError:
-        values = [_one(line) for line in lines]
-    records = [v for v in values if isinstance(v, dict)]
-    return records, len(values) - len(records)
-
-
-def _one(line: str) -> object:
+def _bytes(path: Place) -> bytes:
+    """The content of a file; a file that is absent or cannot be read has none."""
     try:
-        return json.loads(line)
-    except ValueError:
-        return None
+        return path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return b""
 
 
 def _by_arrow(data: bytes, numbers: tuple[str, ...], words: tuple[str, ...]) -> Columns | None:
@@ -80,15 +73,18 @@ def _by_arrow(data: bytes, numbers: tuple[str, ...], words: tuple[str, ...]) -> 
         table = arrow_json.read_json(
             io.BytesIO(data), arrow_json.ReadOptions(use_threads=False), options
         )
-    except pa.ArrowInvalid:
+        if table.num_rows != data.count(b"\n") + (not data.endswith(b"\n")):
+            return None
+        columns: Columns = {k: table[k].to_numpy() for k in numbers}
+        for key in words:
+            columns[key] = table[key].fill_null("").to_numpy()
+    except (pa.ArrowException, ValueError):  # also text that is no UTF-8, found on conversion
         return None
-    columns: Columns = {k: table[k].to_numpy() for k in numbers}
     for key in words:
-        columns[key] = table[key].fill_null("").to_numpy()
+        if not all(map(str.isprintable, set(columns[key]))):
+            columns[key] = np.array([_word(word) for word in columns[key]], dtype=object)
     return columns
 
 
-def _number(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return math.nan
+def _word(value: object) -> str:
+    return clean(value) if isinstance(value, str) else ""

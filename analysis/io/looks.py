@@ -6,8 +6,11 @@ reads like a figure of four. The palette is Okabe and Ito's (2008). Plain data, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from models.texts import clean
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ _LOOKS = {
 _OTHERS = (("#4D4D4D", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#8C6D31", "<"), ("#7570B3", ">"))
 
 
+_MARKERS = {*".,ov^<>12348spP*hH+xXDd|_"}
+"""Every marker of matplotlib that is one character."""
 _RECORDED: dict[str, Look] = {}
 """Looks of architectures that are not in the table above, as run records have them."""
 
@@ -37,13 +42,14 @@ def learn(arch: str, record: object) -> None:
 
     Args:
         arch: its name.
-        record: `architecture` of accounting.json: label, colour and marker; what is missing, or no
-            text, is left to `look`.
+        record: `architecture` of accounting.json: label, colour (#RRGGBB) and marker (of
+            matplotlib); what is missing, or is none of these, is left to `look`.
     """
     if isinstance(record, Mapping) and arch.lower() not in _LOOKS:
         said = [record.get(name) for name in ("label", "colour", "marker")]
         label, color, marker = (text if isinstance(text, str) else "" for text in said)
-        _RECORDED[arch] = Look(label, color, marker)
+        color = color if re.fullmatch("#[0-9A-Fa-f]{6}", color) else ""
+        _RECORDED[arch] = Look(clean(label), color, marker if marker in _MARKERS else "")
 
 
 def look(group: str, among: Iterable[str] = ()) -> Look:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,17 @@ class Metrics:
                     self._table, self._codes = stored["numbers"], stored["words"]
                     self._vocabulary = [np.array(v, dtype=object) for v in index["vocabulary"]]
                     self._known = index["runs"]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+                    self._known = {k: v for k, v in self._known.items() if self._fits(v)}
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+                RecursionError, zipfile.BadZipFile, zlib.error):  # fmt: skip
             self._known = {}  # absent, torn or of another version: read everything
+
+    def _fits(self, entry: Any) -> bool:
+        """Whether an entry of the index points into the table."""
+        first, last = entry["lines"]
+        whole = isinstance(first, int) and isinstance(last, int) and isinstance(entry["torn"], int)
+        lines = self._table.shape[1]
+        return whole and 0 <= first <= last <= lines and self._codes.shape[1] == lines
 
     def _cached(self, entry: dict[str, Any]) -> Columns:
         lines = slice(*entry["lines"])

@@ -32,6 +32,16 @@ from analysis.io.jsonlines import read_records
 from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
 from analysis.io.sweep_files import Place, names_of_runs, open_sweep
+from models.json_reader import (
+    COUNT,
+    BadRecord,
+    Fields,
+    as_number,
+    find_object,
+    is_name,
+    read_object,
+)
+from models.texts import clean, quote
 
 Parameters = Literal["non_embedding", "paper", "total"]
 Compute = Literal["exact", "paper", "6nd"]
@@ -160,18 +170,23 @@ def load_sweep(
     """
     root = open_sweep(directory)
     how = conventions or Conventions()
-    plan = _json(root / "sweep.json")
-    planned = [str(r) for r in plan.get("runs", [])] if isinstance(plan.get("runs"), list) else []
+    notes: list[str] = []
+    try:
+        plan = find_object(root / "sweep.json")
+        planned, name = plan.words("runs"), plan.word("sweep", root.name)
+    except BadRecord as error:
+        planned, name = [], root.name
+        notes.append(f"{error}; the runs are those whose folders are there")
     found = names_of_runs(root)
     if not planned and not found:
         raise AnalysisError(
             f"{root} holds neither a sweep.json nor a run with a config.json; {_instead(root)}"
         )
-    reader = _Reader(root, how)
+    reader = _Reader(root, how, notes)
     for run_id in dict.fromkeys([*planned, *found]):
         reader.read(run_id)
     reader.metrics.save()
-    sweep = reader.sweep(str(plan.get("sweep") or root.name))
+    sweep = reader.sweep(name)
     return sweep if other_data else _without_other_data(sweep, root)
 
 
@@ -204,13 +219,13 @@ def _instead(root: Place) -> str:
 class _Reader:
     """Collects the rows of a sweep, run by run."""
 
-    def __init__(self, root: Place, how: Conventions) -> None:
+    def __init__(self, root: Place, how: Conventions, notes: list[str]) -> None:
         self.root, self.how = root, how
         self.runs: list[dict[str, Any]] = []
         self.points: list[dict[str, Any]] = []
         self.curves: list[dict[str, Any]] = []
         self.exclusions: list[dict[str, Any]] = []
-        self.notes: list[str] = []
+        self.notes = notes
         self.environments: dict[str, dict[str, Any]] = {}
         self.metrics = Metrics(root, numbers=_METRIC_NUMBERS, words=_METRIC_WORDS)
 
@@ -218,31 +233,33 @@ class _Reader:
         self.exclusions.append({"run_id": run_id, "tokens": tokens, "reason": reason})
 
     def read(self, run_id: str) -> None:
+        if not is_name(run_id):
+            return self.exclude(clean(run_id), "sweep.json lists it, and it is no name of a folder")
         path = self.root / run_id
         if not path.is_dir():
             return self.exclude(run_id, "not started: no run directory")
-        config, accounting = _json(path / "config.json"), _json(path / "accounting.json")
-        for name, record in (("config.json", config), ("accounting.json", accounting)):
-            if not record:
-                return self.exclude(run_id, f"{name} is missing or unreadable")
-        if config.get("schema", SCHEMA) != SCHEMA:
-            return self.exclude(run_id, f"written in schema {config['schema']!r} of run records; "
-                                f"this version reads {SCHEMA}")  # fmt: skip
         try:
+            config = read_object(path / "config.json")
+            if config.values.get("schema", SCHEMA) != SCHEMA:
+                return self.exclude(run_id, f"written in schema {quote(config.values['schema'])} "
+                                    f"of run records; this version reads {SCHEMA}")  # fmt: skip
+            accounting = read_object(path / "accounting.json")
             run = self._describe(run_id, config, accounting)
-            learn(run["arch"], accounting.get("architecture"))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            return self.exclude(run_id, f"the record lacks or garbles the field {error}")
-        status, environment = _json(path / "status.json"), _json(path / "environment.json")
-        state = str(status.get("state", "running"))
-        run |= {"state": state, "reason": str(status.get("reason") or "")}
-        run["updated"] = str(status.get("updated") or "")
-        run |= {k: environment.get(k) for k in ("git_revision", "device", "hostname", "torch")}
+            learn(run["arch"], accounting.values.get("architecture"))
+            status = find_object(path / "status.json")
+            state = status.word("state", "running")
+            run |= {"state": state, "reason": status.word("reason", "")}
+            run["updated"] = status.word("updated", "")
+        except BadRecord as error:
+            return self.exclude(run_id, str(error))
+        environment = self._environment(run_id, path)
+        run |= {k: environment[k] for k in ("git_revision", "device", "hostname", "torch")}
         columns, torn = self.metrics.read(run_id)
         if torn:
             self.notes.append(f"{run_id}: {torn} torn line(s) at the end of metrics.jsonl dropped")
         run |= _speed(columns)
-        run["tokens"] = float(np.nanmax(columns["tokens"])) if len(columns["tokens"]) else 0.0
+        logged = columns["tokens"][np.isfinite(columns["tokens"])]
+        run["tokens"] = float(logged.max()) if len(logged) else 0.0
         self.runs.append(run)
         if state != "done":
             why = _UNFINISHED.get(state, f"in state {state!r}")
@@ -251,44 +268,43 @@ class _Reader:
         keys = {k: run[k] for k in ("run_id", "arch", "size", "seed", "n_params")}
         columns["flops"] = path_flops(columns["tokens"], run, self.how.compute)
         self.curves.append(keys | dict(columns))
-        self._environment({k: environment.get(k) for k in _ENVIRONMENT_KEYS})
+        self._count(environment)
         return None
 
-    def _describe(
-        self, run_id: str, config: dict[str, Any], accounting: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Identity, size and cost of a run, in every convention."""
-        model, data, schedule = config["model"], config["data"], config["schedule"]
-        per_token = accounting["flops_per_token"]
+    def _describe(self, run_id: str, config: Fields, accounting: Fields) -> dict[str, Any]:
+        """Identity, size and cost of a run, in every convention.
+
+        Raises:
+            BadRecord: a field is missing, or is not what it should be.
+        """
+        model, data, schedule = (config.part(name) for name in ("model", "data", "schedule"))
+        per_token = accounting.part("flops_per_token")
         run: dict[str, Any] = {
             "run_id": run_id,
-            "name": str(config.get("name", run_id)),
-            "arch": _group(model, config.get("linearize") or {}),
-            "size": str(config["size"]),
-            "seed": int(config["seed"]),
-            "dim": int(model["dim"]),
-            "layers": int(model["layers"]),
-            "n_total": float(accounting["n_total"]),
-            "n_non_embedding": float(accounting["n_non_embedding"]),
-            "n_paper": float(accounting["n_paper"]),
-            "flops_per_token_exact": float(per_token["exact"]["total"]),
-            "flops_per_token_paper": float(per_token["paper"]["total"]),
-            "sequence_length": int(data["sequence_length"]),
-            "batch_tokens": int(data["sequence_length"]) * int(data["batch_sequences"]),
-            "lr": float(config["optim"]["lr"]),
-            "schedule": str(schedule["kind"]),
-            "tokens_total": float(config["budget"]["tokens"]),
-            "corpus": str(data["corpus"]),
-            "tokenizer": str(data["tokenizer"]),
+            "name": config.word("name", run_id),
+            "arch": _group(model.word("arch"), config.part("linearize", {})),
+            "size": config.word("size"),
+            "seed": config.whole("seed", 0),
+            "dim": model.whole("dim", 1),
+            "layers": model.whole("layers", 1),
+            **{f"n_{k}": accounting.number(f"n_{k}", above=0.0) for k in get_args(Parameters)},
+            **{
+                f"flops_per_token_{k}": per_token.part(k).number("total", above=0.0)
+                for k in ("exact", "paper")
+            },
+            "sequence_length": data.whole("sequence_length", 1),
+            "batch_tokens": data.whole("sequence_length", 1) * data.whole("batch_sequences", 1),
+            "lr": config.part("optim").number("lr"),
+            "schedule": schedule.word("kind"),
+            "tokens_total": config.part("budget").number("tokens", above=0.0),
+            "corpus": data.word("corpus"),
+            "tokenizer": data.word("tokenizer"),
         }
-        run["stages"] = accounting.get("stages")
+        run["stages"] = _stages(accounting.part("stages")) if accounting.has("stages") else None
         run["counting"] = self.how.compute
         run["n_params"] = run[f"n_{self.how.parameters}"]
         run["flops_per_token_6nd"] = 6.0 * run["n_params"]
         run["flops_per_token"] = run[f"flops_per_token_{self.how.compute}"]
-        for key in ("n_params", "flops_per_token"):
-            if not (math.isfinite(run[key]) and run[key] > 0):
-                raise ValueError(f"{key} = {run[key]!r}, which must be a positive number")
         return run
 
     def _milestones(self, path: Place, run: dict[str, Any]) -> None:
@@ -299,13 +315,17 @@ class _Reader:
         if not records:
             return self.exclude(run_id, "finished, but milestones.jsonl is missing or empty")
         # A horizon recorded twice (killed between two writes) counts once, as last written.
-        for record in {_number(r.get("tokens")): r for r in records}.values():
-            tokens = _number(record.get("tokens"))
-            values = {k: _number(record.get(f"{k}_loss")) for k in ("val", "train")}
+        for record in {as_number(r.get("tokens")): r for r in records}.values():
+            tokens = as_number(record.get("tokens"))
+            values = {k: as_number(record.get(f"{k}_loss")) for k in ("val", "train")}
             loss = values["val" if self.how.loss == "validation" else "train"]
-            decayed = bool(record.get("decayed"))
-            if not tokens > 0:
-                self.exclude(run_id, "a milestone without a token count")
+            decayed = record.get("decayed", False)
+            if not 0 < tokens <= COUNT:
+                self.exclude(run_id, f"milestones.jsonl: tokens is {quote(record.get('tokens'))}, "
+                             "not a number of tokens")  # fmt: skip
+            elif not isinstance(decayed, bool):
+                self.exclude(run_id, f"milestones.jsonl: decayed is {quote(decayed)}, not true or "
+                             "false", tokens)  # fmt: skip
             elif not (math.isfinite(loss) and loss > 0):
                 self.exclude(run_id, f"the {self.how.loss} loss is {loss}", tokens)
             elif self.how.checkpoints == "decayed" and not decayed:
@@ -321,7 +341,7 @@ class _Reader:
         keep = ("run_id", "arch", "size", "seed", "n_params", "n_total", "n_non_embedding",
                 "n_paper")  # fmt: skip
         flops = {f"flops_{c}": float(path_flops(tokens, run, c)) for c in get_args(Compute)}
-        std, blocks = _number(record.get("val_loss_std")), _number(record.get("val_blocks"))
+        std, blocks = as_number(record.get("val_loss_std")), as_number(record.get("val_blocks"))
         return {
             **{k: run[k] for k in keep},
             # Runs of one size and seed share data and its order: draws over this label pair
@@ -332,13 +352,21 @@ class _Reader:
             "loss": loss,
             "loss_std": std,
             "loss_stderr": std / math.sqrt(blocks) if blocks > 0 else math.nan,
-            "bpb": _number(record.get("val_bpb")),
+            "bpb": as_number(record.get("val_bpb")),
             **flops,
             **{f"{k}_loss": v for k, v in values.items()},
             "decayed": decayed,
         }
 
-    def _environment(self, record: dict[str, Any]) -> None:
+    def _environment(self, run_id: str, path: Place) -> dict[str, Any]:
+        """What is known of the machine and the data; a record that cannot be read is noted."""
+        try:
+            return _environment(find_object(path / "environment.json"))
+        except BadRecord as error:
+            self.notes.append(f"{run_id}: {error}; read without it")
+            return _environment(Fields({}, "environment.json"))
+
+    def _count(self, record: dict[str, Any]) -> None:
         key = json.dumps(record, sort_keys=True)
         self.environments.setdefault(key, record | {"runs": 0})["runs"] += 1
 
@@ -360,10 +388,34 @@ class _Reader:
         )
 
 
-def _group(model: dict[str, Any], linearize: dict[str, Any]) -> str:
+def _environment(record: Fields) -> dict[str, Any]:
+    words = [key for key in _ENVIRONMENT_KEYS if key not in ("peak_flops", "data")]
+    found: dict[str, Any] = {k: record.word(k) if record.has(k) else None for k in words}
+    peak = record.number("peak_flops", above=0.0) if record.has("peak_flops") else None
+    data = record.part("data") if record.has("data") else None
+    facts = data and {
+        clean(key): clean(value) if isinstance(value, str) else value
+        for key, value in data.values.items()
+        if isinstance(value, str) or value is None or math.isfinite(as_number(value))
+    }
+    return found | {"peak_flops": peak, "data": facts}
+
+
+def _stages(record: Fields) -> dict[str, Any]:
+    """Tokens of attention transfer, and FLOPs a token of it and of what follows."""
+    costs = ("transfer_flops_per_token", "flops_per_token")
+    return {
+        "transfer_tokens": record.number("transfer_tokens", above=-1.0),
+        **{
+            name: {k: record.part(name).number(k, above=0.0) for k in ("exact", "paper")}
+            for name in costs
+        },
+    }
+
+
+def _group(arch: str, linearize: Fields) -> str:
     """The architecture, and whether its weights are a transformer's."""
-    arch = str(model["arch"])
-    if not linearize.get("teacher"):
+    if not linearize.word("teacher", ""):
         return arch
     return f"{arch} ({'continued' if arch == 'llama' else 'linearized'})"
 
@@ -406,18 +458,3 @@ def _speed(columns: dict[str, np.ndarray]) -> dict[str, float]:
         out[key] = float(np.median(values)) if len(values) else math.nan
     wall = columns["wall"][np.isfinite(columns["wall"])]
     return out | {"wall_s": float(wall.max()) if len(wall) else math.nan}
-
-
-def _json(path: Place) -> dict[str, Any]:
-    """A JSON object, or {} when the file is absent, torn or something else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return math.nan

@@ -9,7 +9,6 @@ A field that is not there, one that holds no numbers, and text that is no JSON a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.units import Array
+from models.json_reader import BadRecord, parse_object
 
 _REMEDY = "give the text that `to_json` returned, whole and unchanged"
 
@@ -29,6 +29,12 @@ class _Fields(dict[str, Any]):
         raise AnalysisError(f"it has no field {name!r}")
 
 
+def _with_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Fields({name: _with_names(inner) for name, inner in value.items()})
+    return [_with_names(inner) for inner in value] if isinstance(value, list) else value
+
+
 @contextmanager
 def saved(text: str, kind: str) -> Iterator[dict[str, Any]]:
     """The record in a text, while a result of some kind is made of it.
@@ -37,14 +43,12 @@ def saved(text: str, kind: str) -> Iterator[dict[str, Any]]:
         AnalysisError: the text is no JSON object, or nothing can be made of it.
     """
     try:
-        record = json.loads(text, object_hook=_Fields)
-    except (TypeError, ValueError) as error:
-        raise AnalysisError(f"no saved {kind}: not JSON ({error}); {_REMEDY}") from None
-    if not isinstance(record, dict):
-        raise AnalysisError(f"no saved {kind}: {type(record).__name__}, not an object; {_REMEDY}")
+        parsed = parse_object(text, "the text")
+    except (BadRecord, AttributeError, TypeError) as error:
+        raise AnalysisError(f"no saved {kind}: {error}; {_REMEDY}") from None
     try:
-        yield record
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        yield _with_names(parsed.values)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise AnalysisError(f"no saved {kind}: {error}; {_REMEDY}") from error
 
 

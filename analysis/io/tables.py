@@ -1,74 +1,53 @@
-"""Anybody's table of runs (CSV, TSV or JSON lines) to the same `Sweep` that run records give.
+"""Anybody's table of runs to the same `Sweep` that run records give.
 
-    load_table(path, loss="final_loss", params=None, tokens=None, compute=None, group=None)
-        1. a column named by the caller is taken; one not named is guessed from its name
-        2. `NAME*FACTOR` scales a column ("tokens_b*1e9"); a unit in the name (tokens_b, PF-days)
-           is applied by itself, and said
-        3. cells may carry K, M, B or T (70M) or thousands (1,234,567); a file whose header has no
-           comma may separate by ; tab or | and mark decimals by a comma: each is said in `notes`
-        4. the columns become n_params, tokens, flops, loss, arch; all others are kept
+    load_table(path, loss="final_loss", params=None, tokens=None, compute=None, group=None, ...)
+        1. table_files   the file, in any format, to a data frame
+        2. columns       which column is what: named by the caller, else guessed and said
+        3. cells         numbers, units, commas, noise
+        4. rows          chosen (`where`, `last_per`, `best_per`), or left out with a reason: run
+                         state, cells that are no numbers, losses that cannot be nats, repeated rows
+        5. runs          the unit of resampling, and a warning where rows look like a log
 
-Nothing is scaled because of its magnitude. Rows that cannot be used, N, D or C that must be derived
-and suspicious units are found where a law is fitted (checks.py), because they depend on the law.
+The columns become n_params, tokens, flops, loss, arch, run_id; all others are kept. Rows keep the
+number that an editor shows, as the index of `points` and in every message. Nothing is scaled
+because of its magnitude. What depends on the law is checked where it is fitted (checks.py).
 """
 
 from __future__ import annotations
 
-import difflib
 import math
+import operator
 import re
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.io.frames import rows
+from analysis.io import columns as choice
+from analysis.io.cells import read_cells
+from analysis.io.columns import COUNTS, OPTIONS, Column, cells_of, listed
+from analysis.io.frames import numbers, rows, words
 from analysis.io.records import Sweep
-from analysis.units import PFLOP_S_DAY
+from analysis.io.table_files import read_file
+from models.texts import clean, quote
 
-_NAMES = {
-    "loss": ("loss", "loss_nats", "val_loss", "validation_loss", "final_loss", "eval_loss",
-             "test_loss", "raw_loss", "train_loss", "training_loss"),
-    "n_params": ("n_params", "params", "parameters", "n", "model_size", "num_params", "size_params",
-                 "n_non_embedding", "non_embedding_params", "param_count", "nparams"),
-    "tokens": ("tokens", "d", "n_tokens", "train_tokens", "training_tokens", "num_tokens",
-               "tokens_seen", "dataset_size", "data"),
-    "flops": ("flops", "c", "compute", "training_flop", "training_flops", "train_flops", "flop",
-              "budget", "total_flops"),
-    "group": ("arch", "architecture", "group", "model_family", "family", "model_type"),
-    "run_id": ("run_id", "run", "run_name", "id", "experiment_id"),
+HIGHEST = 15.0
+"""Nats per token: ln of a vocabulary of three million. No trained model has a higher loss."""
+BAD_STATES = {
+    "failed", "failure", "fail", "crashed", "crash", "killed", "diverged", "running", "pending",
+    "queued", "scheduled", "preempted", "preempting", "interrupted", "cancelled", "canceled",
+    "aborted", "error", "timeout", "oom", "nan", "unfinished", "incomplete",
 }  # fmt: skip
-"""Names that a column may go by, best first; compared in lower case with punctuation as `_`."""
-
-_SUFFIXES = {
-    "_b": 1e9, "_bn": 1e9, "_billion": 1e9, "_billions": 1e9, "_m": 1e6, "_million": 1e6,
-    "_millions": 1e6, "_t": 1e12, "_trillion": 1e12, "_pflops_days": PFLOP_S_DAY,
-    "_pf_days": PFLOP_S_DAY, "_pflop_s_days": PFLOP_S_DAY, "_pfdays": PFLOP_S_DAY,
+GOOD_STATES = {"finished", "done", "completed", "complete", "success", "succeeded", "ok"}
+_MANY = 10
+"""Losses of one model at so many token counts, falling all along, look like one run's log."""
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt,
+    ">": operator.gt, "=": operator.eq,
 }  # fmt: skip
-_LABELS = {
-    "loss": "loss", "n_params": "N (parameters)", "tokens": "D (tokens)", "flops": "C (FLOPs)",
-    "group": "group",
-}  # fmt: skip
-_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-_CELL = re.compile(
-    r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(?P<unit>[KkMmBbTt]?)"
-)
-"""70M, 1.4B, 300 T or 1,234,567."""
-_DECIMAL = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
-_SCALED = ("n_params", "tokens", "flops")
-"""What may carry a unit."""
-_OTHER_FORMATS = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".pkl", ".npz", ".zip", ".gz")
-
-
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    factor: float
-    how: str
-    """`given` or `guessed`."""
 
 
 def load_table(
@@ -79,237 +58,269 @@ def load_table(
     tokens: str | None = None,
     compute: str | None = None,
     group: str | None = None,
+    unique: str | None = None,
+    runs: str | None = None,
+    where: Sequence[str] = (),
+    last_per: str | None = None,
+    best_per: str | None = None,
 ) -> Sweep:
     """Reads a table with one row per trained model or checkpoint.
 
     Args:
-        path: .csv (or .txt), .tsv, .jsonl or .json (records).
+        path: CSV, TSV, JSON lines, JSON, parquet, feather, Excel, also packed (.gz, .bz2, .xz).
         loss, params, tokens, compute: column names, optionally with a factor: "tokens_b*1e9".
             None guesses from the name. Loss is in nats per token.
         group: column that tells laws apart (an architecture); None guesses, "" means one group.
+        unique: column of unique tokens, for laws of repeated data.
+        runs: columns, separated by commas, that tell runs apart: the unit of resampling. None
+            guesses, "" means that each row is a run.
+        where: conditions such as "arch == tnl" or "tokens >= 1e9"; rows must meet them all.
+        last_per: columns as for `runs`; of the rows that agree in them the last is kept, by tokens,
+            else by step, else in the order of the file.
+        best_per: columns as for `runs`; of the rows that agree in them the lowest loss is kept.
 
     Raises:
         AnalysisError: unreadable file, a column that does not exist (the nearest is suggested), no
-            loss, or none of N, D and C.
+            loss, none of N, D and C, or cells that can be read in two ways.
     """
     path = Path(path)
-    frame, notes = _read(path)
-    asked = {"loss": loss, "n_params": params, "tokens": tokens, "flops": compute, "group": group}
-    columns: dict[str, _Column] = {}
-    taken: set[str] = set()
-    for key, request in asked.items():
-        if request:
-            columns[key] = _given(frame, request, key)
-            taken.add(columns[key].name)
-    for key, request in asked.items():
-        if request is None and (found := _guess(frame, key, taken)):
-            columns[key] = found
-            taken.add(found.name)
-    if "loss" not in columns:
-        raise AnalysisError(
-            f"no loss column among {_listed(frame)} of {path.name}; name it with --loss (the "
-            "first line of the file holds the names)"
-        )
-    axes = [key for key in _SCALED if key in columns]
-    if not axes:
-        raise AnalysisError(
-            f"no column for parameters, tokens or compute among {_listed(frame)} of {path.name}; "
-            "name them with --params, --tokens and --compute"
-        )
-    points = frame.copy()
-    for key in ("loss", *axes):
-        points[key], how = _numbers(frame, columns[key], key)
-        notes += how
+    frame, notes, first = read_file(path)
+    frame.index = pd.RangeIndex(first, first + len(frame))
+    asked = {
+        "loss": loss, "n_params": params, "tokens": tokens, "flops": compute,
+        "unique_tokens": unique, "group": group,
+    }  # fmt: skip
+    columns = choice.choose(frame, asked, notes)
+    _needed(columns, frame, path)
+    points, reasons = _numbers(frame, columns, notes)
     points["arch"] = _words(frame, columns["group"].name) if "group" in columns else "all"
-    run = _guess(frame, "run_id", taken)
-    # Rows of one run are the unit of the bootstrap; without a run column each row is a run.
-    names = [f"row {i + 2}" for i in range(len(frame))]  # as a spreadsheet counts: header is row 1
-    points["run_id"] = _words(frame, run.name, names) if run else names
-    if run:
-        notes.append(f"rows of one run, resampled together = {run.name!r} (guessed)")
-    reason = np.where(frame.duplicated(), "identical to an earlier row", "").astype(object)
+    taken = {column.name for column in columns.values()}
+    run = None if runs is not None else choice.guess(frame, "run_id", taken, notes)
+    labels = _parts(frame, runs, "--runs") if runs else _words(frame, run.name) if run else None
+    numbered = [f"row {i}" for i in frame.index]
+    if labels is None:
+        points["run_id"] = numbered
+    else:
+        points["run_id"] = [a or b for a, b in zip(labels, numbered, strict=True)]
+        how = f"{runs or (run and run.name)!r}{'' if runs else ' (guessed)'}"
+        notes.append(f"rows of one run, resampled together = {how}")
+    reason: pd.Series = pd.Series("", index=frame.index, dtype=object)
+
+    def leave_out(bad: Any, why: str | Sequence[str]) -> None:
+        for place in np.flatnonzero(np.asarray(bad, dtype=bool) & (reason.to_numpy() == "")):
+            reason.iloc[place] = why if isinstance(why, str) else why[int(place)]
+
+    for condition in where:
+        leave_out(~_meets(frame, condition), f"not {condition}")
+    if (state := _state(frame, taken)) is not None:
+        bad = [s.lower() in BAD_STATES for s in state[1]]
+        leave_out(bad, [f"{state[0]} is {s}" for s in state[1]])
+    leave_out(frame.duplicated(), "identical to an earlier row")
     if "group" in columns:
-        empty = np.asarray(frame[columns["group"].name].isna())
-        reason[empty] = f"no value in {columns['group'].name!r}, which tells laws apart"
-    left_out = reason != ""
-    excluded = {"run_id": rows(points, left_out)["run_id"], "tokens": math.nan,
-                "reason": reason[left_out]}  # fmt: skip
+        leave_out([a == "" for a in points["arch"]],
+                  f"no value in {columns['group'].name!r}, which tells laws apart")  # fmt: skip
+    leave_out([why != "" for why in reasons], reasons)
+    _nats(points, columns["loss"], reason, leave_out)
+    step = choice.guess(frame, "step", taken, [])
+    if last_per:
+        leave_out(~_last(points, frame, _parts(frame, last_per, "--last-per"), reason, step),
+                  f"not the last row of its {last_per}")  # fmt: skip
+    if best_per:
+        leave_out(~_best(points, _parts(frame, best_per, "--best-per", columns), reason),
+                  f"not the lowest loss of its {best_per}")  # fmt: skip
+    left_out = reason.to_numpy() != ""
+    kept = rows(points, ~left_out)
+    if labels is None or len(set(kept["run_id"])) == len(kept):
+        notes += _like_a_log(kept, frame, step)
+    kept.attrs["names"] = {key: column.name for key, column in columns.items()}
+    where_from = [n if n.startswith("row ") else f"{n}, row {i}"
+                  for i, n in zip(points.index[left_out], words(rows(points, left_out), "run_id"),
+                                  strict=True)]  # fmt: skip
+    excluded = {"run_id": where_from, "tokens": math.nan, "reason": [why for why in reason if why]}
     return Sweep(
         name=path.name,
         runs=pd.DataFrame(),
-        points=rows(points, ~left_out),
+        points=kept,
         curves=pd.DataFrame(),
-        exclusions=pd.DataFrame(excluded),
-        conventions="; ".join(_describe(k, c) for k, c in columns.items() if k != "group"),
-        notes=[*notes, *([_describe("group", columns["group"])] if "group" in columns else [])],
+        exclusions=pd.DataFrame(excluded, columns=["run_id", "tokens", "reason"]),
+        conventions="; ".join(c.describe(k) for k, c in columns.items() if k != "group"),
+        notes=[*notes, *([columns["group"].describe("group")] if "group" in columns else [])],
     )
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The table, and what was assumed to read it."""
-    notes: list[str] = []
-    if not path.is_file():
-        raise AnalysisError(f"{path} does not exist; give a CSV file or a sweep directory")
-    if path.suffix.lower() in _OTHER_FORMATS:
-        raise AnalysisError(f"{path} is not text: save the table as CSV, or as JSON lines")
-    try:
-        match path.suffix.lower():
-            case ".json":
-                frame = pd.read_json(path)
-            case ".jsonl":
-                frame = pd.read_json(path, lines=True)
-            case ".tsv":
-                frame = _delimited(path, "\t")
-            case _:
-                separator = _separator(path)
-                frame = _delimited(path, separator)
-                if separator != ",":
-                    notes.append(f"columns are separated by {separator!r}")
-                    frame = _decimal_commas(frame, notes)
-    except pd.errors.EmptyDataError as error:
-        raise AnalysisError(f"{path} is empty") from error
-    except UnicodeDecodeError as error:
-        raise AnalysisError(f"{path} is not UTF-8 text; save it as a CSV in UTF-8") from error
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        first = (str(error).strip().splitlines() or ["it is empty"])[0]
-        first = first.removeprefix("Error tokenizing data. C error: ")
-        raise AnalysisError(f"{path} cannot be read as a table: {first}") from error
-    frame.columns = [str(c).strip() for c in frame.columns]
-    if len(frame) == 0:
-        raise AnalysisError(f"{path} has no rows")
-    return frame, notes
+def _needed(columns: dict[str, Column], frame: pd.DataFrame, path: Path) -> None:
+    if "loss" not in columns:
+        raise AnalysisError(
+            f"no loss column among {listed(frame)} of {path.name}; name it with --loss (the "
+            "first line of the file holds the names)"
+        )
+    if not any(key in columns for key in ("n_params", "tokens", "flops")):
+        raise AnalysisError(
+            f"no column for parameters, tokens or compute among {listed(frame)} of {path.name}; "
+            "name them with --params, --tokens and --compute"
+        )
 
 
-def _delimited(path: Path, separator: str) -> pd.DataFrame:
-    """A table of separated fields. A separator at the end of every line is forgiven; rows of more
-    fields than the header are not, because it is not known which names they belong to.
+def _numbers(
+    frame: pd.DataFrame, columns: dict[str, Column], notes: list[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The table with its numbers, and for each row the first cell that is none."""
+    points = frame.copy()
+    reasons = [""] * len(frame)
+    for key in ("loss", *COUNTS):
+        if key not in columns:
+            continue
+        column = columns[key]
+        cells = cells_of(frame, column, key)
+        points[key] = cells.values
+        notes += cells.notes
+        if key == "loss" and np.isfinite(cells.noise).any():
+            points["loss_stderr"] = cells.noise
+        for row, cell in cells.bad.items():
+            reasons[row] = reasons[row] or (
+                f"{column.name!r} ({OPTIONS[key]}): {quote(cell)} is not a number"
+            )
+    return points, reasons
+
+
+def _nats(
+    points: pd.DataFrame, column: Column, reason: pd.Series, leave_out: Callable[[Any, Any], None]
+) -> None:
+    """Losses that no model has: of the whole column an error, of a few rows a reason.
 
     Raises:
-        ValueError: such rows.
+        AnalysisError: the median is above `HIGHEST`, or the name says perplexity.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            return pd.read_csv(path, sep=separator, index_col=False)
-        except pd.errors.ParserWarning as error:
-            raise ValueError("rows have more fields than the header has names") from error
+    values = np.asarray(points["loss"], dtype=np.float64)
+    used = values[(reason.to_numpy() == "") & np.isfinite(values)]
+    simple = choice.simplify(column.name)
+    named = "perplexity" in simple or simple.split("_")[-1] == "ppl" or simple == "ppl"
+    if len(used) and (named or np.median(used) > HIGHEST):
+        raise AnalysisError(
+            f"column {column.name!r} has a median of {np.median(used):.4g}: is this perplexity? A "
+            "loss is in nats per token, the logarithm of perplexity: give a column of losses with "
+            "--loss"
+        )
+    high = np.nan_to_num(values, nan=0.0, posinf=0.0) > HIGHEST
+    leave_out(high, [f"a loss of {v:.6g} nats: diverged, or is this perplexity?" for v in values])
 
 
-def _separator(path: Path) -> str:
-    """What separates the columns: a comma unless the header has none, and one of the others."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        header = file.readline()
-    return "," if "," in header else next((s for s in ";\t|" if s in header), ",")
+def _state(frame: pd.DataFrame, taken: set[str]) -> tuple[str, list[str]] | None:
+    """The column with the states of runs, and its cells."""
+    column = choice.guess(frame, "state", taken, [])
+    if column is None:
+        return None
+    states = _words(frame, column.name)
+    known = {s.lower() for s in states} & (BAD_STATES | GOOD_STATES)
+    return (column.name, states) if known else None
 
 
-def _decimal_commas(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Cells such as 2,71 as numbers: where a comma separates no columns it marks decimals."""
-    for name in frame.columns:
-        cells = frame[name]
-        found = cells.map(lambda v: isinstance(v, str) and bool(_DECIMAL.fullmatch(v.strip())))
-        if bool(np.any(found)):
-            frame[name] = cells.where(~found, cells.astype(str).str.strip().str.replace(",", "."))
-            notes.append(f"{name!r}: a comma marks decimals")
-    return frame
+def _like_a_log(kept: pd.DataFrame, frame: pd.DataFrame, step: Column | None) -> list[str]:
+    """A warning where rows that count as runs look like checkpoints of a few runs."""
+    ask = (
+        "each row counts as a run of its own, which makes intervals too narrow if they are not: "
+        "name what tells runs apart with --runs (--last-per keeps the last row of each)"
+    )
+    if step is not None:
+        values = len(set(map(str, frame[step.name].loc[kept.index])))
+        if values > max(2, 0.1 * len(kept)) or values >= _MANY:
+            return [f"WARNING: {step.name!r} looks like the steps of a log; {ask}"]
+    if "tokens" not in kept or "n_params" not in kept:
+        return []
+    falling = 0
+    for _, own in kept.groupby(["arch", "n_params"], sort=False):
+        ordered = own.sort_values("tokens", kind="stable")
+        losses = numbers(ordered, "loss")
+        if len(set(numbers(ordered, "tokens"))) >= _MANY and (np.diff(losses) < 0).mean() > 0.9:
+            falling += 1
+    if falling:
+        return [f"WARNING: {falling} model size(s) have {_MANY} or more rows whose loss falls with "
+                f"tokens, as the checkpoints of one run do; {ask}"]  # fmt: skip
+    return []
 
 
-def _given(frame: pd.DataFrame, request: str, key: str) -> _Column:
-    name, star, factor_text = request.rpartition("*")
-    if not star or request in frame.columns:
-        name, factor_text = request, ""
+def _last(
+    points: pd.DataFrame, frame: pd.DataFrame, labels: list[str], reason: pd.Series,
+    step: Column | None,
+) -> np.ndarray:  # fmt: skip
+    """The last usable row of each label."""
+    if "tokens" in points and np.isfinite(numbers(points, "tokens")).any():
+        key = numbers(points, "tokens")
+    elif step is not None:
+        key = read_cells(frame[step.name], step.name, count=True).values
+    else:
+        key = np.arange(len(points), dtype=np.float64)
+    return _first_of(-np.nan_to_num(key, nan=-np.inf), labels, reason, latest=True)
+
+
+def _best(points: pd.DataFrame, labels: list[str], reason: pd.Series) -> np.ndarray:
+    """The usable row with the lowest loss of each label."""
+    return _first_of(np.nan_to_num(np.asarray(points["loss"], dtype=np.float64), nan=np.inf),
+                     labels, reason, latest=False)  # fmt: skip
+
+
+def _first_of(key: np.ndarray, labels: list[str], reason: pd.Series, *, latest: bool) -> np.ndarray:
+    """The row with the smallest key of each label; of equals the latest, or the earliest."""
+    usable = np.flatnonzero(reason.to_numpy() == "")
+    best: dict[str, int] = {}
+    for row in usable:
+        held = best.get(labels[row])
+        if held is None or key[row] < key[held] or (latest and key[row] == key[held]):
+            best[labels[row]] = int(row)
+    keep = np.zeros(len(key), dtype=bool)
+    keep[list(best.values())] = True
+    return keep
+
+
+def _parts(
+    frame: pd.DataFrame, names: str, option: str, columns: dict[str, Column] | None = None
+) -> list[str]:
+    """The cells of several columns as one label a row; N, D and C mean the columns chosen."""
+    roles = {"N": "n_params", "D": "tokens", "C": "flops"}
+    found: list[list[str]] = []
+    for name in (part.strip() for part in names.split(",")):
+        role = (columns or {}).get(roles.get(name, ""))
+        column = name if name in frame.columns or role is None else role.name
+        if column not in frame.columns:
+            raise AnalysisError(f"no column {column!r} for {option}; columns: {listed(frame)}")
+        found.append(_words(frame, column))
+    return [" ".join(filter(None, parts)) for parts in zip(*found, strict=True)]
+
+
+def _meets(frame: pd.DataFrame, condition: str) -> np.ndarray:
+    """The rows that meet NAME OPERATOR VALUE: as numbers where the value is one, else as text.
+
+    Raises:
+        AnalysisError: it is no such condition, or there is no such column.
+    """
+    match = re.fullmatch(r"\s*(.+?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
+    if match is None:
+        raise AnalysisError(
+            f"--where {condition!r}: give NAME OPERATOR VALUE, as in 'tokens >= 1e9'"
+        )
+    name, sign, value = match[1], match[2], match[3].strip("'\"")
     if name not in frame.columns:
-        near = difflib.get_close_matches(name, list(frame.columns), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise AnalysisError(
-            f"there is no column {name!r} for the {_LABELS[key]}{hint} Columns: {_listed(frame)}"
-        )
-    if not factor_text:
-        return _Column(name, _suffix_factor(name) if key in _SCALED else 1.0, "given")
-    try:
-        factor = float(factor_text)
-    except ValueError:
-        factor = math.nan
-    if not (math.isfinite(factor) and factor > 0):
-        raise AnalysisError(
-            f"the factor in {request!r} must be a positive number, as in {name}*1e9"
-        )
-    return _Column(name, factor, "given")
+        raise AnalysisError(f"no column {name!r} for --where; columns: {listed(frame)}")
+    wanted = read_cells([value], name, count=True)
+    compare = _COMPARISONS[sign]
+    if np.isfinite(wanted.values[0]):
+        return np.asarray(compare(read_cells(frame[name], name, count=True).values,
+                                  wanted.values[0]), dtype=bool)  # fmt: skip
+    if sign not in ("==", "!=", "="):
+        raise AnalysisError(f"--where {condition!r}: {value!r} is no number; texts are compared "
+                            "with == and !=")  # fmt: skip
+    return np.array([compare(text, value) for text in _words(frame, name)], dtype=bool)
 
 
-def _guess(frame: pd.DataFrame, key: str, taken: set[str]) -> _Column | None:
-    # Of "n" and "N" the capital is the model size, so capitals come last and win.
-    names = sorted((c for c in frame.columns if c not in taken), reverse=True)
-    simple = {_simplify(c): c for c in names}
-    for candidate in _NAMES[key]:
-        if candidate in simple:
-            return _Column(simple[candidate], 1.0, "guessed")
-    if key in _SCALED:  # tokens_b, params (M), compute_pf_days, ...
-        for candidate in _NAMES[key]:
-            for suffix, factor in _SUFFIXES.items():
-                if candidate + suffix in simple:
-                    return _Column(simple[candidate + suffix], factor, "guessed")
-    return None
+def _words(frame: pd.DataFrame, name: str) -> list[str]:
+    """A column as text, "" for empty cells; a group called NA stays."""
+    cells = cast("pd.Series", frame[name])
+    codes, distinct = pd.factorize(cells, use_na_sentinel=True)
+    texts = [*map(_word, distinct), ""]  # code -1 is an empty cell
+    return [texts[code] for code in codes]
 
 
-def _simplify(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def _suffix_factor(name: str) -> float:
-    simple = _simplify(name)
-    return next((f for s, f in _SUFFIXES.items() if simple.endswith(s)), 1.0)
-
-
-def _describe(key: str, column: _Column) -> str:
-    scale = "" if column.factor == 1 else f" x {column.factor:g}"
-    guess = " (guessed)" if column.how == "guessed" else ""
-    return f"{_LABELS[key]} = {column.name!r}{scale}{guess}"
-
-
-def _listed(frame: pd.DataFrame) -> str:
-    names = list(frame.columns)
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def _numbers(frame: pd.DataFrame, column: _Column, key: str) -> tuple[np.ndarray, list[str]]:
-    """A column as numbers (NaN for what is none), and what was assumed about its cells.
-
-    Raises:
-        AnalysisError: units both in the cells (70M) and in the column's name or factor.
-    """
-    values: list[float] = []
-    example: tuple[str, float] | None = None
-    for cell in frame[column.name]:
-        value = _number(cell)
-        if math.isnan(value) and isinstance(cell, str) and (found := _CELL.fullmatch(cell.strip())):
-            unit = _UNITS.get((found["unit"] or "").upper(), 1.0) if key in _SCALED else math.nan
-            if key not in _SCALED and not found["unit"]:
-                unit = 1.0
-            value = float(found["number"].replace(",", "")) * unit
-            if found["unit"] and math.isfinite(value):
-                example = example or (cell.strip(), value)
-        values.append(value)
-    if example is None:
-        return np.array(values) * column.factor, []
-    if column.factor != 1:
-        raise AnalysisError(
-            f"column {column.name!r} has units in its cells ({example[0]!r}) and in its name or "
-            f"factor (x {column.factor:g}): keep one of them"
-        )
-    return np.array(values), [f"{column.name!r}: {example[0]} read as {example[1]:g}"]
-
-
-def _number(value: object) -> float:
-    try:
-        return float(value)  # pyright: ignore[reportArgumentType] - anything may be in a cell
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _words(frame: pd.DataFrame, name: str, absent: list[str] | None = None) -> list[str]:
-    """A column as text; `absent` stands for empty cells."""
-    words = [str(value) for value in frame[name]]
-    if absent is None:
-        return words
-    empty = np.asarray(frame[name].isna())
-    return [other if none else word for word, other, none in zip(words, absent, empty, strict=True)]
+def _word(cell: object) -> str:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
+        return str(int(cell))  # a column of whole numbers with a gap
+    return clean(str(cell))

@@ -14,7 +14,6 @@ so that r answers at equal tokens what the teacher's weights are worth. A law fo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from analysis.io.frames import by, numbers, plain, rows, take, where, words
 from analysis.io.records import Sweep, load_sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.units import LEVEL
+from models.json_reader import BadRecord, find_object
 
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
 
@@ -60,8 +60,15 @@ def read(directory: str | Path) -> Recovery:
     """
     root = open_sweep(directory)
     sweep = load_sweep(directory)
-    facts = {run: _facts(root / run) for run in words(sweep.require_points(), "run_id")}
-    records = [_point(point, facts[str(point["run_id"])]) for point in plain(sweep.points)]
+    facts: dict[str, dict[str, float]] = {}
+    bad: list[str] = []
+    for run in dict.fromkeys(words(sweep.require_points(), "run_id")):
+        try:
+            facts[run] = _facts(root / run)
+        except BadRecord as error:
+            bad.append(f"left out: {run}: {error}")
+    found = [point for point in plain(sweep.points) if str(point["run_id"]) in facts]
+    records = [_point(point, facts[str(point["run_id"])]) for point in found]
     linear = [point for point in records if point["kind"] == LINEARIZED]
     if not linear:
         raise AnalysisError(
@@ -79,7 +86,9 @@ def read(directory: str | Path) -> Recovery:
         known = gap > 0 and point["kind"] != CONTINUED
         point["recovered"] = (point["surgery_loss"] - point["loss"]) / gap if known else math.nan
     points = pd.DataFrame(records)
-    return Recovery(sweep.name, by(points, "group", "n_params", "seed", "tokens"), _notes(sweep))
+    return Recovery(
+        sweep.name, by(points, "group", "n_params", "seed", "tokens"), [*_notes(sweep), *bad]
+    )
 
 
 def _references(linear: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -101,17 +110,21 @@ def _point(point: dict[str, Any], facts: dict[str, float]) -> dict[str, Any]:
 
 
 def _facts(run: Place) -> dict[str, float]:
-    """What linearization.json says; NaN where there is none."""
-    path = run / "linearization.json"
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    validation, teacher = found.get("validation", {}), found.get("teacher", {})
-    counts = found.get("parameters")
+    """What linearization.json says; NaN where there is none.
+
+    Raises:
+        BadRecord: it says something else.
+    """
+    found = find_object(run / "linearization.json")
+    validation, teacher = found.part("validation", {}), found.part("teacher", {})
+    counts = found.part("parameters") if found.has("parameters") else None
+    most = counts and max(counts.number(name, above=-1.0) for name in ("after", "transfer"))
     return {
-        "teacher_loss": validation.get("teacher", {}).get("loss", math.nan),
-        "surgery_loss": validation.get("surgery", {}).get("loss", math.nan),
-        "teacher_flops": teacher.get("flops", math.nan),
-        "teacher_tokens": teacher.get("tokens", math.nan),
-        "trained": max(counts["after"], counts["transfer"]) / counts["total"] if counts else 1.0,
+        "teacher_loss": validation.part("teacher", {}).number("loss", math.nan, above=0.0),
+        "surgery_loss": validation.part("surgery", {}).number("loss", math.nan, above=0.0),
+        "teacher_flops": teacher.number("flops", math.nan, above=0.0),
+        "teacher_tokens": teacher.number("tokens", math.nan, above=0.0),
+        "trained": most / counts.number("total", above=0.0) if counts and most else 1.0,
     }
 
 

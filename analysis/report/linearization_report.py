@@ -32,7 +32,7 @@ from analysis.judge.recovery import (
     read,
     summarise,
 )
-from analysis.report.page import Page
+from analysis.report.page import Page, bold, code
 
 
 def write(sweep_dir: str | Path, out: str | Path, *, scratch_dir: str | Path | None = None) -> Path:
@@ -113,7 +113,9 @@ def _scratch(
     if scratch_dir is None:
         return own
     other, mine = load_sweep(scratch_dir), load_sweep(sweep_dir)
-    data = [{r["data"]["validation_sha256"] for r in s.environments} for s in (other, mine)]
+    data = [
+        {(r["data"] or {}).get("validation_sha256") for r in s.environments} for s in (other, mine)
+    ]
     if data[0] != data[1]:
         raise AnalysisError(
             f"{scratch_dir}: its runs were validated on other text than those of {sweep_dir}; the "
@@ -239,7 +241,7 @@ def _compose(
     if laws:
         page.table(tables["law"], caption="Intervals: 90 %, refits to runs drawn with replacement.")
     for law in laws:
-        text = f"**{_name(law.group)}**: {len(law.points)} milestones, scatter a factor of "
+        text = f"{bold(_name(law.group))}: {len(law.points)} milestones, scatter a factor of "
         text += f"{np.exp(law.residual):.2f}."
         if np.isfinite(law.holdout):
             text += " The largest budget, predicted from the others, is off by a factor of "
@@ -260,7 +262,7 @@ def _sentences(recovery: Recovery, size: str, tables: dict[str, pd.DataFrame]) -
         tokens = numbers(own, "tokens").max()
         row = share[group, tokens]
         part = tokens / numbers(own, "teacher_tokens").mean()
-        text = f"**{_name(group)}** recovers {_interval(row)} with {tokens:,.0f} tokens"
+        text = f"{bold(_name(group))} recovers {_interval(row)} with {tokens:,.0f} tokens"
         if np.isfinite(part):
             text += f", {part:.0%} of the teacher's"
         text += f", training {numbers(own, 'trained').max():.1%} of the parameters at once"
@@ -298,7 +300,8 @@ def _cautions(recovery: Recovery, linear: pd.DataFrame) -> list[str]:
         "or above 1 may be that, and the control that trains the teacher on shows how much.",
         "Hyper-parameters are those of the runs: where the rates of linearization were tuned on "
         "the teacher's size and those of the controls were not, the comparison leans towards "
-        "linearization. For `experiments/linearize_loop.py` this is so: its rates (on seed 1 and "
+        f"linearization. For {code('experiments/linearize_loop.py')} this is so: its rates (on "
+        "seed 1 and "
         "these validation blocks) and its window were chosen, the controls have the teacher's.",
         *recovery.notes,
     ]

@@ -11,6 +11,7 @@ from analysis.io.looks import look
 from analysis.judge.form_selection import holdout_summary
 from analysis.judge.study import REACH, Study
 from analysis.judge.task_law import Tasks
+from analysis.report.page import bold
 from analysis.units import LEVEL, si_text
 
 _PUBLISHED_SIZE = 70e6
@@ -92,7 +93,7 @@ def law_sentence(result: Study, group: str) -> str:
     last = int(np.flatnonzero(result.covered(group))[-1])
     best = {c: float(numbers(result.optima[group], c)[last]) for c in ("c", "n", "d")}
     name = look(group).label
-    text = f"**{name}**: " if group not in undetermined(result) else f"{name} (not determined): "
+    text = f"{bold(name)}: " if group not in undetermined(result) else f"{name} (not determined): "
     text += (
         f"loss falls as N^-{_span(law, 'alpha')} and "
         f"D^-{_span(law, 'beta')} towards E = {_span(law, 'E')}; at "

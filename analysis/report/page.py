@@ -114,7 +114,7 @@ class Page:
         self.parts.append(f"<h3>{escape(title)}</h3>")
 
     def text(self, text: str, *, soft: bool = False) -> None:
-        """A paragraph; `backticks` become code."""
+        """A paragraph; `bold`, `code` and `link` mark up parts of it."""
         self.parts.append(f'<p class="soft">{prose(text)}</p>' if soft else f"<p>{prose(text)}</p>")
 
     def bullets(self, items: Iterable[str]) -> None:
@@ -169,12 +169,32 @@ class Page:
         )
 
 
+_MARKS = {"\ue000": "<strong>", "\ue001": "</strong>", "\ue002": "<code>", "\ue003": "</code>"}
+"""Private characters that `models.texts.clean` lets no file bring in."""
+_LINK = re.compile("\ue004([^\ue004-\ue006]*)\ue005([^\ue004-\ue006]*)\ue006")
+
+
+def bold(text: str) -> str:
+    """The text in bold, for `prose`."""
+    return f"\ue000{text}\ue001"
+
+
+def code(text: str) -> str:
+    """The text as code, for `prose`."""
+    return f"\ue002{text}\ue003"
+
+
+def link(text: str, path: str) -> str:
+    """A link to a page of the report, for `prose`."""
+    return f"\ue004{path}\ue005{text}\ue006"
+
+
 def prose(text: str) -> str:
-    """Escaped text in which `code`, **bold** and [links](page.html) are marked up."""
-    safe = escape(text, quote=False)
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    safe = re.sub(r"\[([^\[\]]+)\]\(([\w./-]+\.html)\)", r'<a href="\2">\1</a>', safe)
-    return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)
+    """Escaped text with the parts that `bold`, `code` and `link` made; nothing else is markup."""
+    safe = escape(text)
+    for mark, tag in _MARKS.items():
+        safe = safe.replace(mark, tag)
+    return _LINK.sub(r'<a href="\1">\2</a>', safe)
 
 
 def html_table(frame: pd.DataFrame) -> str:

@@ -20,6 +20,7 @@ which.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ class PaperTable:
         """A pipe table with its title and notes."""
         names = [str(name) for name in self.frame]
         rule = ["---" if place < 2 else "---:" for place in range(len(names))]
-        rows = [[str(cell) for cell in row] for row in self.frame.itertuples(index=False)]
+        rows = [[_pipe(str(cell)) for cell in row] for row in self.frame.itertuples(index=False)]
         lines = [f"| {' | '.join(cells)} |" for cells in (names, rule, *rows)]
         notes = [f"\n{note}" for note in self.notes]
         return "\n".join([f"Table {self.number}: {self.title}\n", *lines, *notes]) + "\n"
@@ -340,10 +341,21 @@ def _length(tokens: int) -> str:
 
 
 def _tex(text: str) -> str:
-    for plain, mark in (("&", r"\&"), ("#", r"\#"), ("λ", r"$\lambda$"), ("<=", r"$\leq$"),
-                        ("_", r"\_"), ("%", r"\%")):  # fmt: skip
-        text = text.replace(plain, mark)
-    return "--" if text == DASH else text
+    if text == DASH:
+        return "--"
+    return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+
+
+def _pipe(text: str) -> str:
+    """A cell in which no character is Markdown or HTML."""
+    return re.sub(r"[\\`*\[\]<>|~]|_(?!\w)|(?<!\w)_", r"\\\g<0>", text)
+
+
+_TEX = {
+    "<=": r"$\leq$", "λ": r"$\lambda$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    **{mark: f"\\{mark}" for mark in "&#_%${}"},
+}  # fmt: skip
 
 
 FORMATS: dict[str, tuple[str, Callable[[PaperTable], str]]] = {

@@ -35,7 +35,7 @@ from analysis.report.narrative import (
     summary,
     tasks_table,
 )
-from analysis.report.page import Page
+from analysis.report.page import Page, code, link
 from analysis.report.report_figures import Drawn, basis, draw
 from analysis.report.run_pages import write_runs
 from analysis.report.task_report import add_to, evaluations
@@ -220,7 +220,7 @@ def _compose(
         f"{result.bootstrap} bootstrap refits over runs; a: mean "
         f"exponent of N*(C) over the compute of the runs, under {_compute_words(result)}. A "
         "belongs to α and B to β: they cannot be read apart. Envelope: pure power law through the "
-        "lowest checkpoints at each C. Full precision in `fits.json`.",
+        f"lowest checkpoints at each C. Full precision in {code('fits.json')}.",
     )
     show("contours", "optimum", "valleys", "exponents")
     page.section("Checks")
@@ -281,13 +281,13 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
     """Tables of points, runs and exclusions; runs are linked to their pages."""
     sweep = result.sweep
 
-    def link(frame: pd.DataFrame) -> pd.DataFrame:
-        names = [f"[{r}]({run_pages[r]})" if r in run_pages else r for r in words(frame, "run_id")]
+    def linked(frame: pd.DataFrame) -> pd.DataFrame:
+        names = [link(r, run_pages[r]) if r in run_pages else r for r in words(frame, "run_id")]
         return frame.assign(run_id=names)
 
     if len(sweep.exclusions):
         page.text(f"{len(sweep.exclusions)} left out, each with its reason:")
-        page.table(link(sweep.exclusions))
+        page.table(linked(sweep.exclusions))
     else:
         page.text("Nothing was left out.")
     if result.failures:
@@ -306,7 +306,7 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip
     page.table(
-        take(link(sweep.runs), columns),
+        take(linked(sweep.runs), columns),
         folded=f"All {len(sweep.runs)} runs",
     )
 

@@ -8,7 +8,6 @@ looks for the reason.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,13 +20,15 @@ from matplotlib.figure import Figure
 from analysis.figures import style
 from analysis.figures.curves import smooth
 from analysis.figures.hover import points, svg
-from analysis.io.frames import numbers, take, where, words
+from analysis.io.frames import numbers, rows, take, where, words
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.records import Sweep
 from analysis.io.sweep_files import Place, open_sweep
-from analysis.report.page import Page
+from analysis.report.page import Page, bold, link
 from analysis.units import si_text
+from models.json_reader import COUNT, BadRecord, as_number, find_object
+from models.texts import clean
 
 FOLDER = "runs"
 _MILESTONES = {
@@ -80,14 +81,12 @@ def _page(
     run_id: str, run: Mapping[Any, Any], reasons: list[str], record: Place, sweep: Sweep
 ) -> Page:
     page = Page(run_id)
-    page.text(f"A run of [{sweep.name}](../index.html).", soft=True)
-    status = _json(record / "status.json")
-    state = f"State: **{status.get('state', 'unknown')}**"
-    page.text(f"{state}, {status['reason']}" if status.get("reason") else f"{state}.")
+    page.text(f"A run of {link(sweep.name, '../index.html')}.", soft=True)
+    page.text(_state(record))
     if reasons:
         page.box("Left out of the fits", dict.fromkeys(reasons))
     curve = where(sweep.curves, run_id=run_id)
-    milestones = pd.DataFrame(read_records(record / "milestones.jsonl")[0])
+    milestones = _lines(record / "milestones.jsonl", _MILESTONES)
     if len(curve) or len(milestones):
         page.section("Loss")
         figure = _curve(str(run.get("arch", "all")), curve, milestones)
@@ -101,17 +100,16 @@ def _page(
         if "sha256" in table:
             table["sha256"] = table["sha256"].astype(str).str[:12]
         page.table(table, caption="sha256: first digits, of the weights.")
-    evaluations = pd.DataFrame(read_records(record / "evals.jsonl")[0])
+    evaluations = _lines(record / "evals.jsonl", _EVALS)
     if len(evaluations):
         page.section("Evaluations")
         page.table(_chosen(evaluations, _EVALS))
     page.section("Configuration")
-    config, accounting = _json(record / "config.json"), _json(record / "accounting.json")
-    page.table(_pairs(_flat(config)))
+    page.table(_pairs(record / "config.json"))
     page.section("Size and cost")
-    page.table(_pairs(_flat(accounting)), caption="FLOPs: of training, per token.")
+    page.table(_pairs(record / "accounting.json"), caption="FLOPs: of training, per token.")
     page.section("Environment")
-    page.table(_pairs(_flat(_json(record / "environment.json"))))
+    page.table(_pairs(record / "environment.json"))
     return page
 
 
@@ -123,6 +121,9 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
         ax = axes[0, 0]
         ax.set_position((0.13, 0.16, 0.84, 0.8))
         train = where(curve, split="train") if len(curve) else curve
+        train = _drawable(train, "loss") if len(train) else train
+        if {"tokens", "val_loss"} <= set(milestones):
+            milestones = _drawable(milestones, "val_loss")
         for segment in dict.fromkeys(words(train, "segment") if len(train) else ()):
             part = where(train, segment=segment)
             x, y = smooth(numbers(part, "tokens"), numbers(part, "loss"))
@@ -143,17 +144,56 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
         return figure
 
 
+def _drawable(frame: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """The rows that logarithmic axes can show."""
+    x, y = numbers(frame, "tokens"), numbers(frame, loss)
+    return rows(frame, (x > 0) & (x <= COUNT) & (y > 0) & (y < 1e30))
+
+
 def _chosen(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """Some columns under other names, as far as the record has them."""
     return take(frame, {c: name for c, name in columns.items() if c in frame})
 
 
-def _pairs(flat: Mapping[str, Any]) -> pd.DataFrame:
+def _state(record: Place) -> str:
+    """State and reason, as status.json has them."""
+    try:
+        status = find_object(record / "status.json")
+        state, reason = status.word("state", "unknown"), status.word("reason", "")
+    except BadRecord as error:
+        state, reason = "unknown", str(error)
+    return f"State: {bold(state)}{f', {reason}' if reason else '.'}"
+
+
+def _lines(path: Place, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Records of a file, as far as they hold numbers, texts, true and false."""
+    records, _ = read_records(path)
+    kept = {name for record in records for name in record if name in columns}
+    found = {name: [_cell(record.get(name)) for record in records] for name in kept}
+    frame = pd.DataFrame({name: found[name] for name in columns if name in found})
+    for name in ("tokens", "val_loss"):
+        if name in frame:
+            frame[name] = [as_number(value) for value in frame[name]]
+    return frame
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    return value if isinstance(value, bool) or value is None else as_number(value)
+
+
+def _pairs(path: Place) -> pd.DataFrame:
+    """The fields of a file with an object, or why there are none."""
+    try:
+        flat = _flat(find_object(path).values)
+    except BadRecord as error:
+        flat = {path.name: str(error)}
     return pd.DataFrame({"field": list(flat), "value": [_text(v) for v in flat.values()]})
 
 
 def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else clean(str(value))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -163,14 +203,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
+            flat[clean(f"{prefix}{name}")] = value
     return flat
-
-
-def _json(path: Place) -> dict[str, Any]:
-    """A JSON object, or {} where a killed run left none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

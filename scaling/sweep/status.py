@@ -6,23 +6,29 @@ shown as `interrupted`. Everything else is shown as it was recorded.
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.file_names import find_inside
-from scaling.record.head import read_head
+from models.json_reader import (
+    BadRecord,
+    Fields,
+    as_number,
+    find_object,
+    is_name,
+    parse_lines,
+)
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.errors import LinscaleError
-from scaling.system.files import read_json
 from scaling.system.words import duration, nats, percent, si, speed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_READ = ("config", "status", "environment")
 UNFINISHED = ("running", "planned", "interrupted")
 """States that a sweep is watched for."""
 STYLES = {
@@ -30,6 +36,7 @@ STYLES = {
     "running": "cyan",
     "diverged": "magenta",
     "failed": "bold red",
+    "unreadable": "bold red",
     "interrupted": "yellow",
     "preempted": "yellow",
     "planned": "dim",
@@ -53,7 +60,7 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: no such directory; give the directory of a sweep, such as "
             "runs/quickstart. `linscale run` makes it."
         )
-    planned = read_json(directory / "sweep.json").get("runs", [])
+    planned = _planned(directory)
     found = [p.parent.name for p in sorted(directory.glob("*/config.json"))]
     names = dict.fromkeys([*planned, *found])
     if not names:
@@ -61,41 +68,57 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: holds neither a sweep.json nor runs; give the directory of a sweep, "
             "such as runs/quickstart."
         )
-    return [run_row(find_inside(directory, name, links=True)) for name in names]
+    return [_named_row(directory, name) for name in names]
+
+
+def _named_row(directory: Path, name: str) -> dict[str, Any]:
+    if is_name(name):
+        return run_row(directory / name)
+    empty = [Fields({}, f"{name}.json") for name in _READ]
+    why = "sweep.json lists it, and it is no name of a folder"
+    return _row(directory / "none", *empty) | {"run_id": name, "state": "unreadable", "reason": why}
 
 
 def run_row(run_dir: Path) -> dict[str, Any]:
-    """The row of one run; see `status_rows`."""
-    head = read_head(run_dir)
-    status = head.status
-    milestones = _read_lines(run_dir / "milestones.jsonl")
+    """The row of one run; see `status_rows`. One whose files cannot be understood is `unreadable`,
+    with the file and the reason."""
+    try:
+        return _row(run_dir, *(find_object(run_dir / f"{name}.json") for name in _READ))
+    except BadRecord as error:
+        empty = [Fields({}, f"{name}.json") for name in _READ]
+        return _row(run_dir, *empty) | {"state": "unreadable", "reason": str(error)}
+
+
+def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> dict[str, Any]:
+    milestones = _lines(run_dir / "milestones.jsonl")
     held_by = holder(run_dir)
-    state, reason = head.state, head.reason
+    state, reason = status.word("state", "planned"), status.word("reason", "")
+    updated = status.word("updated", "") or None
     if held_by is not None:
         if state not in ("done", "diverged"):
             state, reason = "running", ""
-    elif state == "running" and _age(status.get("updated")) > STALE_SECONDS:
+    elif state == "running" and _age(updated) > STALE_SECONDS:
         state, reason = "interrupted", "the process is gone; run again to continue"
     live = state == "running"
     return {
         "run_id": run_dir.name,
-        "arch": head.config.get("model", {}).get("arch", ""),
-        "size": head.config.get("size", ""),
+        "arch": config.part("model", {}).word("arch", ""),
+        "size": config.word("size", ""),
         "state": state,
         "reason": reason,
-        "tokens": status.get("tokens", 0),
-        "tokens_total": status.get("tokens_total"),
-        "loss": status.get("loss"),
-        "val_loss": milestones[-1].get("val_loss") if milestones else None,
+        "tokens": status.whole("tokens", 0, default=0),
+        "tokens_total": status.whole("tokens_total", 0) if status.has("tokens_total") else None,
+        "loss": _number(status, "loss"),
+        "val_loss": _loss(milestones),
         "milestones": len(milestones),
-        "tokens_per_second": status.get("tokens_per_second") if live else None,
-        "eta_seconds": status.get("eta_seconds") if live else None,
-        "mfu": status.get("mfu") if live else None,
-        "data_wait": status.get("data_wait") if live else None,
-        "memory_peak": status.get("memory_peak"),
-        "updated": status.get("updated"),
-        "hostname": held_by.hostname if held_by else status.get("hostname"),
-        "git_revision": read_json(run_dir / "environment.json").get("git_revision"),
+        "tokens_per_second": _number(status, "tokens_per_second") if live else None,
+        "eta_seconds": _number(status, "eta_seconds") if live else None,
+        "mfu": _number(status, "mfu") if live else None,
+        "data_wait": _number(status, "data_wait") if live else None,
+        "memory_peak": status.whole("memory_peak", 0) if status.has("memory_peak") else None,
+        "updated": updated,
+        "hostname": held_by.hostname if held_by else status.word("hostname", "") or None,
+        "git_revision": environment.word("git_revision", "") or None,
     }
 
 
@@ -177,10 +200,28 @@ def _age(updated: str | None) -> float:
         return float("inf")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines, without a torn last line."""
+def _planned(directory: Path) -> list[str]:
+    """The runs that sweep.json lists, as far as it can be read."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+        return find_object(directory / "sweep.json").words("runs")
+    except BadRecord:
         return []
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, without a torn last line."""
+    try:
+        return parse_lines(path.read_bytes())[0]
+    except OSError:
+        return []
+
+
+def _number(status: Fields, name: str) -> float | None:
+    """A number for people; a diverged loss is none."""
+    value = as_number(status.values.get(name))
+    return value if math.isfinite(value) else None
+
+
+def _loss(milestones: list[dict[str, Any]]) -> float | None:
+    value = as_number(milestones[-1].get("val_loss")) if milestones else math.nan
+    return value if math.isfinite(value) else None

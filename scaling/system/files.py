@@ -109,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where the file is missing or cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -231,7 +231,7 @@ def test_a_group_that_cannot_be_fitted_does_not_stop_the_rest(table: Path, tmp_p
         (("fit", "TABLE", "--loss", "final", "--params", "size_m", "--delta", "-1"),
          "delta must be a positive number"),
         (("fit", "SWEEP", "--params", "active"), "choose non_embedding or paper or total"),
-        (("fit", "SWEEP", "--tokens", "D"), "a sweep directory needs neither"),
+        (("fit", "SWEEP", "--tokens", "D"), "a sweep needs none of them"),
         (("fit", "SWEEP", "-o", "/dev/null/x.json"), "cannot be written"),
         (("report", "absent"), "neither a directory nor a zip"),
     ],

@@ -28,7 +28,7 @@ def test_evals_join_costs_and_average(tmp_path):
     lines += [line("boolq", "acc", 1.0, "checkpoints/b.pt", 200)]
     text = "".join(json.dumps(one) + "\n" for one in lines)
     (tmp_path / "r" / "evals.jsonl").write_text(text + '{"task": "torn')
-    evals = load_evals(tmp_path, SimpleNamespace(runs=runs))
+    evals = load_evals(tmp_path, SimpleNamespace(runs=runs, notes=[]))
     assert len(evals) == 9
     assert set(evals["flops"]) == {600.0, 1200.0}
     average = csr_average(evals)
@@ -45,7 +45,8 @@ def test_average_of_other_tasks_has_its_error(tmp_path):
     lines[1]["stderr"] = 0.04
     (tmp_path / "r" / "evals.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     evals = load_evals(
-        tmp_path, SimpleNamespace(runs=pd.DataFrame([run | {"flops_per_token_exact": 6.0}]))
+        tmp_path,
+        SimpleNamespace(runs=pd.DataFrame([run | {"flops_per_token_exact": 6.0}]), notes=[]),
     )
     average = csr_average(evals, {"piqa": "acc", "boolq": "acc"})
     assert average["csr"].item() == pytest.approx(0.55)
@@ -62,5 +63,7 @@ def test_linearized_checkpoints_cost_what_their_stages_cost(tmp_path):
     (tmp_path / "r").mkdir()
     text = json.dumps(line("boolq", "acc", 0.5)) + '\n{"task": "boolq", "metric": "f1"}\n'
     (tmp_path / "r" / "evals.jsonl").write_text(text)
-    evals = load_evals(tmp_path, SimpleNamespace(runs=pd.DataFrame([run])))
-    assert evals["flops"].tolist() == [10 * 2.0 + 90 * 6.0, 0.0]
+    sweep = SimpleNamespace(runs=pd.DataFrame([run]), notes=[])
+    evals = load_evals(tmp_path, sweep)
+    assert evals["flops"].tolist() == [10 * 2.0 + 90 * 6.0]
+    assert sweep.notes == ["r: evals.jsonl: the field value is missing; left out"]

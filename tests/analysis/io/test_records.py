@@ -166,9 +166,9 @@ def test_garbled_records_are_excluded_not_raised(tmp_path: Path) -> None:
     sweep = load_sweep(root)
     assert sweep.points.empty
     reasons = " | ".join(sweep.exclusions["reason"])
-    assert "config.json is missing or unreadable" in reasons
-    assert "'arch'" in reasons
-    assert "n_params = 0.0" in reasons
+    assert "config.json is not JSON" in reasons
+    assert "model: the field arch is missing" in reasons
+    assert "n_non_embedding is 0, not a number above 0" in reasons
     with pytest.raises(AnalysisError, match=r"no usable point.*linscale status"):
         sweep.require_points()
 

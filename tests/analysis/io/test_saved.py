@@ -17,7 +17,7 @@ from analysis.judge.compare import CompareResult
 from tests.support.worlds import suite
 
 KINDS = (CompareResult, DownstreamFit, EnvelopeFit, IsoflopFit, LawFit)
-FOR_PEOPLE = {"schema", "formula", "parameters", "intervals_90", "criteria"}
+FOR_PEOPLE = {"schema", "formula", "parameters", "intervals_90", "criteria", "compute_model"}
 """Fields that follow from the others."""
 
 
@@ -30,9 +30,9 @@ def record() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not JSON"),
+        ("", "is empty"),
         ("{'E': 1.7", "not JSON"),
-        ("[1, 2]", "list, not an object"),
+        ("[1, 2]", "holds a list, not an object"),
         ("{}", "has no field '"),
         ('{"schema": 1}', "has no field '"),
     ],
@@ -49,7 +49,7 @@ def test_each_missing_field_is_named(record: dict[str, Any]) -> None:
         rest = {key: value for key, value in record.items() if key != name}
         with pytest.raises(AnalysisError, match=f"has no field '{name}'"):
             LawFit.from_json(json.dumps(rest))
-    for name in set(record["points"]) - {"d", "c"}:  # without d the law misses its column
+    for name in set(record["points"]) - {"d", "c", "name"}:  # without d the law misses its column
         points = {key: value for key, value in record["points"].items() if key != name}
         with pytest.raises(AnalysisError, match=f"'{name}'"):
             LawFit.from_json(json.dumps(record | {"points": points}))

@@ -16,7 +16,7 @@ from analysis.io.evals import load_evals
 from analysis.io.frames import words
 from analysis.io.records import load_sweep
 from analysis.io.sweep_files import find_sweep, open_sweep, pack, report_folder, unpacked
-from analysis.report.report import write_report
+from analysis.report.run_pages import write_runs
 from scaling.cli.main import app
 from tests.support.make_runs import write_sweep
 
@@ -24,7 +24,7 @@ from tests.support.make_runs import write_sweep
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "demo"
-    return write_sweep(root, dims=(32, 64, 96, 128), log_lines=20)
+    return write_sweep(root, archs=("llama", "tnl"), dims=(32, 64, 96, 128), log_lines=20)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def test_points_curves_and_evaluations_are_the_folders(folder: Path, packed: Pat
 
 
 def test_a_report_has_a_page_for_every_run(folder: Path, packed: Path, tmp_path: Path) -> None:
-    page = write_report(packed, tmp_path / "out", bootstrap=100)
-    runs = {path.stem for path in (page.parent / "runs").glob("*.html")}
+    write_runs(load_sweep(packed), packed, tmp_path, lambda _: None)
+    runs = {path.stem for path in (tmp_path / "runs").glob("*.html")}
     assert runs == {path.parent.name for path in folder.glob("*/config.json")}
 
 

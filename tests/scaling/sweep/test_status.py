@@ -136,7 +136,10 @@ def test_damaged_files_do_not_hide_the_others(tmp_path: Path) -> None:
     for name in ("status.json", "config.json", "milestones.jsonl", "environment.json"):
         (run / name).write_text('{"torn')
     (tmp_path / "sweep.json").write_text("[]")
-    assert [row["state"] for row in status_rows(tmp_path)] == ["done", "planned"]
+    whole, bad = status_rows(tmp_path)
+    assert (whole["state"], bad["state"]) == ("done", "unreadable")
+    assert bad["reason"].startswith("config.json is not JSON")
+    assert "b: config.json is not JSON" in shown(tmp_path)
 
 
 def test_no_sweep_is_explained(tmp_path: Path) -> None:
