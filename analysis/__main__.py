@@ -1,5 +1,7 @@
-"""`python -m analysis fit|report`: the analysis commands without the rest of the suite."""
+"""`python -m analysis fit|report|forecast`: the analysis commands without the rest of the suite."""
 
-from analysis.cli.fit import main
+from analysis.cli.fit import app
+from analysis.cli.forecast import forecast_app
 
-main()
+app.add_typer(forecast_app(None))
+app(prog_name="python -m analysis")

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from linscale.errors import LinscaleError
 
-class AnalysisError(ValueError):
+
+class AnalysisError(LinscaleError, ValueError):
     """Data or a request that cannot give an answer; the message names the value and the remedy."""
 
 

@@ -1,8 +1,8 @@
 """What MkDocs builds besides the pages: the command reference, the table of fields, equations.
 
-1. `on_files` adds two pages that are generated from the code, so that they cannot go stale: the
-   commands through typer's own documentation command, and every field of a run from the docstrings
-   of the configuration classes.
+1. `on_files` adds pages that are generated, so that they cannot go stale: the commands through
+   typer's own documentation command, every field of a run from the docstrings of the configuration
+   classes, and the map of the code, which stands in CONTRIBUTING.md.
 2. `on_page_markdown` turns $...$ and $$...$$ outside code into MathML, which browsers draw without
    a script and without a request.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import griffe
@@ -27,7 +28,8 @@ INLINE = re.compile(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated reference pages."""
-    for name, content in {"reference_cli.md": commands(), "reference_fields.md": fields()}.items():
+    pages = {"reference_cli.md": commands(), "reference_fields.md": fields(), "map.md": code_map()}
+    for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
 
@@ -63,36 +65,55 @@ def commands() -> str:
     return text.replace("# `linscale`", "# Commands", 1)
 
 
+def code_map() -> str:
+    """The map of the code in CONTRIBUTING.md."""
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = re.search(r"^## (Map of the code\n.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError("CONTRIBUTING.md: there is no section `## Map of the code`.")
+    return f"# {found[1]}"
+
+
 def fields() -> str:
     """A table for each part of a run: dotted name, type, default, meaning."""
+    from models.architecture import BUILT_IN, Options, find
     from scaling.config.run import RunConfig
 
     lines = [
         "# Fields of a run",
         "",
-        "Set them in an experiment file; names with at most one dot also as an override on the "
-        "command line, such as `optim.lr=3e-4`. An unknown name is refused with the nearest known "
-        "one.",
+        "Set them in an experiment file, or as an override on the command line, such as "
+        "`optim.lr=3e-4` or `model.options.rope_scaling.factor=2`. An unknown name is refused with "
+        "the nearest known one. `model.options` are those of the architecture, `model.arch`.",
     ]
     _part(RunConfig, "", lines)
+    for name in BUILT_IN:
+        kind = find(name).options
+        if kind is not Options:
+            _part(kind, "model.options.", lines, f"model.options of {name}")
     return "\n".join(lines)
 
 
-def _part(part: type, prefix: str, lines: list[str]) -> None:
+def _part(part: type, prefix: str, lines: list[str], title: str = "") -> None:
+    from models.architecture import Options
+    from models.fields import part_of
+
     documented = _docstrings(part)
     nested: list[tuple[type, str]] = []
-    lines += ["", f"## {prefix.rstrip('.') or 'run'}", "", _first(part.__doc__), ""]
+    title = title or prefix.rstrip(".") or "run"
+    lines += ["", f"## {title}", "", _first(part.__doc__), ""]
     lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(part):
         hint = _hint(part, field.name)
-        inner = next((h for h in (hint, *get_args(hint)) if dataclasses.is_dataclass(h)), None)
-        if isinstance(inner, type):
+        inner = part_of(hint)
+        if inner is not None and inner is not Options:
             nested.append((inner, f"{prefix}{field.name}."))
         meaning = documented.get(field.name, "")
         cells = (f"`{prefix}{field.name}`", f"`{_type(hint)}`", _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    of = title.removeprefix(prefix.rstrip(".")) if title.startswith("model.options of") else ""
     for inner, inner_prefix in nested:
-        _part(inner, inner_prefix, lines)
+        _part(inner, inner_prefix, lines, f"{inner_prefix.rstrip('.')}{of}")
 
 
 def _docstrings(part: type) -> dict[str, str]:
@@ -106,7 +127,7 @@ def _docstrings(part: type) -> dict[str, str]:
 
 
 def _hint(part: type, name: str) -> Any:
-    from scaling.config.fields import hints
+    from models.fields import hints
 
     return hints(part)[name]
 

@@ -8,8 +8,8 @@ Expected in the paper: the linear models prefer the deeper, narrower shapes.
 
 from __future__ import annotations
 
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCHS, ASPECT_SHAPES, paper_config, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 
 TOY_SHAPES = ((24, 16), (32, 9), (48, 4), (96, 1))

@@ -8,8 +8,8 @@ Expected in the paper: 2K to 8K are alike in perplexity, 16K is slightly worse.
 
 from __future__ import annotations
 
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCHS, paper_config, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 
 LENGTHS = (2048, 4096, 8192, 16384)

@@ -9,8 +9,8 @@ Expected: none is worst. The authors report that learnt slopes diverge at scale.
 
 from __future__ import annotations
 
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import Arch, ModelConfig, paper_config, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 
 
@@ -18,10 +18,10 @@ def runs(toy: bool = False) -> list[RunConfig]:
     """Five kinds of decay at one size."""
     tnl, hgrn2 = _model("tnl", toy), _model("hgrn2", toy)
     variants = {  # <- the intervention
-        "none": tnl.replace(decay_slopes="none"),
+        "none": tnl.with_options(decay_slopes="none"),
         "alibi": tnl,
-        "linear": tnl.replace(decay_slopes="linear"),
-        "learnt": tnl.replace(learn_decay=True),
+        "linear": tnl.with_options(decay_slopes="linear"),
+        "learnt": tnl.with_options(learn_decay=True),
         "data": hgrn2,
     }
     if toy:

@@ -236,7 +236,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, help="folder of public data sets")
-    parser.add_argument("--sweep", type=Path, default=Path("experiments/results/quickstart"))
+    parser.add_argument("--sweep", type=Path, default=Path("experiments/results/quickstart.zip"))
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("experiments/results/gallery"),
         help="where the page and its pictures go",

@@ -11,8 +11,8 @@ model that a run of exactly that compute would have given.
 
 from __future__ import annotations
 
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from models.config import ARCHS, PAPER_VOCAB, Arch, ModelConfig, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 from scaling.plan.plan import isoflop_horizons
 

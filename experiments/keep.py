@@ -1,9 +1,9 @@
-"""Copies the records of a sweep into experiments/results, small enough to be committed.
+"""Packs the records of a sweep into one file in experiments/results, small enough to be committed.
 
 Question: which files of a run does a reader need to fit the same laws?
 Command: python -m experiments.keep runs/small_ladder
-Expected: experiments/results/small_ladder, a few tens of kilobytes a run; `linscale fit` gives on
-it what it gives on the sweep.
+Expected: experiments/results/small_ladder.zip, a few kilobytes a run; `linscale fit` gives on it
+what it gives on the sweep, and `unzip` shows what is in it.
 
 Everything stays but checkpoints, locks and logs for people; of the training lines in metrics.jsonl
 every `--every`-th stays, validation lines all do. Machine names, process numbers and command lines
@@ -17,8 +17,11 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from analysis.io.sweep_files import pack
 
 RESULTS = Path(__file__).parent / "results"
 WHOLE = (
@@ -27,8 +30,8 @@ WHOLE = (
 PRIVATE = ("hostname", "pid", "argv")
 
 
-def keep(sweep: Path, out: Path, every: int) -> list[Path]:
-    """Copy the records of `sweep` to `out`, which is replaced; returns the run folders written.
+def keep(sweep: Path, out: Path, every: int) -> list[str]:
+    """Pack the records of `sweep` into the zip file `out`, which is replaced; returns the run ids.
 
     Raises:
         SystemExit: no sweep there, or a run that is not finished.
@@ -42,19 +45,21 @@ def keep(sweep: Path, out: Path, every: int) -> list[Path]:
             f"{sweep}: {len(open_runs)} of {len(runs)} runs are not done "
             f"({', '.join(open_runs[:3])}); finish them with `linscale run`, or remove them."
         )
-    shutil.rmtree(out, ignore_errors=True)
-    for run in runs:
-        kept = out / run.name
-        kept.mkdir(parents=True)
-        for name in WHOLE:
-            if (run / name).is_file():
-                shutil.copyfile(run / name, kept / name)
-        for name in ("status.json", "environment.json"):
-            _write_public(run / name, kept / name)
-        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-        (kept / "metrics.jsonl").write_text("".join(_thinned(lines, every)), encoding="utf-8")
-    _write_public(sweep / "sweep.json", out / "sweep.json")
-    return [out / run.name for run in runs]
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder)
+        for run in runs:
+            kept = whole / run.name
+            kept.mkdir()
+            for name in WHOLE:
+                if (run / name).is_file():
+                    shutil.copyfile(run / name, kept / name)
+            for name in ("status.json", "environment.json"):
+                _write_public(run / name, kept / name)
+            lines = (run / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+            (kept / "metrics.jsonl").write_text("".join(_thinned(lines, every)), encoding="utf-8")
+        _write_public(sweep / "sweep.json", whole / "sweep.json")
+        pack(whole, out)
+    return [run.name for run in runs]
 
 
 def _thinned(lines: list[str], every: int) -> list[str]:
@@ -89,10 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("sweep", type=Path, help="directory of a finished sweep")
     parser.add_argument("--every", type=int, default=4, help="keep every n-th training line (4)")
     options = parser.parse_args(argv)
-    out = RESULTS / options.sweep.resolve().name
+    out = RESULTS / f"{options.sweep.resolve().name}.zip"
     runs = keep(options.sweep, out, options.every)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print(f"{out}: {len(runs)} runs, {size / 2**20:.1f} MiB")
+    print(f"{out}: {len(runs)} runs, {out.stat().st_size / 2**10:,.0f} KiB")
     return 0
 
 

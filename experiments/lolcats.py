@@ -16,13 +16,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from experiments import teachers
-from models.config import LoLCATs, ModelConfig
+from models.architectures.llama import LlamaOptions
+from models.architectures.lolcats import LoLCATs
+from models.config import ModelConfig
+from models.linearize.options import linearized_config
 from scaling.config.run import DataConfig, RunConfig
 from scaling.linearization.recipes import LOLCATS_TOKENS_PER_STEP, lolcats_run
 
 LLAMA3 = ModelConfig(
-    arch="llama", vocab_size=128_256, dim=4096, layers=32, heads=32, kv_heads=8, glu_dim=14_336,
-    rope_base=500_000.0, norm_eps=1e-5, tie_embeddings=False,
+    arch="llama", vocab_size=128_256, dim=4096, layers=32, heads=32, glu_dim=14_336,
+    norm_eps=1e-5, tie_embeddings=False, options=LlamaOptions(kv_heads=8, rope_base=500_000.0),
 )  # fmt: skip
 """meta-llama/Meta-Llama-3-8B."""
 LENGTH = 1024
@@ -40,7 +43,7 @@ def runs(toy: bool = False) -> list[RunConfig]:
             batch_sequences=LOLCATS_TOKENS_PER_STEP // LENGTH,
             validation_fraction=0.004,
         )
-        model = LLAMA3.replace(arch="lolcats", lolcats=LoLCATs())
+        model = linearized_config(LLAMA3, LoLCATs())
         return [lolcats_run("lolcats-llama3-8b", path, model, data, size="8B")]
     window = teachers.WINDOW
     variants = {  # <- the intervention

@@ -27,8 +27,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.config import LoLCATs, ModelConfig, RopeScaling
-from models.linearize.surgery import linearized_config
+from models.architectures.llama import LlamaOptions, RopeScaling
+from models.architectures.lolcats import LoLCATs
+from models.config import ModelConfig
+from models.linearize.options import linearized_config
 from scaling.config.parts import DataConfig
 from scaling.config.run import LinearizeConfig, ParallelConfig, RunConfig
 from scaling.linearization.blockwise.transfer_config import Blockwise
@@ -45,12 +47,10 @@ LLAMA_70B = ModelConfig(
     dim=8192,
     layers=80,
     heads=64,
-    kv_heads=8,
     glu_dim=28_672,
     tie_embeddings=False,
     norm_eps=1e-5,
-    rope_base=500_000.0,
-    rope_scaling=_ROPE,
+    options=LlamaOptions(kv_heads=8, rope_base=500_000.0, rope_scaling=_ROPE),
 )
 LLAMA_405B = LLAMA_70B.replace(dim=16_384, layers=126, heads=128, glu_dim=53_248)
 

@@ -39,8 +39,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from experiments.recipes import TOY_VOCAB, paper_recipe, toy_recipe
-from models.config import ARCH_NAMES, ARCHS, PAPER_VOCAB, Arch, ModelConfig, toy_config
+from models.architecture import find
+from models.config import ARCHS, PAPER_VOCAB, Arch, ModelConfig, toy_config
+from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 
 DIMS, LAYERS, BASE = (256, 512, 1024, 2048), 12, 256
@@ -165,7 +166,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                     ax.plot(*zip(*points, strict=True), "o-", color=color, label=f"width {dim}")
                     ax.axvline(2.0 ** best[arch, form, dim], color=color, lw=0.8, ls="--")
                 name = "muP" if form == "mup" else "without muP"
-                ax.set(xscale="log", title=f"{ARCH_NAMES[arch]}, {name}")
+                ax.set(xscale="log", title=f"{find(arch).label}, {name}")
             low, high = (f(ax.get_ylim()[i] for ax in line) for i, f in enumerate((min, max)))
             for ax in line:
                 ax.set_ylim(low, high)

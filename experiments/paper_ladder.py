@@ -10,8 +10,8 @@ constants will differ with yours.
 
 from __future__ import annotations
 
-from experiments.recipes import paper_recipe
 from models.config import ARCHS, PAPER_SIZES, paper_config
+from scaling.config.recipes import paper_recipe
 from scaling.config.run import RunConfig
 
 

@@ -91,7 +91,7 @@ TABLES = {
 
 def publish(sweep: str, names: Sequence[str], out: Path, bootstrap: int = BOOTSTRAP) -> list[Path]:
     """Draw some figures of one kept sweep; returns the files written."""
-    result = study(load_sweep(RECORDS / sweep), bootstrap=bootstrap)
+    result = study(load_sweep(RECORDS / f"{sweep}.zip"), bootstrap=bootstrap)
     runs = sorted(set(words(result.points, "run_id")))
     drawn = {figure.name: figure for figure in draw(result)}
     written: list[Path] = []
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     for sweep, names in PUBLISHED.items():
         print(*publish(sweep, names, options.out), sep="\n", flush=True)
     data = Path(os.environ.get("LINSCALE_DATA", RECORDS.parents[2] / "shared" / "data"))
-    print(gallery.write(RECORDS / "quickstart", data, RECORDS / "gallery"))
+    print(gallery.write(RECORDS / "quickstart.zip", data, RECORDS / "gallery"))
     return 0
 
 

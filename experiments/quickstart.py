@@ -14,8 +14,8 @@ best choice, so that the laws are read off inside the data.
 
 from __future__ import annotations
 
-from experiments.recipes import TOY_VOCAB, toy_recipe
 from models.config import ARCHS, toy_config
+from scaling.config.recipes import TOY_VOCAB, toy_recipe
 from scaling.config.run import RunConfig
 
 DIMS = (16, 24, 32, 48, 64)

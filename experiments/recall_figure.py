@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from torch.utils._pytree import tree_leaves
 
 from analysis.figures import style
+from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
+from analysis.io.sweep_files import names_of_runs, open_sweep
+from models.accounting import kv_cache_bytes, state_bytes
 from models.config import ARCHS
-from models.language_model import build
 from scaling.config.run import RunConfig
 from scaling.data.recall_tasks import SPECIAL, parse
 from scaling.system.errors import LinscaleError
@@ -34,11 +35,8 @@ VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}
 
 def state_numbers(config: RunConfig) -> int:
     """Numbers that the model carries after a training sequence, over all layers."""
-    if config.model.arch == "llama":  # its cache has room to spare; what it holds counts
-        heads = config.model.key_value_heads * config.model.head_dim
-        return 2 * heads * config.model.layers * config.data.sequence_length
-    state = build(config.model, device="meta").initial_state(1)
-    return sum(tensor.numel() for tensor in tree_leaves((state.stem, state.blocks)))
+    held = kv_cache_bytes(config.model, config.data.sequence_length, itemsize=1)
+    return state_bytes(config.model, itemsize=1) + held
 
 
 def table(sweep: Path) -> list[dict[str, Any]]:
@@ -48,29 +46,29 @@ def table(sweep: Path) -> list[dict[str, Any]]:
         LinscaleError: a run has not been evaluated.
     """
     rows: list[dict[str, Any]] = []
-    for path in sorted(sweep.glob("*/config.json")):
-        values = json.loads(path.read_text(encoding="utf-8"))
+    files = open_sweep(sweep)
+    for run in names_of_runs(files):
+        path = files / run
+        values = json.loads((path / "config.json").read_bytes())
         for key in ("schema", "run_id", "sweep"):
             del values[key]
         config = RunConfig.from_json(values)
         task = parse(config.data.corpus)
-        evals = path.parent / "evals.jsonl"
-        lines = evals.read_text(encoding="utf-8").splitlines() if evals.is_file() else []
-        found = [json.loads(line) for line in lines]
+        found, _ = read_records(path / "evals.jsonl")
         found = [line for line in found if line["task"] == "recall" and "@" not in line["metric"]]
         if not found:
             raise LinscaleError(
-                f"{path.parent}: has no accuracy; run `linscale evaluate {sweep} --tasks recall`."
+                f"{path}: has no accuracy; run `linscale evaluate {sweep} --tasks recall`."
             )
-        environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
-        accounting = json.loads((path.parent / "accounting.json").read_text(encoding="utf-8"))
-        status = json.loads((path.parent / "status.json").read_text(encoding="utf-8"))
+        environment = json.loads((path / "environment.json").read_bytes())
+        accounting = json.loads((path / "accounting.json").read_bytes())
+        status = json.loads((path / "status.json").read_bytes())
         for line in found:
             load = int(line["metric"].removeprefix("accuracy").removeprefix(" of ") or task.load)
             rows.append(
                 {
                     "date": status["updated"][:10],
-                    "run": path.parent.name,
+                    "run": run,
                     "arch": config.model.arch,
                     "seed": config.seed,
                     "head_dim": config.model.head_dim,
@@ -155,7 +153,7 @@ def main() -> None:
         )
     if arguments.write:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        name = arguments.sweep.resolve().name.removesuffix("-toy")
+        name = open_sweep(arguments.sweep.resolve()).name.removesuffix("-toy")
         with (RESULTS / f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -13,8 +13,8 @@ sizes. Learning rate and batch are the same at every size, as in the paper.
 
 from __future__ import annotations
 
-from experiments.recipes import TOY_VOCAB, toy_recipe
 from models.config import ARCHS, toy_config
+from scaling.config.recipes import TOY_VOCAB, toy_recipe
 from scaling.config.run import RunConfig
 
 DIMS = (16, 24, 32, 48, 64, 96)

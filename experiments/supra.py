@@ -13,13 +13,16 @@ the authors' Mistral-SUPRA). Its weights and tokenizer are expected in models/Mi
 from __future__ import annotations
 
 from experiments import teachers
-from models.config import ModelConfig, Supra
+from models.architectures.llama import LlamaOptions
+from models.architectures.supra import Supra
+from models.config import ModelConfig
+from models.linearize.options import linearized_config
 from scaling.config.run import DataConfig, RunConfig
 from scaling.linearization.recipes import SUPRA_TOKENS_PER_STEP, supra_run
 
 MISTRAL = ModelConfig(
-    arch="llama", vocab_size=32_000, dim=4096, layers=32, heads=32, kv_heads=8, glu_dim=14_336,
-    window=4096, norm_eps=1e-5, tie_embeddings=False,
+    arch="llama", vocab_size=32_000, dim=4096, layers=32, heads=32, glu_dim=14_336,
+    norm_eps=1e-5, tie_embeddings=False, options=LlamaOptions(kv_heads=8, window=4096),
 )  # fmt: skip
 """mistralai/Mistral-7B-v0.1."""
 LENGTH = 2048
@@ -40,13 +43,13 @@ def runs(toy: bool = False) -> list[RunConfig]:
             validation_fraction=0.0005,
             validation_blocks=512,
         )
-        model = MISTRAL.replace(arch="supra", supra=Supra())
+        model = linearized_config(MISTRAL, Supra())
         return [supra_run("supra-mistral-7b", path, model, data, size="7B")]
     dim = teachers.LARGEST
     variants = {  # <- the intervention
         "published": teachers.supra(dim),
-        "retnet": teachers.supra(dim, decay_slopes="retnet"),
-        "no-decay": teachers.supra(dim, decay_slopes="none"),
+        "retnet": teachers.supra(dim, Supra(decay_slopes="retnet")),
+        "no-decay": teachers.supra(dim, Supra(decay_slopes="none")),
         "no-norm": teachers.supra(dim, Supra(norm=False)),
         "identity": teachers.supra(dim, Supra(feature_map="identity")),
     }

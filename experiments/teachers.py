@@ -13,8 +13,11 @@ from dataclasses import replace
 
 from experiments.quickstart import DIMS, HORIZONS
 from experiments.quickstart import runs as quickstart
-from experiments.recipes import toy_recipe
-from models.config import LoLCATs, ModelConfig, Supra
+from models.architectures.lolcats import LoLCATs
+from models.architectures.supra import Supra
+from models.config import ModelConfig
+from models.linearize.options import Linearized, linearized_config
+from scaling.config.recipes import toy_recipe
 from scaling.config.run import BudgetConfig, LinearizeConfig, RunConfig
 
 TEACHERS = {run.model.dim: run for run in quickstart() if run.model.arch == "llama"}
@@ -33,15 +36,14 @@ def path(dim: int) -> str:
     return f"runs/quickstart/{TEACHERS[dim].run_id}"
 
 
-def supra(dim: int, options: Supra | None = None, **changes: object) -> ModelConfig:
+def supra(dim: int, options: Linearized | None = None) -> ModelConfig:
     """The teacher's configuration with SUPRA's attention."""
-    teacher = TEACHERS[dim].model
-    return teacher.replace(arch="supra", supra=options or Supra(), **changes)
+    return linearized_config(TEACHERS[dim].model, options or Supra())
 
 
-def lolcats(dim: int, options: LoLCATs | None = None) -> ModelConfig:
+def lolcats(dim: int, options: Linearized | None = None) -> ModelConfig:
     """The teacher's configuration with LoLCATs' attention."""
-    return TEACHERS[dim].model.replace(arch="lolcats", lolcats=options or LoLCATs(window=WINDOW))
+    return linearized_config(TEACHERS[dim].model, options or LoLCATs(window=WINDOW))
 
 
 def uptrained(

@@ -29,17 +29,23 @@ that the paper does not itemise; the factors are read off Table 7). With them 23
 parameter counts follow to the digit; cosFormer2 3B prints 2799.0 M where this gives 2799.3 M, and
 no closed form found in l, d, h, g meets that cell together with the other five.
 
-An architecture that is in none of these papers is counted by `models.measured`; the `paper`
-convention, which has no row for it, is then the exact one without the head.
+Everything is a sum over layers: what one layer's token mixer costs, its architecture says
+(`models.architecture.LayerCosts`); what all share stands here. An architecture that says nothing is
+counted by `models.measured`; the `paper` convention, which has no row for it, is then the exact one
+without the head.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Literal, TypedDict, TypeVar
 
 from models import measured
-from models.config import ARCHS, LINEARIZED, Arch, ModelConfig
+from models.architecture import LayerCosts, Softmax
+from models.config import ModelConfig
 
+Number = TypeVar("Number", int, float)
 Convention = Literal["exact", "paper"]
 CONVENTIONS: tuple[Convention, ...] = ("exact", "paper")
 
@@ -47,6 +53,19 @@ SEQUENCE_LENGTH = 8192
 """Context of every run in the paper's Table 7."""
 BATCH_SEQUENCES = 480
 """Sequences a step in the paper's Table 7."""
+
+GROUPS = (
+    "embedding",
+    "head",  # 0 when tied
+    "token_mixer",  # q, k, v, o projections
+    "gate",  # low-rank output gate
+    "channel_mixer",
+    "norm",
+    "position",  # LRPE angles, TPE
+    "decay",  # lower bounds, slopes
+    "feature_map",  # of linearized models, with LoLCATs' window factors
+)
+"""Groups of parameters."""
 
 
 class Summary(TypedDict):
@@ -58,164 +77,89 @@ class Summary(TypedDict):
     n_paper: int
     flops_per_token: dict[str, dict[str, float]]
     sequence_length: int
+    architecture: dict[str, str | None]
 
 
-def _measured(config: ModelConfig) -> bool:
-    """Whether the architecture has no closed forms here."""
-    return config.arch not in (*ARCHS, *LINEARIZED)
-
-
-def key_dim(config: ModelConfig, layer: int) -> int:
-    """Key dimension of one head's state: twice the head dimension where LRPE rotates the keys."""
-    lrpe = config.arch == "cosformer2" or (
-        config.arch == "tnl"
-        and (config.tnl_lrpe == "all" or (config.tnl_lrpe == "first" and layer == 0))
-    )
-    return 2 * config.head_dim if lrpe else config.head_dim
+@lru_cache(maxsize=256)
+def layer_costs(config: ModelConfig) -> tuple[LayerCosts, ...] | None:
+    """What the token mixer of every layer costs; None where the architecture does not say."""
+    costs = config.architecture.costs
+    return None if costs is None else tuple(costs(config, i) for i in range(config.layers))
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
-    """Parameters by group, equal to those of the built model.
-
-    Returns:
-        embedding, head (0 when tied), token_mixer (q, k, v, o projections), gate (low-rank output
-        gate), channel_mixer, norm, position (LRPE angles, TPE), decay (lower bounds, slopes),
-        feature_map (of linearized models, with LoLCATs' window factors).
-    """
-    if _measured(config):
-        return measured.costs(config)[0]
-    d, layers = config.dim, config.layers
-    attention = config.heads * config.head_dim
-    mixer_bias = config.qkv_bias * _qkv_dim(config) + config.out_bias * d
+    """Parameters by group (`GROUPS`), equal to those of the built model."""
+    layers, d, depth = layer_costs(config), config.dim, config.layers
+    if layers is None:
+        return dict(measured.costs(config).parameters)
+    groups = dict[str, int](dict.fromkeys(GROUPS, 0))
+    groups["embedding"] = config.vocab_size * d
+    groups["head"] = 0 if config.tie_embeddings else config.vocab_size * d
     channel_bias = config.glu_bias * (2 * config.glu_dim + d)
-    lrpe_layers = sum(key_dim(config, i) > config.head_dim for i in range(layers))
-    gated = config.arch in ("tnl", "cosformer2")
-    return {
-        "embedding": config.vocab_size * d,
-        "head": 0 if config.tie_embeddings else config.vocab_size * d,
-        "token_mixer": layers * (d * (_qkv_dim(config) + attention) + mixer_bias),
-        "gate": 2 * layers * d * config.gate_dim if gated else 0,
-        "channel_mixer": layers * (3 * d * config.glu_dim + channel_bias),
-        "norm": 2 * layers * d + d if config.arch in ("llama", *LINEARIZED) else 0,
-        "position": (lrpe_layers * d if config.lrpe_learned else 0) + _tpe_parameters(config),
-        "decay": _decay_parameters(config),
-        "feature_map": _linear_layers(config) * _feature_map_parameters(config),
-    }
-
-
-def _qkv_dim(config: ModelConfig) -> int:
-    """Width of q, k and v together: 3 d, but for LLaMA with grouped or resized heads."""
-    return (config.heads + 2 * config.key_value_heads) * config.head_dim
-
-
-def _has_tpe(config: ModelConfig) -> bool:
-    return config.arch == "cosformer2" and config.tpe
-
-
-def _tpe_parameters(config: ModelConfig) -> int:
-    """A (d/h, d/h) matrix and a pole for every head."""
-    return config.dim * config.head_dim + config.heads if _has_tpe(config) else 0
-
-
-def _decay_parameters(config: ModelConfig) -> int:
-    if config.arch == "hgrn2":
-        return config.layers * config.dim
-    if config.arch in ("tnl", "supra") and config.learn_decay:
-        return _linear_layers(config) * config.heads
-    return 0
-
-
-def _linear_layers(config: ModelConfig) -> int:
-    """Layers without softmax attention over all keys."""
-    return config.layers - len(config.softmax_layers)
-
-
-def _feature_map_parameters(config: ModelConfig) -> int:
-    """Of one layer: SUPRA's keys share the queries' map where they have as many heads."""
-    options, size = config.linearized, config.head_dim
-    if options is None:
-        return 0
-    queries = options.map_parameters(config.heads, size)
-    if config.lolcats is not None:
-        return 2 * queries + config.heads
-    if config.key_value_heads == config.heads:
-        return queries
-    return queries + options.map_parameters(config.key_value_heads, size)
-
-
-def _feature_map_flops(config: ModelConfig) -> int:
-    """Of one layer and token, forward."""
-    options, size = config.linearized, config.head_dim
-    if options is None:
-        return 0
-    key_heads = config.heads if config.lolcats is not None else config.key_value_heads
-    return options.map_flops(config.heads, size) + options.map_flops(key_heads, size)
-
-
-def _state_size(config: ModelConfig, layer: int) -> int:
-    """Numbers in the recurrent state of a layer of linear attention: d_k x d_v a head, with one
-    more value channel in LoLCATs, the denominator's."""
-    if config.lolcats is not None:
-        features = config.lolcats.features(config.head_dim)
-        return config.heads * features * (config.head_dim + 1)
-    return config.heads * key_dim(config, layer) * config.head_dim
+    groups["channel_mixer"] = depth * (3 * d * config.glu_dim + channel_bias)
+    groups["norm"] = config.architecture.weighted_norm * (2 * depth + 1) * d
+    for part in (*layers, config.architecture.stem_costs(config)):
+        _add(groups, part.parameters)
+    return groups
 
 
 def non_embedding_parameters(config: ModelConfig, convention: Convention = "exact") -> int:
     """N without embedding and head: the N of the paper's fits."""
-    if convention == "exact" or _measured(config):
+    layers = layer_costs(config)
+    if convention == "exact" or layers is None:
         groups = parameters(config)
         return sum(groups.values()) - groups["embedding"] - groups["head"]
-    d, layers, t = config.dim, config.layers, config.head_dim
-    extra: dict[Arch, int] = {
-        "llama": 4 * layers * d,
-        "tnl": 2 * layers * d * t,
-        "hgrn2": layers * d,
-        "cosformer2": 2 * layers * d * t + d * t + 7 * layers * d,
-        **{arch: 4 * layers * d + parameters(config)["feature_map"] for arch in LINEARIZED},
-    }
-    projections = layers * d * (_qkv_dim(config) + config.heads * config.head_dim)
-    return projections + 3 * layers * d * config.glu_dim + extra[config.arch]
+    d = config.dim
+    dense = config.layers * (4 * d * d + 3 * d * config.glu_dim)
+    stem = config.architecture.stem_costs(config).paper_parameters
+    return dense + stem + sum(layer.paper_parameters for layer in layers)
 
 
 def forward_flops_per_token(
-    config: ModelConfig, keys: float, near: float = 0.0
+    config: ModelConfig, keys: Callable[[Softmax], float]
 ) -> dict[str, float]:
     """Forward FLOPs of one token by term, `exact` convention.
 
     Args:
         config: model.
-        keys: keys a softmax query sees: `mean_keys` in training, `seen_keys` in decoding.
-        near: keys in a window of LoLCATs: `LoLCATs.mean_seen` or `LoLCATs.seen`.
+        keys: keys that a softmax query sees in a layer: on average (`mean_keys`) in training, at
+            one position (`seen_keys`) in decoding.
     """
-    if _measured(config):
-        return dict(measured.costs(config)[1])
-    d, layers = config.dim, config.layers
-    linear = [i for i in range(layers) if i not in config.softmax_layers]
-    state = sum(4 * _state_size(config, i) for i in linear)
-    gated = config.arch in ("tnl", "cosformer2")
-    attention = config.heads * config.head_dim
-    return {
-        "projections": 2.0 * layers * d * (_qkv_dim(config) + attention),
-        "gate": 4.0 * layers * d * config.gate_dim if gated else 0.0,
-        "attention": state
-        + 4.0 * attention * (len(config.softmax_layers) * keys + len(linear) * near),
-        "feature_map": float(len(linear) * _feature_map_flops(config)),
-        "channel_mixer": 6.0 * layers * d * config.glu_dim,
-        "position": 2.0 * d * config.head_dim if _has_tpe(config) else 0.0,
-        "head": 2.0 * d * config.vocab_size,
-    }
+    layers, d = layer_costs(config), config.dim
+    if layers is None:
+        return dict(measured.costs(config).flops)
+    terms = dict[str, float](dict.fromkeys(FLOPS, 0.0))
+    terms["channel_mixer"] = 6.0 * config.layers * d * config.glu_dim
+    terms["head"] = 2.0 * d * config.vocab_size
+    _add(terms, config.architecture.stem_costs(config).flops)
+    for layer in layers:
+        _add(terms, layer.flops)
+        terms["attention"] += 4.0 * layer.state
+        if layer.softmax is not None:
+            terms["attention"] += 4.0 * layer.softmax.query_width * keys(layer.softmax)
+    return terms
 
 
-def seen_keys(config: ModelConfig, position: int) -> int:
+FLOPS = (
+    "projections",
+    "gate",
+    "attention",
+    "feature_map",
+    "channel_mixer",
+    "position",
+    "head",
+)
+"""Terms of the FLOPs."""
+
+
+def mean_keys(sequence_length: int) -> Callable[[Softmax], float]:
+    """Keys that a softmax query sees on average in a sequence."""
+    return lambda softmax: softmax.mean(sequence_length)
+
+
+def seen_keys(position: int) -> Callable[[Softmax], float]:
     """Keys that the softmax query at `position` (counted from 1) sees, itself included."""
-    return position if config.window is None else min(position, config.window)
-
-
-def mean_keys(config: ModelConfig, sequence_length: int) -> float:
-    """Keys that a softmax query sees on average in a sequence: (n + 1) / 2 without a window."""
-    n, w = sequence_length, seen_keys(config, sequence_length)
-    return (w * (w + 1) / 2 + (n - w) * w) / n
+    return lambda softmax: softmax.seen(position)
 
 
 def train_flops_per_token(
@@ -229,8 +173,7 @@ def train_flops_per_token(
         convention: `exact` or `paper` (see the module docstring).
     """
     if convention == "exact":
-        near = 0 if config.lolcats is None else config.lolcats.mean_seen(sequence_length)
-        terms = forward_flops_per_token(config, mean_keys(config, sequence_length), near)
+        terms = forward_flops_per_token(config, mean_keys(sequence_length))
         terms = {name: 3 * value for name, value in terms.items()}
     else:
         terms = _paper_flops(config, sequence_length)
@@ -238,40 +181,16 @@ def train_flops_per_token(
 
 
 def _paper_flops(config: ModelConfig, n: int) -> dict[str, float]:
-    """Table 1 of arXiv 2406.16690 per token: 72 l d^2 (1 + mixer share + vector share)."""
-    d, h = config.dim, config.heads
-    if _measured(config):
-        terms = forward_flops_per_token(config, 0)
+    """Table 1 of arXiv 2406.16690 per token: 72 l d^2 and what the mixers add to it."""
+    layers = layer_costs(config)
+    if layers is None:
+        terms = forward_flops_per_token(config, mean_keys(n))
         return {name: 3 * value for name, value in terms.items() if name != "head"}
-    if config.linearized is not None:
-        return _paper_flops_linearized(config, n)
-    mixer, vector = {
-        "llama": (n / (6 * d), 5 / (18 * d)),
-        "tnl": (1 / (2 * h), 5 / (18 * d)),
-        "hgrn2": (1 / (3 * h), 29 / (72 * d)),
-        "cosformer2": (3 / (4 * h), 23 / (72 * d)),
-    }[config.arch]
-    dense = 72.0 * config.layers * d * d
-    return {
-        "projections_and_channel_mixer": dense,
-        "attention": dense * mixer,
-        "vector": dense * vector,
-    }
-
-
-def _paper_flops_linearized(config: ModelConfig, n: int) -> dict[str, float]:
-    """The table's terms for LLaMA and TNL, mixed by layer; see the module docstring."""
-    d, dense, linear = config.dim, 72.0 * config.dim**2, _linear_layers(config)
-    assert config.linearized is not None
-    share = config.linearized.features(config.head_dim) / config.head_dim / (2 * config.heads)
-    if config.lolcats is not None:
-        share += 2 * config.lolcats.window / (6 * d)
-    return {
-        "projections_and_channel_mixer": config.layers * dense,
-        "attention": dense * (linear * share + len(config.softmax_layers) * n / (6 * d)),
-        "vector": dense * config.layers * 5 / (18 * d),
-        "feature_map": 3.0 * linear * _feature_map_flops(config),
-    }
+    dense = 72.0 * config.layers * config.dim**2
+    terms = {"projections_and_channel_mixer": dense}
+    for layer in layers:
+        _add(terms, layer.paper_flops(n))
+    return terms
 
 
 def paper_pflops_per_step(config: ModelConfig) -> float:
@@ -282,24 +201,19 @@ def paper_pflops_per_step(config: ModelConfig) -> float:
 
 def decode_flops_per_token(config: ModelConfig, position: int) -> dict[str, float]:
     """FLOPs to decode the token at `position` (counted from 1), by term, with `total`."""
-    near = 0 if config.lolcats is None else config.lolcats.seen(position)
-    terms = forward_flops_per_token(config, seen_keys(config, position), near)
+    terms = forward_flops_per_token(config, seen_keys(position))
     return terms | {"total": sum(terms.values())}
 
 
 def state_bytes(config: ModelConfig, batch_size: int = 1, itemsize: int = 4) -> int:
-    """Bytes of recurrent state, constant in the context length (0 for LLaMA).
-
-    Each layer holds heads x d_k x d_v numbers, LoLCATs' two such states; cosFormer2 also holds its
-    TPE state, d numbers.
-    """
-    if _measured(config):
-        return batch_size * itemsize * measured.costs(config)[2]
-    states = sum(
-        _state_size(config, i) for i in range(config.layers) if i not in config.softmax_layers
-    )
-    copies = 2 if config.lolcats is not None else 1
-    return batch_size * itemsize * (copies * states + (config.dim if _has_tpe(config) else 0))
+    """Bytes of recurrent state, constant in the context length (0 for LLaMA)."""
+    layers = layer_costs(config)
+    if layers is None:
+        numbers = measured.costs(config).state
+    else:
+        numbers = config.architecture.stem_costs(config).state
+        numbers += sum(layer.state + layer.spare for layer in layers)
+    return batch_size * itemsize * numbers
 
 
 def kv_cache_bytes(
@@ -310,11 +224,13 @@ def kv_cache_bytes(
     Under a sliding window those in it are held. LoLCATs' layers hold two windows of their own,
     whatever the context.
     """
-    held = context if config.window is None else min(context, config.window)
-    slots = len(config.softmax_layers) * held
-    if config.lolcats is not None:
-        slots += _linear_layers(config) * 2 * config.lolcats.window
-    return batch_size * itemsize * 2 * slots * config.key_value_heads * config.head_dim
+    caches = [layer.softmax for layer in layer_costs(config) or () if layer.softmax is not None]
+    return sum(batch_size * itemsize * 2 * c.held(context) * c.key_width for c in caches)
+
+
+def _add(totals: dict[str, Number], terms: Mapping[str, Number]) -> None:
+    for name, value in terms.items():
+        totals[name] = totals[name] + value if name in totals else value
 
 
 def summary(config: ModelConfig, sequence_length: int) -> Summary:
@@ -329,4 +245,5 @@ def summary(config: ModelConfig, sequence_length: int) -> Summary:
             c: train_flops_per_token(config, sequence_length, c) for c in CONVENTIONS
         },
         "sequence_length": sequence_length,
+        "architecture": {n: getattr(config.architecture, n) for n in ("label", "colour", "marker")},
     }

@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.architectures.cosformer2 import CosFormer2Options
 from models.config import ModelConfig
 from models.kernels.api import cosine_attention, linear_attention_step
+from models.kernels.lrpe import lrpe
 from models.layers import (
-    Architecture,
     LayerState,
     LowRankGate,
     LRPEAngles,
@@ -35,16 +36,15 @@ from models.layers import (
     ToeplitzEncoding,
     TokenMixer,
     angle_dtype,
-    lrpe,
 )
 
 
 class ToeplitzStem(Stem):
-    """Applies TPE to the embedded tokens unless `config.tpe` is False."""
+    """Applies TPE to the embedded tokens unless `model.options.tpe` is False."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.tpe = ToeplitzEncoding(config) if config.tpe else None
+        self.tpe = ToeplitzEncoding(config) if config.options_as(CosFormer2Options).tpe else None
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None
@@ -113,5 +113,6 @@ class CosineAttention(TokenMixer):
         shape = (batch_size, self.heads, 2 * self.head_dim, self.head_dim)
         return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
 
-
-ARCHITECTURE = Architecture(mixer=CosineAttention, norm=SRMSNorm, stem=ToeplitzStem)
+    def take_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        self.qkv.weight.copy_(torch.cat((q, k, v)))
+        self.out.weight.copy_(out)

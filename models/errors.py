@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from linscale.errors import LinscaleError
 
-class ConfigError(ValueError):
+
+class ConfigError(LinscaleError, ValueError):
     """A configuration value that cannot work; the message names field, value and remedy."""

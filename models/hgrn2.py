@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.kernels.api import hgrn2_attention, hgrn2_attention_step
 from models.layers import (
-    Architecture,
     FullPrecision,
     LayerState,
     Shared,
@@ -104,5 +103,7 @@ class GatedRecurrence(TokenMixer):
         shape = (batch_size, self.heads, self.head_dim, self.head_dim)
         return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
 
-
-ARCHITECTURE = Architecture(mixer=GatedRecurrence, norm=SRMSNorm, stem=LowerBounds)
+    def take_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        # Gate logits of minus k: what is written, 1 - f, rises with k.
+        self.qfv.weight.copy_(torch.cat((q, -k, v)))
+        self.out.weight.copy_(out)

@@ -3,9 +3,8 @@
     x = Stem(embedding[tokens]);   x += TokenMixer(Norm(x));   x += ChannelMixer(Norm(x));   ...
     logits = Norm(x) W_head^T
 
-`build(config)` reads the architecture's parts from the module `models.<config.arch>` (for a
-linearized LLaMA `models.linearize.<config.arch>`), so that a new architecture is one module with an
-`ARCHITECTURE` and its name in `models.config.Arch`.
+`build(config)` takes the parts from the configuration's `Architecture` (`models.architecture`), so
+that a new architecture is one file, anywhere, that defines one.
 
 Three ways through one set of weights, which agree:
 
@@ -19,16 +18,17 @@ final norm is not printed there; all public code has it.
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from models import width
+from models.architecture import part
 from models.config import ModelConfig
 from models.cross_entropy import linear_cross_entropy
-from models.layers import GLU, Architecture, LayerState, Shared, Span, Trees, make_span
+from models.layers import GLU, LayerState, Shared, Span, Stem, TokenMixer, Trees, make_span
 
 
 class State(NamedTuple):
@@ -49,12 +49,18 @@ class State(NamedTuple):
 class Block(nn.Module):
     """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x))."""
 
-    def __init__(self, config: ModelConfig, architecture: Architecture, layer: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        mixer: Callable[..., TokenMixer],
+        norm: Callable[..., nn.Module],
+    ) -> None:
         super().__init__()
-        self.mixer_norm = architecture.norm(config.dim, config.norm_eps)
-        self.mixer = architecture.mixer(config, layer)
-        self.channel_norm = architecture.norm(config.dim, config.norm_eps)
-        self.channel = GLU(config, architecture.activation)
+        self.mixer_norm = norm(config.dim, config.norm_eps)
+        self.mixer = mixer(config, layer)
+        self.channel_norm = norm(config.dim, config.norm_eps)
+        self.channel = GLU(config)
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
@@ -76,16 +82,14 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        package = "models" if config.linearized is None else "models.linearize"
-        module = importlib.import_module(f"{package}.{config.arch}")
-        architecture: Architecture = module.ARCHITECTURE
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.stem = architecture.stem(config)
+        mixer, norm = part(config.architecture.mixer), part(config.architecture.norm)
+        self.stem: Stem = part(config.architecture.stem)(config)
         self.blocks = nn.ModuleList(
-            Block(config, architecture, layer) for layer in range(config.layers)
+            Block(config, layer, mixer, norm) for layer in range(config.layers)
         )
-        self.norm = architecture.norm(config.dim, config.norm_eps)
+        self.norm: nn.Module = norm(config.dim, config.norm_eps)
         # A tied head is the embedding itself, not a second name for it: moving a model off the
         # meta device would untie two names.
         self.head = (
@@ -128,9 +132,14 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State | None]:
         """What the head multiplies, (B, T, d), and the state if it is kept.
 
-        Args: as `forward`; and `trees`, how the tokens of each row follow each other where not in
-            one line, for models that keep all tokens of that length (`keeps_tokens`). No state can
-            be kept after trees.
+        Args:
+            tokens: (B, T) integers.
+            state: as in `forward`.
+            keep_state: also return the state after the last tokens.
+            cu_seqlens: as in `forward`.
+            trees: how the tokens of each row follow each other where they are not in one line, for
+                models that keep all tokens of that length (`keeps_tokens`). No state can be kept
+                after trees.
         """
         packed_on = state is not None and cu_seqlens is not None
         if trees is not None and (keep_state or packed_on or not self.keeps_tokens(1)):

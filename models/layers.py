@@ -1,8 +1,8 @@
 """What the architectures share: norms, gated channel mixers, rotations, the Toeplitz encoding.
 
-Every architecture is a module of this package with one `ARCHITECTURE` (see `Architecture`): a
-token mixer, a norm, the channel mixer's activation, and a stem, which runs once a call before the
-blocks. Data flow of one call, with T tokens of B sequences:
+A model is built of a token mixer, a norm, a gated channel mixer, and a stem, which runs once a call
+before the blocks; which ones, its architecture says (`models.architecture`). Data flow of one call,
+with T tokens of B sequences:
 
 1. `Span` says where the tokens lie in their sequences (positions, packing, carried state or not).
 2. The stem maps the embedded tokens (B, T, d) and prepares what all layers share.
@@ -12,7 +12,6 @@ blocks. Data flow of one call, with T tokens of B sequences:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.architectures.tnl import GatedOptions
 from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
 from models.kernels.sequence import first_position
 
-Activation = Callable[[Tensor], Tensor]
 Shared = tuple[Tensor, ...]
 """What the stem prepares for one layer's token mixer."""
 LayerState = dict[str, Tensor]
@@ -151,11 +150,9 @@ class GLU(nn.Module):
     (SGLU, eqs. 10, 14, 18), unless `config.glu_activation` names another.
     """
 
-    def __init__(self, config: ModelConfig, activation: Activation | None) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.glu_activation is not None:
-            activation = F.silu if config.glu_activation == "silu" else None
-        self.activation = activation
+        self.activation = F.silu if config.has_silu else None
         self.up = nn.Linear(config.dim, config.glu_dim, bias=config.glu_bias)
         self.gate = nn.Linear(config.dim, config.glu_dim, bias=config.glu_bias)
         self.down = nn.Linear(config.glu_dim, config.dim, bias=config.glu_bias)
@@ -175,8 +172,9 @@ class LowRankGate(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.down = nn.Linear(config.dim, config.gate_dim, bias=False)
-        self.up = nn.Linear(config.gate_dim, config.dim, bias=False)
+        rank = config.options_as(GatedOptions).gate_dim(config)
+        self.down = nn.Linear(config.dim, rank, bias=False)
+        self.up = nn.Linear(rank, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.up(self.down(x)))
@@ -203,18 +201,6 @@ class FullPrecision(nn.Module):
         return super()._apply(keep_wide, recurse)
 
 
-def lrpe(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
-    """[x cos(theta t), x sin(theta t)]: the last dimension doubles.
-
-    Args:
-        x: (..., H, K).
-        theta: angles in radians a position, (H, K).
-        positions: t, broadcastable to x's leading dimensions.
-    """
-    angles = positions.to(theta.dtype)[..., None, None] * theta  # (..., H, K)
-    return torch.cat((x * angles.cos().to(x.dtype), x * angles.sin().to(x.dtype)), dim=-1)
-
-
 class LRPEAngles(FullPrecision):
     """Angles theta of the linearised relative position encoding, one per head and channel.
 
@@ -227,10 +213,11 @@ class LRPEAngles(FullPrecision):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, options = config, config.options_as(GatedOptions)
+        self.base = options.rope_base
         # One dimension, so that no weight decay reaches the angles.
         self.theta: Tensor
-        if config.lrpe_learned:
+        if options.lrpe_learned:
             self.theta = nn.Parameter(torch.empty(config.dim))
         else:
             self.register_buffer("theta", torch.empty(config.dim), persistent=False)
@@ -238,7 +225,7 @@ class LRPEAngles(FullPrecision):
     def reset_parameters(self) -> None:
         channel = torch.arange(self.config.dim, device=self.theta.device, dtype=torch.float64)
         with torch.no_grad():
-            self.theta.copy_(self.config.rope_base ** (-2 * channel / self.config.dim))
+            self.theta.copy_(self.base ** (-2 * channel / self.config.dim))
 
     def forward(self) -> Tensor:
         return self.theta.view(self.config.heads, self.config.head_dim)  # (H, K)
@@ -352,6 +339,17 @@ class TokenMixer(nn.Module):
         """
         return False
 
+    def take_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """Start from a softmax attention's weights (`models.linearize.initialise`), in place.
+
+        For architectures that say `starts_from="attention"`; called without gradients.
+
+        Args:
+            q, k, v: projections, (d, d) each, rows by head.
+            out: output projection, (d, d).
+        """
+        raise NotImplementedError
+
     def reserve(self, state: LayerState, capacity: int) -> LayerState:
         """Room for `capacity` tokens a sequence; a recurrent state needs none."""
         return state
@@ -381,17 +379,3 @@ class Stem(nn.Module):
     ) -> LayerState:
         """The state of `batch_size` sequences without tokens."""
         return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """The parts of one architecture; each model module defines one as `ARCHITECTURE`."""
-
-    mixer: Callable[[ModelConfig, int], TokenMixer]
-    """Builds the token mixer of one layer from (config, layer index)."""
-    norm: Callable[[int, float], nn.Module]
-    """Norm before each mixer and before the head, built from (dim, eps)."""
-    activation: Activation | None = None
-    """Activation of the channel mixer's gate branch; None: none (SGLU)."""
-    stem: Callable[[ModelConfig], Stem] = Stem
-    """Builds what runs once a call before the blocks."""

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.architectures.llama import llama_options
 from models.config import ModelConfig
 from models.kv_cache import (
     blocks,
@@ -38,9 +39,7 @@ from models.kv_cache import (
     visible,
 )
 from models.layers import (
-    Architecture,
     LayerState,
-    RMSNorm,
     Shared,
     Span,
     Stem,
@@ -79,12 +78,14 @@ class SoftmaxAttention(TokenMixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.heads, self.kv_heads = config.heads, config.key_value_heads
-        self.head_dim, self.window = config.head_dim, config.window
-        self.dynamic = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
+        options = llama_options(config)
+        self.heads, self.kv_heads = config.heads, options.key_value_heads(config.heads)
+        self.head_dim, self.window = config.head_dim, options.window
+        scaling = options.rope_scaling
+        self.dynamic = scaling is not None and scaling.kind == "dynamic"
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = nn.Linear(config.dim, width, bias=config.qkv_bias)
-        self.out = nn.Linear(self.heads * self.head_dim, config.dim, bias=config.out_bias)
+        self.qkv = nn.Linear(config.dim, width, bias=options.qkv_bias)
+        self.out = nn.Linear(self.heads * self.head_dim, config.dim, bias=options.out_bias)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q and k in one, (B, T, H + key-value heads, K), and v, (B, T, key-value heads, K)."""
@@ -187,8 +188,3 @@ class SoftmaxAttention(TokenMixer):
         slots = max(capacity, 2 * have)
         more = (slots if self.window is None else min(slots, self.window)) - have
         return {name: F.pad(cache, (0, 0, 0, 0, 0, more)) for name, cache in state.items()}
-
-
-ARCHITECTURE = Architecture(
-    mixer=SoftmaxAttention, norm=RMSNorm, activation=F.silu, stem=RotaryStem
-)

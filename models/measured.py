@@ -1,8 +1,8 @@
 """Costs of an architecture without closed forms, read off the model on the meta device.
 
-`models.accounting` has closed forms for the architectures of the papers. Any other (a module
-`models/NAME.py` and its line in `models.config.ARCH_NAMES`) is counted by two rules, which are
-exact for a mixer that is made of linear layers and of the linear-attention primitive:
+The built-in architectures have closed forms (`models.architecture.LayerCosts`). One that gives none
+is counted by two rules, which are exact for a mixer that is made of linear layers and of the
+linear-attention primitive:
 
     every weight matrix outside the embedding multiplies each token once: 2 FLOPs a parameter;
     every number of the recurrent state is updated once and read once a token: 4 FLOPs.
@@ -12,6 +12,8 @@ Needs torch, unlike the closed forms; nothing is allocated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 from models.config import ModelConfig
@@ -21,9 +23,21 @@ _GROUPS = {"embedding": "embedding", "head": "head", "stem": "position", "norm":
 _BLOCK_GROUPS = {"mixer": "token_mixer", "channel": "channel_mixer"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a whole model costs."""
+
+    parameters: Mapping[str, int]
+    """By group."""
+    flops: Mapping[str, float]
+    """Forward FLOPs of one token, by term."""
+    state: int
+    """Numbers in a sequence's state."""
+
+
 @lru_cache(maxsize=64)
-def costs(config: ModelConfig) -> tuple[dict[str, int], dict[str, float], int]:
-    """Parameters by group, forward FLOPs of one token by term, numbers in a sequence's state.
+def costs(config: ModelConfig) -> Costs:
+    """Costs of a model.
 
     Groups and terms are those of `models.accounting`.
 
@@ -51,7 +65,7 @@ def costs(config: ModelConfig) -> tuple[dict[str, int], dict[str, float], int]:
     if blocks == 0:
         raise ConfigError(
             f"model.arch={config.arch!r} starts with an empty state, so its FLOPs depend on the "
-            "context; give its closed forms in models/accounting.py."
+            "context; give closed forms as the costs of its Architecture."
         )
     flops = {
         "projections": 2.0 * matrices["token_mixer"],
@@ -60,4 +74,5 @@ def costs(config: ModelConfig) -> tuple[dict[str, int], dict[str, float], int]:
         "position": 2.0 * matrices["position"],
         "head": 2.0 * config.dim * config.vocab_size,
     }
-    return groups, flops, blocks + sum(leaf.numel() for leaf in tree_leaves(kept.stem))
+    state = blocks + sum(leaf.numel() for leaf in tree_leaves(kept.stem))
+    return Costs(parameters=groups, flops=flops, state=state)

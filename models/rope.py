@@ -23,7 +23,8 @@ import math
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig, RopeScaling
+from models.architectures.llama import RopeScaling, llama_options
+from models.config import ModelConfig
 from models.layers import Span, angle_dtype
 
 
@@ -43,7 +44,8 @@ def rotary_angles(
         Two tensors (B or 1, T, 1, head_dim / 2).
     """
     dtype = angle_dtype(dtype)
-    scaling, base, size = config.rope_scaling, config.rope_base, config.head_dim
+    options, size = llama_options(config), config.head_dim
+    scaling, base = options.rope_scaling, options.rope_base
     exponent = -torch.arange(0, size, 2, device=positions.device, dtype=dtype) / size  # (K/2,)
     if scaling is not None and scaling.kind == "dynamic":
         assert scaling.original_length is not None

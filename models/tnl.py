@@ -11,7 +11,7 @@ Decay lambda = exp(-slope): arXiv 2405.17381 eq. 10 prints slope (8h/H)(1 - i/L)
 i (`decay_slopes="linear"`); the authors' released code has the slopes of ALiBi (powers of two)
 times 1 - i/(L-1) + 1e-5 (`"alibi"`, the default), so that the last layer hardly decays. RetNet's
 lambda = 1 - 2^(-5-h) (arXiv 2307.08621, `"retnet"`) is the same in all layers.
-LRPE: not in eq. 9 and off by default (`tnl_lrpe`); the released models have it in layer 0.
+LRPE: not in eq. 9 and off by default (`lrpe`); the released models have it in layer 0.
 
 Data flow: 1. one product gives q, k, v; 2. SiLU on q and k; 3. `linear_attention` with the decay
 of the head (in LRPE layers q and k are rotated first, which doubles the key dimension); 4. norm,
@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.architectures.tnl import DecayOptions, TNLOptions
 from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
+from models.kernels.lrpe import lrpe
 from models.layers import (
-    Architecture,
     FullPrecision,
     LayerState,
     LowRankGate,
@@ -39,7 +40,6 @@ from models.layers import (
     SRMSNorm,
     TokenMixer,
     angle_dtype,
-    lrpe,
 )
 
 
@@ -57,25 +57,26 @@ def alibi_slopes(heads: int) -> list[float]:
 
 def decay_slopes(config: ModelConfig, layer: int) -> list[float]:
     """Decay of each head of a layer in nats a step, >= 0."""
-    if config.decay_slopes == "none":
+    kind = config.options_as(DecayOptions).decay_slopes
+    if kind == "none":
         return [0.0] * config.heads
-    if config.decay_slopes == "linear":
+    if kind == "linear":
         factor = 1 - layer / config.layers
         return [8 * h / config.heads * factor for h in range(config.heads)]
-    if config.decay_slopes == "retnet":
+    if kind == "retnet":
         return [-math.log1p(-(2.0 ** (-5 - h))) for h in range(config.heads)]
     factor = 1 - layer / max(config.layers - 1, 1) + 1e-5
     return [slope * factor for slope in alibi_slopes(config.heads)]
 
 
 class HeadDecay(FullPrecision):
-    """Log decay of each head of one layer, (H,): fixed, or learned with `config.learn_decay`."""
+    """Log decay of each head of one layer, (H,): fixed, or learned with `learn_decay`."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
         self.slopes: Tensor
-        if config.learn_decay:
+        if config.options_as(DecayOptions).learn_decay:
             self.slopes = nn.Parameter(torch.empty(config.heads))
         else:
             self.register_buffer("slopes", torch.empty(config.heads), persistent=False)
@@ -100,7 +101,7 @@ class DecayAttention(TokenMixer):
         self.gate = LowRankGate(config)
         self.norm = SRMSNorm(config.dim, config.norm_eps)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
-        rotated = config.tnl_lrpe == "all" or (config.tnl_lrpe == "first" and layer == 0)
+        rotated = config.options_as(TNLOptions).rotates(layer)
         self.angles = LRPEAngles(config) if rotated else None
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,5 +138,6 @@ class DecayAttention(TokenMixer):
         shape = (batch_size, self.heads, keys, self.head_dim)
         return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
 
-
-ARCHITECTURE = Architecture(mixer=DecayAttention, norm=SRMSNorm)
+    def take_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        self.qkv.weight.copy_(torch.cat((q, k, v)))
+        self.out.weight.copy_(out)

@@ -98,7 +98,7 @@ def _twice_as_wide(config: ModelConfig) -> ModelConfig:
     return config.replace(
         dim=2 * config.dim,
         heads=2 * config.heads,
-        kv_heads=None if config.kv_heads is None else 2 * config.kv_heads,
+        options=config.options.widened(2),
         glu_dim=2 * config.glu_dim,
         mup_base_dim=None,
     )

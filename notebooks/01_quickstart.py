@@ -9,11 +9,9 @@
 # %matplotlib inline
 from pathlib import Path
 
-from analysis import figures
-from analysis.io.records import load_sweep
-from analysis.judge.study import study
+from linscale import figures, load_sweep, study
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 
 # %% [markdown]

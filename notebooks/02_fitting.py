@@ -13,13 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.fit.approaches import three_approaches
-from analysis.fit.fitting import fit_law
-from analysis.io.frames import where
-from analysis.io.records import load_sweep
-from analysis.judge.sensitivity import sensitivity
+from linscale import fit_law, load_sweep, sensitivity, three_approaches, where
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 PUBLIC = Path(os.environ.get("LINSCALE_DATA", "data")) / "chinchilla_epoch/svg_extracted_data.csv"
 
 # %%

@@ -20,20 +20,17 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from analysis import figures
 from analysis.figures import style
 from analysis.figures.evaluations import needles
 from analysis.io.evals import csr_average, latest, load_evals
-from analysis.io.frames import where
 from analysis.io.looks import look
-from analysis.io.records import load_sweep
-from analysis.judge.study import study
 from analysis.judge.task_law import CHANCE
 from analysis.report.paper_tables import paper_tables
+from linscale import figures, load_sweep, study, where
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/paper_ladder")
-SHAPES = Path("experiments/results/aspect_ratio-toy")  # Path("runs/aspect_ratio")
-CONTEXTS = Path("experiments/results/context_length-toy")  # Path("runs/context_length")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/paper_ladder")
+SHAPES = Path("experiments/results/aspect_ratio-toy.zip")  # Path("runs/aspect_ratio")
+CONTEXTS = Path("experiments/results/context_length-toy.zip")  # Path("runs/context_length")
 PAPER = pd.read_csv("experiments/paper_2406_16690.csv")  # its tables 4, 5 and 6
 DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 PF_DAY = 8.64e19  # FLOPs in a petaFLOP/s-day, the paper's unit of C

@@ -14,13 +14,13 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.figures import recovery_figures as figures
-from analysis.io.records import load_sweep
 from analysis.judge import linearization_law
 from analysis.judge import recovery as linearization
 from analysis.judge.recovery import CONTINUED, LINEARIZED, SCRATCH
+from linscale import load_sweep
 
-SWEEP = Path("experiments/results/linearize_loop")  # your own: Path("runs/linearize_loop")
-FROM_SCRATCH = Path("experiments/results/quickstart")  # the same data; more points of the frontier
+SWEEP = Path("experiments/results/linearize_loop.zip")  # your own: Path("runs/linearize_loop")
+FROM_SCRATCH = Path("experiments/results/quickstart.zip")  # same data, more of the frontier
 
 # %%
 recovery = linearization.read(SWEEP)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.io.records import load_sweep
-from analysis.judge.refine import refine, shrinkage
+from analysis.judge.refine import shrinkage
+from linscale import load_sweep, refine
 
-SWEEP = Path("experiments/results/quickstart")  # your own: Path("runs/quickstart")
+SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
 BUDGET = 2e15  # FLOPs for all new runs together
 QUANTITY = "alpha"  # or E, a, b, "loss@1e16", "n@1e16", ...
 

@@ -43,7 +43,8 @@ _FIT_EXAMPLES = """Examples:
 
 @app.command(epilog=_FIT_EXAMPLES)
 def fit(
-    source: Annotated[Path, typer.Argument(help="CSV, TSV or JSON-lines table, or a sweep.")],
+    source: Annotated[Path, typer.Argument(help="CSV, TSV or JSON-lines table, or a sweep: "
+                                            "directory or zip.")],
     loss: Annotated[
         str | None, typer.Option(help="Loss column; for a sweep: validation or train.")
     ] = None,
@@ -157,7 +158,8 @@ def fit(
 def report(
     directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write (default DIR/report).")
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write (default DIR/report; beside a zip)."),
     ] = None,
     baseline: Annotated[
         str, typer.Option(help="Architecture that the others are compared with.")
@@ -169,12 +171,13 @@ def report(
     with _one_paragraph():
         from rich.console import Console
 
-        from analysis.report.report import write
+        from analysis.io.sweep_files import report_folder
+        from analysis.report.report import write_report
 
         console = Console(stderr=True)
         with console.status("reading run records", spinner="dots") as status:
-            page = write(
-                directory, out or directory / "report", baseline=baseline, bootstrap=bootstrap,
+            page = write_report(
+                directory, out or report_folder(directory), baseline=baseline, bootstrap=bootstrap,
                 seed=seed, progress=status.update,
             )  # fmt: skip
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -211,11 +214,12 @@ def _read(
     group: str | None,
 ) -> Sweep:  # fmt: skip
     from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import find_sweep
 
-    if not source.is_dir():
-        from analysis.io.tables import load_csv
+    if find_sweep(source) is None:
+        from analysis.io.tables import load_table
 
-        return load_csv(
+        return load_table(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group
         )
     from analysis.io.records import Conventions, load_sweep
@@ -359,8 +363,3 @@ def _one_paragraph() -> Iterator[None]:
 
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         raise typer.Exit(2) from error
-
-
-def main() -> None:
-    """Entry point of `python -m analysis`."""
-    app(prog_name="python -m analysis")

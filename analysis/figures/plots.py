@@ -48,8 +48,10 @@ def of_law(fit: LawFit, *, level: float, name: str) -> Figure:
         frontier = pd.DataFrame({"group": [], "n": [], "d": []})
         if fit.law.inner(fit.values) is not None:
             compute = np.geomspace(obs.compute.min() / REACH, obs.compute.max() * REACH, _GRID)
-            frontier = fit.optimal(compute)[["n", "d"]].assign(group=name)
-        return figures.contours(points, {name: lambda n, d: fit.predict(n=n, d=d)}, frontier)
+            frontier = fit.optimal(compute, extrapolate=True)[["n", "d"]].assign(group=name)
+        return figures.contours(
+            points, {name: lambda n, d: fit.predict(n=n, d=d, extrapolate=True)}, frontier
+        )
     (variable,) = fit.law.columns
     values = obs.columns[variable]
     x = np.geomspace(values.min(), values.max() * REACH, _GRID)

@@ -216,14 +216,14 @@ def measure_bias(
     """
     synthetic = table.copy()
     n, d = _column(table, "n"), _column(table, "d")
-    synthetic["loss"] = truth.predict(n=n, d=d)
+    synthetic["loss"] = truth.predict(n=n, d=d, extrapolate=True)
     minima, _ = _minima(synthetic, shape, best)
     if len(minima) < 2:
         raise AnalysisError("on noise-free losses of the fitted law fewer than two budgets have an "
                             "interior minimum")  # fmt: skip
     place = float(_column(table, "budget").max()) * 100 if at is None else at
     budgets = _column(minima, "budget")
-    optima = truth.optimal(np.append(budgets, place))
+    optima = truth.optimal(np.append(budgets, place), extrapolate=True)
     true = {axis: np.asarray(optima[axis], dtype=float) for axis in ("n", "d")}
     n_line = fit_line(budgets, _column(minima, "n"))
     d_line = fit_line(budgets, _column(minima, "d"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,15 +112,44 @@ class LawFit:
 
     # ---- predictions -------------------------------------------------------------------------
 
-    def predict(self, *, n: Any = None, d: Any = None, c: Any = None, u: Any = None) -> np.ndarray:
-        """Loss at given N, D, C (whatever the form needs; u defaults to d: no repetition)."""
+    def predict(
+        self, *, n: Any = None, d: Any = None, c: Any = None, u: Any = None,
+        extrapolate: bool = False,
+    ) -> np.ndarray:  # fmt: skip
+        """Loss at given N, D, C (whatever the form needs; u defaults to d: no repetition).
+
+        Raises:
+            AnalysisError: a point with more than `EXTRAPOLATION_LIMIT` times the largest compute
+                fitted, unless `extrapolate`; a column that the form needs and was not given.
+        """
         columns, shape = self._columns(n, d, c, u)
+        if not extrapolate:
+            self._refuse_far(float(np.max(self.leap(columns), initial=0.0)))
         return self.law.predict(self.values, columns).reshape(shape)
+
+    def leap(self, columns: Mapping[str, Array]) -> Array:
+        """Factor in compute (or in the form's only variable) beyond the largest point fitted."""
+        obs = self.observations
+        if "c" in columns:
+            return columns["c"] / np.nanmax(obs.compute)
+        if {"n", "d"} <= columns.keys():
+            return columns["n"] * columns["d"] / np.max(obs.columns["n"] * obs.columns["d"])
+        (name,) = [k for k in columns if k in obs.columns][:1] or ["n"]
+        return columns[name] / obs.columns[name].max()
+
+    def _refuse_far(self, leap: float) -> None:
+        """Raises AnalysisError beyond the limit of extrapolation."""
+        if leap > EXTRAPOLATION_LIMIT:
+            raise AnalysisError(
+                f"{leap:.3g} times the largest compute that was fitted: beyond "
+                f"{EXTRAPOLATION_LIMIT:g} times the law has not been tested. Pass extrapolate=True "
+                "to insist, or use `linscale forecast`, whose intervals hold the misfit of the form"
+            )
 
     def predict_draws(
         self, *, n: Any = None, d: Any = None, c: Any = None, u: Any = None
     ) -> np.ndarray:
-        """The same for every bootstrap refit: (draws, points)."""
+        """The same for every bootstrap refit: (draws, points), without a limit."""
         columns, _ = self._columns(n, d, c, u)
         return self.law.predict(self._need_draws().values, columns)
 
@@ -137,14 +167,15 @@ class LawFit:
 
     def band(
         self, *, level: float = 0.9, kind: Literal["mean", "run"] = "mean", seed: int = 0,
-        **columns: Any,
+        extrapolate: bool = False, **columns: Any,
     ) -> pd.DataFrame:  # fmt: skip
-        """Loss with an interval at given points; columns loss, lo, hi.
+        """Loss with an interval at given points, within the limit of `predict`; columns loss, lo,
+        hi.
 
         `mean` bounds the law itself; `run` also holds the noise of one further run (jackknife
         residuals of the fit, drawn at random and added to the refits).
         """
-        loss = self.predict(**columns).ravel()
+        loss = self.predict(**columns, extrapolate=extrapolate).ravel()
         draws = self.predict_draws(**columns)
         if kind == "run":
             noise = inflated_residuals(self.problem, self.theta)
@@ -178,20 +209,26 @@ class LawFit:
         """The same law with its optima under another C = f(N) D."""
         return dataclasses.replace(self, compute_model=model)
 
-    def optimal(self, compute: Any, *, level: float = 0.9) -> pd.DataFrame:
+    def optimal(
+        self, compute: Any, *, level: float = 0.9, extrapolate: bool = False
+    ) -> pd.DataFrame:
         """Compute-optimal split of each budget under `compute_model`.
 
         Args:
             compute: FLOPs, a number or an array.
             level: of the intervals (columns *_lo, *_hi; only with a bootstrap).
+            extrapolate: answer beyond `EXTRAPOLATION_LIMIT` times the largest compute fitted.
 
         Returns:
             Columns c, n, d, tokens_per_param, loss, and intervals.
 
         Raises:
-            AnalysisError: the form has no N and D.
+            AnalysisError: the form has no N and D, or a budget beyond the limit.
         """
         budget = np.atleast_1d(np.asarray(compute, dtype=float)).ravel()
+        largest = float(np.nanmax(self.observations.compute))
+        if not extrapolate and np.isfinite(budget).all():
+            self._refuse_far(float(budget.max(initial=0.0)) / largest)
         n, d = self.optimum_at(self.values, budget)
         frame = pd.DataFrame({
             "c": budget, "n": n, "d": d, "tokens_per_param": d / n,

@@ -24,6 +24,7 @@ import pandas as pd
 
 from analysis.io.jsonlines import read_records
 from analysis.io.records import Sweep, path_flops
+from analysis.io.sweep_files import open_sweep
 
 CSR: dict[str, str] = {
     "boolq": "acc",
@@ -62,8 +63,9 @@ def load_evals(directory: str | Path, sweep: Sweep) -> pd.DataFrame:
         `grid` None for most. Of a task evaluated twice alike the last number counts.
     """
     rows: list[dict[str, Any]] = []
+    files = open_sweep(directory)
     for run in sweep.runs.to_dict("records"):
-        records, _ = read_records(Path(directory) / str(run["run_id"]) / "evals.jsonl")
+        records, _ = read_records(files / str(run["run_id"]) / "evals.jsonl")
         for record in records:
             row = {name: run[name] for name in ("run_id", "arch", "size", "seed", "n_params")}
             row |= {name: record.get(name) for name in _FIELDS}

@@ -13,10 +13,11 @@ from __future__ import annotations
 import io
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from analysis.io.sweep_files import Place
 
 try:  # Optional: comes with `datasets`, which reading run records does not need.
     import pyarrow as pa
@@ -27,13 +28,13 @@ except ImportError:  # pragma: no cover - the test suite's environment has it
 Columns = dict[str, np.ndarray]
 
 
-def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_records(path: Place) -> tuple[list[dict[str, Any]], int]:
     """All complete records of a file and the number of unreadable lines; none if it is absent."""
     return _parse(path.read_bytes()) if path.is_file() else ([], 0)
 
 
 def read_columns(
-    path: Path, *, numbers: tuple[str, ...], words: tuple[str, ...]
+    path: Place, *, numbers: tuple[str, ...], words: tuple[str, ...]
 ) -> tuple[Columns, int]:
     """Chosen fields of every complete record and the number of unreadable lines."""
     data = path.read_bytes() if path.is_file() else b""

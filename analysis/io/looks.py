@@ -6,7 +6,7 @@ reads like a figure of four. The palette is Okabe and Ito's (2008). Plain data, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -28,15 +28,35 @@ _LOOKS = {
 _OTHERS = (("#4D4D4D", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#8C6D31", "<"), ("#7570B3", ">"))
 
 
+_RECORDED: dict[str, Look] = {}
+"""Looks of architectures that are not in the table above, as run records have them."""
+
+
+def learn(arch: str, record: object) -> None:
+    """Draw an architecture as its run record says, if this module does not know it.
+
+    Args:
+        arch: its name.
+        record: `architecture` of accounting.json: label, colour and marker; what is missing, or no
+            text, is left to `look`.
+    """
+    if isinstance(record, Mapping) and arch.lower() not in _LOOKS:
+        said = [record.get(name) for name in ("label", "colour", "marker")]
+        label, color, marker = (text if isinstance(text, str) else "" for text in said)
+        _RECORDED[arch] = Look(label, color, marker)
+
+
 def look(group: str, among: Iterable[str] = ()) -> Look:
-    """The look of a group; groups that are no known architecture take the spare colours in the
-    sorted order of `among`."""
+    """The look of a group; groups that are no known architecture look as their run records say,
+    and else take the spare colours in the sorted order of `among`."""
     known = _LOOKS.get(group.lower())
     if known:
         return known
     spare = sorted(g for g in {*among, group} if g.lower() not in _LOOKS)
     color, marker = _OTHERS[spare.index(group) % len(_OTHERS)]
-    return Look("all runs" if group == "all" else group, color, marker)
+    said = _RECORDED.get(group, Look("", "", ""))
+    label = said.label or ("all runs" if group == "all" else group)
+    return Look(label, said.color or color, said.marker or marker)
 
 
 def ordered(groups: Iterable[str]) -> list[str]:

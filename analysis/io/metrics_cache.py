@@ -7,7 +7,8 @@
                  size and time of the metrics.jsonl that they were read from
 
 A run whose file has another size or time is read again. The file is only a copy: it may be deleted
-at any time, and where it cannot be written reading works without. Sweeps of few lines have none.
+at any time, and where it cannot be written reading works without. Sweeps of few lines, and those
+in a zip file, have none.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.io.jsonlines import Columns, read_columns
+from analysis.io.sweep_files import Place
 
 FILE = ".metrics.npz"
 WORTH = 100_000
@@ -32,7 +34,7 @@ WORTH = 100_000
 class Metrics:
     """Reads metrics.jsonl of the runs of a sweep, each from the cache if it is still true."""
 
-    def __init__(self, root: Path, *, numbers: tuple[str, ...], words: tuple[str, ...]) -> None:
+    def __init__(self, root: Place, *, numbers: tuple[str, ...], words: tuple[str, ...]) -> None:
         self.root, self.numbers, self.words = root, numbers, words
         self._known: dict[str, dict[str, Any]] = {}
         self._read: dict[str, tuple[list[int], Columns, int]] = {}
@@ -55,7 +57,7 @@ class Metrics:
     def save(self) -> None:
         """Writes the cache anew if a run was parsed and the sweep is large."""
         lengths = [len(c[self.numbers[0]]) for _, c, _ in self._read.values()]
-        if not self._changed or sum(lengths) < WORTH:
+        if not isinstance(self.root, Path) or not self._changed or sum(lengths) < WORTH:
             return
         ends = np.cumsum(lengths).tolist()
         index: dict[str, Any] = {"numbers": self.numbers, "words": self.words, "runs": {}}
@@ -83,6 +85,8 @@ class Metrics:
                 temporary.unlink(missing_ok=True)
 
     def _load(self) -> None:
+        if not isinstance(self.root, Path):
+            return
         try:
             path = self.root / FILE
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -102,9 +106,11 @@ class Metrics:
         return columns
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: Place) -> list[int]:
     try:
-        found = path.stat()
+        found = path.stat() if isinstance(path, Path) else None
     except OSError:
+        found = None
+    if found is None:
         return [0, 0]
     return [found.st_size, found.st_mtime_ns]

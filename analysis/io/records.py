@@ -1,6 +1,6 @@
 """Run records to tidy data frames, with a reason for everything that was left out.
 
-    runs/<sweep>/<run_id>/      written by training
+    runs/<sweep>/<run_id>/      written by training; or the same in <sweep>.zip
         config.json, accounting.json, environment.json, status.json
         metrics.jsonl           the log: one line per logged step
         milestones.jsonl        one line per horizon: what fits read
@@ -11,15 +11,15 @@
         3. N, C and the loss are taken in the conventions asked for; all others stay as columns
 
 A record may be cut off anywhere, because a run may be killed at any moment: torn lines are dropped
-and counted in `notes`. Tables from elsewhere come in through `analysis.io.tables.load_csv`, as the
-same `Sweep`.
+and counted in `notes`. Tables from elsewhere come in through `analysis.io.tables.load_table`, as
+the same `Sweep`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,8 +27,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.io import data_identity
 from analysis.io.jsonlines import read_records
+from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
+from analysis.io.sweep_files import Place, names_of_runs, open_sweep
 
 Parameters = Literal["non_embedding", "paper", "total"]
 Compute = Literal["exact", "paper", "6nd"]
@@ -141,19 +144,25 @@ _ENVIRONMENT_KEYS = (
 )  # fmt: skip
 
 
-def load_sweep(directory: str | Path, *, conventions: Conventions | None = None) -> Sweep:
-    """Reads a sweep directory.
+def load_sweep(
+    directory: str | Path, *, conventions: Conventions | None = None, other_data: bool = False
+) -> Sweep:
+    """Reads a sweep: its directory, or a zip file of it.
+
+    Args:
+        directory: of the sweep.
+        conventions: how size, compute and loss are counted.
+        other_data: keep runs whose data changed while they were trained, or are not those of the
+            other runs (`analysis.io.data_identity`).
 
     Raises:
-        AnalysisError: the path is not a directory, or holds neither sweep.json nor any run.
+        AnalysisError: neither is there, or it holds neither sweep.json nor any run.
     """
-    root = Path(directory)
+    root = open_sweep(directory)
     how = conventions or Conventions()
-    if not root.is_dir():
-        raise AnalysisError(f"{root} is not a directory; give a sweep such as runs/quickstart")
     plan = _json(root / "sweep.json")
     planned = [str(r) for r in plan.get("runs", [])] if isinstance(plan.get("runs"), list) else []
-    found = sorted(p.parent.name for p in root.glob("*/config.json"))
+    found = names_of_runs(root)
     if not planned and not found:
         raise AnalysisError(
             f"{root} holds neither a sweep.json nor a run with a config.json; {_instead(root)}"
@@ -162,14 +171,31 @@ def load_sweep(directory: str | Path, *, conventions: Conventions | None = None)
     for run_id in dict.fromkeys([*planned, *found]):
         reader.read(run_id)
     reader.metrics.save()
-    return reader.sweep(str(plan.get("sweep") or root.name))
+    sweep = reader.sweep(str(plan.get("sweep") or root.name))
+    return sweep if other_data else _without_other_data(sweep, root)
 
 
-def _instead(root: Path) -> str:
+def _without_other_data(sweep: Sweep, root: Place) -> Sweep:
+    """The sweep without the runs whose data are not those of the others, each with its reason."""
+    reasons = data_identity.other_data(root, map(str, sweep.curves["run_id"].unique()))
+    if not reasons:
+        return sweep
+    rows = [{"run_id": r, "tokens": math.nan, "reason": why} for r, why in reasons.items()]
+    return replace(
+        sweep,
+        points=sweep.points[~sweep.points["run_id"].isin(reasons)].reset_index(drop=True),
+        curves=sweep.curves[~sweep.curves["run_id"].isin(reasons)].reset_index(drop=True),
+        exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),
+    )
+
+
+def _instead(root: Place) -> str:
     """What to give instead of a directory that is no sweep."""
-    if (root / "config.json").is_file():
+    if isinstance(root, Path) and (root / "config.json").is_file():
         return f"it is one run: give its sweep, {root.resolve().parent}"
-    sweeps = sorted(str(p.parent) for p in root.glob("*/sweep.json"))
+    folders = [each for each in root.iterdir() if (each / "sweep.json").is_file()]
+    packed = [each for each in root.iterdir() if each.name.endswith(".zip")]
+    sweeps = sorted(str(each) for each in (*folders, *packed))
     if sweeps:
         return f"give one of the sweeps in it: {', '.join(sweeps[:8])}"
     return "give the directory that `linscale run` wrote, such as runs/quickstart"
@@ -178,7 +204,7 @@ def _instead(root: Path) -> str:
 class _Reader:
     """Collects the rows of a sweep, run by run."""
 
-    def __init__(self, root: Path, how: Conventions) -> None:
+    def __init__(self, root: Place, how: Conventions) -> None:
         self.root, self.how = root, how
         self.runs: list[dict[str, Any]] = []
         self.points: list[dict[str, Any]] = []
@@ -204,6 +230,7 @@ class _Reader:
                                 f"this version reads {SCHEMA}")  # fmt: skip
         try:
             run = self._describe(run_id, config, accounting)
+            learn(run["arch"], accounting.get("architecture"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             return self.exclude(run_id, f"the record lacks or garbles the field {error}")
         status, environment = _json(path / "status.json"), _json(path / "environment.json")
@@ -264,7 +291,7 @@ class _Reader:
                 raise ValueError(f"{key} = {run[key]!r}, which must be a positive number")
         return run
 
-    def _milestones(self, path: Path, run: dict[str, Any]) -> None:
+    def _milestones(self, path: Place, run: dict[str, Any]) -> None:
         records, torn = read_records(path / "milestones.jsonl")
         run_id = run["run_id"]
         if torn:
@@ -381,10 +408,10 @@ def _speed(columns: dict[str, np.ndarray]) -> dict[str, float]:
     return out | {"wall_s": float(wall.max()) if len(wall) else math.nan}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Place) -> dict[str, Any]:
     """A JSON object, or {} when the file is absent, torn or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,6 +1,6 @@
 """Anybody's table of runs (CSV, TSV or JSON lines) to the same `Sweep` that run records give.
 
-    load_csv(path, loss="final_loss", params=None, tokens=None, compute=None, group=None)
+    load_table(path, loss="final_loss", params=None, tokens=None, compute=None, group=None)
         1. a column named by the caller is taken; one not named is guessed from its name
         2. `NAME*FACTOR` scales a column ("tokens_b*1e9"); a unit in the name (tokens_b, PF-days)
            is applied by itself, and said
@@ -71,7 +71,7 @@ class _Column:
     """`given` or `guessed`."""
 
 
-def load_csv(
+def load_table(
     path: str | Path,
     *,
     loss: str | None = None,

@@ -19,7 +19,7 @@ from analysis.io.frames import finite, plain
 from analysis.judge.checklist import TESTED, checklist
 from analysis.judge.choices import COUNTINGS, answers_of
 from analysis.judge.compare import CompareResult, compute_multiplier
-from analysis.judge.rolling import Rolling, roll
+from analysis.judge.rolling_holdout import Rolling, roll
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
 from analysis.units import LEVEL

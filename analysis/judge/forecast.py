@@ -18,19 +18,6 @@ from analysis.errors import AnalysisError
 from analysis.fit.downstream import DownstreamFit
 from analysis.fit.law_fit import EXTRAPOLATION_LIMIT, LawFit
 from analysis.fit.uncertainty import quantiles
-from analysis.units import Array
-
-
-def leap_of(fit: LawFit, columns: dict[str, Array]) -> Array:
-    """Factor in compute (or in the form's only variable) beyond the largest point fitted."""
-    obs = fit.observations
-    if "c" in columns:
-        return columns["c"] / np.nanmax(obs.compute)
-    if {"n", "d"} <= columns.keys():
-        largest = np.max(obs.columns["n"] * obs.columns["d"])
-        return columns["n"] * columns["d"] / largest
-    (name,) = [k for k in columns if k in obs.columns][:1] or ["n"]
-    return columns[name] / obs.columns[name].max()
 
 
 def forecast(
@@ -57,14 +44,14 @@ def forecast(
         AnalysisError: beyond `limit`; the message says by how much and how to insist.
     """
     given = {k: np.atleast_1d(np.asarray(v, dtype=float)) for k, v in columns.items()}
-    leap = np.atleast_1d(leap_of(fit, given))
+    leap = np.atleast_1d(fit.leap(given))
     if leap.max() > limit:
         raise AnalysisError(
             f"{leap.max():.3g} times the largest compute that was fitted is beyond the limit of "
             f"{limit:g}: the law has not been tested there. Pass limit={np.ceil(leap.max()):g} to "
             "insist; the interval covers the law's parameters, not its form"
         )
-    frame = fit.band(level=level, kind=kind, seed=seed, **columns)
+    frame = fit.band(level=level, kind=kind, seed=seed, extrapolate=True, **columns)
     frame["leap"], frame["inside"] = leap, leap <= 1.0
     return frame
 
@@ -82,7 +69,7 @@ def predict_task(
     """
     given = {k: np.atleast_1d(np.asarray(v, dtype=float)) for k, v in columns.items()}
     forecast(law, level=level, limit=limit, **columns)  # refuses what is too far
-    losses = law.predict(**columns).ravel()
+    losses = law.predict(**columns, extrapolate=True).ravel()
     first = law.predict_draws(**columns)
     if task.draws is None:
         raise AnalysisError("the task fit has no draws: pass bootstrap=2000 to fit_downstream")
@@ -93,4 +80,4 @@ def predict_task(
     accuracy = np.clip(accuracy + task.residual * rng.standard_normal(accuracy.shape), 0, 1)
     low, high = quantiles(accuracy, level)
     return pd.DataFrame({"loss": losses, "accuracy": task.predict(losses), "lo": low, "hi": high,
-                         "leap": np.atleast_1d(leap_of(law, given))})  # fmt: skip
+                         "leap": np.atleast_1d(law.leap(given))})  # fmt: skip

@@ -89,18 +89,18 @@ def holdout(
         except AnalysisError:
             continue  # fewer sizes than the form needs at this cut
         columns = {r: test[r].to_numpy() for r in law.columns}
-        predicted = fit.predict(**columns)
+        predicted = fit.predict(**columns, extrapolate=True)
         measured = np.log(test["loss"].to_numpy())
         bands = {}
         if bootstrap:
             drawn = fit.bootstrap(bootstrap, seed=seed)
-            band = drawn.band(level=LEVEL, kind="run", seed=seed, **columns)
+            band = drawn.band(level=LEVEL, kind="run", seed=seed, extrapolate=True, **columns)
             bands = {k: band[k].to_numpy() for k in ("lo", "hi")}
         parts.append(pd.DataFrame({
             "cut": cut, "c": test["c"].to_numpy(), "leap": test["c"].to_numpy() / cut,
             "loss": test["loss"].to_numpy(), "predicted": predicted,
             "error": np.log(predicted) - measured,
-            "pure": np.log(pure.predict(c=test["c"].to_numpy())) - measured,
+            "pure": np.log(pure.predict(c=test["c"].to_numpy(), extrapolate=True)) - measured,
             "nearest": np.log(train["loss"].to_numpy().min()) - measured,
             **bands,
         }))  # fmt: skip

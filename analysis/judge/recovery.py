@@ -29,6 +29,7 @@ from scipy import stats
 from analysis.errors import AnalysisError
 from analysis.io.frames import by, numbers, plain, rows, take, where, words
 from analysis.io.records import Sweep, load_sweep
+from analysis.io.sweep_files import Place, open_sweep
 from analysis.units import LEVEL
 
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
@@ -57,8 +58,8 @@ def read(directory: str | Path) -> Recovery:
     Raises:
         AnalysisError: it has no finished linearized run.
     """
-    root = Path(directory)
-    sweep = load_sweep(root)
+    root = open_sweep(directory)
+    sweep = load_sweep(directory)
     facts = {run: _facts(root / run) for run in words(sweep.require_points(), "run_id")}
     records = [_point(point, facts[str(point["run_id"])]) for point in plain(sweep.points)]
     linear = [point for point in records if point["kind"] == LINEARIZED]
@@ -99,10 +100,10 @@ def _point(point: dict[str, Any], facts: dict[str, float]) -> dict[str, Any]:
     return {**named, **{name: point[name] for name in kept}, **facts}
 
 
-def _facts(run: Path) -> dict[str, float]:
+def _facts(run: Place) -> dict[str, float]:
     """What linearization.json says; NaN where there is none."""
     path = run / "linearization.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     validation, teacher = found.get("validation", {}), found.get("teacher", {})
     counts = found.get("parameters")
     return {

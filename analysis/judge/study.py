@@ -264,7 +264,9 @@ def study(
     spent = numbers(points, "flops")
     compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
     say("compute-optimal sizes")
-    optima = {group: law.optimal(compute, level=LEVEL) for group, law in laws.items()}
+    optima = {
+        group: law.optimal(compute, level=LEVEL, extrapolate=True) for group, law in laws.items()
+    }
     return Study(
         sweep=sweep,
         points=points,
@@ -315,7 +317,14 @@ def hold_out_largest(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> 
                                                              strict=True)])  # fmt: skip
     unit = "size_seed" if enough else "point"
     fit = fit_law("chinchilla", seen, clusters=unit, bootstrap=bootstrap, seed=seed)
-    band = fit.band(level=LEVEL, kind="run", n=unseen["n_params"], d=unseen["tokens"], seed=seed)
+    band = fit.band(
+        level=LEVEL,
+        kind="run",
+        extrapolate=True,
+        n=unseen["n_params"],
+        d=unseen["tokens"],
+        seed=seed,
+    )
     return unseen.assign(
         predicted=numbers(band, "loss"),
         lo=numbers(band, "lo"),

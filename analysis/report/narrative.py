@@ -17,11 +17,59 @@ _PUBLISHED_SIZE = 70e6
 """Smallest model of arXiv 2406.16690 and of most published ladders."""
 
 
+_UNDETERMINED = {
+    "at_bound": "a parameter ended at its bound",
+    "no_irreducible": "the irreducible loss E went to zero",
+    "not_converged": "the fit did not converge",
+    "unstable_resamples": "refits of resampled runs did not converge",
+}
+"""Warnings that say a law is not determined by its data, in words."""
+
+
+def undetermined(result: Study) -> dict[str, list[str]]:
+    """Architectures whose law the data do not determine, and why.
+
+    A parameter at its bound, fits or refits that do not converge, or rolling forecasts that the
+    pure power law in compute beats.
+    """
+    found: dict[str, list[str]] = {}
+    for group in result.groups:
+        codes = {w.code for w in result.laws[group].warnings}
+        why = [text for code, text in _UNDETERMINED.items() if code in codes]
+        own = where(result.rolling, arch=group) if len(result.rolling) else result.rolling
+        if len(own):
+            error, pure = (float(np.abs(numbers(own, k)).mean()) for k in ("error", "pure"))
+            if error > pure:
+                why.append(
+                    f"its rolling forecasts err by {error:.1%} where a pure power law errs by "
+                    f"{pure:.1%}"
+                )
+        if why:
+            found[group] = why
+    return found
+
+
+def headline(result: Study) -> str | None:
+    """What heads a report whose laws are not determined; None where they all are."""
+    found = undetermined(result)
+    if not found:
+        return None
+    reasons = "; ".join(f"{look(g).label}: {', '.join(why)}" for g, why in found.items())
+    every = len(found) == len(result.groups)
+    names = "these architectures" if every else ", ".join(look(g).label for g in found)
+    return (
+        f"The data do not determine the law{'s' * (len(found) > 1)} of {names} ({reasons}). Read "
+        "exponents, multipliers and optima below as descriptions of these runs, not as findings."
+    )
+
+
 def summary(result: Study) -> list[str]:
-    """Findings, one sentence or two each."""
+    """Findings, one sentence or two each; first of all what the data do not determine."""
     points = result.points
     names = [look(g).label for g in result.groups]
-    found = [
+    warning = headline(result)
+    found = [warning] if warning else []
+    found += [
         f"{len(names)} architecture{'s' * (len(names) > 1)} ({', '.join(names)}), "
         f"{len(set(words(points, 'run_id')))} runs, {len(points)} checkpoints: N from "
         f"{si_text(numbers(points, 'n_params').min())} to "
@@ -43,8 +91,10 @@ def law_sentence(result: Study, group: str) -> str:
     law = result.laws[group]
     last = int(np.flatnonzero(result.covered(group))[-1])
     best = {c: float(numbers(result.optima[group], c)[last]) for c in ("c", "n", "d")}
-    text = (
-        f"**{look(group).label}**: loss falls as N^-{_span(law, 'alpha')} and "
+    name = look(group).label
+    text = f"**{name}**: " if group not in undetermined(result) else f"{name} (not determined): "
+    text += (
+        f"loss falls as N^-{_span(law, 'alpha')} and "
         f"D^-{_span(law, 'beta')} towards E = {_span(law, 'E')}; at "
         f"{best['c']:.1e} FLOPs the best split is about "
         f"{si_text(best['n'])} parameters and {si_text(best['d'])} tokens "

@@ -1,6 +1,6 @@
 """A sweep's report: one self-contained page, and the tables and figures behind it.
 
-    write(sweep_dir, out) -> out/index.html
+    write_report(sweep_dir, out) -> out/index.html
         1. records.load_sweep    runs, points, exclusions
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
@@ -28,6 +28,7 @@ from analysis.judge.choices import checklist_table, multiplier_table, sensitivit
 from analysis.judge.study import Progress, Study, study
 from analysis.report.narrative import (
     cautions,
+    headline,
     law_rows,
     law_sentence,
     rolling_rows,
@@ -41,7 +42,7 @@ from analysis.report.task_report import add_to, evaluations
 from analysis.units import LEVEL
 
 
-def write(
+def write_report(
     sweep_dir: str | Path,
     out: str | Path,
     *,
@@ -54,7 +55,7 @@ def write(
     """Writes the report of a sweep and returns the path of its page.
 
     Args:
-        sweep_dir: what `linscale run` wrote.
+        sweep_dir: what `linscale run` wrote, or a zip file of it.
         out: directory for the page, tables and figures; created.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
         baseline: architecture that the others are compared with.
@@ -93,7 +94,7 @@ def write(
                 caption=f"{each.caption} {basis(result)}",
                 runs=runs,
             )
-        pages = write_runs(sweep, Path(sweep_dir), out, say)
+        pages = write_runs(sweep, sweep_dir, out, say)
         _compose(page, result, tables, drawn, pages)
         if len(found.evals):
             found.save(out / "evaluations")
@@ -193,8 +194,12 @@ def _compose(
                 svg = hover.svg(each.figure, name)
                 page.figure(svg, each.caption, wide=each.wide, files=files)
 
-    page.text(basis(result), soft=True)
-    page.bullets(summary(result))
+    if headline(result) is None:
+        page.text(basis(result), soft=True)
+        page.bullets(summary(result))
+    else:  # what is not known comes before everything else
+        page.bullets(summary(result))
+        page.text(basis(result), soft=True)
     page.box("What may not be concluded", cautions(result))
     page.switches(result.groups)
     page.section("Loss against compute")

@@ -203,4 +203,4 @@ def isoflop_profiles(points: pd.DataFrame, laws: dict[str, LawFit]) -> dict[str,
 
 def _surface(result: Study, group: str) -> Surface:
     law = result.laws[group]
-    return lambda n, d: law.predict(n=n, d=d)
+    return lambda n, d: law.predict(n=n, d=d, extrapolate=True)

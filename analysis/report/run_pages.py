@@ -25,6 +25,7 @@ from analysis.io.frames import numbers, take, where, words
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.records import Sweep
+from analysis.io.sweep_files import Place, open_sweep
 from analysis.report.page import Page
 from analysis.units import si_text
 
@@ -44,7 +45,7 @@ def run_page(run_id: str) -> str:
 
 
 def write_runs(
-    sweep: Sweep, sweep_dir: Path, out: Path, say: Callable[[str], None]
+    sweep: Sweep, sweep_dir: str | Path, out: Path, say: Callable[[str], None]
 ) -> dict[str, str]:
     """Writes a page for every run directory of the sweep.
 
@@ -63,8 +64,9 @@ def write_runs(
     for row in sweep.exclusions.to_dict("records"):
         reasons.setdefault(str(row["run_id"]), []).append(str(row["reason"]))
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    files = open_sweep(sweep_dir)
     for run_id in sorted({*described, *reasons}):
-        record = sweep_dir / run_id
+        record = files / run_id
         if not (record / "config.json").is_file():
             continue
         say(f"page of {run_id}")
@@ -75,7 +77,7 @@ def write_runs(
 
 
 def _page(
-    run_id: str, run: Mapping[Any, Any], reasons: list[str], record: Path, sweep: Sweep
+    run_id: str, run: Mapping[Any, Any], reasons: list[str], record: Place, sweep: Sweep
 ) -> Page:
     page = Page(run_id)
     page.text(f"A run of [{sweep.name}](../index.html).", soft=True)
@@ -165,10 +167,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Place) -> dict[str, Any]:
     """A JSON object, or {} where a killed run left none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -36,7 +36,7 @@ import numpy as np
 
 from experiments.benchmarks.tables import DOCS, put_table
 from scaling.config.run import DataConfig
-from scaling.data.corpora import open_corpus
+from scaling.data.corpora.registry import open_corpus
 from scaling.data.loader import Blocks, ReadAhead
 from scaling.data.prepare import prepare
 from scaling.data.sampler import BlockOrder, StepSampler

@@ -33,7 +33,8 @@ from torch.utils._pytree import tree_leaves
 from analysis.figures import style
 from analysis.io.looks import look
 from experiments.benchmarks.tables import DOCS, put_table
-from models.config import ARCH_NAMES, ARCHS, Arch, toy_config
+from models.architecture import find
+from models.config import ARCHS, Arch, toy_config
 from models.generation import prefill
 from models.language_model import LanguageModel, State, build
 from scaling.record.environment import cpu_name
@@ -147,7 +148,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         lines.append(
             {
-                "": ARCH_NAMES[arch],
+                "": find(arch).label,
                 **times,
                 f"{CONTEXTS[-1]:,} over {CONTEXTS[0]}": last["relative_to_shortest"],
                 "recomputation over step": last["recompute_over_step"],
@@ -188,7 +189,7 @@ def main() -> None:
         }
         rows.append(row)
         print(
-            f"{ARCH_NAMES[arch]:11} context {sequence.context:5}: "
+            f"{find(arch).label:11} context {sequence.context:5}: "
             f"{row['milliseconds_per_token']:7.3f} ms a token ({row['q1']} to {row['q3']}), "
             f"{row['relative_to_shortest']:5.2f} of the shortest, "
             f"state {sequence.bytes / 2**20:6.2f} MiB"

@@ -34,13 +34,13 @@ from experiments.benchmarks.tables import DOCS, put_table
 from models.config import toy_config
 from models.language_model import build
 from scaling.config.run import DataConfig
-from scaling.data.corpora import open_corpus
+from scaling.data.corpora.registry import open_corpus
 from scaling.data.tokenizers import ByteTokenizer, Tokenizer, train_bpe
 from scaling.evaluation import harness, local_tasks
 from scaling.evaluation.harness_model import HarnessModel
 from scaling.record.environment import cpu_name
 from scaling.record.export import export_pretrained
-from scaling.record.pretrained import Pretrained, load
+from scaling.record.pretrained import Pretrained, load_pretrained
 
 RESULTS = Path(__file__).parents[1] / "results" / "evaluation.csv"
 DIM, LAYERS, HEAD_DIM, CONTEXT, BATCH, VOCAB = 256, 6, 64, 2048, 16, 8192
@@ -128,7 +128,7 @@ def models(folder: Path, tokenizer: Tokenizer) -> tuple[Any, Any]:
         run=None,
     )
     export_pretrained(made, folder / "hf", "transformers")
-    ours = HarnessModel(load(folder / "hf"), max_length=CONTEXT, batch_size=BATCH)
+    ours = HarnessModel(load_pretrained(folder / "hf"), max_length=CONTEXT, batch_size=BATCH)
     options: dict[str, Any] = {
         "pretrained": str(folder / "hf"),
         "device": "cpu",

@@ -38,7 +38,8 @@ class Contender:
 def contenders() -> Iterator[Contender]:
     """Ours and every installed peer."""
     from models.kernels import cosine_attention, hgrn2_attention, linear_attention
-    from models.kernels.api import hgrn2_gate, rotate
+    from models.kernels.api import hgrn2_gate
+    from models.kernels.lrpe import lrpe
 
     for mode in ("none", "head", "learned head", "channel"):
         yield Contender(
@@ -81,7 +82,7 @@ def contenders() -> Iterator[Contender]:
     def fla_turned(q: Tensor, k: Tensor, v: Tensor, theta: Tensor | None) -> Tensor:
         assert theta is not None
         positions = torch.arange(q.shape[1], device=q.device)
-        q, k = rotate(q, theta, positions), rotate(k, theta, positions)
+        q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)
         return linear(q, k, v, normalize=False)[0]
 
     for name, mode, function in (

@@ -24,12 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models.config import Supra
+from models.architectures.supra import Supra
 from models.language_model import LanguageModel, build
 from models.linearize.initialise import STARTED, fit_outputs, from_attention
 from models.linearize.surgery import linearize
-from scaling.data.prepare import PreparedData, prepare
-from scaling.record.pretrained import load
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
+from scaling.record.pretrained import load_pretrained
 
 BATCH, FITTED_ON, LEARNING_RATE = 8, 16, 2e-3
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run of arch llama, or one of its checkpoints")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps (60)")
     args = parser.parse_args()
-    loaded = load(args.run)
+    loaded = load_pretrained(args.run)
     if loaded.run is None:
         parser.error(f"{args.run}: give a run or a checkpoint, whose text is known.")
     teacher, data = loaded.model, prepare(loaded.run.data)

@@ -33,7 +33,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models.config import LoLCATs, ModelConfig
+from models.architectures.lolcats import LoLCATs
+from models.config import ModelConfig
 from models.language_model import LanguageModel, build
 from models.layers import Span, make_span
 from models.linearize.lolcats import HybridAttention

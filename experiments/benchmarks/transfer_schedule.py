@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from models.config import LoLCATs
+from models.architectures.lolcats import LoLCATs
 from models.language_model import LanguageModel
 from models.linearize.surgery import linearize
 from models.linearize.transfer import (
@@ -33,8 +33,9 @@ from models.linearize.transfer import (
     freeze_for_transfer,
     layer_losses,
 )
-from scaling.data.prepare import PreparedData, prepare
-from scaling.record.pretrained import load
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
+from scaling.record.pretrained import load_pretrained
 
 BATCH, RATE, EVERY = 8, 1e-2, 100
 
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2400, help="optimizer steps (2400)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = load(args.run)
+    loaded = load_pretrained(args.run)
     if loaded.run is None:
         parser.error(f"{args.run}: give a run or a checkpoint, whose text is known.")
     data = prepare(loaded.run.data)

@@ -15,19 +15,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from models import flat
+from models.architecture import BUILT_IN
+from models.architectures.llama import LlamaOptions, rope_scaling
 from models.config import ModelConfig
 from models.interop import fla_hgrn2, llama
 from models.interop.importing import LINSCALE
 from models.interop.tensors import SHARD_BYTES, InteropError, write_tensors
 from models.language_model import LanguageModel
 from models.linearize.lora import LoRALinear
+from models.linearize.options import linearized
 from models.rope import rotary_angles
 from models.width import unscaled
 
@@ -73,7 +76,7 @@ def export_model(
     if layout == "fla":
         content = fla_hgrn2.config_json(model.config, context, eos_id)
         tensors = fla_hgrn2.written(model)
-    elif model.config.arch == "llama":
+    elif isinstance(model.config.options, LlamaOptions):
         content = llama.config_json(model.config, context, eos_id)
         tensors = _made(llama.views(model))
     else:
@@ -140,8 +143,14 @@ def _own(
     config: ModelConfig, context: int, eos_id: int | None, tensors: dict[str, Callable[[], Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
     """config.json and the tensors of a model that carries its code with it."""
+    if config.arch not in BUILT_IN:
+        raise InteropError(
+            f"model.arch={config.arch!r}: an export carries the code of a built-in architecture "
+            f"({', '.join(BUILT_IN)}), and there is none for one of your own; load its checkpoint "
+            "with scaling.record.pretrained.load, or write your own code for transformers."
+        )
     own = _own_config(config, context, eos_id)
-    if config.linearized is not None:
+    if linearized(config) is not None:
         own["architectures"] = ["LinearizedForCausalLM"]
         code = _LINEARIZED_CODE.removesuffix(".py")
         own["auto_map"] = {
@@ -154,11 +163,12 @@ def _own(
 
 def _rotary(config: ModelConfig) -> dict[str, Any]:
     """Angles a position of the rotary encoding, (K / 2,), and the factor on their cosines."""
-    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+    scaling = rope_scaling(config)
+    if scaling is not None and scaling.kind == "dynamic":
         raise InteropError(
-            "model.rope_scaling.kind='dynamic': its angles change with the length of the text, "
-            "which the exported code of linearized models does not follow; linearize the model "
-            "without scaling, or with linear, yarn or llama3."
+            "model.options.llama.rope_scaling.kind='dynamic': its angles change with the length of "
+            "the text, which the exported code of linearized models does not follow; linearize the "
+            "model without scaling, or with linear, yarn or llama3."
         )
     # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
     # frequencies never exceed one radian a position.
@@ -193,7 +203,7 @@ def _own_config(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
         "bos_token_id": None,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
-        "linscale": asdict(config),
+        "linscale": flat.settings(config),
     }
 
 

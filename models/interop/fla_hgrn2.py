@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from models.config import ConfigError, ModelConfig
+from models.hgrn2 import GatedRecurrence
 from models.interop.tensors import InteropError, Names, StoredTensor, read_json
 from models.language_model import LanguageModel
 
@@ -132,7 +133,7 @@ def written(model: LanguageModel) -> dict[str, Callable[[], Tensor]]:
         InteropError: the model is not an HGRN2 with a SwiGLU.
     """
     config = model.config
-    if config.arch != "hgrn2" or config.glu_activation != "silu":
+    if not isinstance(model.blocks[0].mixer, GatedRecurrence) or not config.has_silu:
         raise InteropError(
             f"arch={config.arch!r} with glu_activation={config.glu_activation!r}: "
             "flash-linear-attention's HGRN2 has a SwiGLU channel mixer; train with "

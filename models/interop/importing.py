@@ -12,14 +12,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models.config import ConfigError, LoLCATs, ModelConfig, RopeScaling, Supra
+from models.config import ConfigError, ModelConfig
 from models.interop import fla_hgrn2, llama
 from models.interop.tensors import (
     InteropError,
@@ -135,22 +135,13 @@ def _with_memory(
 
 
 def _own_config(directory: Path, values: dict[str, Any]) -> ModelConfig:
-    stored = dict(values.get("linscale", {}))
-    known = {field.name for field in fields(ModelConfig)}
-    if unknown := sorted(set(stored) - known):
-        raise InteropError(
-            f"{directory / 'config.json'}: linscale.{unknown[0]} is not known to this version; it "
-            "was exported by a later one."
-        )
     try:
-        if stored.get("rope_scaling") is not None:
-            stored["rope_scaling"] = RopeScaling(**stored["rope_scaling"])
-        for name, part in (("supra", Supra), ("lolcats", LoLCATs)):
-            if stored.get(name) is not None:
-                stored[name] = part(**stored[name])
-        return ModelConfig(**stored)
-    except (TypeError, ConfigError) as error:
-        raise InteropError(f"{directory / 'config.json'}: cannot be imported: {error}") from error
+        return ModelConfig.from_json(values.get("linscale", {}))
+    except ConfigError as error:
+        raise InteropError(
+            f"{directory / 'config.json'}: cannot be imported: {error} A field that is not known "
+            "comes from a later version."
+        ) from error
 
 
 def _read_own(model: LanguageModel, tensors: Iterable[StoredTensor]) -> Names:

@@ -23,7 +23,13 @@ from typing import Any
 
 from torch import Tensor
 
-from models.config import ConfigError, ModelConfig, RopeScaling
+from models.architectures.llama import (
+    LlamaOptions,
+    RopeScaling,
+    key_value_heads,
+    llama_options,
+)
+from models.config import ConfigError, ModelConfig
 from models.interop.tensors import InteropError, Names, StoredTensor, read_json
 from models.language_model import LanguageModel
 
@@ -105,13 +111,15 @@ def _model_config(family: str, values: dict[str, Any]) -> ModelConfig:
         glu_dim=values["intermediate_size"],
         tie_embeddings=bool(values.get("tie_word_embeddings", False)),
         norm_eps=values.get("rms_norm_eps", 1e-6),
-        rope_base=base,
-        kv_heads=None if kv_heads == heads else kv_heads,
-        head_size=None if head_size * heads == dim else head_size,
-        rope_scaling=scaling,
-        window=_window(family, values),
-        qkv_bias=bias or family == "qwen2",
-        out_bias=bias,
+        options=LlamaOptions(
+            rope_base=base,
+            kv_heads=None if kv_heads == heads else kv_heads,
+            head_size=None if head_size * heads == dim else head_size,
+            rope_scaling=scaling,
+            window=_window(family, values),
+            qkv_bias=bias or family == "qwen2",
+            out_bias=bias,
+        ),
         glu_bias=bool(values.get("mlp_bias", False)) if family == "llama" else False,
         glu_activation=None if _ACTIVATIONS[activation] == "silu" else "none",
         init_std=values.get("initializer_range"),
@@ -195,21 +203,22 @@ def config_json(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
     Raises:
         InteropError: no family has this combination of options.
     """
-    plain = config.qkv_bias == config.out_bias
-    biased = config.qkv_bias or config.out_bias or config.glu_bias
-    if plain and config.window is None and config.dim % config.heads == 0:
-        family, extra = "llama", {"attention_bias": config.qkv_bias, "mlp_bias": config.glu_bias}
+    options = llama_options(config)
+    plain = options.qkv_bias == options.out_bias
+    biased = options.qkv_bias or options.out_bias or config.glu_bias
+    if plain and options.window is None and config.dim % config.heads == 0:
+        family, extra = "llama", {"attention_bias": options.qkv_bias, "mlp_bias": config.glu_bias}
     elif not biased:
-        family, extra = "mistral", {"sliding_window": config.window}
-    elif config.qkv_bias and not (config.out_bias or config.glu_bias or config.window):
+        family, extra = "mistral", {"sliding_window": options.window}
+    elif options.qkv_bias and not (options.out_bias or config.glu_bias or options.window):
         family, extra = "qwen2", {"use_sliding_window": False}
     else:
         raise InteropError(
-            f"window={config.window}, qkv_bias={config.qkv_bias}, out_bias={config.out_bias}, "
+            f"window={options.window}, qkv_bias={options.qkv_bias}, out_bias={options.out_bias}, "
             f"glu_bias={config.glu_bias}: no family of transformers has this combination."
         )
-    rope: dict[str, Any] = {"rope_theta": config.rope_base, "rope_type": "default"}
-    if (scaling := config.rope_scaling) is not None:
+    rope: dict[str, Any] = {"rope_theta": options.rope_base, "rope_type": "default"}
+    if (scaling := options.rope_scaling) is not None:
         rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
         if scaling.kind == "dynamic":
             assert scaling.original_length is not None
@@ -229,7 +238,7 @@ def config_json(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
         "intermediate_size": config.glu_dim,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
-        "num_key_value_heads": config.key_value_heads,
+        "num_key_value_heads": key_value_heads(config),
         "head_dim": config.head_dim,
         "hidden_act": "linear" if config.glu_activation == "none" else "silu",
         "max_position_embeddings": context,
@@ -271,7 +280,7 @@ def views(model: LanguageModel) -> dict[str, Tensor]:
     """Name in a Hugging Face checkpoint -> the parameter, or rows of it, that it is here."""
     config = model.config
     size = config.head_dim
-    rows = [config.heads * size, config.key_value_heads * size, config.key_value_heads * size]
+    rows = [config.heads * size, key_value_heads(config) * size, key_value_heads(config) * size]
     state = dict[str, Tensor](model.named_parameters())
     names = {
         "model.embed_tokens.weight": state.pop("embedding.weight"),

@@ -2,9 +2,10 @@
 
     S_t = diag(exp(decay_t)) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 
-`reference` is the definition; `api` is what models call; `operators` chooses the kernel: `chunked`
-(with `layout`, `intra_scalar`, `intra_channel`) on the CPU, `triton` on CUDA devices; `parallel`
-is the same over a sequence split across processes.
+`reference` is the definition; `api` is what models call; `operators` are what `torch.compile` and
+autograd see; `launch` is the table of what runs a `Call`: `chunked` (with `layout`, `passes`,
+`intra_scalar`, `intra_channel`) on the CPU, `triton` on CUDA devices. `parallel` is the same over a
+sequence split across processes. `tools` are for developers.
 """
 
 from models.kernels.api import (

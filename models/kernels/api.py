@@ -2,11 +2,11 @@
 
     S_t = diag(exp(decay_t)) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 
-Shapes, dtypes and devices are checked here, in Python, before anything runs; `operators` then
-chooses the kernel by the device. All of it compiles (`torch.compile(fullgraph=True)`), forward and
-backward. The two models whose keys are made on the spot have forms of their own:
-`hgrn2_attention` (keys and decays from gate logits) and `cosine_attention` (rotated queries and
-keys).
+Shapes, dtypes and devices are checked here (`call.check`), in Python, before anything runs;
+`operators` then runs the kernel that `launch` names for the call. All of it compiles
+(`torch.compile(fullgraph=True)`), forward and backward. The two models whose keys are made on the
+spot have forms of their own: `hgrn2_attention` (keys and decays from gate logits) and
+`cosine_attention` (rotated queries and keys).
 
 Where sequences are split over ranks (`models.kernels.sequence`), the calls go to
 `models.kernels.parallel`.
@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.kernels import operators, sequence
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from models.kernels.call import Call, check, check_channels
+from models.kernels.lrpe import lrpe
+from models.kernels.parallel import cosine_attention_parallel, linear_attention_parallel
 
 
 def linear_attention(
@@ -50,12 +51,11 @@ def linear_attention(
     Raises:
         ValueError: a shape, dtype, device or value that does not fit; the message says which.
     """
-    _check(q, k, v, decay, initial_state, cu_seqlens)
+    call = Call(q, k, v, decay, initial_state, cu_seqlens)
+    check(call)
     if (group := _split(cu_seqlens)) is not None:
-        from models.kernels.parallel import linear_attention_parallel
-
         return linear_attention_parallel(q, k, v, decay, initial_state, group)
-    o, final_state, _ = operators.linear_attention(q, k, v, decay, initial_state, cu_seqlens)
+    o, final_state, _ = operators.linear_attention(*call)
     return o, final_state
 
 
@@ -115,16 +115,13 @@ def hgrn2_attention(
     Returns:
         As `linear_attention`.
     """
-    _check(q, gate_logits, v, None, initial_state, cu_seqlens, key="gate_logits")
-    _check_channels(q, lower_bound=lower_bound)
+    call = Call(q, gate_logits, v, None, initial_state, cu_seqlens)
+    check(call, key="gate_logits")
+    check_channels(q, lower_bound=lower_bound)
     if (group := _split(cu_seqlens)) is not None:
-        from models.kernels.parallel import linear_attention_parallel
-
         k, decay = hgrn2_gate(gate_logits, lower_bound)
         return linear_attention_parallel(q, k.to(q.dtype), v, decay, initial_state, group)
-    o, final_state, _ = operators.hgrn2_attention(
-        q, gate_logits, v, lower_bound, initial_state, cu_seqlens
-    )
+    o, final_state, _ = operators.hgrn2_attention(*call._replace(decay=lower_bound))
     return o, final_state
 
 
@@ -193,10 +190,11 @@ def cosine_attention(
     Returns:
         o, (B, T, H, V), and the state after each sequence, (N, H, 2K, V).
     """
-    _check(q, k, v, None, initial_state, cu_seqlens, key_copies=2)
-    _check_channels(q, theta=theta)
+    call = Call(q, k, v, None, initial_state, cu_seqlens)
+    check(call, key_copies=2)
+    check_channels(q, theta=theta)
     if isinstance(position_offset, Tensor):
-        sequences = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        sequences = call.sequences
         if tuple(position_offset.shape) not in {(), (1,), (sequences,)}:
             raise ValueError(
                 f"position_offset has shape {tuple(position_offset.shape)}: give one number, or "
@@ -208,17 +206,15 @@ def cosine_attention(
                 f"{position_offset.device}: it must hold integers, on {q.device} as q."
             )
     if (group := _split(cu_seqlens)) is not None:
-        from models.kernels.parallel import cosine_attention_parallel
-
         if isinstance(position_offset, Tensor):
             raise ValueError("position_offset is a tensor: give one int when sequences are split.")
         return cosine_attention_parallel(q, k, v, theta, initial_state, position_offset, group)
     if q.device.type == "cuda":
         if not isinstance(position_offset, Tensor):
             position_offset = torch.full((1,), position_offset, device=q.device)
-        return operators.cosine_attention(
-            q, k, v, theta, initial_state, cu_seqlens, position_offset
-        )
+        call = call._replace(decay=theta, position_offset=position_offset)
+        o, final_state, _ = operators.cosine_attention(*call)
+        return o, final_state
     positions = torch.arange(q.shape[1], device=q.device)
     if isinstance(position_offset, Tensor):
         position_offset = position_offset.reshape(-1)
@@ -230,7 +226,7 @@ def cosine_attention(
     elif isinstance(position_offset, Tensor):
         position_offset = position_offset[:, None]
     positions = positions + position_offset
-    q, k = rotate(q, theta, positions), rotate(k, theta, positions)
+    q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)
     return linear_attention(q, k, v, None, initial_state, cu_seqlens)
 
 
@@ -240,101 +236,3 @@ def _split(cu_seqlens: Tensor | None) -> dist.ProcessGroup | None:
     if group is not None and cu_seqlens is not None:
         raise ValueError("cu_seqlens is given: packed sequences cannot be split over ranks.")
     return group
-
-
-def rotate(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
-    """[x cos(theta t), x sin(theta t)], (..., T, H, 2K), for x (..., T, H, K) at `positions`
-    (..., T).
-
-    Angles are in float32 or wider: at t = 8192 a float32 angle is good to 5e-4 radians.
-    """
-    dtype = torch.promote_types(theta.dtype, torch.float32)
-    angle = positions[..., None, None].to(dtype) * theta.to(dtype)  # (..., T, H, K)
-    return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], -1)
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    key: str = "k",
-    key_copies: int = 1,
-) -> None:
-    """Raise ValueError, naming the argument, its value and the remedy, unless all fits. `key` is
-    the name of the argument in k's place; states have `key_copies` rows a key channel."""
-    if q.ndim != 4:
-        raise ValueError(
-            f"q has shape {tuple(q.shape)}: it must be (batch, tokens, heads, key channels)."
-        )
-    batch, length, heads, key_dim = q.shape
-    if k.shape != q.shape:
-        raise ValueError(
-            f"{key} has shape {tuple(k.shape)}: it must have the shape of q, {tuple(q.shape)}."
-        )
-    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            f"v has shape {tuple(v.shape)}: it must be (batch, tokens, heads, value channels) with "
-            f"the first three of q, {tuple(q.shape[:3])}."
-        )
-    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"q, {key} and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}: convert them to one "
-            f"of {', '.join(str(d) for d in DTYPES)}, the same for all three."
-        )
-    if decay is not None:
-        shapes = {(heads,), (batch, length, heads), (batch, length, heads, key_dim)}
-        if tuple(decay.shape) not in shapes:
-            raise ValueError(
-                f"decay has shape {tuple(decay.shape)}: for q of shape {tuple(q.shape)} it must be "
-                f"{(heads,)}, {(batch, length, heads)} or {(batch, length, heads, key_dim)}."
-            )
-        if decay.dtype not in DTYPES:
-            raise ValueError(f"decay has dtype {decay.dtype}: convert it to {torch.float32}.")
-    if cu_seqlens is None:
-        sequences = batch
-    else:
-        if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype.is_floating_point:
-            raise ValueError(
-                f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}: it "
-                "must hold the integer offsets of N >= 1 packed sequences, shape (N + 1,)."
-            )
-        if batch != 1:
-            raise ValueError(
-                f"cu_seqlens is given with a batch of {batch}: packed sequences lie in one row; "
-                "reshape q, k and v to a batch of 1."
-            )
-        sequences = len(cu_seqlens) - 1
-    if initial_state is not None:
-        expected = (sequences, heads, key_copies * key_dim, v.shape[-1])
-        if tuple(initial_state.shape) != expected:
-            raise ValueError(
-                f"initial_state has shape {tuple(initial_state.shape)}: it must be (sequences, "
-                f"heads, key channels, value channels), {expected}."
-            )
-    for name, x in {key: k, "v": v, "decay": decay, "initial_state": initial_state}.items():
-        if x is not None and x.device != q.device:
-            raise ValueError(
-                f"{name} is on {x.device} and q on {q.device}: move them to one device."
-            )
-    if q.device.type == "cuda" and q.dtype == torch.float64:
-        raise ValueError(
-            "q has dtype torch.float64 on a CUDA device: the Triton kernels take float32, bfloat16 "
-            "and float16. Convert it, or move the tensors to the CPU for float64."
-        )
-
-
-def _check_channels(q: Tensor, **vectors: Tensor) -> None:
-    """Raise ValueError unless each vector has one entry a head and key channel, on q's device."""
-    for name, x in vectors.items():
-        if tuple(x.shape) != tuple(q.shape[2:]):
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}: it must have one entry a head and key "
-                f"channel, {tuple(q.shape[2:])}."
-            )
-        if x.device != q.device:
-            raise ValueError(
-                f"{name} is on {x.device} and q on {q.device}: move them to one device."
-            )

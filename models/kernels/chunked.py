@@ -1,4 +1,4 @@
-"""Linear attention with decay on the CPU: the functions of `models.kernels.triton`, for the CPU.
+"""Linear attention with decay, and HGRN2's, on the CPU.
 
 1. `layout` folds the tokens of a batch, or of packed sequences, into chunks, in float32 (float64
    for float64 input) whatever the dtype of the tensors; 2. `passes` does the work on chunks;
@@ -12,26 +12,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.chunk_sizes import STATE_INTERVAL
 from models.kernels import intra_scalar
+from models.kernels.call import Call, Gradients
 from models.kernels.intra_scalar import Weights
 from models.kernels.layout import Layout, chunk_bound, layout
 from models.kernels.passes import backward_pass, forward_pass
 
-CHUNK = 64
+CHUNK = STATE_INTERVAL["cpu"]
 """Tokens in a chunk. At d = 64, 32 and 64 take the same time within 5 %, and 128 up to 30 % more;
 64 stores half the states of 32."""
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    chunk: int = CHUNK,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The recurrence of `models.kernels.reference`, with its arguments.
+def forward(call: Call, chunk: int = CHUNK) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence of `models.kernels.reference`; HGRN2's with f = b + (1 - b) sigmoid(x) for
+    logits x in k's place and bounds b, k = 1 - f and the decay log f.
 
     Returns:
         o, (B, T, H, V) in v's dtype; the final state, (N, H, K, V); and for `backward` the state
@@ -40,42 +35,38 @@ def forward(
     Raises:
         ValueError: a decay above 0, or cu_seqlens that do not rise from 0 to T.
     """
-    if decay is not None and decay.numel() and decay.max() > 0:
+    q, k, v, decay, initial_state, cu_seqlens, _ = call
+    gated = call.mode == "gate"
+    if not gated and decay is not None and decay.numel() and decay.max() > 0:
         raise ValueError(
             f"decay={decay.max().item():.4g} at its largest: log decays are at most 0, where "
             "nothing is forgotten; pass -abs(slope) or logsigmoid(x)."
         )
     dtype = torch.promote_types(q.dtype, torch.float32)
     cut = layout(q.shape[1], cu_seqlens, chunk)
+    if gated:
+        _, key, factor = _gate(cut, k, _bound(decay), dtype)
+    else:
+        key, factor = cut.fold(k, dtype), _decay(cut, decay, dtype)
     o, final_state, states = forward_pass(
-        cut,
-        cut.fold(q, dtype),
-        cut.fold(k, dtype),
-        cut.fold(v, dtype),
-        _decay(cut, decay, dtype),
-        initial_state,
-        states_shape(q, v, cu_seqlens, chunk)[0],
-    )
+        cut, cut.fold(q, dtype), key, cut.fold(v, dtype), factor, initial_state,
+        states_shape(call, chunk)[0],
+    )  # fmt: skip
     return cut.unfold(o, v.dtype), final_state, states
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
+    call: Call,
     states: Tensor,
     do: Tensor,
     dfinal_state: Tensor | None,
     decay_gradient: bool = True,
     chunk: int = CHUNK,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> Gradients:
     """Gradients from those of o and of the final state.
 
     Args:
-        q, k, v, decay, initial_state, cu_seqlens, chunk: as in `forward`.
+        call, chunk: as in `forward`.
         states: what `forward` returned.
         do: (B, T, H, V).
         dfinal_state: (N, H, K, V); None is zero.
@@ -85,6 +76,9 @@ def backward(
         dq, dk, dv, ddecay (None without a decay, or when not asked for) and dinitial_state (None
         without an initial state), each of its input's shape and dtype.
     """
+    q, k, v, decay, initial_state, cu_seqlens, _ = call
+    if call.mode == "gate":
+        return _gate_backward(call, states, do, dfinal_state, chunk)
     dtype = states.dtype
     cut = layout(q.shape[1], cu_seqlens, chunk)
     dq, dk, dv, rate, dinitial_state = backward_pass(
@@ -107,54 +101,21 @@ def backward(
     )
 
 
-def hgrn2_forward(
-    q: Tensor,
-    gate_logits: Tensor,
-    v: Tensor,
-    lower_bound: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    chunk: int = CHUNK,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`forward` with f = b + (1 - b) sigmoid(x), k = 1 - f and the decay log f.
-
-    Args:
-        q, v, initial_state, cu_seqlens, chunk: as in `forward`.
-        gate_logits: x, (B, T, H, K).
-        lower_bound: b in [0, 1), (H, K).
-    """
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    cut = layout(q.shape[1], cu_seqlens, chunk)
-    _, k, factor = _gate(cut, gate_logits, lower_bound, dtype)
-    slots = states_shape(q, v, cu_seqlens, chunk)[0]
-    o, final_state, states = forward_pass(
-        cut, cut.fold(q, dtype), k, cut.fold(v, dtype), factor, initial_state, slots
-    )
-    return cut.unfold(o, v.dtype), final_state, states
-
-
-def hgrn2_backward(
-    q: Tensor,
-    gate_logits: Tensor,
-    v: Tensor,
-    lower_bound: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    states: Tensor,
-    do: Tensor,
-    dfinal_state: Tensor | None,
-    chunk: int = CHUNK,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """dq, dgate_logits, dv, dlower_bound and dinitial_state; arguments as in `backward`.
+def _gate_backward(
+    call: Call, states: Tensor, do: Tensor, dfinal_state: Tensor | None, chunk: int
+) -> Gradients:
+    """dq, dx, dv, db and dinitial_state of HGRN2.
 
     Through f, whose gradient is df = ddecay / f - dk: dx = (1 - b) sigmoid(x) sigmoid(-x) df and
     db = sum over tokens of sigmoid(-x) df. ddecay is good to one rounding of the largest in its
     chunk, not of itself; so f below 8 roundings of 1, which needs a bound b below that, counts as
     that in 1 / f: db then misses part of such tokens instead of being noise. dx does not.
     """
+    q, x, v, decay, initial_state, cu_seqlens, _ = call
+    bound = _bound(decay)
     dtype = states.dtype
     cut = layout(q.shape[1], cu_seqlens, chunk)
-    gate, k, factor = _gate(cut, gate_logits, lower_bound, dtype)
+    gate, k, factor = _gate(cut, x, bound, dtype)
     dq, dk, dv, ddecay, dinitial_state = backward_pass(
         cut,
         cut.fold(q, dtype),
@@ -174,21 +135,31 @@ def hgrn2_backward(
     dbound = dfactor.mul_(1 - gate)
     return (
         cut.unfold(dq, q.dtype),
-        cut.unfold(dx, gate_logits.dtype),
+        cut.unfold(dx, x.dtype),
         cut.unfold(dv, v.dtype),
-        cut.unfold(dbound, dtype).sum((0, 1)).to(lower_bound.dtype),
+        cut.unfold(dbound, dtype).sum((0, 1)).to(bound.dtype),
         None if initial_state is None else dinitial_state.to(initial_state.dtype),
     )
 
 
-def states_shape(
-    q: Tensor, v: Tensor, cu_seqlens: Tensor | None, chunk: int = CHUNK
-) -> tuple[int, ...]:
+def empty_states(call: Call) -> Tensor:
+    """An uninitialised third result of `forward`, from shapes alone: what fake tensors need."""
+    dtype = torch.promote_types(call.q.dtype, torch.float32)
+    return call.q.new_empty(states_shape(call), dtype=dtype)
+
+
+def states_shape(call: Call, chunk: int = CHUNK) -> tuple[int, ...]:
     """Shape of the states that `forward` saves, from the shapes of its arguments alone: packed
     sequences may leave the last few unused."""
-    batch, length, heads, key_dim = q.shape
-    sequences = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return chunk_bound(length, chunk, sequences), batch, heads, key_dim, v.shape[-1]
+    batch, length, heads, key_dim = call.q.shape
+    chunks = chunk_bound(length, chunk, call.sequences if call.packed else None)
+    return chunks, batch, heads, key_dim, call.v.shape[-1]
+
+
+def _bound(decay: Tensor | None) -> Tensor:
+    """HGRN2's lower bound, which lies in the decay's place."""
+    assert decay is not None
+    return decay
 
 
 def _decay(

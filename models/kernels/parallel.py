@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.kernels.api import linear_attention, rotate
-from models.kernels.sequence import split_over
+from models.kernels import operators
+from models.kernels.call import Call, check
+from models.kernels.lrpe import lrpe
 
 
 def linear_attention_parallel(
@@ -59,9 +60,9 @@ def linear_attention_parallel(
             "linear_attention_parallel needs process groups: call "
             "torch.distributed.init_process_group first, or linear_attention on one process."
         )
-    first = dist.get_rank(group) == 0
-    with split_over(None):  # a rank's own tokens
-        o, state = linear_attention(q, k, v, decay, initial_state if first else None)
+    call = Call(q, k, v, decay, initial_state if dist.get_rank(group) == 0 else None)
+    check(call)
+    o, state, _ = operators.linear_attention(*call)
     factors, total = _products(q, decay, state.dtype)
     before = _StateBefore.apply(state, total, group)
     assert isinstance(before, Tensor)
@@ -88,7 +89,7 @@ def cosine_attention_parallel(
     """
     start = position_offset + (dist.get_rank(group) if dist.is_initialized() else 0) * q.shape[1]
     positions = torch.arange(q.shape[1], device=q.device) + start
-    q, k = rotate(q, theta, positions), rotate(k, theta, positions)
+    q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)
     return linear_attention_parallel(q, k, v, None, initial_state, group)
 
 

@@ -21,14 +21,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from models.architecture import BUILT_IN, find
+from models.architectures.llama import LlamaOptions
 from models.config import ConfigError, ModelConfig
+from models.fields import build as build_part
+from models.fields import hints
 from models.language_model import Block, LanguageModel, build
 from models.layers import make_span
 from models.linearize.feature_maps import repeat_heads
 from models.llama import SoftmaxAttention
 
-STARTED = ("tnl", "hgrn2", "cosformer2")
-"""Architectures that can start from attention weights."""
+STARTED = tuple(name for name in BUILT_IN if find(name).starts_from == "attention")
+"""Built-in architectures that can start from attention weights."""
 
 
 def gated_config(teacher: ModelConfig, arch: str, **changes: Any) -> ModelConfig:
@@ -36,35 +40,45 @@ def gated_config(teacher: ModelConfig, arch: str, **changes: Any) -> ModelConfig
 
     Args:
         teacher: a LLaMA without biases whose heads share its width.
-        arch: one of `STARTED`.
-        changes: further fields of the linear model, such as `decay_slopes`.
+        arch: one of `STARTED`, or your own that says `starts_from="attention"`.
+        changes: options of the linear model, such as `decay_slopes`.
 
     Raises:
         ConfigError: one of the two is another model.
     """
-    if arch not in STARTED:
+    architecture = find(arch)
+    if architecture.starts_from != "attention":
         raise ConfigError(
             f"model.arch={arch!r}: cannot start from attention weights here; choose one of "
             f"{', '.join(STARTED)}, or supra and lolcats by models.linearize.surgery."
         )
-    wrong = {
-        "arch": teacher.arch != "llama",
-        "head_size": teacher.heads * teacher.head_dim != teacher.dim,
-        "qkv_bias": teacher.qkv_bias,
-        "out_bias": teacher.out_bias,
-        "glu_bias": teacher.glu_bias,
-    }
-    for name in (name for name, found in wrong.items() if found):
+    theirs = teacher.options
+    wrong = {"arch": teacher.arch, "glu_bias": teacher.glu_bias}
+    if isinstance(theirs, LlamaOptions):
+        same = teacher.heads * teacher.head_dim == teacher.dim
+        wrong = {
+            "glu_bias": teacher.glu_bias,
+            "options.head_size": None if same else theirs.head_size,
+            "options.qkv_bias": theirs.qkv_bias,
+            "options.out_bias": theirs.out_bias,
+        }
+    for name, value in ((name, value) for name, value in wrong.items() if value):
         raise ConfigError(
-            f"model.{name}={getattr(teacher, name)!r} of the teacher: {arch} has no such thing; "
+            f"model.{name}={value!r} of the teacher: {arch} has no such thing; "
             "only a llama without biases, with heads of dim / heads channels, can start it."
         )
-    own = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "rope_base", "init_std")
+    assert isinstance(theirs, LlamaOptions)
+    own = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "init_std")
     fields: dict[str, Any] = {name: getattr(teacher, name) for name in own}
-    activation = "silu" if teacher.glu_activation is None else teacher.glu_activation
     # The final norm's weight goes into the head, which is then no longer the embedding.
-    fields |= {"arch": arch, "glu_activation": activation, "tie_embeddings": False}
-    return ModelConfig(**fields | changes)
+    fields |= {
+        "arch": arch,
+        "glu_activation": "silu" if teacher.has_silu else "none",
+        "tie_embeddings": False,
+    }
+    known = hints(architecture.options)
+    base = {"rope_base": theirs.rope_base} if "rope_base" in known else {}
+    return ModelConfig(**fields, options=build_part(architecture.options, base | changes))
 
 
 def from_attention(teacher: LanguageModel, arch: str, **changes: Any) -> LanguageModel:
@@ -89,11 +103,11 @@ def start_from(model: LanguageModel, teacher: LanguageModel) -> None:
     assert model.head is not None
     model.head.weight.copy_(teacher.head_weight * _scale(teacher.norm))
     for ours, theirs in zip(model.blocks, teacher.blocks, strict=True):
-        _start_block(cast(Block, ours), cast(Block, theirs), model.config.arch)
+        _start_block(cast(Block, ours), cast(Block, theirs))
 
 
-def _start_block(ours: Block, theirs: Block, arch: str) -> None:
-    attention, mixer = cast(SoftmaxAttention, theirs.mixer), cast(Any, ours.mixer)
+def _start_block(ours: Block, theirs: Block) -> None:
+    attention, mixer = cast(SoftmaxAttention, theirs.mixer), ours.mixer
     size, heads = attention.head_dim, attention.heads
     sizes = [heads * size, attention.kv_heads * size, attention.kv_heads * size]
     q, k, v = (
@@ -102,11 +116,7 @@ def _start_block(ours: Block, theirs: Block, arch: str) -> None:
         .flatten(0, 1)
         for part in (attention.qkv.weight * _scale(theirs.mixer_norm)).split(sizes)
     )
-    if arch == "hgrn2":
-        mixer.qfv.weight.copy_(torch.cat((q, -k, v)))
-    else:
-        mixer.qkv.weight.copy_(torch.cat((q, k, v)))
-    mixer.out.weight.copy_(attention.out.weight)
+    mixer.take_attention(q, k, v, attention.out.weight)
     scale = _scale(theirs.channel_norm)
     ours.channel.up.weight.copy_(theirs.channel.up.weight * scale)
     ours.channel.gate.weight.copy_(theirs.channel.gate.weight * scale)

@@ -19,6 +19,7 @@ import torch
 
 from models.config import ConfigError
 from models.language_model import LanguageModel, build
+from models.linearize.options import linearized
 
 
 def with_softmax_layers(student: LanguageModel, layers: tuple[int, ...]) -> LanguageModel:
@@ -29,7 +30,7 @@ def with_softmax_layers(student: LanguageModel, layers: tuple[int, ...]) -> Lang
             there is no linear attention to take its place.
     """
     config = student.config
-    options = config.linearized
+    options = linearized(config)
     if options is None:
         raise ConfigError(
             f"model.arch={config.arch!r}: is not linearized; linearize a llama model first."
@@ -39,8 +40,8 @@ def with_softmax_layers(student: LanguageModel, layers: tuple[int, ...]) -> Lang
             f"layer {missing[0]} of the student has no linear attention; linearize all layers "
             "before choosing which to keep."
         )
-    part = {config.arch: replace(options, softmax_layers=tuple(layers))}
-    model = build(config.replace(**part), device="meta", dtype=student.embedding.weight.dtype)
+    chosen = config.replace(options=replace(options, softmax_layers=tuple(layers)))
+    model = build(chosen, device="meta", dtype=student.embedding.weight.dtype)
     names = model.state_dict().keys()
     tensors = {name: t for name, t in student.state_dict().items() if name in names}
     model.load_state_dict(tensors, assign=True)

@@ -26,12 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import LoLCATs, ModelConfig
+from models.architectures.lolcats import LoLCATs
+from models.config import ModelConfig
 from models.layers import (
-    Architecture,
     FullPrecision,
     LayerState,
-    RMSNorm,
     Shared,
     Span,
     TokenMixer,
@@ -40,7 +39,7 @@ from models.layers import (
 from models.linearize import blocks as tiles
 from models.linearize.blocks import Blocks
 from models.linearize.feature_maps import feature_map, repeat_heads
-from models.llama import RotaryStem, SoftmaxAttention
+from models.llama import SoftmaxAttention
 
 
 class WindowFactor(FullPrecision):
@@ -67,8 +66,7 @@ class HybridAttention(SoftmaxAttention):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        assert config.lolcats is not None
-        self.options: LoLCATs = config.lolcats
+        self.options = config.options_as(LoLCATs)
         self.query_map = feature_map(self.options, self.heads, self.head_dim)
         self.key_map = feature_map(self.options, self.heads, self.head_dim)
         self.factor = WindowFactor(self.heads, self.options.window_factor)
@@ -293,9 +291,6 @@ def _in_full(equation: str, x: Tensor, y: Tensor) -> Tensor:
 
 
 def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `config.lolcats.softmax_layers` keeps it."""
+    """The layer's attention: softmax where `softmax_layers` keeps it."""
     kept = layer in config.softmax_layers
     return SoftmaxAttention(config, layer) if kept else HybridAttention(config, layer)
-
-
-ARCHITECTURE = Architecture(mixer=mixer, norm=RMSNorm, activation=F.silu, stem=RotaryStem)

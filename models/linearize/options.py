@@ -1,23 +1,23 @@
-"""How softmax attention becomes linear attention: the options of the two methods.
+"""How softmax attention becomes linear attention: the options that both methods have.
 
 SUPRA (arXiv 2405.06640) exchanges softmax attention for linear attention with decay and a norm;
 LoLCATs (arXiv 2410.10254) for linear attention to the far past beside softmax attention to a
-window. Plain data and closed forms, without torch, so that configurations and accounting can use
-them.
+window. Their own options: `models.architectures`. Plain data and closed forms, without torch, so
+that configurations and accounting can use them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from models.architecture import BUILT_IN, Options, find
+from models.architectures.llama import LlamaBased, LlamaOptions
+from models.config import ModelConfig
 from models.errors import ConfigError
 
 FeatureMapName = Literal["supra", "t2r", "hedgehog", "relu", "elu", "taylor", "identity"]
-FEATURE_MAPS: tuple[FeatureMapName, ...] = get_args(FeatureMapName)
-Arrangement = Literal["terraced", "sliding"]
-
 SIZED = ("t2r", "hedgehog")
 """Feature maps whose learned matrix may have any number of columns."""
 POSITIVE = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor")
@@ -25,12 +25,8 @@ POSITIVE = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linearized:
-    """What both methods have.
-
-    Raises:
-        ConfigError: a value is out of range or contradicts another.
-    """
+class Linearized(LlamaBased):
+    """What both methods have."""
 
     feature_map: FeatureMapName = "supra"
     """Map of queries and keys before their product (`models.linearize.feature_maps`)."""
@@ -40,26 +36,28 @@ class Linearized:
     softmax_layers: tuple[int, ...] = ()
     """Layers, counted from 0, that keep their softmax attention."""
 
-    def __post_init__(self) -> None:
-        if self.feature_map not in FEATURE_MAPS:
-            raise self.error("feature_map", f"choose one of {', '.join(FEATURE_MAPS)}.")
+    def _validate(self) -> None:
         size = self.feature_size
-        if size is not None and (isinstance(size, bool) or size < 1):
-            raise self.error("feature_size", "must be a positive whole number, or None.")
+        self._require("feature_size", size is None or size >= 1, "a positive whole number, or None")
         if size is not None and self.feature_map not in SIZED:
-            raise self.error(
-                "feature_size",
-                f"the size of feature_map={self.feature_map!r} is fixed; leave it out.",
+            raise ConfigError(
+                f"{self._prefix}feature_size={size}: the size of feature_map={self.feature_map!r} "
+                "is fixed; leave it out."
             )
-        layers = tuple(self.softmax_layers)
-        if list(layers) != sorted(set(layers)) or any(layer < 0 for layer in layers):
-            raise self.error("softmax_layers", "must be layer indices in increasing order.")
-        object.__setattr__(self, "softmax_layers", layers)
+        layers = list(self.softmax_layers)
+        ordered = layers == sorted(set(layers)) and all(layer >= 0 for layer in layers)
+        self._require("softmax_layers", ordered, "layer indices in increasing order")
 
-    def error(self, name: str, remedy: str) -> ConfigError:
-        """A ConfigError about a field of this part."""
-        part = type(self).__name__.lower()
-        return ConfigError(f"model.{part}.{name}={getattr(self, name)!r}: {remedy}")
+    def check(self, model: ModelConfig, where: str = Options._prefix) -> None:
+        super().check(model, where)
+        if self.softmax_layers and self.softmax_layers[-1] >= model.layers:
+            raise ConfigError(
+                f"{where}softmax_layers={self.softmax_layers}: the last layer is "
+                f"{model.layers - 1}."
+            )
+
+    def with_softmax(self, layers: int) -> tuple[int, ...]:
+        return self.softmax_layers
 
     def columns(self, head_dim: int) -> int:
         """Columns of the learned matrix of `t2r` and `hedgehog`."""
@@ -91,57 +89,26 @@ class Linearized:
         return 2 * heads * head_dim * self.columns(head_dim) if self.feature_map in SIZED else 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Supra(Linearized):
-    """SUPRA's attention (`models.linearize.supra`); the decay is `ModelConfig.decay_slopes`."""
-
-    norm: bool = True
-    """Normalise each head's output, in the place of softmax's denominator. False: no norm and no
-    denominator (an ablation)."""
+def linearized(model: ModelConfig) -> Linearized | None:
+    """The options of a linearized LLaMA; None for any other model."""
+    return model.options if isinstance(model.options, Linearized) else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoLCATs(Linearized):
-    """LoLCATs' attention (`models.linearize.lolcats`); defaults as published."""
+def linearized_config(config: ModelConfig, options: Linearized) -> ModelConfig:
+    """The configuration of a linearized model.
 
-    feature_map: FeatureMapName = "hedgehog"
-    window: int = 64
-    """Softmax window w in tokens."""
-    arrangement: Arrangement = "terraced"
-    """`terraced`: a token sees its own block of w tokens and the block before. `sliding`: a token
-    sees the last w tokens, itself included."""
-    affine: bool = False
-    """Weigh the linear part by one minus the window factor, instead of one."""
-    window_factor: float = 0.1
-    """Start of the learned factor of each head on the softmax part, above 0 and below 1."""
+    Args:
+        config: of the softmax model, `arch="llama"`.
+        options: the method; its part `llama` becomes the model's own.
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.feature_map not in POSITIVE:
-            raise self.error(
-                "feature_map",
-                f"its products may be negative, and the denominator zero; choose one of "
-                f"{', '.join(POSITIVE)}.",
-            )
-        if isinstance(self.window, bool) or self.window < 1:
-            raise self.error("window", "must be a positive whole number of tokens.")
-        if self.arrangement not in get_args(Arrangement):
-            raise self.error("arrangement", f"choose one of {', '.join(get_args(Arrangement))}.")
-        if not 0 < self.window_factor < 1:
-            raise self.error("window_factor", "must be above 0 and below 1.")
-
-    def seen(self, position: int) -> int:
-        """Keys in the softmax window of the token at `position` (counted from 1)."""
-        if self.arrangement == "sliding":
-            return min(position, self.window)
-        block, index = divmod(position - 1, self.window)
-        return index + 1 + (self.window if block else 0)
-
-    def mean_seen(self, length: int) -> float:
-        """Keys in the softmax window on average over a sequence of `length` tokens."""
-        w, (blocks, rest) = self.window, divmod(length, self.window)
-        if self.arrangement == "sliding":
-            short = min(length, w)
-            return (short * (short + 1) / 2 + (length - short) * w) / length
-        own = blocks * w * (w + 1) // 2 + rest * (rest + 1) // 2
-        return (own + w * max(length - w, 0)) / length
+    Raises:
+        ConfigError: the model is no LLaMA, or the options do not fit it.
+    """
+    if not isinstance(config.options, LlamaOptions):
+        what = "is linearized already" if linearized(config) else "has no softmax attention"
+        raise ConfigError(
+            f"model.arch={config.arch!r} {what}; only llama (and Llama, Mistral and Qwen2 "
+            "checkpoints, which are imported as llama) can be linearized."
+        )
+    arch = next(name for name in BUILT_IN if find(name).options is type(options))
+    return config.replace(arch=arch, options=replace(options, llama=config.options))

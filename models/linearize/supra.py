@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.architectures.supra import Supra
 from models.config import ModelConfig
 from models.kernels.api import linear_attention, linear_attention_step
-from models.layers import Architecture, LayerState, RMSNorm, Shared, Span, TokenMixer, angle_dtype
+from models.layers import LayerState, Shared, Span, TokenMixer, angle_dtype
 from models.linearize.feature_maps import feature_map, repeat_heads
-from models.llama import RotaryStem, SoftmaxAttention
+from models.llama import SoftmaxAttention
 from models.rope import rotate
 from models.tnl import HeadDecay
 
@@ -39,15 +40,15 @@ class SupraAttention(SoftmaxAttention):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        assert config.supra is not None
-        self.norm = config.supra.norm
-        self.feature_map = feature_map(config.supra, self.heads, self.head_dim)
+        options = config.options_as(Supra)
+        self.norm = options.norm
+        self.feature_map = feature_map(options, self.heads, self.head_dim)
         self.key_feature_map = (
             None
             if self.kv_heads == self.heads
-            else feature_map(config.supra, self.kv_heads, self.head_dim)
+            else feature_map(options, self.kv_heads, self.head_dim)
         )
-        self.decay = None if config.decay_slopes == "none" else HeadDecay(config, layer)
+        self.decay = None if options.decay_slopes == "none" else HeadDecay(config, layer)
 
     def _features(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated features of q and k, and v, all (B, T, H, K)."""
@@ -88,9 +89,6 @@ class SupraAttention(SoftmaxAttention):
 
 
 def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `config.supra.softmax_layers` keeps it."""
+    """The layer's attention: softmax where `softmax_layers` keeps it."""
     kept = layer in config.softmax_layers
     return SoftmaxAttention(config, layer) if kept else SupraAttention(config, layer)
-
-
-ARCHITECTURE = Architecture(mixer=mixer, norm=RMSNorm, activation=F.silu, stem=RotaryStem)

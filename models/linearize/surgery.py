@@ -16,39 +16,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
 from models.language_model import LanguageModel, build, init_module
+from models.linearize.options import Linearized, linearized_config
 
 
-def linearized_config(config: ModelConfig, options: Supra | LoLCATs) -> ModelConfig:
-    """The configuration of a linearized model.
-
-    Args:
-        config: of the softmax model, `arch="llama"`.
-        options: the method.
-
-    Raises:
-        ConfigError: the model is no LLaMA, or the options do not fit it.
-    """
-    if config.arch != "llama":
-        what = "is linearized already" if config.arch in LINEARIZED else "has no softmax attention"
-        raise ConfigError(
-            f"model.arch={config.arch!r} {what}; only llama (and Llama, Mistral and Qwen2 "
-            "checkpoints, which are imported as llama) can be linearized."
-        )
-    if isinstance(options, Supra):
-        return config.replace(arch="supra", supra=options)
-    return config.replace(arch="lolcats", lolcats=options)
-
-
-def linearize(model: LanguageModel, options: Supra | LoLCATs) -> LanguageModel:
+def linearize(model: LanguageModel, options: Linearized) -> LanguageModel:
     """A linearized model on the tensors of a softmax model; see the module docstring.
 
     Fresh weights come from torch's global random state. The mode (training or evaluation), dtype
     and device are the model's.
 
     Raises:
-        ConfigError: as `linearized_config`.
+        ConfigError: as `models.linearize.options.linearized_config`.
     """
     config = linearized_config(model.config, options)
     dtype = model.embedding.weight.dtype

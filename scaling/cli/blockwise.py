@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scaling.system.words import duration, si, size
+
 if TYPE_CHECKING:
     from scaling.linearization.blockwise.transfer_config import Blockwise
     from scaling.linearization.blockwise.transfer_plan import BlockwisePlan
@@ -84,8 +86,8 @@ def show_plan(file: Path, toy: bool, device: Device, as_json: bool) -> None:
 
 def describe(plan: BlockwisePlan, device: Device) -> str:
     """A plan in a few lines."""
-    from scaling.cli.main import duration, si, size
-
+    hours = (plan.activations_hours, plan.group_hours, plan.device_hours)
+    cached, group, everything = (duration(3600 * value) for value in hours)
     share = 100 * plan.learning_parameters / plan.parameters
     weights, step = size(plan.weights_bytes), size(plan.step_bytes)
     return "\n".join(
@@ -99,11 +101,10 @@ def describe(plan: BlockwisePlan, device: Device) -> str:
             f"  memory       {size(plan.memory_per_device)} on a device: {weights} frozen weights, "
             f"{step} for one layer's activations, the rest for what learns "
             f"({size(plan.whole_memory)} in one group)",
-            f"  activations  {plan.activations_flops:.2e} FLOPs, "
-            f"{duration(plan.activations_hours)} of one device",
-            f"  each group   {plan.group_flops:.2e} FLOPs, {duration(plan.group_hours)} of one "
+            f"  activations  {plan.activations_flops:.2e} FLOPs, {cached} of one device",
+            f"  each group   {plan.group_flops:.2e} FLOPs, {group} of one "
             "device; groups do not wait for each other",
-            f"  all          {plan.flops:.2e} FLOPs, {duration(plan.device_hours)} of one device "
+            f"  all          {plan.flops:.2e} FLOPs, {everything} of one device "
             f"at {device.efficiency:.0%} of its peak",
         ]
     )

@@ -48,7 +48,7 @@ def generate(
     """
     from models.generation import Sampling
     from models.generation import generate as continue_texts
-    from scaling.record.pretrained import load, usable_device
+    from scaling.record.pretrained import load_pretrained, usable_device
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
@@ -61,7 +61,7 @@ def generate(
         stop=tuple(stop or ()),
     )
     prompts = prompt or [""]
-    loaded = load(model, device=usable_device(device))
+    loaded = load_pretrained(model, device=usable_device(device))
     live = len(prompts) == 1 and not as_json
     if live:
         typer.echo(prompts[0], nl=False)
@@ -112,7 +112,7 @@ def export(
     with `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)`.
     """
     from scaling.record.export import export_pretrained
-    from scaling.record.pretrained import load
+    from scaling.record.pretrained import load_pretrained
 
-    export_pretrained(load(model), out, layout)
+    export_pretrained(load_pretrained(model), out, layout)
     typer.echo(f"{out}: written")

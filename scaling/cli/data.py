@@ -12,6 +12,16 @@ import typer
 app = typer.Typer(help="Tokenise corpora ahead of training, and check what was tokenised.")
 
 
+AcceptDataChange = Annotated[
+    bool,
+    typer.Option(
+        "--accept-data-change",
+        help="Go on with runs whose corpus or tokenizer has changed since they began; it is "
+        "recorded, and leaves them out of fits.",
+    ),
+]
+
+
 @app.command(epilog="Example: linscale data prepare experiments/quickstart.py --workers 16")
 def prepare(
     file: Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")],

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models.config import LINEARIZED, ConfigError, LoLCATs, ModelConfig, Supra
+from models.architecture import find
+from models.config import ConfigError, ModelConfig
+from models.fields import hints
+from models.linearize.options import Linearized, linearized, linearized_config
+from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 from scaling.system.errors import LinscaleError
 
@@ -92,6 +96,7 @@ def linearize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
     ),
+    accept_data_change: AcceptDataChange = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
 ) -> None:
     """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
@@ -102,7 +107,7 @@ def linearize(
     fit_sequences. The same command goes on with a run that was stopped.
     """
     from scaling.config.experiment import Experiment
-    from scaling.linearization.kept_layers import with_costliest_kept
+    from scaling.linearization.kept_layers import keep_costliest_layers
     from scaling.linearization.tasks_beside import before_and_after, request
     from scaling.sweep.launch import launch
 
@@ -128,9 +133,9 @@ def linearize(
     config = config.override([*transfer, *(overrides or [])])
     command = f"linscale linearize {model} --method {method}"
     if keep_costliest is not None:
-        config = with_costliest_kept(config, out, keep_costliest, command)
+        config = keep_costliest_layers(config, out, keep_costliest, command)
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
-    if not launch(experiment, out, launcher="inline"):
+    if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
     results = []
     if asked is not None:
@@ -149,15 +154,17 @@ def linearize_report(
         typer.Option(help="Sweep of models from scratch on the same data, for the frontier."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: report in the sweep.")
+        Path | None,
+        typer.Option("--out", "-o", help="Default: report in the sweep, or beside its zip."),
     ] = None,
 ) -> None:
     """Report what linearization recovers, over tokens, size and compute, with controls."""
     from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import report_folder
     from analysis.report.linearization_report import write
 
     try:
-        path = write(directory, out or directory / "report", scratch_dir=from_scratch)
+        path = write(directory, out or report_folder(directory), scratch_dir=from_scratch)
     except AnalysisError as error:
         raise LinscaleError(str(error)) from error
     typer.echo(f"wrote {path}")
@@ -183,12 +190,12 @@ def _config(
         raise ConfigError(f"method={method!r}: choose one of {', '.join(methods)}.")
     theirs = teacher_config(teacher)
     student = _student(theirs, method, options, no_decay)
-    data = _reshaped(_data(teacher, method, corpus), overrides)
+    data = _override_data(_data(teacher, method, corpus), overrides)
     name = f"{method}-{Path(teacher).stem if teacher.endswith('.pt') else Path(teacher).name}"
     recipe = recipes.lolcats_run if method == "lolcats" else recipes.supra_run
     budget: dict[str, Any] = {} if tokens is None else {"tokens": int(tokens)}
     run = recipe(name[:64], teacher, student, data, seed=seed, parallel=_parallel(), **budget)
-    if theirs.arch == "llama":
+    if linearized(theirs) is None:
         return run
     return replace(run, linearize=replace(run.linearize, transfer_tokens=0))  # was done before
 
@@ -196,10 +203,10 @@ def _config(
 def _student(
     teacher: ModelConfig, method: str, options: dict[str, Any], no_decay: bool
 ) -> ModelConfig:
-    slopes = {"decay_slopes": "none"} if no_decay else {}
+    slopes: dict[str, Any] = {"decay_slopes": "none"} if no_decay else {}
     if no_decay and method not in ("supra", "tnl"):
         raise ConfigError(f"no_decay with method={method!r}: only supra and tnl have fixed decays.")
-    if teacher.arch in LINEARIZED:
+    if linearized(teacher) is not None:
         if method != teacher.arch or options or no_decay:
             raise ConfigError(
                 f"method={method!r}: the model is linearized already; go on with it by --method "
@@ -213,11 +220,11 @@ def _student(
             first = next(iter(options))
             raise ConfigError(f"{first}={options[first]!r}: {method} has no such option.")
         return gated_config(teacher, method, **slopes)
-    part = Supra if method == "supra" else LoLCATs
-    names = part.__dataclass_fields__
-    if wrong := [name for name in options if name not in names]:
+    part = find(method).options
+    assert issubclass(part, Linearized)
+    if wrong := [name for name in options if name not in hints(part)]:
         raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
-    return teacher.replace(arch=method, **{method: part(**options)}, **slopes)
+    return linearized_config(teacher, part(**options, **slopes))
 
 
 def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
@@ -246,9 +253,9 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
     )
 
 
-def _reshaped(data: DataConfig, overrides: list[str]) -> DataConfig:
+def _override_data(data: DataConfig, overrides: list[str]) -> DataConfig:
     """With the overrides of the data: the recipe's warm-up and budget depend on the batch."""
-    from scaling.config.fields import hints, parse
+    from scaling.config.fields import parse
 
     known, changes = hints(type(data)), {}
     for override in overrides:

@@ -6,28 +6,57 @@ Everything heavy is imported inside the commands, so that `linscale --help` answ
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analysis.cli.fit import app as analysis_app
+from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
+from linscale.code_search import search_also
+from linscale.installation import missing, require, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
+from scaling.cli.blockwise import show_plan
 from scaling.cli.checkpoint import app as checkpoint_app
+from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
 from scaling.system.errors import LinscaleError
+from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from scaling.plan.plan import Rung
     from scaling.system.devices import Device
+
+
+def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, Any]]:
+    """The rungs of an experiment as `linscale plan --json` prints them, for `linscale forecast`.
+
+    Args:
+        file: experiment file.
+        toy: its small variant.
+        directory: of its runs, for their states; None takes runs/<file stem>.
+    """
+    from scaling.config.experiment import load_experiment
+    from scaling.plan.plan import rung
+    from scaling.record.record import read_states
+    from scaling.system.devices import device_for
+
+    experiment = load_experiment(file, [], toy)
+    states = read_states(directory or Path("runs") / experiment.name)
+    target = device_for(experiment.runs, "")
+    return [
+        rung(run, target, states.get(run.run_id, "planned")).to_json() for run in experiment.runs
+    ]
+
 
 app = typer.Typer(
     name="linscale",
@@ -39,6 +68,7 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(analysis_app)
+app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
@@ -46,6 +76,24 @@ app.add_typer(tune_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"linscale {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None: ...
+
 
 File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
 Overrides = Annotated[
@@ -105,14 +153,13 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed, rung
+    from scaling.plan.plan import place
+    from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
 
     chosen = known_law(law)
     if defines(file, "blockwise"):
-        from scaling.cli.blockwise import show_plan
-
         if chosen != "constant":
             raise ConfigError(f"--law {law}: {file} linearizes a teacher, with its own rates.")
         target = find_device(device or ("cpu" if toy else "h100"))
@@ -125,8 +172,8 @@ def plan(
     states = read_states(out or Path("runs") / experiment.name)
     runs = experiment.runs
     if nodes is not None:
-        runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
-    rungs = [rung(run, target, states.get(run.run_id, "planned"), chosen) for run in runs]
+        runs = [place(run, target, nodes, gpus_per_node) for run in runs]
+    rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
 
@@ -142,7 +189,7 @@ def plan(
     console.print(_plan_table(experiment.name, rungs, target, console.width))
     console.print(
         f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
-        f"{duration(sum(r.device_hours for r in rungs))} of one {target.name} at "
+        f"{duration(3600 * sum(r.device_hours for r in rungs))} of one {target.name} at "
         f"{target.efficiency:.0%} of its peak. Parameters without embeddings, FLOPs in the exact "
         "convention, memory on each device; memory and time are estimates. All fields: --json.",
         highlight=False,
@@ -171,6 +218,7 @@ def run(
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     law: HyperLaw = "constant",
+    accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
 ) -> None:
@@ -179,6 +227,7 @@ def run(
     The same command in a second terminal joins in and takes runs nobody has claimed. With
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
+    require("linscale run", "torch", "lightning")
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.sweep.launch import launch
@@ -191,7 +240,14 @@ def run(
     experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy, known_law(law))
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
-    if not launch(experiment, sweep_dir, launcher=launcher, jobs=jobs, slurm=cluster):
+    if not launch(
+        experiment,
+        sweep_dir,
+        launcher=launcher,
+        jobs=jobs,
+        slurm=cluster,
+        accept_data_change=accept_data_change,
+    ):
         raise typer.Exit(1)
 
 
@@ -205,13 +261,19 @@ def status(
     ] = None,
 ) -> None:
     """Show the state of every run of a sweep, with reasons for those that failed."""
+    from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import unpacked
     from scaling.sweep.status import status_rows, status_table, watch
     from scaling.sweep.status_page import write_page
 
     if live:
         watch(directory)
         return
-    rows = status_rows(directory)
+    try:
+        with unpacked(directory) as folder:
+            rows = status_rows(folder)
+    except AnalysisError as error:
+        raise LinscaleError(str(error)) from error
     if page is not None:
         write_page(directory, rows, page)
         typer.echo(f"wrote {page}")
@@ -241,7 +303,7 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "FLOPs": [f"{r.flops:.2e}" for r in rungs],
         "memory": [f"{r.devices} x {size(r.memory_per_device)}" for r in rungs],
         "by": [r.strategy for r in rungs],
-        "device time": [duration(r.device_hours) for r in rungs],
+        "device time": [duration(3600 * r.device_hours) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
     for top, usual in (("by", "single"), ("state", "planned")):
@@ -264,37 +326,25 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
     return table
 
 
-def si(value: float) -> str:
-    """A number with three significant digits and an SI-like suffix: 906M, 3.93M, 300B."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def size(value: float) -> str:
-    """Bytes with a binary suffix: 512 MiB, 1.5 GiB, 4.77 TiB."""
-    if value >= 2**40:
-        return f"{value / 2**40:.2f} TiB"
-    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def duration(hours: float) -> str:
-    """Hours in the unit that fits."""
-    if hours >= 1:
-        return f"{hours:,.0f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
-
-
 def main() -> None:
     """Run the command line; a problem that the user can mend is one paragraph and exit code 2."""
     from rich.console import Console
     from rich.text import Text
 
+    os.environ["PYTHONSAFEPATH"] = "1"  # for every child, and theirs
+    search_also(Path.cwd())
     try:
         app()
-    except (LinscaleError, ConfigError) as error:
+    except LinscaleError as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        sentence = missing(error)
+        if sentence is None:
+            raise
+        command = " ".join(["linscale", *sys.argv[1:2]])
+        problem = f"{command} {sentence}"
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -2,8 +2,9 @@
 
 A file whose question can also be asked of small models on a CPU takes `runs(toy: bool = False)`.
 
-A file is loaded by its path, so it may live anywhere; its stem names the sweep. Overrides from the
-command line are applied to every run, after the file.
+A file is loaded by its path, so it may live anywhere; its stem names the sweep. It may import
+modules that lie beside it; a name that is also installed means what is installed. Overrides from
+the command line are applied to every run, after the file.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from linscale.code_search import folders_of, search_also
+from linscale.installation import PACKAGES, missing
 from models.config import ConfigError
-from scaling.config.hyper_laws import Law, tuned
+from scaling.config.hyper_laws import Law, apply_law
 from scaling.config.run import RunConfig
 from scaling.system.errors import LinscaleError
 
@@ -84,7 +87,7 @@ def _configured(run: RunConfig, overrides: list[str], law: Law, devices: int) ->
     if law == "constant":
         return run
     own = run.parallel.world_size
-    run = tuned(run, law, multiple=math.lcm(devices, own) // own)
+    run = apply_law(run, law, multiple=math.lcm(devices, own) // own)
     return run.override(overrides) if overrides else run
 
 
@@ -115,6 +118,7 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         raise LinscaleError(f"{path}: an experiment is a Python file (.py).")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    search_also(*folders_of(path))
     try:
         spec.loader.exec_module(module)
         found = getattr(module, function, None)
@@ -133,7 +137,22 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         for frame in frames:
             if Path(frame.filename) == path:
                 where = f"{path}:{frame.lineno}"
+        if isinstance(error, ModuleNotFoundError):
+            raise LinscaleError(f"{where}: {_not_found(error, path)}") from error
         raise LinscaleError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _not_found(error: ModuleNotFoundError, path: Path) -> str:
+    """Why an experiment file did not find a module."""
+    package = (error.name or "").partition(".")[0]
+    if package in PACKAGES:
+        for folder in folders_of(path):
+            if (folder / package).is_dir() or (folder / f"{package}.py").is_file():
+                return (
+                    f"{error}: `{package}` is Linscale's own package here, which hides "
+                    f"{folder / package}; rename yours."
+                )
+    return missing(error) or f"ModuleNotFoundError: {error}"
 
 
 def _nearest(path: Path) -> str:

@@ -1,92 +1,51 @@
-"""Typed fields of the run configuration: check values, parse them from text, suggest names.
+"""Overrides: dotted names with values as text, at any depth of a configuration.
 
-The dataclasses of `scaling.config.run` and `models.config` carry plain type hints. This module
-reads them, so that a value from Python, from JSON or from the command line passes through one
-check:
+1. `leaves(cls, values)` are the dotted names that can be set, with their type hints: every field of
+   every nested dataclass, optional ones too.
+2. `parse(hint, text, path)` reads text by a hint (`none`, `true`, `1e6`, `0.9,0.95`).
+3. `assign(values, path, value)` puts a value into the nested tables of a configuration's JSON.
 
-1. `check(hint, value, path)` accepts or coerces a Python or JSON value (3 -> 3.0 for a float field,
-   3e11 -> 300000000000 for an int field, list -> tuple), or raises `ConfigError`.
-2. `parse(hint, text, path)` reads command-line text by the same hints (`none`, `true`, `1e6`,
-   `0.9,0.95`) and then checks it.
-3. `unknown_name(path, known)` is the error for a name that does not exist, with the nearest one.
-4. `identity(part)` is what a configuration is hashed by: its values, less those later fields
-   (`models.config.LATER`) that stand at their default.
+Types and their checks: `models.fields`.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
-import json
 import types
-from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Union, cast, get_args, get_origin
 
-from models.config import ConfigError
-
-
-@functools.cache
-def hints(cls: type) -> dict[str, Any]:
-    """Field name -> resolved type hint of a dataclass."""
-    return get_type_hints(cls)
+from models.errors import ConfigError
+from models.fields import check, describe, hints_for, part_of
 
 
-def describe(hint: Any) -> str:
-    """A type hint in the words of an error message."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(a) for a in args)
-    if origin is tuple:
-        if args[-1] is Ellipsis:
-            return f"a list, each {describe(args[0])}"
-        return f"{len(args)} values, each {describe(args[0])}"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        types.NoneType: "none",
-    }
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+def leaves(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every dotted name below a dataclass that can be set, with its type hint.
 
-
-def check(hint: Any, value: Any, path: str) -> Any:
-    """Return `value` as the hinted type.
-
-    Raises:
-        ConfigError: the value is not of that type; the message names `path`.
+    Args:
+        cls: the dataclass.
+        values: of a configuration, as JSON; some decide which fields others have.
+        prefix: of all names.
     """
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-    elif origin in (Union, types.UnionType):
-        for option in args:
-            try:
-                return check(option, value, path)
-            except ConfigError:
-                continue
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            items = list(cast("Iterable[Any]", value))
-            if args[-1] is Ellipsis:
-                return tuple(check(args[0], item, path) for item in items)
-            if len(items) == len(args):
-                return tuple(check(a, item, path) for a, item in zip(args, items, strict=True))
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif hint is int:
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif isinstance(value, hint):
-        return value
-    raise ConfigError(f"{path}={value!r}: must be {describe(hint)}.")
+    found: dict[str, Any] = {}
+    for name, hint in hints_for(cls, values).items():
+        part = part_of(hint)
+        if part is not hint:
+            found[prefix + name] = hint  # an optional part can be set to none
+        if part is not None:
+            inner = values.get(name)
+            inner = cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else {}
+            found |= leaves(part, inner, f"{prefix}{name}.")
+    return found
+
+
+def assign(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted name in nested tables; a part that is none becomes a table of this field."""
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+    values[leaf] = value
 
 
 def parse(hint: Any, text: str, path: str) -> Any:
@@ -100,6 +59,9 @@ def parse(hint: Any, text: str, path: str) -> Any:
         if types.NoneType in args and text.lower() == "none":
             return None
         (option,) = (a for a in args if a is not types.NoneType)
+        if part_of(option) is not None:
+            fields = ", ".join(f"{path}.{name}" for name in hints_for(option, {}))
+            raise ConfigError(f"{path}={text}: is a group of fields; set {fields}, or none.")
         return parse(option, text, path)
     if origin is tuple:
         parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
@@ -115,27 +77,3 @@ def parse(hint: Any, text: str, path: str) -> Any:
     except (ValueError, KeyError):
         raise ConfigError(f"{path}={text}: must be {describe(hint)}.") from None
     return check(hint, value, path)
-
-
-def unknown_name(path: str, known: Iterable[str]) -> ConfigError:
-    """The error for an unknown dotted name; suggests the nearest of `known`."""
-    names = list(known)
-    leaf = path.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(path, names, n=1) or [
-        name
-        for close in difflib.get_close_matches(leaf, [n.rsplit(".", 1)[-1] for n in names], n=1)
-        for name in names
-        if name.rsplit(".", 1)[-1] == close
-    ]
-    remedy = f"did you mean {near[0]}?" if near else f"known names: {', '.join(sorted(names))}."
-    return ConfigError(f"{path}: no such field; {remedy}")
-
-
-def identity(part: Any) -> dict[str, Any]:
-    """Plain JSON types of a dataclass, less the later fields that stand at their default."""
-    values: dict[str, Any] = {}
-    for known in fields(part):
-        value = getattr(part, known.name)
-        if not (known.metadata.get("later") and value == known.default):
-            values[known.name] = identity(value) if is_dataclass(value) else value
-    return json.loads(json.dumps(values))

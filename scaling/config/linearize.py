@@ -9,6 +9,8 @@
     the rest   all weights or LoRA (`lora_rank`), on the text, or on the teacher's logits
                (`temperature`; MOHAWK, stage 3)
 
+Each is an objective (`scaling.linearization.objectives`).
+
 The method is the model's architecture, with its own options: `model.arch` is `supra` or `lolcats`;
 `tnl`, `hgrn2` or `cosformer2`, which start from attention weights (`models.linearize.initialise`);
 or `llama`, which goes on training the teacher as it is: the control that has no surgery. A teacher
@@ -20,22 +22,23 @@ rest. A budget that the aligning stages fill has no rest: the run ends with them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
-from scaling.config.parts import Part
+from models.architecture import BUILT_IN, find
+from models.config import ConfigError, ModelConfig
+from models.fields import LATER, Part
+from scaling.config.objectives import NEXT_TOKEN
+from scaling.data.corpora.registry import kind_of
 
-Alignment = Literal["matrices", "transfer", "hidden"]
-ALIGNMENTS: dict[Alignment, str] = {
+ALIGNMENTS = {
     "matrices": "matrix_tokens",
     "transfer": "transfer_tokens",
     "hidden": "hidden_tokens",
 }
-"""Stages that align layers with a teacher's, in the order in which a run takes them -> the field
-with their tokens."""
-STARTED = ("tnl", "hgrn2", "cosformer2")
+"""Objectives that align layers with a teacher's, in the order in which a run takes them -> the
+field with their tokens."""
+STARTED = tuple(name for name in BUILT_IN if find(name).starts_from == "attention")
 """Architectures that start from attention weights (`models.linearize.initialise`)."""
-STARTS = ("llama", *LINEARIZED, *STARTED)
+STARTS = tuple(name for name in BUILT_IN if find(name).starts_from != "nothing")
 """Architectures that can take over a teacher's weights."""
 
 
@@ -89,15 +92,19 @@ class LinearizeConfig(Part):
         self._require("hard", not self.hard or self.temperature > 0, "0 without a temperature")
 
     @property
-    def alignment(self) -> tuple[tuple[Alignment, int], ...]:
-        """The stages that align layers, in order, each with its tokens."""
-        tokens: dict[Alignment, int] = {n: getattr(self, field) for n, field in ALIGNMENTS.items()}
-        return tuple((name, count) for name, count in tokens.items() if count)
+    def prelude(self) -> dict[str, int]:
+        """The objectives that align layers, before the run's schedule starts: name -> tokens."""
+        tokens = {name: getattr(self, field) for name, field in ALIGNMENTS.items()}
+        return {name: count for name, count in tokens.items() if count}
 
     @property
-    def asks_teacher(self) -> bool:
-        """Whether a second model, the teacher, is in memory in some of the run's stages."""
-        return bool(self.matrix_tokens or self.hidden_tokens or self.temperature)
+    def objective(self) -> str:
+        """The objective of the rest of the run."""
+        if not self.teacher:
+            return NEXT_TOKEN
+        if self.lora_rank:
+            return "lora-distillation" if self.temperature else "lora"
+        return "distillation" if self.temperature else "full"
 
     def check(self, model: ModelConfig, strategy: str, corpus: str) -> None:
         """Rules that take in the model, the devices and the text.
@@ -135,11 +142,11 @@ class LinearizeConfig(Part):
                 f"architecture has no such option; set linearize.{name}=0."
             )
         for name in ("matrix_tokens", "fit_sequences"):
-            if getattr(self, name) and corpus.startswith("instructions:"):
+            if getattr(self, name) and kind_of(corpus).packed:
                 raise ConfigError(
                     f"linearize.{name}={getattr(self, name)} with data.corpus={corpus!r}: works on "
-                    f"whole sequences, and instructions are packed; set linearize.{name}=0, or "
-                    "take plain text."
+                    f"whole sequences, and rows of this corpus are packed; set "
+                    f"linearize.{name}=0, or take plain text."
                 )
         if strategy == "fsdp" and model.arch in STARTED:
             raise ConfigError(

@@ -6,32 +6,13 @@ is made of, how it is named and how it is overridden: `scaling.config.run`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from models.config import LATER, ConfigError
-from scaling.config.fields import check, hints
-from scaling.data import mixture
-from scaling.data.recall_tasks import is_task, parse
-
-
-class Part:
-    """Checks the type of every field of a configuration part, then its own rules."""
-
-    _prefix = ""
-
-    def __post_init__(self) -> None:
-        for name, hint in hints(type(self)).items():
-            value = check(hint, getattr(self, name), self._prefix + name)
-            object.__setattr__(self, name, value)
-        self._validate()
-
-    def _validate(self) -> None:
-        """Rules beyond types; raises ConfigError."""
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ConfigError(f"{self._prefix}{name}={getattr(self, name)!r}: must be {rule}.")
+from models.errors import ConfigError
+from models.fields import LATER, Part
+from scaling.data.corpora.corpus import Corpus
+from scaling.data.corpora.registry import kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +20,8 @@ class DataConfig(Part):
     """Which text, how it becomes tokens, and the shape of a batch."""
 
     corpus: str = "kjv"
-    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH`, `hf:NAME[:CONFIG]`, or a recall task such as
+    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH`, `parquet:PATH`, `hf:NAME[@REVISION][:CONFIG]`,
+    or a recall task such as
     `task:mqar:pairs=8,vocab=64` (`scaling.data.recall_tasks`), which has no tokenizer.
     `instructions:GLOB` and `instructions:hf:NAME`: questions with answers, packed
     (`scaling.data.instructions`). `mix:0.7 CORPUS + 0.3 CORPUS`: several by weight
@@ -47,7 +29,7 @@ class DataConfig(Part):
     tokenizer: str = "bytes"
     """`bytes`, `bpe:VOCAB`, `file:PATH/tokenizer.json` or `tiktoken:NAME`."""
     text_field: str = "text"
-    """Field that holds the text in `jsonl:` and `hf:` corpora."""
+    """Field that holds the text in `jsonl:`, `parquet:` and `hf:` corpora."""
     sequence_length: int = 256
     """Tokens of a training sequence T."""
     batch_sequences: int = 16
@@ -56,26 +38,30 @@ class DataConfig(Part):
     """Share of the documents that is held out."""
     validation_blocks: int = 64
     """Most sequences of the fixed validation list that milestones are evaluated on."""
+    max_bad_records: int = field(default=0, metadata=LATER)
+    """Most records of a `jsonl:` or `parquet:` corpus that are passed over, and counted, because
+    they cannot be read. The next one is refused with its file and line."""
 
     _prefix = "data."
 
     @property
+    def kind(self) -> Corpus[Any]:
+        """What is known of its kind of corpus."""
+        return kind_of(self.corpus)
+
+    @property
     def masked(self) -> bool:
         """Whether targets count in some places only: answers."""
-        return self.corpus.startswith(("task:", "instructions:"))
+        return self.kind.masked
+
+    @property
+    def tokenizer_in_file(self) -> bool:
+        """Whether its tokens mean something only together with a file: `tokenizer.json`."""
+        in_file = self.tokenizer.partition(":")[0] in ("bpe", "file")
+        return in_file and self.kind.tokenizer is None
 
     def _validate(self) -> None:
-        kinds = ("text:", "jsonl:", "hf:", "instructions:")
-        known = self.corpus in ("kjv", "stdlib") or (
-            self.corpus.startswith(kinds) and self.corpus.split(":", 1)[1] != ""
-        )
-        if mixture.is_mixture(self.corpus):
-            for ingredient in mixture.parse(self.corpus):
-                replace(self, corpus=ingredient.corpus)  # checks it
-            known = True
-        known = known or is_task(self.corpus)
-        rule = "kjv, stdlib, text:GLOB, jsonl:PATH, hf:NAME, task:NAME or mix:WEIGHT CORPUS + ..."
-        self._require("corpus", known, rule)
+        settings = self.kind.parse(self.corpus)
         known = self.tokenizer == "bytes" or (
             self.tokenizer.startswith(("bpe:", "file:", "tiktoken:"))
             and self.tokenizer.split(":", 1)[1] != ""
@@ -83,9 +69,9 @@ class DataConfig(Part):
         self._require("tokenizer", known, "bytes, bpe:VOCAB, file:PATH or tiktoken:NAME")
         for name in ("sequence_length", "batch_sequences", "validation_blocks"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        if is_task(self.corpus):
-            parse(self.corpus).check_length(self.sequence_length)
+        self._require("max_bad_records", self.max_bad_records >= 0, "at least 0")
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+        self.kind.check(settings, self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,19 +22,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, cast, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
 
-from models.config import LATER, LINEARIZED, ConfigError, ModelConfig
-from scaling.config.fields import check, hints, identity, parse, unknown_name
-from scaling.config.linearize import ALIGNMENTS, Alignment, LinearizeConfig
+from models import config as model_config
+from models import flat
+from models.config import ConfigError, ModelConfig
+from models.fields import LATER, Part, build, identity, unknown_name
+from scaling.config.fields import assign, leaves, parse
+from scaling.config.linearize import ALIGNMENTS, LinearizeConfig
+from scaling.config.objectives import Stage
 from scaling.config.parts import (
     BudgetConfig,
     DataConfig,
     DivergenceConfig,
     OptimConfig,
     ParallelConfig,
-    Part,
     ScheduleConfig,
 )
 
@@ -89,18 +92,9 @@ class RunConfig(Part):
         slug = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None
         self._require("name", slug, "1 to 64 letters, digits, dots, dashes or underscores")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
-        self._validate_model()
         self.linearize.check(self.model, self.parallel.strategy, self.data.corpus)
         self._validate_budget()
         self._validate_batch()
-
-    def _validate_model(self) -> None:
-        """`models.config` checks ranges; here the types, and 10000 becomes 10000.0 as elsewhere."""
-        values = {
-            name: check(hint, getattr(self.model, name), f"model.{name}")
-            for name, hint in hints(ModelConfig).items()
-        }
-        object.__setattr__(self, "model", ModelConfig(**values))
 
     def _validate_budget(self) -> None:
         per_step = self.tokens_per_step
@@ -126,10 +120,10 @@ class RunConfig(Part):
                 "goes back to the last checkpoint, which may not depend on the clock; set "
                 "budget.checkpoint_every_tokens."
             )
-        aligned = self.alignment_steps
+        aligned = self.prelude_steps
         if aligned > steps[0] or (aligned == steps[0] and aligned < self.steps):
             raise ConfigError(
-                f"{', '.join(f'linearize.{ALIGNMENTS[name]}' for name, _ in self.alignment)}: the "
+                f"{', '.join(f'linearize.{ALIGNMENTS[n]}' for n in self.linearize.prelude)}: the "
                 f"stages that align layers take {aligned * per_step} tokens and must end before "
                 f"the first horizon, at {steps[0] * per_step}; shorten them or raise the budget, "
                 "which counts the tokens of all stages together."
@@ -172,15 +166,16 @@ class RunConfig(Part):
             )
 
     def _validate_sequence(self) -> None:
-        """Sequences are split only where a state is all that a rank needs of earlier tokens."""
+        """Sequences are split only where the architecture says that they can be."""
         split, length = self.parallel.sequence, self.data.sequence_length
         if split == 1:
             return
-        if self.model.arch in ("llama", *LINEARIZED):
+        if not self.model.architecture.splits_sequences:
             raise ConfigError(
-                f"parallel.sequence={split} with model.arch={self.model.arch!r}: only linear "
-                "mixers share a sequence; set parallel.sequence=1, and use parallel.activation_"
-                "checkpointing=block or a smaller parallel.micro_batch_sequences to save memory."
+                f"parallel.sequence={split} with model.arch={self.model.arch!r}: its architecture "
+                "does not say that sequences can be split (Architecture.splits_sequences); set "
+                "parallel.sequence=1, and use parallel.activation_checkpointing=block or a smaller "
+                "parallel.micro_batch_sequences to save memory."
             )
         for name in ("matrix_tokens", "hidden_tokens", "temperature", "fit_sequences"):
             if value := getattr(self.linearize, name):
@@ -189,7 +184,7 @@ class RunConfig(Part):
                     "softmax attention takes whole sequences; set parallel.sequence=1."
                 )
         corpus = self.data.corpus
-        if corpus.startswith("instructions:"):
+        if self.data.kind.packed:
             raise ConfigError(
                 f"parallel.sequence={split} with data.corpus={corpus!r}: rows packed with several "
                 "examples cannot be split; set parallel.sequence=1."
@@ -226,18 +221,24 @@ class RunConfig(Part):
         return tuple(sorted({*self.budget.horizons, self.budget.tokens}))
 
     @property
-    def alignment(self) -> tuple[tuple[Alignment, int], ...]:
-        """The stages that align layers with a teacher's, in order, each with its steps."""
-        return tuple((name, self._to_steps(tokens)) for name, tokens in self.linearize.alignment)
+    def objectives(self) -> tuple[Stage, ...]:
+        """What the run is trained by, in order. The last is that of the run's schedule; it has 0
+        steps where those before it fill the budget."""
+        linearize = self.linearize
+        prelude = [
+            Stage(name, self._to_steps(tokens), linearize.transfer_lr)
+            for name, tokens in linearize.prelude.items()
+        ]
+        return (*prelude, Stage(linearize.objective, self.steps - sum(s.steps for s in prelude)))
 
     @property
-    def alignment_steps(self) -> int:
-        """Optimizer steps of these stages; 0 where there are none."""
-        return sum(steps for _, steps in self.alignment)
+    def prelude_steps(self) -> int:
+        """Optimizer steps before the run's schedule starts; 0 without a teacher."""
+        return sum(stage.steps for stage in self.objectives[:-1])
 
     def decay_steps(self, horizon: int) -> int:
         """Optimizer steps of the WSD decay that ends at step `horizon`, at least one."""
-        return max(1, round((horizon - self.alignment_steps) * self.schedule.decay_fraction))
+        return max(1, round((horizon - self.prelude_steps) * self.schedule.decay_fraction))
 
     def passes(self, step: int, every: int | None) -> bool:
         """Whether a step is the first at or beyond another multiple of so many tokens."""
@@ -254,7 +255,7 @@ class RunConfig(Part):
     @property
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
-        semantic = identity(self)
+        semantic = identity(self) | {"model": model_config.identity(self.model)}
         semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
@@ -266,74 +267,64 @@ class RunConfig(Part):
 
     def to_json(self) -> dict[str, Any]:
         """Every resolved value as plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))
+        values = json.loads(json.dumps(asdict(self)))
+        return values | {"model": self.model.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration of `to_json`; fields left out take their defaults.
+        """The configuration of `to_json`, or of an older record; fields left out take their
+        defaults.
 
         Raises:
             ConfigError: an unknown field, a wrong type or a value that cannot work.
         """
-        return _build(cls, values, "")
+        model = values.get("model") if isinstance(values, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(model, Mapping):
+            values = {**values, "model": model_config.nested(cast("Mapping[str, Any]", model))}
+        return build(cls, values)
 
     def override(self, assignments: Sequence[str]) -> RunConfig:
         """A copy with dotted assignments applied together, for example `["optim.lr=3e-4"]`.
+
+        Names may be of any depth, such as `model.options.rope_scaling.factor=2`. A new `model.arch`
+        keeps those options that both architectures have.
 
         Raises:
             ConfigError: an unknown name (the nearest is suggested), a value of the wrong type, or
                 a configuration that cannot work.
         """
+        given = [_split(assignment) for assignment in assignments]
         values = self.to_json()
-        known = dotted_names()
-        for assignment in assignments:
-            path, equals, text = assignment.partition("=")
-            path = path.strip()
-            if not equals:
-                raise ConfigError(f"{assignment!r}: write an override as name=value.")
-            if path in values and path not in known:
+        for path, text in given:
+            if path == "model.arch" and text != values["model"]["arch"]:
+                values["model"] = model_config.carried(values["model"], text)
+        known = dotted_names(values)
+        groups = {path[:at] for path in known for at, letter in enumerate(path) if letter == "."}
+        for path, text in given:
+            if path in known:
+                assign(values, path, parse(known[path], text, path))
+            elif path in groups:
                 raise ConfigError(
                     f"{path} is a group of fields; set one of them, {path}.NAME=VALUE."
                 )
-            if path not in known:
-                raise unknown_name(path, known)
-            *parents, leaf = path.split(".")
-            target = values[parents[0]] if parents else values
-            target[leaf] = parse(known[path], text.strip(), path)
+            else:
+                moved = flat.moved(path, values["model"]["arch"])
+                raise moved or unknown_name(path, known)
         return RunConfig.from_json(values)
 
 
-def dotted_names() -> dict[str, Any]:
-    """Every name that `RunConfig.override` accepts, with its type hint."""
-    names: dict[str, Any] = {}
-    for name, hint in hints(RunConfig).items():
-        if is_dataclass(hint):
-            names |= {f"{name}.{leaf}": h for leaf, h in hints(hint).items()}  # pyright: ignore[reportArgumentType]
-        else:
-            names[name] = hint
-    return names
+def _split(assignment: str) -> tuple[str, str]:
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise ConfigError(f"{assignment!r}: write an override as name=value.")
+    return path.strip(), text.strip()
 
 
-def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
-    """A dataclass, nested ones included, from plain JSON types."""
-    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"{prefix.rstrip('.')}={values!r}: must be a table of fields.")
-    known = {f.name: f for f in fields(cls)}
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise unknown_name(prefix + name, [prefix + n for n in known])
-        hint = hints(cls)[name]
-        part = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
-        if part is not None and (part is hint or isinstance(value, Mapping)):
-            arguments[name] = _build(part, cast("Any", value), f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
-        else:
-            arguments[name] = check(hint, value, prefix + name)
-    missing = [
-        prefix + f.name
-        for f in known.values()
-        if f.name not in arguments and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)}: has no default; give a value.")
-    return cls(**arguments)
+def dotted_names(values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every name that `RunConfig.override` accepts, with its type hint.
+
+    Args:
+        values: the configuration as JSON, whose `model.arch` says which options there are; None:
+            the names that all architectures have.
+    """
+    return leaves(RunConfig, {} if values is None else values)

@@ -16,17 +16,18 @@ With `wsd` one run yields a decayed model at each horizon: a branch leaves the t
 h - decay_steps(h), decays to h and is measured; the trunk then goes on from where it was left.
 `segments` lists those parts in the order in which they are trained.
 
-A run that begins by aligning layers with a teacher's (`scaling.linearization`: attention transfer
-and its kin) has a segment of its own for each such stage, at a constant rate; t, D and h above then
-count from the end of the last of them.
+A run may be trained by other objectives first (`RunConfig.objectives`; attention transfer and its
+kin in `scaling.linearization`). Each has a segment of its own, at a constant rate; t, D and h above
+then count from the end of the last of them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
-from scaling.config.linearize import ALIGNMENTS
+from scaling.config.objectives import Stage
 from scaling.config.run import RunConfig, ScheduleConfig
 
 TRUNK = "trunk"
@@ -37,13 +38,18 @@ class Segment:
     """A stretch of steps trained in one go. Steps count along the path from initialisation."""
 
     name: str
-    """`trunk`, `decay-<tokens>` after its horizon in tokens, or a stage that aligns layers."""
+    """`trunk`, `decay-<tokens>` after its horizon in tokens, or the objective of a stage before the
+    schedule."""
+    objective: str
+    """What it is trained by, a name of `scaling.config.objectives`."""
     first: int
     """Steps taken before the segment starts."""
     last: int
     """Steps taken when it ends; more than `first`."""
     milestone: bool
     """Whether the model at the end is validated and kept."""
+    rate: float | None = None
+    """Constant learning rate of a stage before the schedule; None: the schedule's."""
 
     @property
     def is_branch(self) -> bool:
@@ -51,18 +57,32 @@ class Segment:
         return self.name.startswith("decay-")
 
     @property
-    def is_alignment(self) -> bool:
-        """Whether layers learn from a teacher's, as in stage 1 of LoLCATs."""
-        return self.name in ALIGNMENTS
+    def is_prelude(self) -> bool:
+        """Whether the run's schedule starts only after it."""
+        return self.rate is not None
 
 
 def segments(config: RunConfig) -> tuple[Segment, ...]:
     """The parts of a run in training order; the last one ends the run."""
     parts: list[Segment] = []
     trunk = 0
-    for name, steps in config.alignment:
-        last = trunk + steps
-        parts.append(Segment(name=name, first=trunk, last=last, milestone=last == config.steps))
+    *prelude, rest = config.objectives
+
+    def add(name: str, first: int, last: int, milestone: bool, stage: Stage) -> None:
+        parts.append(
+            Segment(
+                name=name,
+                objective=stage.objective,
+                first=first,
+                last=last,
+                milestone=milestone,
+                rate=stage.rate,
+            )
+        )
+
+    for stage in prelude:
+        last = trunk + stage.steps
+        add(stage.objective, trunk, last, last == config.steps, stage)
         trunk = last
     if trunk == config.steps:
         return tuple(parts)
@@ -70,19 +90,24 @@ def segments(config: RunConfig) -> tuple[Segment, ...]:
         decay = config.decay_steps(horizon) if config.schedule.kind == "wsd" else 0
         branch = horizon - decay
         if branch > trunk:
-            parts.append(Segment(name=TRUNK, first=trunk, last=branch, milestone=decay == 0))
+            add(TRUNK, trunk, branch, decay == 0, rest)
             trunk = branch
         if decay:
-            name = f"decay-{horizon * config.tokens_per_step}"
-            parts.append(Segment(name=name, first=branch, last=horizon, milestone=True))
+            add(f"decay-{horizon * config.tokens_per_step}", branch, horizon, True, rest)
     return tuple(parts)
+
+
+def changes(config: RunConfig) -> frozenset[int]:
+    """Steps at which another objective takes over, the first step included."""
+    ends = accumulate(stage.steps for stage in config.objectives[:-1])
+    return frozenset((0, *ends))
 
 
 def learning_rate(config: RunConfig, segment: Segment, step: int) -> float:
     """Learning rate of the optimizer step that follows `step` earlier ones in a segment's path."""
-    if segment.is_alignment:
-        return config.linearize.transfer_lr
-    per_step, before = config.tokens_per_step, config.alignment_steps
+    if segment.rate is not None:
+        return segment.rate
+    per_step, before = config.tokens_per_step, config.prelude_steps
     middle = (step - before + 0.5) * per_step
     if segment.is_branch:
         share = (middle / per_step - (segment.first - before)) / (segment.last - segment.first)

@@ -6,7 +6,7 @@
 An example has the texts `instruction`, `output` and, where there is one, `input`. Alpaca's template
 makes a prompt of instruction and input; the answer is the output and the end-of-document token, and
 its tokens alone are targets. One in so many examples is held out, by the hash of its text, as
-documents are (`scaling.data.prepare`).
+documents are (`scaling.data.tokenised`).
 
 Packing: whole examples share a row of T tokens and do not see each other (`cu_seqlens`): longest
 first, each into the row with the least room that holds it (best-fit decreasing). What is left of a
@@ -29,14 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cross_entropy import IGNORE_INDEX
-from scaling.config.run import DataConfig
-from scaling.data.corpora import find_files, json_object, load_dataset, not_utf8
-from scaling.data.prepare import PreparedData
+from scaling.data.corpora.files import find_files, object_of, read_lines
+from scaling.data.corpora.hf import open_dataset
+from scaling.data.prepared import PreparedData
+from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import Contents, Index
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
 from scaling.system.errors import LinscaleError
 
-PREFIX = "instructions:"
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request.\n\n"
@@ -102,13 +102,21 @@ class PreparedInstructions(PreparedData):
     def verify(self) -> None:
         """Nothing is stored."""
 
+    def verify_changed(self) -> None:
+        """Nothing is stored."""
+
     def fingerprint(self) -> dict[str, Any]:
         """As that of a corpus, with what packing did."""
         return super().fingerprint() | self.counts
 
 
-def prepare_instructions(data: DataConfig, cache_dir: Path) -> PreparedInstructions:
+def prepare_instructions(source: str, data: DataSettings, work: Work) -> PreparedInstructions:
     """Read, tokenise and pack.
+
+    Args:
+        source: pattern of files, or `hf:NAME`.
+        data: tokenizer, split and sequence length.
+        work: nothing is stored.
 
     Raises:
         LinscaleError: the examples cannot be read, or there are too few for one training and one
@@ -120,7 +128,7 @@ def prepare_instructions(data: DataConfig, cache_dir: Path) -> PreparedInstructi
             "answered by a model that has a tokenizer; give that one, bytes or file:PATH."
         )
     tokenizer = load_tokenizer(data.tokenizer)
-    length, examples = data.sequence_length, list(read_examples(data.corpus))
+    length, examples = data.sequence_length, list(read_examples(source, data.corpus, work.cache))
     sides: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
         sides[_held_out(example, data.validation_fraction)].append(example)
@@ -150,7 +158,7 @@ def prepare_instructions(data: DataConfig, cache_dir: Path) -> PreparedInstructi
         validation=_contents(sides[1]),
     )
     return PreparedInstructions(
-        folder=cache_dir,
+        folder=work.cache,
         data=data,
         index=index,
         train=PackedRows(train),
@@ -160,26 +168,25 @@ def prepare_instructions(data: DataConfig, cache_dir: Path) -> PreparedInstructi
     )
 
 
-def read_examples(corpus: str) -> Iterator[Example]:
-    """The examples of `instructions:GLOB` or `instructions:hf:NAME`.
+def read_examples(source: str, corpus: str, cache: Path) -> Iterator[Example]:
+    """The examples of files or of a dataset.
+
+    Args:
+        source: pattern of files, or `hf:NAME`.
+        corpus: the `data.corpus`, for errors.
+        cache: folder of the prepared corpora, which knows revisions of the hub.
 
     Raises:
         LinscaleError: no such files or dataset, or an example without instruction and output.
     """
-    source = corpus.removeprefix(PREFIX)
-    if source.startswith("hf:"):
-        for row, record in enumerate(load_dataset(corpus, source.removeprefix("hf:"))):
+    kind, _, name = source.partition(":")
+    if kind == "hf":
+        for row, record in enumerate(open_dataset(name, corpus, cache)):
             yield _example(f"corpus {corpus}, row {row}", dict(record))
         return
-    for path in find_files(corpus, source):
-        try:
-            with path.open(encoding="utf-8-sig") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.isspace():
-                        where = f"{path}:{number}"
-                        yield _example(where, json_object(where, line))
-        except UnicodeDecodeError as error:
-            raise not_utf8(path, error) from None
+    for path in find_files(corpus, source, ".jsonl"):
+        for where, line in read_lines(path):
+            yield _example(where, object_of(where, line))
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

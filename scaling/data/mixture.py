@@ -4,7 +4,8 @@
 
 Weights are shares of the training sequences, and so of the tokens, whatever the sizes of the
 corpora, up to 1/4096: a run may see a small one many times and a large one not to its end. They
-need not sum to 1. What is made of it: `scaling.data.mixture_data`.
+need not sum to 1. Which corpora can be mixed, `scaling.data.corpora.mix` says; what is made of it,
+`scaling.data.mixture_data`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from models.errors import ConfigError
 
-PREFIX = "mix:"
+PREFIX = "mix"
 PERIOD = 4096
 """Samples in which every corpus has its quota, the same in all periods. Part of the order: another
 value is another run."""
@@ -29,11 +30,6 @@ class Ingredient:
     """Share of the training sequences; all of a mixture's sum to 1."""
 
 
-def is_mixture(corpus: str) -> bool:
-    """Whether a `data.corpus` is a mixture."""
-    return corpus.startswith(PREFIX)
-
-
 def parse(corpus: str) -> tuple[Ingredient, ...]:
     """The ingredients of a mixture.
 
@@ -42,7 +38,7 @@ def parse(corpus: str) -> tuple[Ingredient, ...]:
             weights, each at least 1 / 4096 of the whole.
     """
     weights: dict[str, float] = {}
-    for part in corpus.removeprefix(PREFIX).split(" + "):
+    for part in corpus.partition(":")[2].split(" + "):
         number, _, name = part.strip().partition(" ")
         name = name.strip()
         try:
@@ -50,25 +46,24 @@ def parse(corpus: str) -> tuple[Ingredient, ...]:
         except ValueError:
             weight = 0.0
         if not (0 < weight < float("inf")) or not name:
-            raise _error(corpus, f"{part.strip()!r} is not a positive weight and a corpus")
+            raise mixture_error(corpus, f"{part.strip()!r} is not a positive weight and a corpus")
         if name in weights:
-            raise _error(corpus, f"{name} comes twice; add its weights up")
-        if name.startswith((PREFIX, "task:", "instructions:")):
-            raise _error(corpus, f"{name} cannot be mixed with others")
+            raise mixture_error(corpus, f"{name} comes twice; add its weights up")
         weights[name] = weight
     if len(weights) < 2:
-        raise _error(corpus, "a mixture has at least two corpora")
+        raise mixture_error(corpus, "a mixture has at least two corpora")
     total = sum(weights.values())
     found = tuple(Ingredient(corpus=name, weight=w / total) for name, w in weights.items())
     for one in found:
         if one.weight < 1 / PERIOD:
-            raise _error(
+            raise mixture_error(
                 corpus, f"the share of {one.corpus}, {one.weight:.1g}, is below 1/{PERIOD}"
             )
     return found
 
 
-def _error(corpus: str, what: str) -> ConfigError:
+def mixture_error(corpus: str, what: str) -> ConfigError:
+    """The error for a mixture that cannot be."""
     return ConfigError(
         f"data.corpus={corpus!r}: {what}. Write, for example, 'mix:0.7 kjv + 0.3 stdlib': weights "
         "and corpora with ' + ' between them."

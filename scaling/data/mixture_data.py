@@ -17,19 +17,18 @@ So the quotas are met after every period, nothing is stored, and a run resumes a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import ConfigError
-from scaling.config.run import DataConfig
-from scaling.data.mixture import PERIOD, Ingredient, parse
-from scaling.data.prepare import PreparedData, prepare
+from models.errors import ConfigError
+from scaling.data.mixture import PERIOD, Ingredient
+from scaling.data.prepared import PreparedData
 from scaling.data.sampler import BlockOrder, permute
+from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import Contents, Index, Source
 from scaling.system.errors import LinscaleError
 
@@ -147,6 +146,10 @@ class PreparedMixture(PreparedData):
             seed=seed,
         )
 
+    def verify_changed(self) -> None:
+        for part in self.parts:
+            part.verify_changed()
+
     def fingerprint(self) -> dict[str, Any]:
         """As that of a corpus, with those of its own."""
         sources = [
@@ -157,16 +160,25 @@ class PreparedMixture(PreparedData):
 
 
 def prepare_mixture(
-    data: DataConfig, cache_dir: Path, progress: bool, workers: int | None
+    ingredients: tuple[Ingredient, ...],
+    data: DataSettings,
+    work: Work,
+    prepare_one: Callable[[DataSettings], PreparedData],
 ) -> PreparedMixture:
     """Prepare, or open, every corpus of a mixture.
 
+    Args:
+        ingredients: of `data.corpus`.
+        data: for all of them.
+        work: where they lie.
+        prepare_one: makes the data of one of them, from `data` with its corpus and its validation
+            blocks.
+
     Raises:
-        LinscaleError: as `prepare`, or a corpus has too few validation blocks for its share.
+        LinscaleError: a corpus cannot be prepared, or has too few validation blocks for its share.
         ConfigError: fewer validation blocks than corpora, or a tokenizer that would be another one
             for each of them.
     """
-    ingredients = parse(data.corpus)
     if data.tokenizer.startswith("bpe:"):
         raise ConfigError(
             f"data.tokenizer={data.tokenizer!r} with a mixture: it would be trained on each corpus "
@@ -182,7 +194,7 @@ def prepare_mixture(
     parts: list[PreparedData] = []
     for one, blocks in zip(ingredients, quotas(weights, data.validation_blocks), strict=True):
         alone = replace(data, corpus=one.corpus, validation_blocks=int(blocks))
-        part = prepare(alone, cache_dir, progress, workers)
+        part = prepare_one(alone)
         if len(part.validation) < blocks:
             raise LinscaleError(
                 f"corpus {one.corpus}: its validation split has {len(part.validation)} blocks of "
@@ -193,7 +205,7 @@ def prepare_mixture(
         parts.append(part)
     validation = np.concatenate([part.validation for part in parts])
     return PreparedMixture(
-        folder=cache_dir,
+        folder=work.cache,
         data=data,
         index=_index(data, ingredients, parts),
         train=Sources(tuple(part.train for part in parts)),
@@ -205,7 +217,7 @@ def prepare_mixture(
 
 
 def _index(
-    data: DataConfig, ingredients: tuple[Ingredient, ...], parts: list[PreparedData]
+    data: DataSettings, ingredients: tuple[Ingredient, ...], parts: list[PreparedData]
 ) -> Index:
     """What all corpora hold together; files are named from the cache."""
     first = parts[0].index

@@ -19,18 +19,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import ConfigError
 from models.cross_entropy import IGNORE_INDEX
-from scaling.config.run import DataConfig
-from scaling.data.prepare import PreparedData
+from models.errors import ConfigError
+from scaling.data.prepared import PreparedData
 from scaling.data.recall_tasks import BLANK, MARK, SPECIAL, Recall, parse
 from scaling.data.sampler import mix
+from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import Index
 from scaling.data.tokenizers import Tokenizer
 
@@ -184,6 +183,9 @@ class PreparedTask(PreparedData):
     def verify(self) -> None:
         """Nothing is stored."""
 
+    def verify_changed(self) -> None:
+        """Nothing is stored."""
+
     def fingerprint(self) -> dict[str, Any]:
         return {
             "corpus": self.data.corpus,
@@ -199,13 +201,12 @@ def held_out(task: Recall, count: int, length: int, load: int | None = None) -> 
     return rows(task, np.arange(TRAINING_SEQUENCES, TRAINING_SEQUENCES + count), length, load)
 
 
-def prepare_task(data: DataConfig, cache_dir: Path) -> PreparedTask:
+def prepare_task(task: Recall, data: DataSettings, work: Work) -> PreparedTask:
     """The data of a run on a task; costs nothing and writes nothing.
 
     Raises:
-        ConfigError: a task that does not exist, or sequences that are too short for it.
+        ConfigError: sequences that are too short for it.
     """
-    task = parse(data.corpus)
     validation = held_out(task, data.validation_blocks, data.sequence_length)
     index = Index(
         source={"corpus": data.corpus},
@@ -216,7 +217,7 @@ def prepare_task(data: DataConfig, cache_dir: Path) -> PreparedTask:
         complete=True,
     )
     return PreparedTask(
-        folder=cache_dir,
+        folder=work.cache,
         data=data,
         index=index,
         train=Sequences(task, data.sequence_length),

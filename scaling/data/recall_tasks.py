@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.config import ConfigError
+from models.errors import ConfigError
 
-PREFIX = "task:"
+PREFIX = "task"
 BLANK, MARK = 0, 1
 """The token that means nothing, and the one that asks for an answer."""
 SPECIAL = 2
@@ -76,24 +76,20 @@ class Recall:
             )
 
 
-def is_task(corpus: str) -> bool:
-    """Whether a `data.corpus` is a task."""
-    return corpus.startswith(PREFIX)
-
-
 def parse(corpus: str) -> Recall:
     """The task of a `data.corpus`; parameters that it leaves out take their defaults.
 
     Raises:
         ConfigError: a task or parameter that does not exist, or a value that cannot work.
     """
-    name, _, text = corpus.removeprefix(PREFIX).partition(":")
+    _, _, spec = corpus.partition(":")
+    name, _, text = spec.partition(":")
     if name not in KINDS:
         raise ConfigError(f"data.corpus={corpus!r}: the tasks are {', '.join(KINDS)}.")
     kind = KINDS[name]
     values = {kind.load: kind.default_load} if kind.load else {}
     values["vocab"] = kind.default_vocab
-    example = f"{PREFIX}{name}:" + ",".join(f"{key}={value}" for key, value in values.items())
+    example = f"{PREFIX}:{name}:" + ",".join(f"{key}={value}" for key, value in values.items())
     for part in text.split(",") if text else ():
         key, _, number = part.partition("=")
         if key not in values or not number.isdecimal():

@@ -25,13 +25,14 @@ from scaling.evaluation.request import Request
 from scaling.evaluation.results import EvaluationError, Results
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.targets import Target, targets
-from scaling.evaluation.tasks import TASKS, nearest
+from scaling.evaluation.tasks import TASKS, refuse_unknown
 from scaling.evaluation.work import evaluate_targets
+from scaling.record.head import read_head
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.launch import LAUNCHERS, environments
-from scaling.sweep.pool import Pool, Task
+from scaling.sweep.pool import Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
-from scaling.sweep.status import read_json
+from scaling.sweep.task import Task
 from scaling.sweep.worker import attempt
 
 WORK = "scaling.evaluation.work:evaluate_run"
@@ -80,7 +81,7 @@ def expand(tasks: Sequence[str], suite: str | None, settings: Settings) -> list[
     for name in names:
         if name not in TASKS and not harness.is_known(name, settings):
             close = [*TASKS, *harness.FOLDERS, *scrolls.TASKS]
-            raise nearest(name, [*close, *harness.known_tasks()])
+            refuse_unknown(name, [*close, *harness.known_tasks()])
     return names
 
 
@@ -229,10 +230,8 @@ def _on_one_device(configs: dict[Path, RunConfig | None], request: Request) -> l
 
 def _config(run: Path) -> RunConfig | None:
     """The configuration of a run's directory; None for a model from elsewhere."""
-    values = read_json(run / "config.json")
-    if values.pop("run_id", None) != run.name:
-        return None
-    return RunConfig.from_json({k: v for k, v in values.items() if k not in ("schema", "sweep")})
+    head = read_head(run)
+    return head.run_config() if head.run_id == run.name else None
 
 
 def _incomplete(found: Sequence[Target], request: Request) -> list[Target]:

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map
 
+from models.architectures.llama import rope_scaling
 from models.generation import read
 from models.language_model import LanguageModel, State
 from models.layers import Trees
@@ -126,7 +127,7 @@ def score(
         inputs = [*context, *continuation][:-1]
         texts.append(Text(number, inputs[-max_length:], continuation))
     scores: list[Score] = [(0.0, False)] * len(pairs)
-    scaling = model.config.rope_scaling
+    scaling = rope_scaling(model.config)
     if scaling is not None and scaling.kind == "dynamic":  # angles depend on what a call reads
         groups = [Group(len(text.inputs), [text]) for text in texts]
     else:

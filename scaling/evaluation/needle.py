@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.accounting import kv_cache_bytes
 from models.config import ModelConfig
 from models.generation import Sampling, generate_tokens
 from scaling.evaluation.results import EvaluationError, Measure
@@ -88,9 +89,9 @@ def check_lengths(
     longest = max(lengths)
     if trained is None or longest <= max(trained, allowed or 0):
         return None
-    bounded = config.window is not None and config.window <= trained
+    bounded = kv_cache_bytes(config, longest) == kv_cache_bytes(config, trained)
     beyond = f"{longest:,} tokens are {longest / trained:,.3g} times the {trained:,} of training"
-    if bounded or not config.softmax_layers:
+    if bounded:
         return f"{beyond}; its state carries on there, but has never been trained at such distances"
     most = BEYOND * max(trained, allowed or 0)
     if longest > most:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from models.cross_entropy import linear_cross_entropy
 from models.language_model import LanguageModel
-from scaling.data.prepare import PreparedData
+from scaling.data.prepared import PreparedData
 from scaling.data.token_store import Split
 from scaling.data.tokenizers import Tokenizer
 from scaling.evaluation.results import EvaluationError, Measure

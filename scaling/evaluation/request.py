@@ -20,10 +20,9 @@ from typing import Any
 
 from scaling.evaluation import harness
 from scaling.evaluation.settings import Settings
-from scaling.evaluation.tasks import TASKS, recorded
-from scaling.sweep.status import read_json
+from scaling.evaluation.tasks import TASKS, label
 from scaling.system.claims import exclusive
-from scaling.system.files import disk_errors, write_json
+from scaling.system.files import disk_errors, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +38,9 @@ class Request:
     def labels(self) -> dict[str, dict[str, Any]]:
         """Task -> the settings that are recorded with its numbers."""
         return {
-            name: recorded(name, self.settings)
+            name: label(name, self.settings)
             if name in TASKS
-            else harness.recorded(name, self.settings)
+            else harness.label(name, self.settings)
             for name in self.tasks
         }
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.file_names import find_inside
 from scaling.evaluation.results import EvaluationError, Origin
-from scaling.sweep.status import read_json
+from scaling.record.head import read_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Target:
     """A checkpoint to evaluate."""
 
     path: Path
-    """What `scaling.record.pretrained.load` takes."""
+    """What `scaling.record.pretrained.load_pretrained` takes."""
     directory: Path
     """Where its evals.jsonl lies: the run's directory, or the foreign model's."""
     origin: Origin
@@ -52,8 +53,8 @@ def targets(path: Path) -> list[Target]:
             f"{path}: no such checkpoint or directory; give a checkpoint, the directory of a run, "
             "or of a sweep such as runs/quickstart."
         )
-    config = read_json(path / "config.json")
-    if "model_type" in config:
+    head = read_head(path)
+    if head.run_id is None and "model_type" in head.config:
         return [
             Target(
                 path=path,
@@ -61,7 +62,9 @@ def targets(path: Path) -> list[Target]:
                 origin=Origin(checkpoint=".", tokens=None, flops=None),
             )
         ]
-    runs = [path] if "run_id" in config else sorted(p.parent for p in path.glob("*/config.json"))
+    runs = (
+        [path] if head.run_id is not None else sorted(p.parent for p in path.glob("*/config.json"))
+    )
     found = [target for run in runs for target in _milestones(run)]
     if not found:
         what = "the run has" if runs == [path] else f"none of its {len(runs)} runs has"
@@ -88,7 +91,7 @@ def _milestones(run_dir: Path) -> list[Target]:
             ) from None
     return [
         Target(
-            path=run_dir / line["file"],
+            path=find_inside(run_dir, line["file"], links=True),
             directory=run_dir,
             origin=Origin(checkpoint=line["file"], tokens=tokens, flops=line["flops"]),
         )

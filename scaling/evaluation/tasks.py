@@ -12,13 +12,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from scaling.config.run import DataConfig
-from scaling.data.corpora import open_corpus
-from scaling.data.instructions import PREFIX
-from scaling.data.prepare import PreparedData, prepare
-from scaling.data.recall_tasks import is_task, parse
+from scaling.data.corpora.registry import open_corpus
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
+from scaling.data.recall_tasks import Recall
 from scaling.evaluation import needle
 from scaling.evaluation import recall_probe as recall
 from scaling.evaluation.perplexity import (
@@ -68,15 +68,9 @@ class Subject:
                 f"{self.pretrained.name}: no run of this project, so it has no validation blocks; "
                 "evaluate `sliding` or `document` with --text FILE."
             )
-        if is_task(run.data.corpus):
+        if reason := run.data.kind.not_text:
             raise EvaluationError(
-                f"{self.pretrained.name}: was trained on {run.data.corpus}, which is no text; "
-                "evaluate `recall`."
-            )
-        if run.data.corpus.startswith(PREFIX):
-            raise EvaluationError(
-                f"{self.pretrained.name}: was trained on answers to instructions, whose loss is in "
-                "its milestones; evaluate `sliding` or `document` with --text FILE."
+                f"{self.pretrained.name}: was trained on {run.data.corpus}, {reason}"
             )
         return prepare(run.data)
 
@@ -194,13 +188,14 @@ def _needle(subject: Subject, easy: bool) -> list[Measure]:
 def _recall(subject: Subject) -> list[Measure]:
     pretrained, settings = subject.pretrained, subject.settings
     run = pretrained.run
-    if run is None or not is_task(run.data.corpus):
+    task = run.data.kind.parse(run.data.corpus) if run is not None else None
+    if run is None or not isinstance(task, Recall):
         raise EvaluationError(
             f"{pretrained.name}: was not trained on a recall task; train one with "
             "data.corpus=task:mqar, or evaluate `needle`."
         )
     count = settings.limit or RECALL_SEQUENCES
-    task, length = parse(run.data.corpus), run.data.sequence_length
+    length = run.data.sequence_length
     return recall.measures(pretrained.model, task, length, settings.lengths, count)
 
 
@@ -217,7 +212,7 @@ TASKS: dict[str, Task] = {
 }
 
 
-def recorded(name: str, settings: Settings) -> dict[str, Any]:
+def label(name: str, settings: Settings) -> dict[str, Any]:
     """The settings that go into evals.jsonl; files as name and SHA-256."""
     options = TASKS[name].options
     out: dict[str, Any] = {option: getattr(settings, option) for option in options}
@@ -226,8 +221,8 @@ def recorded(name: str, settings: Settings) -> dict[str, Any]:
     return out
 
 
-def nearest(name: str, known: Sequence[str]) -> EvaluationError:
-    """The error for a task that does not exist."""
+def refuse_unknown(name: str, known: Sequence[str]) -> NoReturn:
+    """Raise EvaluationError for a task that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"those at home here are {', '.join(TASKS)}."
-    return EvaluationError(f"task {name!r}: is not known; {hint}")
+    raise EvaluationError(f"task {name!r}: is not known; {hint}")

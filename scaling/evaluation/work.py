@@ -23,7 +23,7 @@ from scaling.evaluation.request import Request
 from scaling.evaluation.results import EvaluationError, Measure, Results
 from scaling.evaluation.targets import Target, targets
 from scaling.evaluation.tasks import TASKS, Subject
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.system.errors import LinscaleError
 from scaling.system.files import append_line, write_json
 
@@ -77,7 +77,7 @@ def evaluate_targets(
         name = f"{target.directory.name}/{target.origin.checkpoint}"
         try:
             with _in_words():
-                loaded = load(target.path, device=request.device)
+                loaded = load_pretrained(target.path, device=request.device)
             subject = Subject(loaded, request.settings, say)
         except (LinscaleError, ConfigError) as error:
             failures.append(str(error))

@@ -4,7 +4,7 @@
     -> cost of each layer on the validation blocks, into its linearization.json
     -> the costliest keep softmax attention in the run that is asked for
 
-The choice becomes part of that run's configuration, `model.lolcats.softmax_layers`, so that it is a
+The choice becomes part of that run's configuration, `model.options.softmax_layers`, so that it is a
 pure function of it. Measured by `models.linearize.layer_costs`.
 """
 
@@ -16,6 +16,7 @@ from typing import cast
 
 import torch
 
+from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError
 from models.language_model import LanguageModel
 from models.linearize.layer_costs import keep_costliest, layer_costs
@@ -25,13 +26,13 @@ from scaling.config.run import BudgetConfig, RunConfig
 from scaling.data.loader import validation_batches
 from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as record
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.sweep.launch import launch
 from scaling.system.errors import LinscaleError
-from scaling.training.objective import block_means
+from scaling.training.loss import block_means
 
 
-def with_costliest_kept(config: RunConfig, sweep_dir: Path, keep: int, command: str) -> RunConfig:
+def keep_costliest_layers(config: RunConfig, sweep_dir: Path, keep: int, command: str) -> RunConfig:
     """The run with softmax attention in the `keep` layers that cost most without it.
 
     Args:
@@ -44,8 +45,8 @@ def with_costliest_kept(config: RunConfig, sweep_dir: Path, keep: int, command: 
         ConfigError: another method, no attention transfer, or not so many layers.
         LinscaleError: the measuring run was stopped or failed.
     """
-    options, first = config.model.lolcats, config.linearize.transfer_tokens
-    if options is None or not first or options.softmax_layers:
+    options, first = config.model.options, config.linearize.transfer_tokens
+    if not isinstance(options, LoLCATs) or not first or options.softmax_layers:
         raise ConfigError(
             f"keep_costliest={keep}: layers are judged by attention transfer, with all of them "
             "linear; use --method lolcats, linearize.transfer_tokens above 0, and no keep_softmax."
@@ -74,14 +75,14 @@ def with_costliest_kept(config: RunConfig, sweep_dir: Path, keep: int, command: 
         )
     kept = keep_costliest(costs(sweep_dir / probe.run_id), keep)
     part = replace(options, softmax_layers=kept)
-    return replace(config, model=config.model.replace(lolcats=part))
+    return replace(config, model=config.model.replace(options=part))
 
 
 def costs(run_dir: Path) -> dict[int, float]:
     """Layer -> what it costs in nats a token, of a run of attention transfer; measured once."""
     stored = record.read(run_dir).get("costs")
     if stored is None:
-        loaded = load(run_dir)
+        loaded = load_pretrained(run_dir)
         run = cast(RunConfig, loaded.run)
         batches = list(validation_batches(prepare(run.data), run.data.batch_sequences))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config.run import RunConfig
-from scaling.linearization.costs import stages
+from scaling.plan.costs import stages
 from scaling.system.files import write_json
 
 FILE = "linearization.json"

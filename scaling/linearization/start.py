@@ -9,7 +9,7 @@ takes the teacher's weights and is not validated before it is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,28 +18,43 @@ from torch import Tensor
 
 from models.language_model import LanguageModel
 from scaling.config.run import RunConfig
-from scaling.data.loader import to_batch
-from scaling.data.prepare import PreparedData
+from scaling.data.loader import Batch, to_batch
+from scaling.data.prepared import PreparedData
 from scaling.linearization import linearization_record as linearization
-from scaling.linearization.stages import layer_losses
 from scaling.linearization.teacher import adopt, load_teacher
+from scaling.plan.accelerator import accelerator
 from scaling.record.record import RunRecord
 from scaling.system.errors import LinscaleError
-from scaling.training.module import TrainingModule
-from scaling.training.objective import Batch, block_means
-from scaling.training.parallel import accelerator
+from scaling.training.loss import block_means
+from scaling.training.objective import Training
+
+LayerLosses = Callable[[LanguageModel, LanguageModel | None, Batch], Tensor]
+"""Student, teacher and batch -> loss of each layer, (layers,)."""
 
 
 def begin(
-    module: TrainingModule, record: RunRecord, prepared: PreparedData, validation: list[Batch]
+    module: Training,
+    config: RunConfig,
+    record: RunRecord,
+    prepared: PreparedData,
+    validation: list[Batch],
+    alignments: Mapping[str, LayerLosses],
 ) -> None:
     """Give a fresh module its teacher's weights. The main process writes the record.
+
+    Args:
+        module: with fresh weights.
+        config: the run.
+        record: of the run.
+        prepared: its data.
+        validation: its fixed batches.
+        alignments: losses of the run's objectives that align layers, to measure before training.
 
     Raises:
         LinscaleError, ConfigError: the teacher is missing or does not fit
             (`scaling.linearization.teacher`).
     """
-    config, net = module.config, module.net
+    net = module.net
     teacher = load_teacher(config, prepared.tokenizer())
     measured: dict[str, Any] = {}
     layers: dict[str, list[float]] = {}
@@ -51,8 +66,8 @@ def begin(
             measured["weights"] = _losses(net, config, validation)
             _fit(net, teacher.model, prepared, config, count)
         measured["surgery"] = _losses(net, config, validation)
-        for name, _ in config.alignment:
-            layers[name] = _layers(net, teacher.model, config, name, validation)
+        for name, layer_losses in alignments.items():
+            layers[name] = _layers(layer_losses, net, teacher.model, config, validation)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         linearization.begin(record.path, config, {"name": teacher.name, **teacher.cost})
         for name, losses in measured.items():
@@ -63,32 +78,37 @@ def begin(
             record.log(line)
 
 
-def lend(module: TrainingModule, record: RunRecord, prepared: PreparedData) -> None:
+def lend(module: Training, config: RunConfig, record: RunRecord, prepared: PreparedData) -> None:
     """Give a module its teacher for the stages that need it as a second model.
 
     Raises:
         LinscaleError, ConfigError: as `begin`, or it is not the teacher that the run began with.
     """
-    teacher = load_teacher(module.config, prepared.tokenizer())
+    teacher = load_teacher(config, prepared.tokenizer())
     known = linearization.read(record.path).get("teacher", {})
     if known.get("sha256") != teacher.cost.get("sha256"):
         raise LinscaleError(
-            f"linearize.teacher={module.config.linearize.teacher}: the weights there are not those "
+            f"linearize.teacher={config.linearize.teacher}: the weights there are not those "
             f"that the run began with ({known.get('name')}; now {teacher.name}); put them back, or "
             f"delete {record.path} to start again."
         )
     module.lend(teacher.model)
 
 
-def end_alignment(module: TrainingModule, record: RunRecord, validation: list[Batch]) -> None:
+def end_alignment(
+    name: str,
+    layer_losses: LayerLosses,
+    module: Training,
+    config: RunConfig,
+    record: RunRecord,
+    validation: list[Batch],
+) -> None:
     """Write what a stage that aligns layers has brought."""
-    net, config = module.net, module.config
-    assert module.segment is not None
-    name = module.segment.name
+    net = module.net
     tokens = module.step * config.tokens_per_step
     summary = {**_summary(_losses(net, config, validation)), "tokens": tokens}
     linearization.note(record.path, "validation", name, summary)
-    layers = _layers(net, module.teacher, config, name, validation)
+    layers = _layers(layer_losses, net, module.teacher, config, validation)
     linearization.note(record.path, "layers", _key(name, "after"), layers)
     record.log(f"{linearization.EVENTS[name]} | validation loss {summary['loss']:.4f}")
 
@@ -119,20 +139,18 @@ def _losses(net: LanguageModel, config: RunConfig, batches: list[Batch]) -> Tens
 
 
 def _layers(
+    layer_losses: LayerLosses,
     net: LanguageModel,
     teacher: LanguageModel | None,
     config: RunConfig,
-    stage: str,
     batches: list[Batch],
 ) -> list[float]:
-    """A stage's loss of each layer that it aligns, mean over the validation batches."""
+    """Loss of each layer that is aligned, mean over the validation batches."""
     with _evaluating(net, config) as device:
         home = None if teacher is None else teacher.embedding.weight.device
         if teacher is not None:
             teacher.to(device)
-        parts = [
-            layer_losses(net, teacher, config, stage, _to(batch, device)).cpu() for batch in batches
-        ]
+        parts = [layer_losses(net, teacher, _to(batch, device)).cpu() for batch in batches]
         if teacher is not None:
             teacher.to(home)
     return torch.stack(parts).double().mean(0).tolist()

@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.config import LINEARIZED, ConfigError, ModelConfig
+from models.architecture import Options
+from models.architectures.llama import LlamaBased, LlamaOptions
+from models.config import ConfigError, ModelConfig
+from models.linearize.options import linearized
 from scaling.config.linearize import STARTED
 from scaling.config.run import RunConfig
-from scaling.record.pretrained import find_checkpoint, load
+from scaling.record.head import read_head
+from scaling.record.pretrained import find_checkpoint, load_pretrained
 from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
@@ -52,16 +56,13 @@ def teacher_config(path: Path | str) -> ModelConfig:
         from models.interop.importing import read_source
 
         return _softmax(read_source(path).config, path)
-    stored = checkpoint.parent.parent / "config.json"
-    if not stored.is_file():
+    head = read_head(checkpoint.parent.parent)
+    if not (head.path / "config.json").is_file():
         raise LinscaleError(
-            f"linearize.teacher={path}: there is no {stored}, which says what the checkpoint is; "
-            "point at a checkpoint inside the directory of its run."
+            f"linearize.teacher={path}: there is no {head.path / 'config.json'}, which says what "
+            "the checkpoint is; point at a checkpoint inside the directory of its run."
         )
-    values = json.loads(stored.read_text(encoding="utf-8"))
-    for key in ("schema", "run_id", "sweep"):
-        values.pop(key, None)
-    return _softmax(RunConfig.from_json(values).model, path)
+    return _softmax(head.run_config().model, path)
 
 
 def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
@@ -78,7 +79,7 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
     """
     path = config.linearize.teacher
     checkpoint = _find(path)
-    loaded = load(path)
+    loaded = load_pretrained(path)
     _check_model(config.model, _softmax(loaded.model.config, path), path)
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
         raise LinscaleError(
@@ -100,14 +101,20 @@ def _check_model(model: ModelConfig, theirs: ModelConfig, path: str) -> None:
         from models.linearize.initialise import gated_config
 
         started = gated_config(theirs, model.arch)
-        known = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "rope_base",
-                 "glu_activation", "tie_embeddings")  # fmt: skip
+        known = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "glu_activation",
+                 "tie_embeddings")  # fmt: skip
         expected, given = ({n: getattr(m, n) for n in known} for m in (started, model))
+        if hasattr(started.options, "rope_base"):
+            name = "options.rope_base"
+            expected[name], given[name] = (m.options.rope_base for m in (started, model))  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        same = ("init_std",) if theirs.arch in LINEARIZED else (
-            "arch", "supra", "lolcats", "decay_slopes", "learn_decay", "init_std")  # fmt: skip
-        changes = {name: getattr(theirs, name) for name in same}
-        expected, given = vars(theirs), vars(model.replace(**changes))
+        compared = model.replace(init_std=theirs.init_std)
+        if not linearized(theirs):  # the student has its attention's options, and the teacher's
+            own = model.options
+            llama = own.llama if isinstance(own, LlamaBased) else own
+            same = isinstance(llama, LlamaOptions)
+            compared = compared.replace(arch=theirs.arch, options=llama if same else Options())
+        expected, given = vars(theirs), vars(compared)
     for name, value in expected.items():
         if given[name] != value:
             raise LinscaleError(
@@ -143,7 +150,7 @@ def _find(path: Path | str) -> Path | None:
 
 
 def _softmax(config: ModelConfig, path: Path | str) -> ModelConfig:
-    if config.arch not in ("llama", *LINEARIZED):
+    if config.architecture.starts_from not in ("itself", "surgery"):
         raise ConfigError(
             f"linearize.teacher={path}: is a model of arch={config.arch!r}; only a transformer "
             "with rotary softmax attention can be a teacher (llama here; Llama, Mistral and Qwen2 "

@@ -23,27 +23,21 @@ block keeps less, and kernels need some workspace: the estimate is meant to be w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
 from typing import Any
 
-from models.accounting import key_dim, parameters
+from models.accounting import layer_costs, parameters
+from models.architecture import Kept
+from models.chunk_sizes import PLAIN_LOGITS, STATE_INTERVAL
 from models.config import ModelConfig
 from scaling.config.run import RunConfig
-from scaling.linearization.costs import learning_parameters, teacher_parameters
+from scaling.plan.costs import learning_parameters, teacher_parameters
+from scaling.plan.kept import measured
 
 USABLE = 0.92
-"""Share of a device's memory that a run may fill; the rest is the runtime's."""
-CHUNK_LOGITS = 2**24
-"""Logits formed at once, `models.cross_entropy.CHUNK_LOGITS`."""
-STATE_INTERVAL = 64
-"""Tokens between two recurrent states that linear attention keeps for its backward pass."""
-
-# Width-d numbers that a block keeps for each token, by architecture: in float32, and under bf16
-# autocast in bytes / 4 (some stay float32 there). Norm outputs, inputs of products, q, k, v, o.
-_WIDE = {"llama": 10.0, "tnl": 10.0, "hgrn2": 7.0, "cosformer2": 17.0}
-_NARROW = {"llama": 6.5, "tnl": 8.0, "hgrn2": 6.0, "cosformer2": 8.0}
-_ANGLES = 3
-"""The same for each position: cosFormer2's angles, their cosines and sines, float32."""
+"""Share of a device's memory that a run may fill; the rest is the runtime's, and on a CUDA device
+one chunk of logits, which is at most 1/128 of it (`models.chunk_sizes`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +55,7 @@ class Memory:
 
 
 def kept_by_block(
-    model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16: bool
+    model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16: bool, interval: int
 ) -> float:
     """Bytes that one block keeps for its backward pass.
 
@@ -71,27 +65,34 @@ def kept_by_block(
         positions: of a sequence.
         mode: `none`, `selective` or `block`.
         bf16: autocast instead of float32.
+        interval: tokens between the states that linear attention keeps.
     """
-    width = 2 if bf16 else 4
-    d, g = model.dim, model.glu_dim
-    softmax = model.arch not in _WIDE or model.arch == "llama"
-    gated = model.arch in ("tnl", "cosformer2")
-    keys = key_dim(model, model.layers - 1)
-    # One state of heads x K x V every interval, or softmax's normaliser.
-    states = 4 * model.heads if softmax else 4 * d * keys / STATE_INTERVAL
+    width, d, g = 2 if bf16 else 4, model.dim, model.glu_dim
+    kept = _kept(model)
     if mode == "block":
         return 4.0 * d * tokens
+    if kept is None:
+        return measured(model, tokens, positions, mode, bf16=bf16)
+    states = 4 * (kept.states + kept.recurrent / interval)
     if mode == "selective":
-        products = 6 * d + 2 * g + (d + model.gate_dim if gated else 0)  # q, k, v, o, out, GLU
+        products = kept.products + d + 2 * g
         return (4 * d + width * products + states) * tokens
-    row = 4 * (_NARROW if bf16 else _WIDE).get(model.arch, 10.0) * d
-    activation = 4 if model.arch == "llama" else 3
-    rank = model.gate_dim if gated else 0
-    angles = 4 * _ANGLES * d * positions if model.arch == "cosformer2" else 0
-    return (row + width * (activation * g + rank) + states + 12) * tokens + angles
+    row = 4 * (kept.narrow if bf16 else kept.wide)
+    glu = (4 if model.has_silu else 3) * g
+    return (row + width * (glu + kept.gate) + states + 12) * tokens + 4 * kept.position * positions
 
 
-def resolved(run: RunConfig, capacity: float) -> RunConfig:
+def _kept(model: ModelConfig) -> Kept | None:
+    """The mean layer's; None where the architecture has no closed form for some layer."""
+    found = [None] if (layers := layer_costs(model)) is None else [c.kept for c in layers]
+    kept = [k for k in found if k is not None]
+    if len(kept) < len(found):
+        return None
+    names = [f.name for f in fields(Kept)]
+    return Kept(**{name: fmean(getattr(k, name) for k in kept) for name in names})  # pyright: ignore[reportArgumentType]
+
+
+def decide_strategy(run: RunConfig, capacity: float) -> RunConfig:
     """The run with strategy `auto` decided: what a plan shows and what a run does.
 
     `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.
@@ -141,16 +142,18 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
     micro = parallel.micro_batch_sequences or run.data.batch_sequences // ranks or 1
     mode, length = parallel.activation_checkpointing, run.data.sequence_length // parallel.sequence
     tokens = micro * length
-    kept = kept_by_block(model, tokens, length, mode, bf16=bf16)
-    whole = kept_by_block(model, tokens, length, "none", bf16=bf16)
+    # Where `auto` leaves it open, the CPU kernels', which keep more.
+    interval = STATE_INTERVAL["cuda" if parallel.accelerator == "cuda" else "cpu"]
+    kept = kept_by_block(model, tokens, length, mode, bf16=bf16, interval=interval)
+    whole = kept_by_block(model, tokens, length, "none", bf16=bf16, interval=interval)
     again = {"none": 0.0, "block": whole, "selective": whole - kept + 4.0 * model.dim * tokens}
     inside = again[mode] + (width * 2 * model.glu_dim + 4 * model.dim) * tokens
     activations = model.layers * kept + 12.0 * model.dim * tokens  # embedded tokens, last norm
-    if tokens * model.vocab_size <= CHUNK_LOGITS:
+    if tokens * model.vocab_size <= PLAIN_LOGITS:
         logits = 4.0 * tokens * model.vocab_size
         forward, backward = 2 * logits, 3 * logits
     else:
-        forward = backward = 8.0 * CHUNK_LOGITS
+        forward = backward = 8.0 * PLAIN_LOGITS
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
     held += 4.0 * teacher_parameters(run)
     kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0

@@ -1,6 +1,6 @@
 """Whatever can answer a prompt: a checkpoint of a run, or a directory in Hugging Face's layout.
 
-    loaded = load("runs/quickstart/tnl-d64-1a2b3c4d")
+    loaded = load_pretrained("runs/quickstart/tnl-d64-1a2b3c4d")
 
 | path                                    | what is loaded                                         |
 |-----------------------------------------|--------------------------------------------------------|
@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.file_names import find_inside
 from scaling.config.run import RunConfig
-from scaling.data.recall_tasks import is_task
 from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
 from scaling.record.checkpoints import CheckpointError, load_model
+from scaling.record.head import read_head
 from scaling.record.record import TOKENIZER
 from scaling.system.errors import LinscaleError
+from scaling.system.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +49,7 @@ class Pretrained:
     """The run that trained it; None for a foreign model."""
 
 
-def load(
+def load_pretrained(
     path: Path | str,
     *,
     device: torch.device | str = "cpu",
@@ -77,17 +79,19 @@ def find_checkpoint(path: Path | str) -> Path | None:
         LinscaleError: there is no model at the path.
     """
     path = Path(path)
-    values = _head(path / "config.json") if path.is_dir() else {}
-    if path.is_file() or "run_id" in values:
-        return path if path.is_file() else _last_milestone(path)
-    if "model_type" in values:
+    if path.is_file():
+        return path
+    head = read_head(path)
+    if head.run_id is not None:
+        return _last_milestone(path)
+    if "model_type" in head.config:
         return None
     if runs := sorted(p.parent.name for p in path.glob("*/config.json") if path.is_dir()):
         raise LinscaleError(
             f"{path}: is a sweep; give one of its runs, such as {path / runs[0]} "
             f"({len(runs)} there)."
         )
-    if not values and (path / "config.json").is_file():
+    if not head.config and (path / "config.json").is_file():
         raise LinscaleError(
             f"{path / 'config.json'}: is not a JSON object; restore it, or delete {path} and make "
             "it again."
@@ -117,12 +121,10 @@ def tokenizer_of(config: RunConfig, run_dir: Path) -> Tokenizer:
     Raises:
         LinscaleError: it is missing, or another than the run was trained with.
     """
-    if is_task(config.data.corpus):
-        from scaling.data.recall_data import Symbols
-
-        return Symbols(config.data.corpus)
+    if (own := config.data.kind.tokenizer) is not None:
+        return own(config.data.corpus)
     name = config.data.tokenizer
-    if name.startswith(("bpe:", "file:")):
+    if config.data.tokenizer_in_file:
         path = run_dir / TOKENIZER
         if not path.is_file():
             raise LinscaleError(
@@ -131,7 +133,7 @@ def tokenizer_of(config: RunConfig, run_dir: Path) -> Tokenizer:
         tokenizer = load_json_tokenizer(name, path)
     else:
         tokenizer = load_tokenizer(name)
-    stored = _head(run_dir / "environment.json").get("data", {}).get("tokenizer_sha256")
+    stored = read_json(run_dir / "environment.json").get("data", {}).get("tokenizer_sha256")
     if stored not in (None, tokenizer.fingerprint):
         raise LinscaleError(
             f"{run_dir}: its tokenizer {name} is not the one that it was trained with (the "
@@ -193,13 +195,4 @@ def _last_milestone(run_dir: Path) -> Path:
         raise CheckpointError(
             f"{run_dir}: the run has no milestone yet; let it train to its first horizon."
         )
-    return run_dir / last["checkpoint"]
-
-
-def _head(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return find_inside(run_dir, last.get("checkpoint"), links=True)

@@ -2,7 +2,8 @@
 
     runs/<sweep>/<run_id>/
         config.json       the RunConfig, with "schema", "run_id" and "sweep"
-        accounting.json   parameters by group and training FLOPs per token, both conventions
+        accounting.json   parameters by group, training FLOPs per token in both conventions, and
+                          how the architecture is drawn
         tokenizer.json    the tokenizer, where it is a file (trained here or brought along)
         environment.json  git revisions, versions, machine, fingerprint of the data
         status.json       state, reason, progress and a heartbeat; replaced as a whole
@@ -28,36 +29,33 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NoReturn
 
 from models.accounting import Convention, summary
 from models.config import ConfigError
+from scaling.config.objectives import NEXT_TOKEN
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, segments
 from scaling.data.tokenizers import JsonTokenizer, Tokenizer
-from scaling.linearization.costs import stages
-from scaling.record.checkpoints import load_model as load_model  # part of the record's interface
-from scaling.system.errors import LinscaleError
-from scaling.system.files import append_line, replacing, sync, write_json
+from scaling.plan.costs import stages
+from scaling.record.head import SCHEMA, RecordError, State, label, read_head
+from scaling.system.files import append_line, read_json, replacing, sync, write_json
 
-SCHEMA = 1
 TOKENIZER = "tokenizer.json"
 """The tokenizer of a run, in its directory."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""Beside it: which token ends a document."""
 RECORDS = 500
 """About how many training lines metrics.jsonl gets on the longest path."""
-State = Literal["planned", "running", "done", "diverged", "failed", "preempted"]
-
-
-class RecordError(LinscaleError):
-    """A run directory that cannot be read or belongs to another run."""
 
 
 def read_states(sweep_dir: Path) -> dict[str, State]:
     """run_id -> state, for every run directory of a sweep that has a readable status."""
     states: dict[str, State] = {}
     for path in sorted(Path(sweep_dir).glob("*/status.json")):
-        if state := _state(_read_json(path)):
-            states[path.parent.name] = state
+        head = read_head(path.parent)
+        if "state" in head.status:
+            states[path.parent.name] = head.state
     return states
 
 
@@ -75,7 +73,7 @@ class RunRecord:
         self.path = Path(sweep_dir) / config.run_id
         self.segments: tuple[Segment, ...] = segments(config)
         self.accounting: dict[str, Any] = {**summary(config.model, config.data.sequence_length)}
-        if config.linearize.teacher:
+        if any(stage.objective != NEXT_TOKEN for stage in config.objectives):
             self.accounting["stages"] = stages(config)
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         """Told of every line of metrics.jsonl."""
@@ -89,12 +87,17 @@ class RunRecord:
     @property
     def state(self) -> State:
         """State in status.json; `planned` when there is none or it cannot be read."""
-        return _state(_read_json(self.path / "status.json")) or "planned"
+        return read_head(self.path).state
 
     @property
     def reason(self) -> str:
         """Why the run is in its state, for people; empty when there is nothing to say."""
-        return str(_read_json(self.path / "status.json").get("reason", ""))
+        return read_head(self.path).reason
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """environment.json as the last session left it; empty before the first."""
+        return read_json(self.path / "environment.json")
 
     @property
     def record_every(self) -> int:
@@ -103,38 +106,45 @@ class RunRecord:
 
     def flops(self, tokens: int, convention: Convention = "exact") -> float:
         """Training FLOPs of the first `tokens` of the run's path."""
-        aligned = min(tokens, self.config.alignment_steps * self.config.tokens_per_step)
-        after = (tokens - aligned) * self.flops_per_token(False, convention)
-        return aligned * self.flops_per_token(True, convention) + after
+        first = min(tokens, self.config.prelude_steps * self.config.tokens_per_step)
+        after = (tokens - first) * self.flops_per_token(False, convention)
+        return first * self.flops_per_token(True, convention) + after
 
-    def flops_per_token(self, aligning: bool, convention: Convention = "exact") -> float:
-        """Training FLOPs of a token in the stages that align layers, or anywhere else."""
+    def flops_per_token(self, prelude: bool, convention: Convention = "exact") -> float:
+        """Training FLOPs of a token, before the run's schedule starts or after."""
         if stages := self.accounting.get("stages"):
-            return stages[("transfer_" if aligning else "") + "flops_per_token"][convention]
+            return stages[("transfer_" if prelude else "") + "flops_per_token"][convention]
         return self.accounting["flops_per_token"][convention]["total"]
 
     def create(self) -> None:
         """Write what is known before training: configuration and accounting."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        head = {"schema": SCHEMA, "run_id": self.path.name, "sweep": self.path.parent.name}
-        write_json(self.path / "config.json", head | self.config.to_json())
+        write_json(self.path / "config.json", label(self.config, self.path))
         write_json(self.path / "accounting.json", self.accounting)
 
-    def write_environment(self, environment: dict[str, Any]) -> None:
+    def write_environment(
+        self, environment: dict[str, Any], data_change: dict[str, Any] | None = None
+    ) -> None:
         """Replace environment.json: what the run was last continued on.
 
         Revisions of earlier sessions stay listed in `git_revisions`, so that a run which was not
-        trained by one version of the code can be told.
+        trained by one version of the code can be told; so do changes of its data, in
+        `data_changes` (`scaling.record.data_identity`).
         """
-        path = self.path / "environment.json"
+        before = self.environment
         revision = environment["git_revision"], environment["git_dirty_sha256"]
-        revisions = [tuple(r) for r in _read_json(path).get("git_revisions", [])]
+        revisions = [tuple(r) for r in before.get("git_revisions", [])]
         revisions = list(dict.fromkeys([*revisions, revision]))
-        write_json(path, environment | {"git_revisions": revisions})
+        changes = [*before.get("data_changes", []), *([data_change] if data_change else [])]
+        history = {"git_revisions": revisions} | ({"data_changes": changes} if changes else {})
+        write_json(self.path / "environment.json", environment | history)
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep a tokenizer that is a file beside the weights that are of no use without it."""
         if isinstance(tokenizer, JsonTokenizer):
+            # The end of a document first: beside a tokenizer.json that is there, it is complete.
+            with replacing(self.path / TOKENIZER_CONFIG) as file:
+                file.write(tokenizer.to_config().encode())
             with replacing(self.path / TOKENIZER) as file:
                 file.write(tokenizer.to_json().encode())
 
@@ -160,7 +170,7 @@ class RunRecord:
             data_wait: share of the time that training waits for data.
             memory_peak: bytes, of rank 0 (`scaling.record.environment.memory_peak`).
         """
-        before = _read_json(self.path / "status.json")
+        before = read_json(self.path / "status.json")
         trained = sum(s.last - s.first for s in self.segments) * self.config.tokens_per_step
         write_json(
             self.path / "status.json",
@@ -234,9 +244,9 @@ class RunRecord:
         )
         last = self._position(metrics[-1]) if metrics else None
         if last != self._last_recorded(index, step):
-            raise self._incomplete("metrics.jsonl", step)
+            self._refuse_incomplete("metrics.jsonl", step)
         if len(milestones) != sum(s.milestone for s in self.segments[:index]):
-            raise self._incomplete("milestones.jsonl", step)
+            self._refuse_incomplete("milestones.jsonl", step)
 
     def _position(self, line: dict[str, Any]) -> tuple[int, int]:
         """Segment number and step of a line of metrics.jsonl."""
@@ -253,8 +263,8 @@ class RunRecord:
                 return index, last
         return (index - 1, self.segments[index - 1].last) if index else None
 
-    def _incomplete(self, name: str, step: int) -> RecordError:
-        return RecordError(
+    def _refuse_incomplete(self, name: str, step: int) -> NoReturn:
+        raise RecordError(
             f"{self.path / name}: ends before the checkpoint that the run goes on from (step "
             f"{step}). Lines were lost or removed; restore the file, or delete {self.path} to "
             "start this run again."
@@ -265,36 +275,20 @@ class RunRecord:
         if not path.exists():
             return
         remedy = f"move {self.path} away, or give the sweep another directory with --out."
-        stored = _read_json(path)
-        schema = stored.pop("schema", None)
-        stored.pop("run_id", None)
-        stored.pop("sweep", None)
+        head = read_head(self.path)
+        schema = head.labels.get("schema")
         if schema != SCHEMA:
             raise RecordError(
                 f"{path}: not a run configuration of schema {SCHEMA} (schema={schema!r}); {remedy}"
             )
         try:
-            run_id = RunConfig.from_json(stored).run_id
+            run_id = RunConfig.from_json(head.config).run_id
         except ConfigError as error:
             raise RecordError(f"{path}: {error} It belongs to another run; {remedy}") from error
         if run_id != self.path.name:
             raise RecordError(
                 f"{path}: holds the configuration of {run_id}, not of {self.path.name}; {remedy}"
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when the file is missing or cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _state(status: dict[str, Any]) -> State | None:
-    """The state that a status names, if it is one."""
-    return next((state for state in get_args(State) if state == status.get("state")), None)
 
 
 def _filter_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

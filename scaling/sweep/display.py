@@ -12,13 +12,13 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.sweep.status import STYLES, duration, number, run_row, share, speed, tokens
+from scaling.sweep.status import STYLES, run_row, share
+from scaling.sweep.task import Task
+from scaling.system.words import duration, nats, si, speed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
-
-    from scaling.sweep.pool import Task
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 30.0
@@ -59,13 +59,13 @@ class SweepDisplay:
 
         self._console.print(Text(text), soft_wrap=True)
 
-    def ended(self, task: Task) -> None:
+    def show_end(self, task: Task) -> None:
         """The line of a run that has ended."""
         from rich.text import Text
 
         row = run_row(self._sweep_dir / task.run_id)
         left = sum(not other.final for other in self._tasks)
-        loss = f"  val loss {number(row['val_loss'])}" if task.state == "done" else ""
+        loss = f"  val loss {nats(row['val_loss'])}" if task.state == "done" else ""
         reason = f"  {task.reason}" if task.reason else ""
         self._console.print(
             Text.assemble(
@@ -110,7 +110,7 @@ class SweepDisplay:
         done, left = self._share()
         rows = [run_row(self._sweep_dir / t.run_id) for t in self._tasks if t.state == "running"]
         running = "; ".join(
-            f"{row['run_id']} {share(row)} loss {number(row['loss'])}" for row in rows
+            f"{row['run_id']} {share(row)} loss {nats(row['loss'])}" for row in rows
         )
         return f"{done:4.0%} of the sweep, {duration(left) or 'unknown time'} left | {running}"
 
@@ -128,8 +128,8 @@ class SweepDisplay:
                 table.add_row(
                     task.run_id,
                     ProgressBar(total=row["tokens_total"] or 1, completed=row["tokens"], width=24),
-                    f"{tokens(row['tokens'])} tokens",
-                    f"loss {number(row['loss'])}" if row["loss"] is not None else "starting",
+                    f"{si(row['tokens'])} tokens",
+                    f"loss {nats(row['loss'])}" if row["loss"] is not None else "starting",
                     f"{speed(row['tokens_per_second'])} tok/s" if row["tokens_per_second"] else "",
                     duration(row["eta_seconds"]),
                     "" if task.state == "running" else f"on {row['hostname']}, another launch",

@@ -27,17 +27,18 @@ from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
-from scaling.linearization.costs import flops
+from scaling.plan.costs import flops
 from scaling.plan.plan import trained_tokens
-from scaling.record.record import SCHEMA
+from scaling.record.data_identity import consent
+from scaling.record.head import SCHEMA, read_head
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.pool import Pool, Task
+from scaling.sweep.pool import Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
-from scaling.sweep.status import read_json, recorded
+from scaling.sweep.task import Task
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import exclusive
 from scaling.system.devices import cores
-from scaling.system.files import write_json
+from scaling.system.files import read_json, write_json
 from scaling.training.loggers import check_installed
 
 LAUNCHERS = ("local", "inline", "slurm")
@@ -52,6 +53,7 @@ def launch(
     jobs: int | None = None,
     slurm: SlurmOptions | None = None,
     train: str = TRAIN,
+    accept_data_change: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -62,6 +64,8 @@ def launch(
         jobs: workers of the local pool; None: as many as the cores or GPUs carry.
         slurm: what the user says about the cluster.
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
+        accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
+            them out of fits.
 
     Returns:
         True if every run ended, in a result or in divergence, or is submitted; False if one failed
@@ -79,9 +83,9 @@ def launch(
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
-        state, reason = recorded(sweep_dir / task.run_id)
-        if state in ("done", "diverged"):
-            task.state, task.reason = state, reason
+        head = read_head(sweep_dir / task.run_id)
+        if head.state in ("done", "diverged"):
+            task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
     check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
@@ -90,6 +94,9 @@ def launch(
         for task in left:
             if task.config.data == data:
                 prepared.check_rows(task.config.model.vocab_size)
+    if accept_data_change:
+        for task in left:
+            consent(sweep_dir / task.run_id)
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
         _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
@@ -186,8 +193,8 @@ def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDispla
                 display.say(f"{task.run_id}: another process is training it; left to that one")
                 continue
             task.state = outcome.state
-            task.reason = outcome.reason or recorded(sweep_dir / task.run_id)[1]
-            display.ended(task)
+            task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason
+            display.show_end(task)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -25,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.config.run import RunConfig
+from linscale.code_search import child_environment, python_command
+from scaling.record.head import read_head
 from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.status import read_json, recorded
+from scaling.sweep.task import Task
 from scaling.system.claims import claim, heartbeat, holder
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import KERNEL_TELLS
@@ -42,40 +42,6 @@ GROUP_SECONDS = 60.0
 SILENT_SECONDS = 300.0
 """Without a heartbeat of its claim, after which a worker is taken for one that hangs."""
 TICK_SECONDS = 0.2
-
-FINAL = ("done", "diverged", "failed", "preempted")
-
-
-@dataclass(kw_only=True)
-class Task:
-    """One run of the sweep as the pool sees it."""
-
-    config: RunConfig
-    flops: float
-    """Training compute; orders the runs."""
-    state: str = "waiting"
-    """`waiting`, `running` (here), `elsewhere`, or how it ended: see `FINAL`."""
-    reason: str = ""
-    deaths: int = 0
-    """Workers that died on it in a row without getting further."""
-    reached: int = -1
-    """Tokens it had when the last worker died."""
-    retry_at: float = 0.0
-    """Clock before which a run claimed elsewhere is left alone."""
-    beat: int = -1
-    """Last heartbeat of its claim, as `scaling.system.claims.heartbeat` gives it."""
-    beat_seen: float = 0.0
-    """Clock when that was new."""
-
-    @property
-    def run_id(self) -> str:
-        """Directory name of the run."""
-        return self.config.run_id
-
-    @property
-    def final(self) -> bool:
-        """Whether the pool has nothing more to do with it."""
-        return self.state in FINAL
 
 
 @dataclass(kw_only=True)
@@ -125,12 +91,12 @@ class Pool:
         Raises:
             LinscaleError: workers end before they can take a run.
         """
-        told = False
+        asked = False
         with self._signals():
             try:
                 while self._busy():
-                    if self._interrupts and not told:
-                        told = True
+                    if self._interrupts and not asked:
+                        asked = True
                         self._display.say(
                             "stopping: every run saves at its next step; interrupt again to kill"
                         )
@@ -138,12 +104,12 @@ class Pool:
                             self._send(slot, {"stop": True})
                     if self._interrupts > 1:
                         break
-                    if not told:
+                    if not asked:
                         self._look_elsewhere()
                         self._fill()
                     self._listen(TICK_SECONDS)
                     self._kill_silent()
-                    self._bury()
+                    self._reap()
                     self._display.refresh()
             finally:
                 self._end_workers()
@@ -160,9 +126,9 @@ class Pool:
                 continue
             task.retry_at = time.monotonic() + RETRY_SECONDS
             if holder(self._sweep_dir / task.run_id) is None:
-                state, reason = recorded(self._sweep_dir / task.run_id)
-                if state in ("done", "diverged", "failed"):
-                    self._finish(task, state, reason)
+                head = read_head(self._sweep_dir / task.run_id)
+                if head.state in ("done", "diverged", "failed"):
+                    self._finish(task, head.state, head.reason)
                 else:
                     task.state = "waiting"
 
@@ -184,12 +150,12 @@ class Pool:
     def _start(self, slot: _Slot) -> None:
         with slot.log.open("ab") as log:
             slot.process = subprocess.Popen(
-                [sys.executable, "-m", "scaling.sweep.worker", str(self._sweep_dir), self._train],
+                python_command("scaling.sweep.worker", str(self._sweep_dir), self._train),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | slot.environment,
+                env=child_environment(slot.environment),
                 start_new_session=True,  # an interrupt at the terminal is the pool's to handle
             )
         slot.ready = False
@@ -203,7 +169,7 @@ class Pool:
                 self._answers.put((slot, process.pid, json.loads(line)))
 
     def _send(self, slot: _Slot, message: dict[str, Any]) -> None:
-        """To a worker; one that has died is found by `_bury`."""
+        """To a worker; one that has died is found by `_reap`."""
         if slot.process is not None and slot.process.stdin is not None:
             with suppress(BrokenPipeError):
                 slot.process.stdin.write(json.dumps(message) + "\n")
@@ -223,19 +189,19 @@ class Pool:
                 slot.ready, slot.failed_starts = True, 0
             elif slot.task is not None:
                 task, slot.task = slot.task, None
-                self._answered(task, message["state"], message["reason"])
+                self._take_answer(task, message["state"], message["reason"])
 
-    def _answered(self, task: Task, state: str, reason: str) -> None:
+    def _take_answer(self, task: Task, state: str, reason: str) -> None:
         if state == "busy":
             task.state, task.retry_at = "elsewhere", time.monotonic() + RETRY_SECONDS
         elif state == "preempted" and not self._interrupts:
             task.state = "waiting"  # somebody stopped the worker, not the sweep
         else:
-            self._finish(task, state, reason or recorded(self._sweep_dir / task.run_id)[1])
+            self._finish(task, state, reason or read_head(self._sweep_dir / task.run_id).reason)
 
     def _finish(self, task: Task, state: str, reason: str) -> None:
         task.state, task.reason = state, reason
-        self._display.ended(task)
+        self._display.show_end(task)
 
     def _kill_silent(self) -> None:
         """Kill workers whose claim is not renewed any more: they are stopped, or hang.
@@ -276,7 +242,7 @@ class Pool:
             return held.pid if os.getsid(held.pid) == held.pid else None
         return None
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Deal with workers that have ended."""
         for slot in self._slots:
             process = slot.process
@@ -288,7 +254,7 @@ class Pool:
             self._close(slot)
             task, slot.task = slot.task, None
             if task is not None:
-                self._died(task, process.returncode)
+                self._take_death(task, process.returncode)
             elif not slot.ready and not self._interrupts:
                 slot.failed_starts += 1
                 if slot.failed_starts >= MOST_DEATHS:
@@ -297,10 +263,10 @@ class Pool:
                         f"{process.returncode}); {slot.log} ends with: {_last_line(slot.log)}"
                     )
 
-    def _died(self, task: Task, status: int) -> None:
+    def _take_death(self, task: Task, status: int) -> None:
         """A worker ended in the middle of a run."""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        tokens = read_json(self._sweep_dir / task.run_id / "status.json").get("tokens", 0)
+        tokens = read_head(self._sweep_dir / task.run_id).status.get("tokens", 0)
         task.deaths = task.deaths + 1 if tokens <= task.reached else 1
         task.reached = max(task.reached, tokens)
         if self._interrupts:

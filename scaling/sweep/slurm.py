@@ -19,8 +19,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,10 +31,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from linscale.code_search import child_variables, search_also
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.plan.plan import rung
-from scaling.sweep.status import recorded
+from scaling.record.head import read_head
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.devices import GIB, device_for
@@ -95,9 +98,10 @@ class SlurmRun:
         Raises:
             LinscaleError: the run failed. SLURM then shows the job as failed.
         """
+        search_also()
         config, stop = RunConfig.from_json(self.values), threading.Event()
         sweep_dir = Path(self.sweep_dir)
-        with _told(stop) as told:
+        with _take_signals(stop) as signals:
             if int(os.environ.get("SLURM_PROCID", "0")):  # the first node has the claim
                 return train_on_nodes(config, sweep_dir, stop_event=stop)
             train = find(self.train) if config.parallel.nodes == 1 else train_on_nodes
@@ -107,8 +111,8 @@ class SlurmRun:
                 outcome = attempt(config, sweep_dir, train, stop)
         if outcome.state == "failed":
             raise LinscaleError(f"run {config.run_id}: {outcome.reason}")
-        if outcome.state == "preempted" and told.requeue is not None:
-            told.requeue()
+        if outcome.state == "preempted" and signals.requeue is not None:
+            signals.requeue()
         return outcome.state
 
     def checkpoint(self) -> Any:
@@ -148,14 +152,14 @@ def train_on_nodes(
     write_json(path, config.to_json())
     devices = config.parallel.devices
     status = run_ranks(path, sweep_dir, devices, stop_event, progress, meeting)
-    state, reason = recorded(sweep_dir / config.run_id)
-    if state in ("done", "diverged") or (state == "preempted" and status == 0):
-        return state
-    why = reason if state == "failed" else f"a process ended with exit status {status}"
+    head = read_head(sweep_dir / config.run_id)
+    if head.state in ("done", "diverged") or (head.state == "preempted" and status == 0):
+        return head.state
+    why = head.reason if head.state == "failed" else f"a process ended with exit status {status}"
     raise LinscaleError(f"run {config.run_id}: {why}")
 
 
-class _Told:
+class _Signals:
     """What a task has been told by signals."""
 
     def __init__(self) -> None:
@@ -164,26 +168,26 @@ class _Told:
 
 
 @contextmanager
-def _told(stop: threading.Event) -> Iterator[_Told]:
+def _take_signals(stop: threading.Event) -> Iterator[_Signals]:
     """SIGUSR2 asks for a stop and a requeue, SIGTERM and SIGUSR1 for a stop.
 
     submitit's own handler of its signal saves and requeues inside the handler, in the middle of a
     step. Here it is called when the run has been saved.
     """
-    told = _Told()
+    signals = _Signals()
     number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
     numbers = {signal.SIGTERM, signal.SIGUSR1, number}
     before = {n: signal.getsignal(n) for n in numbers}
 
     def handle(received: int, _: object) -> None:
         if received == number and callable(by_submitit := before[number]):
-            told.requeue = lambda: by_submitit(number, None)
+            signals.requeue = lambda: by_submitit(number, None)
         stop.set()
 
     for n in numbers:
         signal.signal(n, handle)
     try:
-        yield told
+        yield signals
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
@@ -240,7 +244,7 @@ def submit(
     groups: dict[Resources, list[tuple[RunConfig, int]]] = {}
     device = device_for(configs)
     for config in configs:
-        state, _ = recorded(sweep_dir / config.run_id)
+        state = read_head(sweep_dir / config.run_id).state
         if state in ("done", "diverged") or holder(sweep_dir / config.run_id) is not None:
             continue
         planned = rung(config, device)
@@ -258,7 +262,11 @@ def submit(
     arrays: list[Submitted] = []
     for needs, members in groups.items():
         time_limit = max(wanted for _, wanted in members) if limit is None else limit
-        executor = executor_class(sweep_dir / "slurm", max_num_timeout=1_000_000)
+        executor = executor_class(
+            sweep_dir / "slurm",
+            max_num_timeout=1_000_000,
+            python=f"{shlex.quote(sys.executable)} -P",
+        )
         executor.update_parameters(**_parameters(sweep_dir.name, needs, time_limit, options))
         with _sbatch_errors(), executor.batch():
             jobs = [
@@ -296,6 +304,7 @@ def _parameters(
         "mem": f"{needs.memory_gib}GB",
         "signal_delay_s": min(SIGNAL_SECONDS, 30 * time_limit),
         "stderr_to_stdout": True,
+        "setup": [f"export {k}={shlex.quote(v)}" for k, v in child_variables().items()],
         # srun takes no cpus-per-task from its batch script since SLURM 22.05.
         "srun_args": [f"--cpus-per-task={cpus}"],
         "additional_parameters": {"requeue": True, **options.extra},

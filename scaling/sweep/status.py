@@ -13,8 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.file_names import find_inside
+from scaling.record.head import read_head
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.errors import LinscaleError
+from scaling.system.files import read_json
+from scaling.system.words import duration, nats, percent, si, speed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,16 +61,16 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: holds neither a sweep.json nor runs; give the directory of a sweep, "
             "such as runs/quickstart."
         )
-    return [run_row(directory / name) for name in names]
+    return [run_row(find_inside(directory, name, links=True)) for name in names]
 
 
 def run_row(run_dir: Path) -> dict[str, Any]:
     """The row of one run; see `status_rows`."""
-    config = read_json(run_dir / "config.json")
-    status = read_json(run_dir / "status.json")
+    head = read_head(run_dir)
+    status = head.status
     milestones = _read_lines(run_dir / "milestones.jsonl")
     held_by = holder(run_dir)
-    state, reason = status.get("state", "planned"), status.get("reason", "")
+    state, reason = head.state, head.reason
     if held_by is not None:
         if state not in ("done", "diverged"):
             state, reason = "running", ""
@@ -75,8 +79,8 @@ def run_row(run_dir: Path) -> dict[str, Any]:
     live = state == "running"
     return {
         "run_id": run_dir.name,
-        "arch": config.get("model", {}).get("arch", ""),
-        "size": config.get("size", ""),
+        "arch": head.config.get("model", {}).get("arch", ""),
+        "size": head.config.get("size", ""),
         "state": state,
         "reason": reason,
         "tokens": status.get("tokens", 0),
@@ -106,9 +110,9 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
         "run": [Text(row["run_id"]) for row in rows],
         "state": [Text(row["state"], style=STYLES.get(row["state"], "")) for row in rows],
         "done": [Text(share(row)) for row in rows],
-        "tokens": [Text(tokens(row["tokens"])) for row in rows],
-        "loss": [Text(number(row["loss"])) for row in rows],
-        "val loss": [Text(number(row["val_loss"])) for row in rows],
+        "tokens": [Text(si(row["tokens"]) if row["tokens"] else "") for row in rows],
+        "loss": [Text(nats(row["loss"])) for row in rows],
+        "val loss": [Text(nats(row["val_loss"])) for row in rows],
         "tok/s": [Text(speed(row["tokens_per_second"])) for row in rows],
         "MFU": [Text(percent(row["mfu"])) for row in rows],
         "left": [Text(duration(row["eta_seconds"])) for row in rows],
@@ -165,62 +169,12 @@ def share(row: dict[str, Any]) -> str:
     return f"{min(1.0, row['tokens'] / row['tokens_total']):.0%}" if row["tokens_total"] else ""
 
 
-def tokens(count: int) -> str:
-    """A number of tokens for people, such as `1.25M`."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g}{suffix}"
-    return str(count) if count else ""
-
-
-def speed(tokens_per_second: float | None) -> str:
-    """A speed for people, without its unit."""
-    return f"{tokens_per_second:,.0f}" if tokens_per_second else ""
-
-
-def percent(value: float | None) -> str:
-    """A share for people, such as `38.2%`."""
-    return "" if value is None else f"{value:.1%}"
-
-
-def number(value: float | None) -> str:
-    """A loss for people."""
-    return "" if value is None else f"{value:.4f}"
-
-
-def duration(seconds: float | None) -> str:
-    """For example `45 s`, `3:20 min`, `2:05 h`."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    if whole < 6000:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
 def _age(updated: str | None) -> float:
     """Seconds since an ISO 8601 time; infinite when there is none."""
     try:
         return time.time() - datetime.fromisoformat(updated or "").timestamp()
     except ValueError:
         return float("inf")
-
-
-def recorded(run_dir: Path) -> tuple[str, str]:
-    """State and reason in a run's status.json; `planned` where there is none."""
-    status = read_json(run_dir / "status.json")
-    return status.get("state", "planned"), status.get("reason", "")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where it is missing or being damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

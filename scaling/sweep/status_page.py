@@ -11,8 +11,9 @@ import html
 from pathlib import Path
 from typing import Any
 
-from scaling.sweep.status import UNFINISHED, duration, number, share, speed, summary, tokens
+from scaling.sweep.status import UNFINISHED, share, summary
 from scaling.system.files import replacing
+from scaling.system.words import duration, nats, si, speed
 
 COLOURS = {
     "done": "#1a7f37",
@@ -73,9 +74,9 @@ def _row(row: dict[str, Any]) -> str:
         html.escape(row["run_id"]),
         f'<span style="color:{colour}">{html.escape(row["state"])}</span>',
         f"{bar} {share(row)}",
-        tokens(row["tokens"]),
-        number(row["loss"]),
-        number(row["val_loss"]),
+        si(row["tokens"]) if row["tokens"] else "",
+        nats(row["loss"]),
+        nats(row["val_loss"]),
         speed(row["tokens_per_second"]),
         duration(row["eta_seconds"]),
         html.escape(row["hostname"] or ""),

@@ -26,6 +26,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
+from linscale.code_search import search_also
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.system.claims import ClaimLost, claim
@@ -79,6 +80,7 @@ def find(name: str) -> TrainFunction:
 
 def main() -> None:
     """Serve the pool at the other end of standard input and output."""
+    search_also()
     sweep_dir, train = Path(sys.argv[1]), find(sys.argv[2])
     # What libraries print must not end up between the answers, nor child processes read orders.
     answers = os.fdopen(os.dup(1), "w", buffering=1)

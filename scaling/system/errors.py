@@ -1,7 +1,5 @@
-"""The exception that the command line prints as one paragraph, without a traceback."""
+"""The root of exceptions, under the name by which `scaling` raises it."""
 
-from __future__ import annotations
+from linscale.errors import LinscaleError
 
-
-class LinscaleError(Exception):
-    """A problem that the user can mend; the message names what is wrong and how to mend it."""
+__all__ = ["LinscaleError"]

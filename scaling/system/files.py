@@ -105,6 +105,15 @@ def write_json(path: Path, value: Any, ready: Callable[[], None] | None = None) 
         file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where the file is missing or cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def append_line(path: Path, text: str) -> None:
     """Append one line with a single write."""
     with disk_errors(path), path.open("ab", buffering=0) as file:

@@ -32,8 +32,10 @@ from scaling.record.checkpoints import Checkpoints
 from scaling.record.environment import memory_peak
 from scaling.record.record import RunRecord
 from scaling.system.claims import StopEvent
-from scaling.training import parallel
+from scaling.system.ranks import agree
+from scaling.system.words import duration
 from scaling.training.module import TrainingModule
+from scaling.training.objective import objective_of
 
 STATUS_SECONDS = 2.0
 """Between two heartbeats in status.json."""
@@ -147,6 +149,11 @@ class Journal:
     def bits_per_byte(self, loss: float) -> float:
         """A loss in nats per token as bits per byte of text."""
         return loss / (math.log(2) * self.bytes_per_token)
+
+    def training_bpb(self, loss: float) -> float | None:
+        """The same for a training loss; None where the objective's is not one of the text."""
+        of_text = objective_of(self.config, self.segment.objective).of_text
+        return self.bits_per_byte(loss) if of_text else None
 
     def begin(
         self, index: int, step: int, wall: float, losses: list[float], skipped: int = 0
@@ -263,25 +270,24 @@ class Recorder(StepCallback):
         journal = self.journal
         if self._speed is None or journal.peak_flops is None:
             return None
-        aligning = journal.segment.is_alignment
-        return self._speed * self._record.flops_per_token(aligning) / journal.peak_flops
+        flops = self._record.flops_per_token(journal.segment.is_prelude)
+        return self._speed * flops / journal.peak_flops
 
     def _line(self, loss: float | None) -> dict[str, Any]:
         journal = self.journal
         assert self._speed is not None
         assert self._data_wait is not None
-        aligning = journal.segment.is_alignment
-        policy = journal.config.divergence.policy
+        segment, policy = journal.segment, journal.config.divergence.policy
         counts = {"skip": {"skipped": journal.skipped}, "rewind": {"rewinds": journal.rewinds}}
         return {
-            "segment": journal.segment.name,
+            "segment": segment.name,
             "step": journal.step,
             "tokens": journal.tokens,
             "flops": self._record.flops(journal.tokens),
             "wall": round(journal.wall_now, 3),
-            "split": journal.segment.name if aligning else "train",
+            "split": segment.name if segment.is_prelude else "train",
             "loss": loss,
-            "bpb": None if loss is None or aligning else journal.bits_per_byte(loss),
+            "bpb": None if loss is None else journal.training_bpb(loss),
             "lr": journal.rate,
             "grad_norm": _finite(journal.grad_norm),
             "tokens_per_second": round(self._speed, 1),
@@ -325,7 +331,7 @@ class TokenCheckpoint(StepCallback):
         rewinds = journal.config.divergence.policy == "rewind"
         due = self._is_due() or (journal.stopping and not rewinds)
         if module.sharded and journal.config.budget.checkpoint_every_tokens is None:
-            due = parallel.agree(due)  # clocks differ
+            due = agree(due)  # clocks differ
         if due:
             save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
             self._due = time.perf_counter() + CHECKPOINT_SECONDS
@@ -362,7 +368,8 @@ def save(
 def describe(journal: Journal, speed: float | None) -> str:
     """One dense line for log.txt."""
     loss = journal.losses[-1]
-    bits = "" if journal.segment.is_alignment else f" ({journal.bits_per_byte(loss):.4f} bpb)"
+    bpb = journal.training_bpb(loss)
+    bits = "" if bpb is None else f" ({bpb:.4f} bpb)"
     parts = [
         f"{journal.segment.name} step {journal.step}/{journal.segment.last}",
         f"{journal.tokens:,} tokens",
@@ -371,6 +378,6 @@ def describe(journal: Journal, speed: float | None) -> str:
         f"grad {journal.grad_norm:.3g}",
     ]
     if speed:
-        left = round(journal.remaining_tokens / speed)
-        parts += [f"{speed:,.0f} tok/s", f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"]
+        left = duration(journal.remaining_tokens / speed)
+        parts += [f"{speed:,.0f} tok/s", f"{left} left"]
     return " | ".join(parts)

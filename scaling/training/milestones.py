@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from models.kernels.sequence import split_over
-from scaling.linearization.start import end_alignment
+from scaling.data.loader import Batch
 from scaling.record.checkpoints import Checkpoints
 from scaling.record.record import RunRecord
 from scaling.training import fsdp
 from scaling.training.callbacks import Journal, StepCallback, save
+from scaling.training.loss import block_means
 from scaling.training.module import TrainingModule
-from scaling.training.objective import Batch, block_means
 
 
 class SegmentEnd(StepCallback):
@@ -46,8 +46,8 @@ class SegmentEnd(StepCallback):
         journal = self.journal
         if journal.halted or journal.step < journal.segment.last:
             return
-        if journal.segment.is_alignment and trainer.is_global_zero:
-            end_alignment(module, self._record, self._validation)
+        if trainer.is_global_zero:
+            module.objective.on_end(module, self._record, self._validation)
         if journal.segment.milestone:
             losses = block_losses(trainer, module, self._validation)
             if not losses.isfinite().all():
@@ -58,7 +58,7 @@ class SegmentEnd(StepCallback):
                 return
             weights = module.weights()
             if trainer.is_global_zero:
-                self._write_milestone(weights, losses)
+                self._write_milestone(module, weights, losses)
         last = journal.index + 1 == len(journal.segments)
         if not (journal.segment.is_branch or last):
             if trainer.is_global_zero or module.sharded:
@@ -68,7 +68,9 @@ class SegmentEnd(StepCallback):
             self._checkpoints.finish_segment(journal.index, journal.wall_now)
         trainer.strategy.barrier("segment end")
 
-    def _write_milestone(self, weights: dict[str, Any], losses: Tensor) -> None:
+    def _write_milestone(
+        self, module: TrainingModule, weights: dict[str, Any], losses: Tensor
+    ) -> None:
         journal, segment = self.journal, self.journal.segment
         loss = losses.mean().item()
         bpb = journal.bits_per_byte(loss)
@@ -93,7 +95,7 @@ class SegmentEnd(StepCallback):
         recent = max(8, math.ceil(0.05 * journal.step))
         line: dict[str, Any] = where | {
             "flops_paper": flops(tokens, "paper"),
-            "train_loss": None if segment.is_alignment else journal.mean_loss(recent),
+            "train_loss": journal.mean_loss(recent) if module.objective.of_text else None,
             "val_loss": loss,
             "val_loss_std": losses.std().item() if len(losses) > 1 else None,
             "val_blocks": len(losses),
@@ -110,7 +112,7 @@ class SegmentEnd(StepCallback):
 
     def _is_end_of_cosine(self) -> bool:
         journal = self.journal
-        cosine = journal.config.schedule.kind == "cosine" and not journal.segment.is_alignment
+        cosine = journal.config.schedule.kind == "cosine" and not journal.segment.is_prelude
         return cosine and journal.step == journal.config.steps
 
 

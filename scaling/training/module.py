@@ -1,6 +1,7 @@
 """The LightningModule: one language model, its optimizer, and the loss of a batch.
 
-1. `training_step` averages the per-token loss of a micro-batch; Lightning accumulates gradients
+1. `training_step` takes the loss of a micro-batch by the segment's objective, next-token loss
+   unless the run says otherwise (`scaling.training.objective`). Lightning accumulates gradients
    and, with several devices, averages them. Where only some targets count, micro-batches have
    unequal numbers of them. Then a micro-batch divides its sum by the number of its tokens, which
    all have alike, and when the last gradient of the step has been added,
@@ -26,17 +27,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from models.language_model import LanguageModel, build
-from models.linearize.lora import add_lora
 from scaling.config.run import RunConfig
-from scaling.config.schedule import Segment, learning_rate
-from scaling.linearization import stages
+from scaling.config.schedule import Segment, changes, learning_rate, segments
+from scaling.data.loader import Batch
+from scaling.plan.accelerator import accelerator
 from scaling.record import sharded_state
 from scaling.system.randomness import random_state, seed_all, set_random_state
 from scaling.training import fsdp
 from scaling.training.activations import checkpoint_blocks
-from scaling.training.objective import Batch, counted, mean_loss, token_losses
+from scaling.training.loss import count_targets
+from scaling.training.objective import Objective, objective_of
 from scaling.training.optim import adamw, set_rate
-from scaling.training.parallel import accelerator, accumulation
+from scaling.training.parallel import accumulation
 
 
 class TrainingModule(pl.LightningModule):
@@ -48,7 +50,10 @@ class TrainingModule(pl.LightningModule):
         self.config = config
         seed_all(config.seed)
         self.net: LanguageModel = build_model(config)
-        self.segment: Segment | None = None
+        first = segments(config)[0]
+        self.segment: Segment = first
+        self.objective: Objective = objective_of(config, first.objective)
+        """Of the segment."""
         self._teacher: tuple[LanguageModel, ...] = ()  # a tuple: it is no part of this module
         self.optimizer_state: dict[str, Any] | None = None
         self.step = 0
@@ -63,11 +68,11 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def teacher(self) -> LanguageModel | None:
-        """The softmax model that the net learns from, where a stage needs it as a second model."""
+        """The model that the net learns from, where an objective needs a second one."""
         return self._teacher[0] if self._teacher else None
 
     def lend(self, teacher: LanguageModel) -> None:
-        """Take a teacher for the stages that need one; it is never trained."""
+        """Take a teacher for the objectives that need one; it is never trained."""
         self._teacher = (teacher.requires_grad_(False).eval(),)
 
     @property
@@ -81,38 +86,26 @@ class TrainingModule(pl.LightningModule):
     def start(self, segment: Segment, step: int) -> None:
         """Train `segment` next, from `step` on, with the optimizer state given to `restore`."""
         self.segment, self.step = segment, step
-        stages.enter(self.net, self.config, segment)
-        if step in stages.changes(self.config):
+        self.objective = objective_of(self.config, segment.objective)
+        self.objective.learns(self.net)
+        if step in changes(self.config):
             self.optimizer_state = None  # other parameters learn from here on
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss in nats per token, or in stages that align layers the mean over layers."""
-        assert self.segment is not None
-        if self.segment.is_alignment:
-            name = self.segment.name
-            loss = stages.layer_losses(self.net, self.teacher, self.config, name, batch).mean()
-        elif self.config.linearize.temperature:
-            assert self.teacher is not None
-            loss = stages.distillation(self.net, self.teacher, self.config, batch)
-            if self._unequal:
-                loss = loss * self._count(batch)
-        elif self._unequal:
-            loss = token_losses(self.net, batch).mean()
-            self._count(batch)
-        else:
-            loss = mean_loss(self.net, batch)
+        """Loss of a micro-batch, a scalar: of the next token, in nats, by default."""
+        share = self._count(batch) if self._unequal and self.objective.of_text else None
+        loss = self.objective.loss(self.net, batch, share=share, teacher=self.teacher)
         self.loss_sum += loss.detach()
         return loss
 
     def _count(self, batch: Batch) -> Tensor:
         """Note a micro-batch's share of targets that count, a scalar."""
-        self._counted.append(counted(batch).double() / batch[1].numel())
+        self._counted.append(count_targets(batch).double() / batch[1].numel())
         return self._counted[-1].float()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, with the moments of the checkpoint that training goes on from."""
-        assert self.segment is not None
-        optimizer = adamw(self.net, stages.optim(self.config, self.segment))
+        optimizer = adamw(self.net, self.objective.optim)
         if self.optimizer_state is not None:
             state = self.optimizer_state
             if self.sharded:
@@ -124,7 +117,6 @@ class TrainingModule(pl.LightningModule):
     @property
     def rate(self) -> float:
         """Learning rate of the next step."""
-        assert self.segment is not None
         return learning_rate(self.config, self.segment, self.step)
 
     def on_train_start(self) -> None:
@@ -149,8 +141,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, keep their norm, and set the rate of the step."""
-        assert self.segment is not None
-        limit = stages.optim(self.config, self.segment).clip_norm
+        limit = self.objective.optim.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(
             self.net.parameters(), float("inf") if limit is None else limit
         )
@@ -176,10 +167,11 @@ class TrainingModule(pl.LightningModule):
 
     def weights(self) -> dict[str, Any]:
         """What a milestone keeps. All ranks of a sharded model must call it; rank 0 gets it."""
-        return {"step": self.step, "model": stages.merged_weights(self.net)}
+        return {"step": self.step, "model": self.objective.weights(self.net)}
 
-    def restore(self, content: dict[str, Any]) -> None:
-        """Take over a checkpoint of `state`; the optimizer follows when it is built.
+    def restore(self, content: dict[str, Any], objective: Objective) -> None:
+        """Take over a checkpoint of `state` to go on by an objective; the optimizer follows when it
+        is built.
 
         Any strategy goes on from a checkpoint of any other, with any number of ranks.
         """
@@ -189,7 +181,7 @@ class TrainingModule(pl.LightningModule):
             if self.sharded:
                 fsdp.load_whole(self.net, content["model"])
             else:
-                stages.match_lora(self.net, self.config, content["model"])
+                objective.accept(self.net, content["model"])
                 self.net.load_state_dict(content["model"])
             self.optimizer_state = content["optimizer"]
         fsdp.release(self.net)
@@ -201,8 +193,8 @@ def build_model(config: RunConfig) -> LanguageModel:
     parallel = config.parallel
     sharded = parallel.strategy == "fsdp"
     net = build(config.model, device="meta" if sharded else None)
-    if stages.starts_with_lora(config):
-        add_lora(net, config.linearize.lora_rank, config.linearize.lora_alpha)
+    # Here already: FSDP shares out what is there when the net is built.
+    objective_of(config, segments(config)[0].objective).learns(net)
     checkpoint_blocks(net.blocks, parallel.activation_checkpointing)
     if parallel.compile:
         for block in net.blocks:

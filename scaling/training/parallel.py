@@ -16,25 +16,24 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from models.config import ConfigError
+from linscale.code_search import child_environment, python_command
 from scaling.config.run import RunConfig
-from scaling.plan.memory import resolved
-from scaling.system.claims import ClaimLost, handed_on
-from scaling.system.devices import host_memory
+from scaling.plan.accelerator import accelerator
+from scaling.plan.memory import decide_strategy
+from scaling.system.claims import ClaimLost, hand_on
+from scaling.system.devices import host_memory, reproducible_cuda
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
+from scaling.system.ranks import agree, is_rank, rank
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from torch.distributed import ProcessGroup
 
     from scaling.system.claims import StopEvent
 
@@ -62,78 +61,8 @@ RANK_MODULE = "scaling.training.train"
 """What a rank process runs."""
 
 
-def is_rank() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def rank() -> int:
-    """Number of this process among those of the run."""
-    return int(os.environ["RANK"]) if is_rank() else 0
-
-
-Value = TypeVar("Value")
-
-
-def agree(value: Value) -> Value:
-    """What rank 0 says; all ranks must ask."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    answer = [value]
-    dist.broadcast_object_list(answer)
-    return answer[0]
-
-
-def barrier() -> None:
-    """Wait until all ranks have come here."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-
-
-@cache
-def host_group() -> ProcessGroup:
-    """All ranks, for messages in host memory beside those of training; all ranks must ask first
-    at the same place."""
-    import torch.distributed as dist
-
-    group = dist.new_group(backend="gloo")
-    assert isinstance(group, dist.ProcessGroup)
-    return group
-
-
-def accelerator(config: RunConfig) -> str:
-    """`cpu` or `cuda`.
-
-    Raises:
-        ConfigError: this machine does not have what the run asks for.
-    """
-    import torch
-
-    wanted, devices = config.parallel.accelerator, config.parallel.devices
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not found):
-        return "cpu"
-    if not found:
-        raise ConfigError(
-            "parallel.accelerator='cuda': there is no CUDA device here; choose "
-            "parallel.accelerator=cpu or auto."
-        )
-    if devices > found:
-        raise ConfigError(f"parallel.devices={devices}: this machine has {found} CUDA devices.")
-    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise ConfigError(
-            f"parallel.precision='bf16': {torch.cuda.get_device_name()} cannot compute in bf16; "
-            "choose parallel.precision=fp32."
-        )
-    return "cuda"
-
-
-def decided(config: RunConfig) -> RunConfig:
-    """The run with strategy `auto` decided by the memory of these devices; all ranks must ask."""
+def decide(config: RunConfig) -> RunConfig:
+    """Decide strategy `auto` by the memory of these devices; all ranks must ask."""
     if config.parallel.strategy != "auto":
         return config
     import torch
@@ -142,7 +71,7 @@ def decided(config: RunConfig) -> RunConfig:
         capacity = float(torch.cuda.get_device_properties(0).total_memory)
     else:
         capacity = host_memory() / config.parallel.devices
-    return resolved(config, agree(capacity))
+    return decide_strategy(config, agree(capacity))
 
 
 def accumulation(config: RunConfig) -> int:
@@ -211,18 +140,15 @@ def process_settings(config: RunConfig) -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # CPU kernels repeat for a fixed number of threads; CUDA's have to be asked.
+    cuda = reproducible_cuda() if accelerator(config) == "cuda" else nullcontext()
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), cuda:
         try:
             if config.parallel.threads is not None:
                 torch.set_num_threads(config.parallel.threads)
             if accelerator(config) == "cuda":
-                # CPU kernels repeat for a fixed number of threads; CUDA's have to be asked.
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True, warn_only=True)
                 warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
             for message in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
@@ -230,7 +156,6 @@ def process_settings(config: RunConfig) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             logger.setLevel(level)
 
 
@@ -267,12 +192,13 @@ def run_ranks(
     torchrun's options for where the ranks of all nodes meet.
     """
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", *meeting),
+        *python_command("torch.distributed.run", *meeting),
         *("--nproc-per-node", str(devices), "-m", RANK_MODULE),
         *(str(config_path), str(sweep_dir)),
         *(["--progress"] if progress else []),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    environment = child_environment({"OMP_NUM_THREADS": threads})
     me = os.getpid()
 
     def prepare() -> None:
@@ -280,17 +206,17 @@ def run_ranks(
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         die_with_parent(me, signal.SIGTERM)
 
-    with handed_on():  # the run is held until its last process ends
+    with hand_on():  # the run is held until its last process ends
         process = subprocess.Popen(command, env=environment, preexec_fn=prepare, close_fds=False)
-    told = False
+    asked = False
     try:
         while True:
             try:
                 return process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                if stop is not None and stop.is_set() and not told:
+                if stop is not None and stop.is_set() and not asked:
                     process.send_signal(signal.SIGTERM)
-                    told = True
+                    asked = True
     except BaseException as error:
         if isinstance(error, ClaimLost):  # the run is another's: nothing may be saved
             process.kill()

@@ -9,7 +9,6 @@ over a sweep that is done takes no time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -19,11 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from linscale.code_search import search_also
 from models.config import ConfigError
 from scaling.config.run import RunConfig
-from scaling.record.record import RunRecord, State
+from scaling.record.head import State, read_config
+from scaling.record.record import RunRecord
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
+from scaling.system.ranks import is_rank, rank
 from scaling.training import parallel
 
 if TYPE_CHECKING:
@@ -62,12 +64,12 @@ def train(
     state = record.state
     if state in ("done", "diverged"):
         return state
-    is_main = parallel.rank() == 0
+    is_main = rank() == 0
     try:
         if is_main:
             record.create()
             record.write_status("running")
-        if config.parallel.distributed and not parallel.is_rank():
+        if config.parallel.distributed and not is_rank():
             return _train_in_ranks(config, record, stop_event, progress)
         from scaling.training.session import run_session
 
@@ -90,7 +92,8 @@ def _train_in_ranks(
     if config.parallel.nodes > 1:
         raise ConfigError(
             f"parallel.nodes={config.parallel.nodes}: this process is one of one node. Start the "
-            f"ranks on every node with: torchrun --nnodes {config.parallel.nodes} "
+            "ranks on every node with: PYTHONSAFEPATH=1 torchrun "
+            f"--nnodes {config.parallel.nodes} "
             f"--nproc-per-node {devices} -m scaling.training.train {path} {record.path.parent}"
         )
     status = parallel.run_ranks(path, record.path.parent, devices, stop_event, progress)
@@ -118,16 +121,14 @@ def main() -> None:
     parser.add_argument("sweep_dir", type=Path)
     parser.add_argument("--progress", action="store_true")
     arguments = parser.parse_args()
-    values = json.loads(arguments.config.read_text(encoding="utf-8"))
-    for key in ("schema", "run_id", "sweep"):
-        values.pop(key, None)
-    if parallel.is_rank():
+    search_also()
+    if is_rank():
         die_with_parent(os.getppid(), signal.SIGKILL)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        config = RunConfig.from_json(values)
+        config = read_config(arguments.config)
         train(config, arguments.sweep_dir, stop_event=stop, progress=arguments.progress)
     except (LinscaleError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)

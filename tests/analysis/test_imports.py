@@ -9,7 +9,7 @@ from pathlib import Path
 import analysis
 
 ROOT = Path(analysis.__file__).parent
-ORDER = ("errors", "units", "io", "laws", "fit", "judge", "figures", "report", "cli")
+ORDER = ("errors", "units", "io", "laws", "fit", "judge", "forecast", "figures", "report", "cli")
 
 
 def _graph() -> dict[str, set[str]]:

@@ -94,7 +94,7 @@ def hooks() -> ModuleType:
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Strict: a page outside the navigation, a dead link or a name that is gone is an error."""
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from analysis.io.sweep_files import names_of_runs, open_sweep
 from experiments import gallery
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "results" / "quickstart"
+QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "results" / "quickstart.zip"
 
 
 def test_page_shows_every_figure_of_the_quickstart(
@@ -18,7 +19,7 @@ def test_page_shows_every_figure_of_the_quickstart(
     """Without public data: the figures of the sweep alone, each drawn, captioned and linked."""
     monkeypatch.setattr(gallery, "BOOTSTRAP", 20)
     page = gallery.write(QUICKSTART, None, tmp_path / "out")
-    runs = [path.parent.name for path in QUICKSTART.glob("*/config.json")]
+    runs = names_of_runs(open_sweep(QUICKSTART))
     shown = re.findall(r"^!\[(\w+)\]\(\1\.png\)\n\n(.+)", page.read_text("utf-8"), re.MULTILINE)
     assert len(shown) >= 6
     assert {f"{name}.png" for name, _ in shown} == {p.name for p in page.parent.glob("*.png")}

@@ -6,6 +6,7 @@ import csv
 import re
 from pathlib import Path
 
+from analysis.io.sweep_files import names_of_runs, open_sweep
 from experiments.published import IMAGES, PUBLISHED, RECORDS, TABLES, publish, publish_table
 
 
@@ -33,7 +34,7 @@ def test_table_of_losses(tmp_path: Path) -> None:
 
 
 def test_sweep(tmp_path: Path) -> None:
-    runs = sorted(path.parent.name for path in (RECORDS / "quickstart").glob("*/config.json"))
+    runs = names_of_runs(open_sweep(RECORDS / "quickstart.zip"))
     check(publish("quickstart", ["frontier"], tmp_path, bootstrap=20), "20 bootstrap refits", runs)
 
 

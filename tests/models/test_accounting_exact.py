@@ -9,22 +9,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import accounting, cosformer2, hgrn2, layers, tnl
-from models.config import (
-    ARCHS,
-    ASPECT_SHAPES,
-    PAPER_SIZES,
-    Arch,
-    LoLCATs,
-    Supra,
-    paper_config,
-    toy_config,
-)
-from models.kernels.api import rotate
+from models.architectures.lolcats import LoLCATs
+from models.architectures.supra import Supra
+from models.config import ARCHS, ASPECT_SHAPES, PAPER_SIZES, Arch, paper_config, toy_config
+from models.kernels.lrpe import lrpe
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
 from models.layers import LayerState, Span
 from models.linearize import lolcats, supra
 from models.linearize.feature_maps import repeat_heads
+from tests.support.model_variants import vary
 
 # Name fragments of each parameter group, first match wins.
 GROUPS = {
@@ -56,22 +50,22 @@ def count_groups(model: LanguageModel) -> dict[str, int]:
 VARIANTS: list[tuple[Arch, dict[str, object]]] = [
     *((arch, {}) for arch in ARCHS),
     *((arch, {"tie_embeddings": False}) for arch in ARCHS),
-    ("tnl", {"learn_decay": True, "tnl_lrpe": "first", "gate_rank": 5}),
-    ("tnl", {"tnl_lrpe": "all", "decay_slopes": "linear"}),
-    ("tnl", {"tnl_lrpe": "all", "lrpe_learned": False}),
+    ("tnl", {"learn_decay": True, "lrpe": "first", "gate_rank": 5}),
+    ("tnl", {"lrpe": "all", "decay_slopes": "linear"}),
+    ("tnl", {"lrpe": "all", "lrpe_learned": False}),
     ("cosformer2", {"lrpe_learned": False}),
     ("cosformer2", {"tpe": False, "gate_rank": 3}),
     ("hgrn2", {"glu_activation": "silu"}),
     ("llama", {"kv_heads": 2, "qkv_bias": True, "window": 5}),
     ("llama", {"kv_heads": 1, "head_size": 6, "out_bias": True, "glu_bias": True}),
     ("supra", {}),
-    ("supra", {"kv_heads": 2, "learn_decay": True, "supra": Supra(softmax_layers=(0,))}),
-    ("supra", {"head_size": 6, "supra": Supra(feature_map="t2r", norm=False)}),
-    ("supra", {"decay_slopes": "none", "supra": Supra(feature_map="elu")}),
+    ("supra", {"kv_heads": 2, "learn_decay": True, "options": Supra(softmax_layers=(0,))}),
+    ("supra", {"head_size": 6, "options": Supra(feature_map="t2r", norm=False)}),
+    ("supra", {"decay_slopes": "none", "options": Supra(feature_map="elu")}),
     ("lolcats", {}),
-    ("lolcats", {"kv_heads": 1, "lolcats": LoLCATs(window=4, softmax_layers=(0,))}),
-    ("lolcats", {"lolcats": LoLCATs(window=3, arrangement="sliding", feature_map="t2r")}),
-    ("lolcats", {"lolcats": LoLCATs(window=5, feature_map="taylor")}),
+    ("lolcats", {"kv_heads": 1, "options": LoLCATs(window=4, softmax_layers=(0,))}),
+    ("lolcats", {"options": LoLCATs(window=3, arrangement="sliding", feature_map="t2r")}),
+    ("lolcats", {"options": LoLCATs(window=5, feature_map="taylor")}),
 ]
 
 
@@ -85,7 +79,7 @@ def test_parameters_of_the_paper_sizes(arch: Arch, size: str) -> None:
 @pytest.mark.parametrize("dim", [32, 64, 96, 128])
 @pytest.mark.parametrize(("arch", "changes"), VARIANTS)
 def test_parameters_of_toys_and_options(arch: Arch, changes: dict[str, object], dim: int) -> None:
-    config = toy_config(arch, dim, vocab_size=256).replace(**changes)
+    config = vary(toy_config(arch, dim, vocab_size=256), **changes)
     assert count_groups(build(config, device="meta")) == accounting.parameters(config)
 
 
@@ -124,7 +118,7 @@ def cosine_reference(
     position_offset: int | Tensor = 0,
 ) -> tuple[Tensor, Tensor]:
     positions = torch.arange(q.shape[1]) + position_offset
-    q, k = rotate(q, theta, positions), rotate(k, theta, positions)
+    q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)
     return recurrent_reference(q, k, v, None, initial_state, cu_seqlens)
 
 
@@ -184,17 +178,15 @@ SHAPES = [(1, 7, 32, 1), (2, 16, 96, 3), (3, 33, 64, 4)]  # batch, length, dim, 
 def test_flops_equal_the_counter(
     arch: Arch, changes: dict[str, object], batch: int, length: int, dim: int, depth: int
 ) -> None:
-    config = toy_config(arch, dim, vocab_size=61, layers=depth).replace(**changes)
+    config = vary(toy_config(arch, dim, vocab_size=61, layers=depth), **changes)
     model = build(config)
     tokens = torch.randint(0, 61, (batch, length))
     with FlopCounterMode(display=False) as counter:
         model(tokens)
-    near = 0 if config.lolcats is None else config.lolcats.mean_seen(length)
-    keys = accounting.mean_keys(config, length)
-    forward = accounting.forward_flops_per_token(config, keys, near)
+    forward = accounting.forward_flops_per_token(config, accounting.mean_keys(length))
     total = batch * length * sum(forward.values())
     # Means over a window are fractions that float64 rounds.
-    exact = config.window is None and config.lolcats is None
+    exact = getattr(config.options, "window", None) is None
     assert counter.get_total_flops() == pytest.approx(total, rel=0 if exact else 1e-14)
     with FlopCounterMode(display=False) as counter:
         model.loss(tokens, tokens).mean().backward()
@@ -206,7 +198,7 @@ def test_flops_equal_the_counter(
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("arch", "changes"), VARIANTS)
 def test_state_bytes(arch: Arch, changes: dict[str, object], batch: int) -> None:
-    config = toy_config(arch, 64, vocab_size=32).replace(**changes)
+    config = vary(toy_config(arch, 64, vocab_size=32), **changes)
     model = build(config, dtype=torch.bfloat16)
     tokens = torch.zeros(batch, 9, dtype=torch.int64)
     _, state = model(tokens, return_state=True)

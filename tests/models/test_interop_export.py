@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from models.config import Arch, ModelConfig, RopeScaling, toy_config
+from models.architectures.llama import RopeScaling
+from models.config import Arch, ModelConfig, toy_config
 from models.generation import Decoder, Sampling
 from models.interop import InteropError, export_model, import_model
 from models.language_model import LanguageModel, build
+from tests.support.model_variants import vary
 
 VOCAB = 61
 LINEAR: list[tuple[Arch, dict[str, Any]]] = [
     ("tnl", {}),
-    ("tnl", {"tie_embeddings": False, "tnl_lrpe": "first", "learn_decay": True, "gate_rank": 5}),
-    ("tnl", {"tnl_lrpe": "all", "lrpe_learned": False, "decay_slopes": "linear"}),
+    ("tnl", {"tie_embeddings": False, "lrpe": "first", "learn_decay": True, "gate_rank": 5}),
+    ("tnl", {"lrpe": "all", "lrpe_learned": False, "decay_slopes": "linear"}),
     ("tnl", {"decay_slopes": "none", "heads": 3, "dim": 48}),
     ("tnl", {"decay_slopes": "retnet"}),
     ("hgrn2", {}),
@@ -34,7 +36,7 @@ def random_model(
     arch: Arch, changes: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
     torch.manual_seed(0)
-    config: ModelConfig = toy_config(arch, 32, vocab_size=VOCAB, layers=3).replace(**changes)
+    config: ModelConfig = vary(toy_config(arch, 32, vocab_size=VOCAB, layers=3), **changes)
     model = build(config.replace(init_std=0.15), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.architectures.tnl import TNLOptions
 from models.config import ModelConfig
 from models.kernels.api import linear_attention
 from models.layers import make_span
@@ -26,7 +27,7 @@ DIM = HEADS * SIZE
 def config(slopes: Any = "alibi") -> ModelConfig:
     return ModelConfig(
         arch="tnl", vocab_size=8, dim=DIM, layers=LAYERS, heads=HEADS, glu_dim=16,
-        gate_rank=DIM, decay_slopes=slopes,
+        options=TNLOptions(gate_rank=DIM, decay_slopes=slopes),
     )  # fmt: skip
 
 

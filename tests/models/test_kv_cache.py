@@ -17,6 +17,7 @@ from models.config import toy_config
 from models.generation import Decoder, Sampling, read
 from models.kv_cache import held
 from models.language_model import LanguageModel, build
+from tests.support.model_variants import vary
 
 VOCAB, LENGTH, WINDOW = 61, 40, 7
 
@@ -24,7 +25,7 @@ VOCAB, LENGTH, WINDOW = 61, 40, 7
 def model(window: int | None) -> LanguageModel:
     torch.manual_seed(0)
     config = toy_config("llama", 32, vocab_size=VOCAB, layers=2)
-    config = config.replace(init_std=0.3, window=window, kv_heads=1)
+    config = vary(config, init_std=0.3, window=window, kv_heads=1)
     return build(config, dtype=torch.float64).eval()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from models.config import RopeScaling, toy_config
+from models.architectures.llama import RopeScaling
+from models.config import toy_config
 from tests.support.mixer_contract import MixerContract
+from tests.support.model_variants import vary
 
 
 class TestLlama(MixerContract):
@@ -11,7 +13,8 @@ class TestLlama(MixerContract):
 
 
 class TestGroupedWindowedLlama(MixerContract):
-    config = toy_config("llama", 64, vocab_size=61, layers=2).replace(
+    config = vary(
+        toy_config("llama", 64, vocab_size=61, layers=2),
         kv_heads=2,
         head_size=24,
         window=70,
@@ -27,8 +30,12 @@ class TestTNL(MixerContract):
 
 
 class TestTNLWithLRPEAndLearnedDecay(MixerContract):
-    config = toy_config("tnl", 48, vocab_size=61, layers=2, head_dim=16).replace(
-        tnl_lrpe="first", learn_decay=True, decay_slopes="linear", tie_embeddings=False
+    config = vary(
+        toy_config("tnl", 48, vocab_size=61, layers=2, head_dim=16),
+        lrpe="first",
+        learn_decay=True,
+        decay_slopes="linear",
+        tie_embeddings=False,
     )
 
 
@@ -41,6 +48,6 @@ class TestCosFormer2(MixerContract):
 
 
 class TestCosFormer2WithoutTPE(MixerContract):
-    config = toy_config("cosformer2", 48, vocab_size=61, layers=2, head_dim=16).replace(
+    config = toy_config("cosformer2", 48, vocab_size=61, layers=2, head_dim=16).with_options(
         tpe=False, lrpe_learned=False, gate_rank=5
     )

@@ -127,8 +127,8 @@ def run_linear(
 @pytest.mark.parametrize("lrpe", ["none", "first"])
 @pytest.mark.parametrize("slopes", ["alibi", "linear"])
 def test_tnl_equals_its_equations(lrpe: str, slopes: str) -> None:
-    config = toy_config("tnl", 48, vocab_size=31, layers=3, head_dim=8).replace(
-        tnl_lrpe=lrpe, decay_slopes=slopes
+    config = toy_config("tnl", 48, vocab_size=31, layers=3, head_dim=8).with_options(
+        lrpe=lrpe, decay_slopes=slopes
     )
     model = random_model(config)
     heads, size, length = config.heads, config.head_dim, 40
@@ -276,7 +276,7 @@ def test_last_layer_hardly_decays() -> None:
     config = toy_config("tnl", 128, vocab_size=16, layers=4, head_dim=32)
     assert decay_slopes(config, 0)[0] == pytest.approx(0.25 * (1 + 1e-5))
     assert decay_slopes(config, 3)[0] == pytest.approx(0.25e-5)
-    linear = config.replace(decay_slopes="linear")
+    linear = config.with_options(decay_slopes="linear")
     assert decay_slopes(linear, 0) == [0, 2, 4, 6]
     assert decay_slopes(linear, 3) == [0, 0.5, 1, 1.5]
-    assert decay_slopes(config.replace(decay_slopes="none"), 0) == [0, 0, 0, 0]
+    assert decay_slopes(config.with_options(decay_slopes="none"), 0) == [0, 0, 0, 0]

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.architecture import Architecture
 from models.config import ARCHS, Arch, ConfigError, ModelConfig, toy_config
 from models.interop import export_model
 from models.language_model import LanguageModel, build
-from models.layers import Architecture
 from models.width import Rule, multiplier, rates, unscaled
 from scaling.config.run import OptimConfig
 from scaling.training.optim import adamw, set_rate
+from tests.support.model_variants import install
 
 BASE, VOCAB = 32, 64
 
@@ -188,13 +189,10 @@ def test_a_wide_matrix_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch
             super().__init__()
             self.weight = nn.Parameter(torch.empty(model.dim, model.dim))
 
-    from models import tnl
-
-    odd = Architecture(mixer=Table, norm=tnl.SRMSNorm)  # type: ignore[arg-type]
-    monkeypatch.setattr(tnl, "ARCHITECTURE", odd)
+    install(monkeypatch, "odd_mixer", Architecture(label="odd", mixer=Table))
     with pytest.raises(ConfigError, match=r"blocks\.0\.mixer\.weight is a matrix"):
-        build(config("tnl", 2 * BASE, mup=True), device="meta")
-    assert isinstance(build(config("tnl", 2 * BASE, mup=False), device="meta"), LanguageModel)
+        build(config("odd_mixer", 2 * BASE, mup=True), device="meta")
+    assert isinstance(build(config("odd_mixer", 2 * BASE, mup=False), device="meta"), LanguageModel)
 
 
 def test_base_width_is_checked() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from scaling.config.run import RunConfig
 from scaling.system import claims
 from scaling.system.claims import StopEvent
+from scaling.system.ranks import rank
 from scaling.training import parallel
 from scaling.training import train as training
 
@@ -44,7 +45,7 @@ class _Faulty:
 
     def is_set(self) -> bool:
         self._steps += 1
-        if self._steps == self._fault["after"] and parallel.rank() == self._fault["rank"]:
+        if self._steps == self._fault["after"] and rank() == self._fault["rank"]:
             with self._log.open("a") as file:
                 file.write(self._fault["kind"] + "\n")
             self._execute(*self._fault["kind"].split())

@@ -7,15 +7,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from models.architectures.llama import key_value_heads
 from models.config import ModelConfig, toy_config
 from models.language_model import LanguageModel, build
 from models.linearize.lolcats import HybridAttention
 from models.rope import rotary_angles, rotate
+from tests.support.model_variants import vary
 
 
 def teacher_config(**changes: object) -> ModelConfig:
     config = toy_config("llama", 32, vocab_size=61, layers=3, head_dim=8)
-    return config.replace(**{"kv_heads": 2, "init_std": 0.3, **changes})
+    return vary(config, **{"kv_heads": 2, "init_std": 0.3, **changes})
 
 
 def teacher(dtype: torch.dtype = torch.float64, **changes: object) -> LanguageModel:
@@ -38,9 +40,9 @@ def dense_lolcats(attention: HybridAttention, x: Tensor, config: ModelConfig) ->
     assert options is not None
     positions = torch.arange(x.shape[1])[None]
     cos, sin = rotary_angles(config, positions, positions[:, -1:] + 1, x.dtype)
-    width = config.heads * size, config.key_value_heads * size, config.key_value_heads * size
+    width = config.heads * size, key_value_heads(config) * size, key_value_heads(config) * size
     q, k, v = (p.unflatten(-1, (-1, size)) for p in attention.qkv(x).split(width, -1))
-    group = config.heads // config.key_value_heads
+    group = config.heads // key_value_heads(config)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin).repeat_interleave(group, 2)
     v = v.repeat_interleave(group, 2)
     q_map, k_map, factor = attention.query_map(q), attention.key_map(k), attention.factor()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scaling.config.run import DataConfig
-from scaling.data.prepare import PreparedData
+from scaling.data.prepared import PreparedData
 
 T = 32
 

@@ -4,8 +4,8 @@
 
 Importing Lightning takes seconds, a fork milliseconds: with this, a test can start and kill dozens
 of workers and launchers, all of them processes of their own. `Forked` has the interface of
-`subprocess.Popen` that the pool uses, for commands of the form `python -m MODULE ARGUMENT...`, of
-which `MODULE.main()` is called.
+`subprocess.Popen` that the pool uses, for commands of the form `python -P -m MODULE ARGUMENT...`,
+of which `MODULE.main()` is called.
 
 A request is one line of JSON and four file descriptors: standard input, output and error, and a
 socket on which the process id and later the exit status come back.
@@ -45,8 +45,8 @@ class Forked:
         text: bool = False,
         start_new_session: bool = False,
     ) -> None:
-        _, dash_m, module, *arguments = command
-        assert dash_m == "-m"
+        _, dash_p, dash_m, module, *arguments = command
+        assert (dash_p, dash_m) == ("-P", "-m")
         self.stdin = self.stdout = None
         self.returncode: int | None = None
         ours: list[int] = []

@@ -1,7 +1,7 @@
 """What the compiler made of every kernel, without a GPU: `python -m models.kernels.tools.report`.
 
     1. Each operation runs forward and backward on tensors without memory; its launches are
-       recorded (`triton.offline`).
+       recorded (`tools.offline`).
     2. Each launch is compiled for each target: registers, spills, shared memory, tensor-core
        instructions.
     3. Bytes: every tensor argument of a launch once, a token and head, beside the operation's
@@ -65,72 +65,53 @@ def _new(*shape: int, dtype: torch.dtype) -> Tensor:
 def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     """Every mode of `linear_attention`, decays without and with gradient, HGRN2's gate, the cosine
     form and a step of decoding."""
-    from models.kernels import triton as kernels
+    from models.kernels import launch
+    from models.kernels.call import Call
+    from models.kernels.triton import decode
 
     size = dtype.itemsize
 
     def new(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return _new(*shape, dtype=kind)
 
-    def operation(name: str, decay: Tensor | None, learned: bool) -> Operation:
+    def operation(name: str, decay: Tensor | None, learned: bool = True) -> Operation:
         q, k, v, do = (new(1, TOKENS, HEADS, dim) for _ in range(4))
-        extra = 0 if decay is None or decay.ndim == 1 else decay.numel() // TOKENS // HEADS
-        decay_bytes = extra * (0 if decay is None else decay.itemsize)
-
-        def forward() -> object:
-            return kernels.forward(q, k, v, decay)
+        offset = _new(1, dtype=torch.int64) if name == "cosine" else None
+        call = Call(q, k, v, decay, None, None, offset)
+        kernels = launch.choose(call, "cuda")
+        extra = 0  # bytes of decays that every token has its own of
+        if decay is not None and decay.ndim > 2:
+            extra = decay.numel() // TOKENS // HEADS * decay.itemsize
 
         def backward(kept: object) -> None:
             states = kept[2]  # pyright: ignore[reportIndexIssue]
-            kernels.backward(q, k, v, decay, None, None, states, do, None, learned)
+            kernels.backward(call, states, do, None, learned)
 
-        floor = 4 * dim * size + decay_bytes, 7 * dim * size + (1 + learned) * decay_bytes
-        return Operation(name=name, forward=forward, backward=backward, floor=floor)
+        floor = 4 * dim * size + extra, 7 * dim * size + (1 + learned) * extra
+        return Operation(
+            name=name, forward=lambda: kernels.forward(call), backward=backward, floor=floor
+        )
 
+    vector = new(HEADS, dim, kind=torch.float32)
     yield operation("no decay", None, False)
     yield operation("per head", new(HEADS, kind=torch.float32), False)
-    yield operation("per head, learned", new(HEADS, kind=torch.float32), True)
-    yield operation("per token", new(1, TOKENS, HEADS, kind=torch.float32), True)
-    yield operation("per channel", new(1, TOKENS, HEADS, dim), True)
-
-    q, k, v, do = (new(1, TOKENS, HEADS, dim) for _ in range(4))
-    vector = new(HEADS, dim, kind=torch.float32)
-    offset = _new(1, dtype=torch.int64)
-
-    def gate_backward(kept: object) -> None:
-        states = kept[2]  # pyright: ignore[reportIndexIssue]
-        kernels.hgrn2_backward(q, k, v, vector, None, None, states, do, None)
-
-    yield Operation(
-        name="HGRN2 gate",
-        forward=lambda: kernels.hgrn2_forward(q, k, v, vector),
-        backward=gate_backward,
-        floor=(4 * dim * size, 7 * dim * size),
-    )
-    yield Operation(
-        name="cosine",
-        forward=lambda: kernels.cosine_forward(q, k, v, vector, None, None, offset),
-        backward=lambda _: void(
-            kernels.cosine_backward(q, k, v, vector, None, None, offset, do, None)
-        ),
-        floor=(4 * dim * size, 7 * dim * size),
-    )
+    yield operation("per head, learned", new(HEADS, kind=torch.float32))
+    yield operation("per token", new(1, TOKENS, HEADS, kind=torch.float32))
+    yield operation("per channel", new(1, TOKENS, HEADS, dim))
+    yield operation("HGRN2 gate", vector)
+    yield operation("cosine", vector)
     # One token of TOKENS sequences. The state is updated in place: counted once here and in the
     # floor, though it is read and written.
     token_q, token_k, token_v = (new(TOKENS, HEADS, dim) for _ in range(3))
     state = new(TOKENS, HEADS, dim, dim, kind=torch.float32)
     yield Operation(
         name="decode step",
-        forward=lambda: kernels.step(
+        forward=lambda: decode.step(
             token_q, token_k, token_v, state, new(HEADS, kind=torch.float32)
         ),
         backward=lambda _: None,
         floor=(4 * dim * size + 4 * dim * dim, 0),
     )
-
-
-def void(_: object) -> None:
-    """Drop a result."""
 
 
 def peers(dim: int, dtype: torch.dtype) -> Iterator[Operation]:

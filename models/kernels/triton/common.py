@@ -13,6 +13,7 @@ Tuning tables are `tuning/<family>.<arch>.json`: a flat object from a key to the
 launch (`num_warps`, `num_stages` and the kernel's own constexprs). `tuned` looks up, in order,
 
     kernel/mode/bits/D, or kernel/general/bits/D (see `tuned`)      kernel/bits/D
+    (with LINSCALE_KERNEL_WARPS=N first warpsN/ before either, where the row has more warps)
 
 where D is the larger of K and V rounded up to a power of two (at least 16), and bits is 16 (bf16,
 fp16) or 32. Nothing is keyed on the sequence length or the batch, and nothing is timed at run time;
@@ -22,6 +23,7 @@ fp16) or 32. Nothing is keyed on the sequence length or the batch, and nothing i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -32,12 +34,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.kernels.call import Call
+
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(-160.0)
 
 NONE, HEAD, HEAD_T = 0, 1, 2
 """Decay modes of the scalar kernels: none, one a head, one a token and head."""
-MODE_NAMES = {NONE: "none", HEAD: "head", HEAD_T: "head_t"}
 
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -149,18 +152,13 @@ def interpreted() -> bool:
     return not isinstance(locate, triton.runtime.JITFunction)
 
 
-def check_inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[int, int, int, int, int, int]:
-    """Validate what all modes share and return (B, T, H, K, V, N).
+def check_inputs(call: Call) -> None:
+    """Validate what all modes share.
 
     Raises:
         ValueError: device, dtype or shape outside what the kernels support.
     """
+    q, k, v, decay, initial_state, cu_seqlens, position_offset = call
     # Tensors without memory ("meta") record launches to be compiled offline.
     if q.device.type not in ("cuda", "meta") and not interpreted():
         raise ValueError(
@@ -177,28 +175,43 @@ def check_inputs(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected (B, T, H, K), "
             "(B, T, H, K) and (B, T, H, V)."
         )
-    batch, tokens, heads, key_dim = q.shape
+    batch, _, heads, key_dim = q.shape
     value_dim = v.shape[-1]
     if not (1 <= key_dim <= MAX_HEAD_DIM and 1 <= value_dim <= MAX_HEAD_DIM):
         raise ValueError(
             f"head dimensions K={key_dim}, V={value_dim}: the kernels support 1 to {MAX_HEAD_DIM}; "
             "use more heads."
         )
-    sequences = batch
-    if cu_seqlens is not None:
-        if batch != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != q.device:
-            raise ValueError(
-                f"cu_seqlens of shape {tuple(cu_seqlens.shape)} on {cu_seqlens.device} with batch "
-                f"{batch}: packed sequences need B = 1 and a 1-D offset tensor on {q.device}."
-            )
-        sequences = cu_seqlens.numel() - 1
-    state_shape = (sequences, heads, key_dim, value_dim)
-    if initial_state is not None and initial_state.shape != state_shape:
+    if cu_seqlens is not None and (
+        batch != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != q.device
+    ):
+        raise ValueError(
+            f"cu_seqlens of shape {tuple(cu_seqlens.shape)} on {cu_seqlens.device} with batch "
+            f"{batch}: packed sequences need B = 1 and a 1-D offset tensor on {q.device}."
+        )
+    shapes = {
+        "head": (heads,),
+        "head_t": tuple(q.shape[:3]),
+        "vector": tuple(q.shape),
+        "gate": tuple(q.shape[2:]),
+        "phase": tuple(q.shape[2:]),
+    }
+    if decay is not None and tuple(decay.shape) != shapes[call.mode]:
+        name = {"gate": "lower_bound", "phase": "theta"}.get(call.mode, "decay")
+        raise ValueError(
+            f"{name} has shape {tuple(decay.shape)}: with q of shape {tuple(q.shape)} it must be "
+            f"{shapes[call.mode]}."
+        )
+    if initial_state is not None and initial_state.shape != call.state_shape:
         raise ValueError(
             f"initial_state has shape {tuple(initial_state.shape)}, expected (N, H, K, V) = "
-            f"{state_shape}."
+            f"{call.state_shape}."
         )
-    return batch, tokens, heads, key_dim, value_dim, sequences
+    if position_offset is not None and position_offset.numel() not in (1, call.sequences):
+        raise ValueError(
+            f"position_offset has {position_offset.numel()} elements: give one, or one for each of "
+            f"the {call.sequences} sequences."
+        )
 
 
 def strides(tensor: Tensor | None, ndim: int) -> tuple[int, ...]:
@@ -239,7 +252,7 @@ def _architecture(device: torch.device | None) -> str:
         return "sm_90"
     if torch.version.hip is not None:
         return "gfx942"
-    major = torch.cuda.get_device_capability(device)[0]
+    major = torch.cuda.get_device_capability(_on_gpu(device))[0]
     # Consumer Blackwell (12.x) has Ada's shared memory, so it takes Ampere's small tiles.
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
@@ -249,7 +262,12 @@ def multiprocessors(device: torch.device | None = None) -> int:
     """Streaming multiprocessors (compute units) of a device; 132 without one."""
     if not torch.cuda.is_available():
         return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(_on_gpu(device)).multi_processor_count
+
+
+def _on_gpu(device: torch.device | None) -> torch.device | None:
+    """The device, or for tensors without memory (and the interpreter's) the current GPU."""
+    return device if device is not None and device.type == "cuda" else None
 
 
 @cache
@@ -271,16 +289,7 @@ def trial(family: str, kernel: str, constants: dict[str, int]) -> Iterator[None]
         del _trials[f"{family}/{kernel}"]
 
 
-def tuned(
-    family: str,
-    kernel: str,
-    mode: str,
-    dtype: torch.dtype,
-    k: int,
-    v: int,
-    arch: str,
-    packed: bool,
-) -> dict[str, int]:
+def tuned(family: str, kernel: str, call: Call, arch: str) -> dict[str, int]:
     """Constants of one launch by the module docstring's lookup rule.
 
     A mode's own row is for batches of rows and equal head dimensions that fill their tiles. The
@@ -291,15 +300,25 @@ def tuned(
     """
     if f"{family}/{kernel}" in _trials:
         return _trials[f"{family}/{kernel}"]
-    bits = 16 if dtype.itemsize == 2 else 32
-    dim = block(max(k, v))
-    form = mode if k == v == dim and not packed else "general"
+    key_dim, value_dim = call.q.shape[3], call.v.shape[3]
+    bits = 16 if call.q.dtype.itemsize == 2 else 32
+    dim = block(max(key_dim, value_dim))
+    form = call.mode if key_dim == value_dim == dim and not call.packed else "general"
     entries = table(family, arch)
     keys = (f"{kernel}/{form}/{bits}/{dim}", f"{kernel}/{bits}/{dim}")
     for key in keys:
         if key in entries:
-            return entries[key]
+            return _within_warps(entries, key)
     raise KeyError(f"{family}.{arch}.json has none of {', '.join(keys)}; run linscale tune.")
+
+
+def _within_warps(entries: dict[str, dict[str, int]], key: str) -> dict[str, int]:
+    """The row `key`, or with LINSCALE_KERNEL_WARPS=N, where it has more warps than that, the row
+    warpsN/`key`; without one the row itself with N warps, right but slow."""
+    limit, row = os.environ.get("LINSCALE_KERNEL_WARPS", ""), entries[key]
+    if not limit.isdigit() or row["num_warps"] <= int(limit):
+        return row
+    return entries.get(f"warps{limit}/{key}", row | {"num_warps": int(limit)})
 
 
 def dot_precision(dtype: torch.dtype, arch: str) -> str:

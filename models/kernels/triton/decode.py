@@ -6,8 +6,8 @@ One program holds a (K, BV) block of one sequence's and head's state in float32 
 tokens, and writes the state back: 8 K V bytes a head and call, the floor of decoding, and one
 launch. All decays are one kernel: none, a head's, a token's and head's, a channel's, or HGRN2's
 gate. Decoding (`step`, `hgrn2_step`) updates the state in place, in the rows that `cache_indices`
-name, or writes it elsewhere; `recurrent_forward` is the forward pass of per-channel decays for
-sequences of up to `PREFILL` tokens: one launch, where chunks are two and mostly padding.
+name, or writes it elsewhere; `forward` is the forward pass of per-channel decays for sequences of
+up to `launch.PREFILL` tokens: one launch, where chunks are two and mostly padding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.kernels.call import Call
 from models.kernels.triton.common import (
     LOG2E,
     MAX_HEAD_DIM,
@@ -29,8 +30,6 @@ from models.kernels.triton.vector_tiles import sigmoids
 
 NONE, SCALAR, CHANNEL, GATE = 0, 1, 2, 3
 """Decay of the kernel: absent, one number a token and head, one a channel, or logits of one."""
-PREFILL = 32
-"""Tokens up to which per-channel decays run token by token: half a tile of the chunked kernels."""
 BLOCK_ELEMENTS = 2048
 """State elements of one program, of 128 threads: enough programs to fill a GPU at batch 1."""
 
@@ -244,37 +243,23 @@ def hgrn2_step(
     return _launch(*parts, lower_bound, state, end, None, cache_indices)[:, 0]
 
 
-def recurrent_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    lower_bound: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """o (B, T, H, V) and final state (N, H, K, V) float32, token by token.
+def empty_states(call: Call) -> Tensor:
+    """Nothing is kept: backward computes the states that it needs."""
+    return torch.empty(0, dtype=torch.float32, device=call.q.device)
 
-    Arguments as `models.kernels.linear_attention`; with HGRN2's lower bound (H, K), k and decay are
-    both the gate logits. For short prompts: the time grows with T, not with the work.
+
+def forward(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """o (B, T, H, V), final state (N, H, K, V) float32, token by token, and nothing kept.
+
+    Every mode but `phase`. For short prompts: the time grows with T, not with the work.
     """
-    batch, tokens, heads, key_dim, value_dim, sequences = check_inputs(
-        q, k, v, initial_state, cu_seqlens
-    )
-    if decay is not None:
-        if tuple(decay.shape) not in {(heads,), (batch, tokens, heads), tuple(q.shape)}:
-            raise ValueError(
-                f"decay has shape {tuple(decay.shape)}: for q {tuple(q.shape)} it must be None, "
-                f"{(heads,)}, {(batch, tokens, heads)} or {tuple(q.shape)}."
-            )
-        decay = decay.expand(batch, tokens, heads) if decay.ndim == 1 else decay
-    if lower_bound is not None and lower_bound.shape != q.shape[2:]:
-        raise ValueError(
-            f"lower_bound has shape {tuple(lower_bound.shape)}, expected (H, K) = "
-            f"{tuple(q.shape[2:])}."
-        )
-    final = torch.empty(
-        (sequences, heads, key_dim, value_dim), dtype=torch.float32, device=q.device
-    )
-    o = _launch(q, k, v, decay, lower_bound, initial_state, final, cu_seqlens, None)
-    return o, final
+    check_inputs(call)
+    q, k, v, decay, initial_state, cu_seqlens, _ = call
+    low = None
+    if call.mode == "gate":
+        decay, low = k, decay
+    elif decay is not None and decay.ndim == 1:
+        decay = decay.expand(q.shape[:3])
+    final = torch.empty(call.state_shape, dtype=torch.float32, device=q.device)
+    o = _launch(q, k, v, decay, low, initial_state, final, cu_seqlens, None)
+    return o, final, empty_states(call)

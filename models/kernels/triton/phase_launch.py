@@ -1,4 +1,4 @@
-"""Forward and backward of `cosine_attention` with the rotation inside the kernels.
+"""Forward and backward of the cosine form with the rotation inside the kernels.
 
 Launches: forward phase_read (and boundary states where batch x heads are few); backward phase_read
 in reverse for dv, phase_inputs for dq, dk and dtheta (and boundary gradients).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.kernels.call import Call, Gradients
 from models.kernels.triton.common import (
     architecture,
     block,
@@ -24,59 +25,33 @@ from models.kernels.triton.scalar_phase import phase_inputs, phase_read
 from models.kernels.triton.scalar_states import boundary_states
 
 
-class _Call:
-    """Arguments that all launches of one call share."""
+class _Launches:
+    """The launches of one call, and the arguments that they share."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        theta: Tensor,
-        initial_state: Tensor | None,
-        cu_seqlens: Tensor | None,
-        position_offset: int | Tensor,
-        segment: int | None,
-    ) -> None:
-        shape = check_inputs(q, k, v, None, cu_seqlens)
-        self.batch, self.tokens, self.heads, self.K, self.V, self.sequences = shape
-        if theta.shape != q.shape[2:]:
-            raise ValueError(
-                f"theta has shape {tuple(theta.shape)}, expected (H, K) = {tuple(q.shape[2:])}."
-            )
-        self.state_shape = (self.sequences, self.heads, 2 * self.K, self.V)
-        if initial_state is not None and initial_state.shape != self.state_shape:
-            raise ValueError(
-                f"initial_state has shape {tuple(initial_state.shape)}, expected (N, H, 2K, V) = "
-                f"{self.state_shape}."
-            )
-        if not isinstance(position_offset, Tensor):
-            # Made on the device: copying a number there would wait for it.
-            position_offset = torch.full((1,), position_offset, device=q.device, dtype=torch.int64)
-        self.offset = position_offset.reshape(-1)
-        if self.offset.numel() not in (1, self.sequences):
-            raise ValueError(
-                f"position_offset has {self.offset.numel()} elements: give one, or one for each of "
-                f"the {self.sequences} sequences."
-            )
-        self.q, self.k, self.v, self.theta = q, k, v, theta
-        self.initial, self.cu_seqlens = initial_state, cu_seqlens
-        self.packed = cu_seqlens is not None
-        self.arch = architecture(q.device)
+    def __init__(self, call: Call, segment: int | None) -> None:
+        check_inputs(call)
+        self.call = call
+        self.q, self.k, self.v, theta, self.initial, self.cu_seqlens, offset = call
+        assert theta is not None
+        assert offset is not None
+        self.theta, self.offset = theta, offset.reshape(-1)
+        self.batch, self.tokens, self.heads, self.K = self.q.shape
+        self.V, self.sequences = self.v.shape[-1], call.sequences
+        self.packed = call.packed
+        self.empty = self.sequences == 0 or self.heads == 0
+        self.arch = architecture(self.q.device)
         if segment is None:
             tiles = -(-self.V // self.config("phase_read")["BV"])
             rows = 1 if self.packed else self.batch
             programs = rows * self.heads * tiles
-            segment = segment_length(self.tokens, programs, multiprocessors(q.device))
+            segment = segment_length(self.tokens, programs, multiprocessors(self.q.device))
         self.segment = segment
         self.segmented = segment < self.tokens
         self.entries = segment_entries(self.tokens, self.sequences, segment, self.packed)
         self.angles = (theta.stride(0), theta.stride(1), int(self.offset.numel() > 1))
 
     def config(self, kernel: str) -> dict[str, int]:
-        return tuned(
-            "scalar", kernel, "phase", self.q.dtype, self.K, self.V, self.arch, self.packed
-        )
+        return tuned("scalar", kernel, self.call, self.arch)
 
     @property
     def constants(self) -> dict[str, object]:
@@ -92,7 +67,7 @@ class _Call:
         if not self.segmented:
             return None
         config = self.config("states")
-        shape = (self.entries, *self.state_shape[1:])
+        shape = (self.entries, *self.call.state_shape[1:])
         states = torch.empty(shape, dtype=torch.float32, device=y.device)
         tiles = 2 * -(-self.K // config["BK"]) * -(-self.V // config["BV"])
         boundary_states[(self.sequences * self.heads * tiles,)](
@@ -141,61 +116,56 @@ class _Call:
         return dq, dk, dtheta.sum((0, 1)).to(self.theta.dtype)
 
 
-def cosine_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    position_offset: int | Tensor = 0,
-    segment: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """o (B, T, H, V) and the final state (N, H, 2K, V) float32, cosine half first.
+def empty_states(call: Call) -> Tensor:
+    """Nothing is kept: `backward` reads the inputs again."""
+    return torch.empty(0, dtype=torch.float32, device=call.q.device)
+
+
+def forward(call: Call, segment: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """o (B, T, H, V), the final state (N, H, 2K, V) float32, cosine half first, and nothing kept.
 
     Args:
-        q, k, v: (B, T, H, K), (B, T, H, K), (B, T, H, V); bfloat16, float16 or float32.
-        theta: angles in radians a step, (H, K).
-        initial_state: (N, H, 2K, V).
-        cu_seqlens: offsets of N packed sequences, (N + 1,).
-        position_offset: position of the first token: a number, or integers of shape () or (N,).
+        call: bfloat16, float16 or float32, with angles (H, K) for a decay and a position offset.
         segment: tokens a program walks, a multiple of 128; None: from the shapes.
 
     Raises:
         ValueError: device, dtype or shape outside what the kernels support.
     """
-    call = _Call(q, k, v, theta, initial_state, cu_seqlens, position_offset, segment)
+    launches = _Launches(call, segment)
+    q, k, v, initial = call.q, call.k, call.v, call.initial_state
     final = torch.empty(call.state_shape, dtype=torch.float32, device=q.device)
-    if call.sequences == 0 or call.heads == 0:
-        return torch.empty(v.shape, dtype=v.dtype, device=v.device), final
+    if launches.empty:
+        return torch.empty(v.shape, dtype=v.dtype, device=v.device), final, empty_states(call)
     with torch.cuda.device_of(q):
-        states = call.states(k, v, initial_state, reverse=False)
-        return call.read(q, k, v, initial_state, states, final, reverse=False), final
+        states = launches.states(k, v, initial, reverse=False)
+        o = launches.read(q, k, v, initial, states, final, reverse=False)
+        return o, final, empty_states(call)
 
 
-def cosine_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    position_offset: int | Tensor,
+def backward(
+    call: Call,
+    states: Tensor | None,
     do: Tensor,
     dfinal_state: Tensor | None,
+    decay_gradient: bool = True,
     segment: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """dq, dk, dv, dtheta (H, K) and dinitial_state (None without an initial state)."""
-    call = _Call(q, k, v, theta, initial_state, cu_seqlens, position_offset, segment)
+) -> Gradients:
+    """dq, dk, dv, dtheta (H, K; None if it is not asked for: it saves nothing) and dinitial_state
+    (None without an initial state). `states` is not read."""
+    launches = _Launches(call, segment)
+    q, k, v, initial = call.q, call.k, call.v, call.initial_state
     dinitial = None
-    if initial_state is not None:
+    if initial is not None:
         dinitial = torch.empty(call.state_shape, dtype=torch.float32, device=q.device)
-    if call.sequences == 0 or call.heads == 0:
-        return q.clone(), k.clone(), v.clone(), torch.zeros_like(theta), dinitial
+    if launches.empty:
+        dtheta = torch.zeros_like(launches.theta) if decay_gradient else None
+        return q.clone(), k.clone(), v.clone(), dtheta, dinitial
     do = do.to(v.dtype)
     with torch.cuda.device_of(q):
-        states = call.states(k, v, initial_state, reverse=False)
-        dstates = call.states(q, do, dfinal_state, reverse=True)
-        dv = call.read(k, q, do, dfinal_state, dstates, dinitial, reverse=True)
-        dq, dk, dtheta = call.inputs(do, states, dfinal_state, dstates)
-    return dq, dk, dv, dtheta, dinitial
+        cut = launches.states(k, v, initial, reverse=False)
+        dcut = launches.states(q, do, dfinal_state, reverse=True)
+        dv = launches.read(k, q, do, dfinal_state, dcut, dinitial, reverse=True)
+        dq, dk, dtheta = launches.inputs(do, cut, dfinal_state, dcut)
+    if dinitial is not None and initial is not None:
+        dinitial = dinitial.to(initial.dtype)
+    return dq, dk, dv, dtheta if decay_gradient else None, dinitial

@@ -18,6 +18,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from models.chunk_sizes import STATE_INTERVAL
+from models.kernels.call import Call, Gradients
 from models.kernels.triton.common import (
     architecture,
     check_inputs,
@@ -30,7 +32,7 @@ from models.kernels.triton.vector_gradients import gradients
 from models.kernels.triton.vector_read import read_states
 from models.kernels.triton.vector_states import scan_states
 
-CHUNK = 128
+CHUNK = STATE_INTERVAL["cuda"]
 """Tokens between stored states."""
 
 
@@ -39,62 +41,41 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.bfloat16
 
 
-def empty_states(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def empty_states(call: Call) -> Tensor:
     """Room for the states before every chunk, (entries, H, K, V)."""
-    batch, tokens, heads, key_dim = q.shape
-    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    entries = segment_entries(tokens, sequences, CHUNK, cu_seqlens is not None)
-    shape = (entries, heads, key_dim, v.shape[-1])
-    return torch.empty(shape, dtype=state_dtype(q.dtype), device=q.device)
+    entries = segment_entries(call.q.shape[1], call.sequences, CHUNK, call.packed)
+    shape = (entries, *call.state_shape[1:])
+    return torch.empty(shape, dtype=state_dtype(call.q.dtype), device=call.q.device)
 
 
-class _Call:
-    """The arguments that all kernels of one call share."""
+class _Launches:
+    """The launches of one call, and the arguments that all of its kernels share."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gate: Tensor,
-        low: Tensor | None,
-        initial_state: Tensor | None,
-        cu_seqlens: Tensor | None,
-    ) -> None:
-        shape = check_inputs(q, k, v, initial_state, cu_seqlens)
-        self.batch, self.tokens, self.heads, self.K, self.V, self.sequences = shape
-        if gate.shape != q.shape:
-            raise ValueError(
-                f"decay (or gate) has shape {tuple(gate.shape)}, expected q's, {tuple(q.shape)}."
-            )
-        if low is not None and low.shape != q.shape[2:]:
-            raise ValueError(
-                f"lower_bound has shape {tuple(low.shape)}, expected (H, K) = {tuple(q.shape[2:])}."
-            )
-        self.q, self.k, self.v, self.gate, self.low = q, k, v, gate, low
-        self.gated = low is not None
-        self.cu_seqlens = cu_seqlens
-        self.arch = architecture(q.device)
-        packed = cu_seqlens is not None
-        self.entries = segment_entries(self.tokens, self.sequences, CHUNK, packed)
+    def __init__(self, call: Call) -> None:
+        check_inputs(call)
+        self.call = call
+        self.q, self.k, self.v, decay, self.initial, self.cu_seqlens, _ = call
+        self.batch, self.tokens, self.heads, self.K = self.q.shape
+        self.V, self.sequences = self.v.shape[-1], call.sequences
+        self.gated = call.mode == "gate"
+        assert decay is not None
+        self.gate, self.low = (self.k, decay) if self.gated else (decay, None)
+        self.arch = architecture(self.q.device)
+        self.entries = segment_entries(self.tokens, self.sequences, CHUNK, call.packed)
         self.empty = self.sequences == 0 or self.heads == 0
         self.constants = {
             "K": self.K,
             "V": self.V,
             "C": CHUNK,
             "GATE": self.gated,
-            "PACKED": packed,
-            "DOT": tl.float32 if q.dtype == torch.float32 else tl.bfloat16,
-            "PRECISION": dot_precision(q.dtype, self.arch),
+            "PACKED": call.packed,
+            "DOT": tl.float32 if self.q.dtype == torch.float32 else tl.bfloat16,
+            "PRECISION": dot_precision(self.q.dtype, self.arch),
         }
 
     def config(self, kernel: str) -> dict[str, int]:
         """Launch constants from the tuning table; its BT, tokens in a tile, becomes LEVELS."""
-        mode = "gate" if self.gated else "vector"
-        packed = self.cu_seqlens is not None
-        config = dict(
-            tuned("vector", kernel, mode, self.q.dtype, self.K, self.V, self.arch, packed)
-        )
+        config = dict(tuned("vector", kernel, self.call, self.arch))
         config["LEVELS"] = config.pop("BT").bit_length() - 1
         return config
 
@@ -118,7 +99,7 @@ class _Call:
         """Chunk states (entries, H, K, V); `start` is the state to begin with, `end` receives the
         one left over."""
         config = self.config("scan_reverse" if reverse else "scan")
-        states = empty_states(self.q, self.v, self.cu_seqlens)
+        states = empty_states(self.call)
         blocks = -(-self.K // config["BK"]) * -(-self.V // config["BV"])
         read = self.q if reverse else self.k  # the other is not, nor what is absent
         scan_states[(self.sequences * self.heads * blocks,)](
@@ -147,45 +128,40 @@ class _Call:
         )  # fmt: skip
         return out
 
-    def forward(self, initial_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        final = torch.empty(
-            (self.sequences, self.heads, self.K, self.V),
-            dtype=torch.float32,
-            device=self.q.device,
-        )
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """o, the final state and the states before every chunk."""
+        shape, device = self.call.state_shape, self.q.device
+        final = torch.empty(shape, dtype=torch.float32, device=device)
         if self.empty:
-            return torch.empty_like(self.v), final, empty_states(self.q, self.v, self.cu_seqlens)
+            return torch.empty_like(self.v), final, empty_states(self.call)
         with torch.cuda.device_of(self.q):
-            states = self.scan(self.v, initial_state, final, reverse=False)
+            states = self.scan(self.v, self.initial, final, reverse=False)
             return self.read(self.v, states, reverse=False), final, states
 
-    def backward(
-        self, initial_state: Tensor | None, states: Tensor, do: Tensor, dfinal_state: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """dq, dk (None when gated), dv, dgate, dlow (None unless gated), dinitial_state.
+    def backward(self, states: Tensor, do: Tensor, dfinal_state: Tensor | None) -> Gradients:
+        """dq; dk, or of the gate's logits; dv; ddecay, or of the lower bound; dinitial_state.
 
         Empty `states` (of a forward pass token by token) are computed here.
         """
-        dq = torch.empty(self.q.shape, dtype=self.q.dtype, device=self.q.device)
+        device = self.q.device
+        dq = torch.empty(self.q.shape, dtype=self.q.dtype, device=device)
         dk = None if self.gated else torch.empty_like(dq)
-        dgate = torch.empty(self.gate.shape, dtype=self.gate.dtype, device=self.q.device)
+        dgate = torch.empty(self.gate.shape, dtype=self.gate.dtype, device=device)
         dinitial = None
-        if initial_state is not None:
-            shape = (self.sequences, self.heads, self.K, self.V)
-            dinitial = torch.empty(shape, dtype=torch.float32, device=self.q.device)
+        if self.initial is not None:
+            dinitial = torch.empty(self.call.state_shape, dtype=torch.float32, device=device)
         if self.empty:
+            dv = torch.empty_like(self.v)
             dlow = None if self.low is None else torch.zeros_like(self.low)
-            return dq, dk, torch.empty_like(self.v), dgate, dlow, dinitial
+            return (dq, dgate, dv, dlow, dinitial) if dk is None else (dq, dk, dv, dgate, dinitial)
         config = self.config("gradients")
         tiles = self.tiles(config)
         dlow = None
         if self.low is not None:
-            dlow = torch.empty(
-                (tiles, self.heads, self.K), dtype=torch.float32, device=self.q.device
-            )
+            dlow = torch.empty((tiles, self.heads, self.K), dtype=torch.float32, device=device)
         with torch.cuda.device_of(self.q):
             if states.numel() == 0:
-                states = self.scan(self.v, initial_state, None, reverse=False)
+                states = self.scan(self.v, self.initial, None, reverse=False)
             dstates = self.scan(do, dfinal_state, dinitial, reverse=True)
             dv = self.read(do, dstates, reverse=True)
             gradients[(tiles * self.heads * -(-self.K // config["BK"]),)](
@@ -195,84 +171,37 @@ class _Call:
                 *self.v.stride(), *do.stride(), *self.counts,
                 **self.constants, **config,
             )  # fmt: skip
-        if dlow is not None and self.low is not None:
-            dlow = dlow.sum(0).to(self.low.dtype)
-        if dinitial is not None and initial_state is not None:
-            dinitial = dinitial.to(initial_state.dtype)
-        return dq, dk, dv, dgate, dlow, dinitial
+        if dinitial is not None and self.initial is not None:
+            dinitial = dinitial.to(self.initial.dtype)
+        if dk is not None:
+            return dq, dk, dv, dgate, dinitial
+        assert dlow is not None
+        assert self.low is not None
+        return dq, dgate, dv, dlow.sum(0).to(self.low.dtype), dinitial
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """o (B, T, H, V), final state (N, H, K, V) float32, and the states `backward` reads.
 
     Args:
-        q, k, v: (B, T, H, K), (B, T, H, K), (B, T, H, V); bfloat16, float16 or float32.
-        decay: log decay in nats a step, at most 0, -inf allowed, (B, T, H, K), any float dtype.
-        initial_state: (N, H, K, V).
-        cu_seqlens: offsets of N packed sequences, (N + 1,).
+        call: bfloat16, float16 or float32. Log decays (B, T, H, K) in nats a step, at most 0, -inf
+            allowed, any float dtype; or HGRN2's lower bounds b in [0, 1), (H, K), with logits x in
+            k's place: f = b + (1 - b) sigmoid(x), k = 1 - f and the decay log f, in registers.
 
     Raises:
         ValueError: device, dtype or shape outside what the kernels support.
     """
-    return _Call(q, k, v, decay, None, initial_state, cu_seqlens).forward(initial_state)
+    return _Launches(call).forward()
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
+    call: Call,
     states: Tensor,
     do: Tensor,
     dfinal_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """dq, dk, dv, ddecay and dinitial_state (None without one), of their inputs' dtypes."""
-    call = _Call(q, k, v, decay, None, initial_state, cu_seqlens)
-    dq, dk, dv, ddecay, _, dinitial = call.backward(initial_state, states, do, dfinal_state)
-    assert dk is not None
-    return dq, dk, dv, ddecay, dinitial
-
-
-def hgrn2_forward(
-    q: Tensor,
-    gate_logits: Tensor,
-    v: Tensor,
-    lower_bound: Tensor,
-    initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`forward` with f = b + (1 - b) sigmoid(x), k = 1 - f and decay log f, all in registers.
-
-    Args:
-        q, v: as in `forward`; gate_logits: x, (B, T, H, K), q's dtype.
-        lower_bound: b in [0, 1), (H, K).
-    """
-    call = _Call(q, gate_logits, v, gate_logits, lower_bound, initial_state, cu_seqlens)
-    return call.forward(initial_state)
-
-
-def hgrn2_backward(
-    q: Tensor,
-    gate_logits: Tensor,
-    v: Tensor,
-    lower_bound: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    states: Tensor,
-    do: Tensor,
-    dfinal_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """dq, dgate_logits, dv, dlower_bound and dinitial_state (None without one)."""
-    call = _Call(q, gate_logits, v, gate_logits, lower_bound, initial_state, cu_seqlens)
-    dq, _, dv, dx, dlow, dinitial = call.backward(initial_state, states, do, dfinal_state)
-    assert dlow is not None
-    return dq, dx, dv, dlow, dinitial
+    decay_gradient: bool = True,
+) -> Gradients:
+    """dq, dk (of the logits), dv, ddecay (of the lower bound; None if it is not asked for: it
+    saves nothing) and dinitial_state (None without one), of their inputs' dtypes."""
+    dq, dk, dv, ddecay, dinitial = _Launches(call).backward(states, do, dfinal_state)
+    return dq, dk, dv, ddecay if decay_gradient else None, dinitial

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from models.layers import Span, make_span
-from scaling.data.prepare import PreparedData, prepare
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
 from scaling.data.tokenizers import load_json_tokenizer
 from scaling.linearization.blockwise.teacher_layers import dtype_of, teacher_layers
 from scaling.linearization.blockwise.transfer_config import Blockwise

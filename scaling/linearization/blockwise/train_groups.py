@@ -42,14 +42,13 @@ from scaling.linearization.blockwise.hidden_cache import (
 from scaling.linearization.blockwise.teacher_layers import (
     check_teacher,
     dtype_of,
-    learned,
+    learning_tensors,
     student_layers,
 )
 from scaling.linearization.blockwise.transfer_config import Blockwise
-from scaling.sweep.status import read_json
 from scaling.system.claims import Claim, claim, exclusive, holder
 from scaling.system.errors import LinscaleError
-from scaling.system.files import replacing, write_json
+from scaling.system.files import read_json, replacing, write_json
 
 CHECKPOINT_STEPS = 100
 """Steps between checkpoints of a group."""
@@ -135,7 +134,7 @@ def _train(
             "the part activations first."
         )
     student = student_layers(config, group, device=device)
-    tensors = learned(student, group)
+    tensors = learning_tensors(student, group)
     if tensors:  # a group may keep softmax in all of its layers
         text = tokens_of(config, out)
         _learn(config, student, group, tensors, boundary, text, folder, held)
@@ -333,6 +332,6 @@ def run(
         target = assemble(config, out)
         student = build(config.student, device="meta")
         student.requires_grad_(False)
-        for parameter in learned(student, range(config.model.layers)).values():
+        for parameter in learning_tensors(student, range(config.model.layers)).values():
             parameter.requires_grad_(True)
         report(f"{target}: written; {count_trained(student)}")

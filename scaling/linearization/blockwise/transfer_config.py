@@ -7,9 +7,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from models.config import ConfigError, LoLCATs, ModelConfig
-from models.linearize.surgery import linearized_config
-from scaling.config.parts import DataConfig, Part
+from models import flat
+from models.architectures.lolcats import LoLCATs
+from models.config import ConfigError, ModelConfig
+from models.fields import Part
+from models.linearize.options import linearized_config
+from scaling.config.parts import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +105,8 @@ class Blockwise(Part):
     def digest(self) -> str:
         """Hash of all that the numbers depend on: everything but the name."""
         values = {key: value for key, value in self.to_json().items() if key != "name"}
+        # In the layout that earlier transfers were named by.
+        values["model"] = flat.settings(self.model)
+        del values["lolcats"]["llama"]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,12 +15,13 @@ the time is that of the activations and of one group.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
 
 from models.accounting import forward_flops_per_token, mean_keys, parameters
+from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, ModelConfig
 from models.language_model import Block, LanguageModel
 from models.linearize.lolcats import HybridAttention
@@ -98,7 +99,7 @@ def plan(config: Blockwise, device: Device) -> BlockwisePlan:
     each = width * per_layer + ADAM_BYTES * learning / model.layers
     held = step + size * each
     if held > USABLE * device.memory:
-        raise _too_large(config, device, step, each)
+        _refuse(config, device, step, each)
     boundary = float(config.cached_tokens) * model.dim * width
     teacher, student = _layer_flops(config)
     tokens = config.cached_tokens
@@ -138,12 +139,11 @@ def step_bytes(config: Blockwise) -> float:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    options = config.student.lolcats
-    assert options is not None
+    options = config.student.options_as(LoLCATs)
     if len(options.softmax_layers) == config.model.layers:
         return 0.0
     # A second layer, so that the first one's hidden states go on to it.
-    two = config.student.replace(layers=2, lolcats=replace(options, softmax_layers=()))
+    two = config.student.replace(layers=2, options=replace(options, softmax_layers=()))
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype_of(config))
     try:
@@ -192,18 +192,16 @@ def _layer_parameters(model: ModelConfig) -> int:
 
 def _layer_flops(config: Blockwise) -> tuple[float, float]:
     """Of one layer and token: the teacher's forward pass, and what the student adds to it."""
-    length, options = config.data.sequence_length, config.student.lolcats
-    assert options is not None
-    keys, near = mean_keys(config.model, length), options.mean_seen(length)
+    options, keys = config.student.options_as(LoLCATs), mean_keys(config.data.sequence_length)
     teacher = forward_flops_per_token(config.model, keys)
-    student = forward_flops_per_token(config.student, keys, near)
+    student = forward_flops_per_token(config.student, keys)
     kept = len(options.softmax_layers) / config.model.layers
     new = student["attention"] + student["feature_map"] - kept * teacher["attention"]
     layers = config.model.layers
     return (sum(teacher.values()) - teacher["head"]) / layers, 3 * new / layers
 
 
-def _too_large(config: Blockwise, device: Device, step: float, each: float) -> ConfigError:
+def _refuse(config: Blockwise, device: Device, step: float, each: float) -> NoReturn:
     fitting = int((USABLE * device.memory - step) // each)
     size = min(config.group_layers, config.model.layers)
     remedy = (
@@ -211,7 +209,7 @@ def _too_large(config: Blockwise, device: Device, step: float, each: float) -> C
         if fitting >= 1
         else "not even one layer does; take fewer data.batch_sequences or precision=bf16."
     )
-    return ConfigError(
+    raise ConfigError(
         f"{config.name}: a group of {size} layers needs about {(step + size * each) / GIB:.0f} GiB "
         f"and {device.name} has {device.memory / GIB:.0f} GiB; {remedy}"
     )

@@ -233,7 +233,7 @@ def test_a_group_that_cannot_be_fitted_does_not_stop_the_rest(table: Path, tmp_p
         (("fit", "SWEEP", "--params", "active"), "choose non_embedding or paper or total"),
         (("fit", "SWEEP", "--tokens", "D"), "a sweep directory needs neither"),
         (("fit", "SWEEP", "-o", "/dev/null/x.json"), "cannot be written"),
-        (("report", "absent"), "is not a directory"),
+        (("report", "absent"), "neither a directory nor a zip"),
     ],
 )  # fmt: skip
 def test_errors_are_one_paragraph(
@@ -258,7 +258,7 @@ def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
         seen.update(options, directory=directory, out=out)
         return out / "index.html"
 
-    monkeypatch.setattr("analysis.report.report.write", write)
+    monkeypatch.setattr("analysis.report.report.write_report", write)
     options = ("-o", tmp_path / "r", "--bootstrap", "150", "--seed", "3", "--baseline", "tnl")
     code, _, err = call("report", sweep_dir, *options)
     assert code == 0
@@ -323,7 +323,7 @@ def test_every_module_imports_without_torch_and_the_training_half() -> None:
 
 def test_commands_run_without_torch(table: Path) -> None:
     words = ["python -m analysis", "fit", str(table), *columns("--bootstrap", "0", "--json")]
-    code = BLOCK + f"import sys; sys.argv = {words!r}; from analysis.cli.fit import main; main()"
+    code = BLOCK + f"import sys; sys.argv = {words!r}; import analysis.__main__"
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["fits"]) == {"x", "y"}

@@ -182,7 +182,9 @@ def test_record_predicts_exactly_what_the_fit_predicts() -> None:
     fit = fit_law("chinchilla", suite(noise=0.003), bootstrap=30)
     again = LawFit.from_json(fit.to_json())
     n, d = np.geomspace(1e7, 1e12, 9), np.geomspace(1e9, 1e13, 9)
-    np.testing.assert_array_equal(again.predict(n=n, d=d), fit.predict(n=n, d=d))
+    np.testing.assert_array_equal(
+        again.law.predict(again.values, {"n": n, "d": d}), fit.predict(n=n, d=d, extrapolate=True)
+    )
     np.testing.assert_array_equal(again.predict_draws(n=n, d=d), fit.predict_draws(n=n, d=d))
     assert again.interval("a") == fit.interval("a")
     np.testing.assert_array_equal(
@@ -341,3 +343,22 @@ def test_exact_data_are_fitted_at_once_and_without_doubt(form: str, objective) -
     assert fit.evidence.iterations < 60
     if form == "chinchilla":
         assert fit.params["alpha"] == pytest.approx(0.34, rel=1e-10)
+
+
+def test_far_predictions_are_refused_unless_asked_for() -> None:
+    """Beyond ten times the compute fitted: by N and D, by C, along the optimum, and in a band."""
+    data = suite()
+    largest = float(data["flops"].max())
+    fit = fit_law("chinchilla", data, bootstrap=20)
+    far = {"n": 7e9, "d": 11 * largest / (6 * 7e9)}
+    for ask in (
+        lambda **k: fit.predict(**far, **k),
+        lambda **k: fit.optimal(11 * largest, **k),
+        lambda **k: fit.band(**far, **k),
+        lambda **k: fit_law("power_c_e", data).predict(c=11 * largest, **k),
+    ):
+        with pytest.raises(AnalysisError, match=r"11 times .* extrapolate=True"):
+            ask()
+        assert np.isfinite(np.asarray(ask(extrapolate=True), dtype=float)).all()
+    fit.optimal(9 * largest)
+    fit.predict(n=7e9, d=9 * largest / (6 * 7e9))

@@ -215,7 +215,7 @@ def test_environments_are_counted(tmp_path: Path) -> None:
 
 
 def test_errors_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(AnalysisError, match=r"is not a directory.*runs/quickstart"):
+    with pytest.raises(AnalysisError, match=r"neither a directory nor a zip file.*runs/quickstart"):
         load_sweep(tmp_path / "absent")
     with pytest.raises(AnalysisError, match=r"neither a sweep\.json nor a run"):
         load_sweep(tmp_path)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from analysis.report.report import write
+from analysis.report.report import write_report
 
-RECORDS = Path(__file__).resolve().parents[3] / "experiments" / "results" / "quickstart"
+RECORDS = Path(__file__).resolve().parents[3] / "experiments" / "results" / "quickstart.zip"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on the path")
 
@@ -57,7 +57,7 @@ seen[f.width]={page:d.documentElement.scrollWidth,
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    return write(RECORDS, out, bootstrap=50)
+    return write_report(RECORDS, out, bootstrap=50)
 
 
 def look(page: Path, profile: Path) -> tuple[dict[str, Any], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,13 +13,19 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, FitWarning
 from analysis.io.evals import load_evals
 from analysis.io.frames import where
 from analysis.io.records import load_sweep
 from analysis.judge.study import Study, study
-from analysis.report.narrative import cautions, rolling_rows, summary
-from analysis.report.report import write
+from analysis.report.narrative import (
+    cautions,
+    headline,
+    law_sentence,
+    rolling_rows,
+    summary,
+)
+from analysis.report.report import write_report
 from tests.support.make_runs import LAWS, TASKS, Problem, write_sweep
 
 ARCHS = ("llama", "hgrn2", "cosformer2")
@@ -45,7 +52,7 @@ def result(sweep_dir: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def report(sweep_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(sweep_dir, tmp_path_factory.mktemp("out") / "report", bootstrap=200).parent
+    return write_report(sweep_dir, tmp_path_factory.mktemp("out") / "report", bootstrap=200).parent
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -302,11 +309,32 @@ def test_page_says_what_matters(page: str) -> None:
 
 @pytest.mark.slow
 def test_a_second_report_is_the_same(sweep_dir: Path, report: Path, tmp_path: Path) -> None:
-    again = write(sweep_dir, tmp_path / "again", bootstrap=200).parent
+    again = write_report(sweep_dir, tmp_path / "again", bootstrap=200).parent
     files = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     for name in files:
         assert (report / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_an_undetermined_law_does_not_head_a_report(result: Study) -> None:
+    """E at zero, or rolling forecasts that a pure power law beats, are the first sentence."""
+    assert headline(result) is None
+    assert law_sentence(result, "hgrn2").startswith("**")
+    zero = FitWarning("no_irreducible", "E went to zero.")
+    law = replace(result.laws["hgrn2"], warnings=[zero])
+    without_floor = replace(result, laws={**result.laws, "hgrn2": law})
+    first = summary(without_floor)[0]
+    assert first.startswith("The data do not determine the law of HGRN2")
+    assert "E went to zero" in first
+    assert "**" not in law_sentence(without_floor, "hgrn2")
+    assert "not determined" in law_sentence(without_floor, "hgrn2")
+    rolling = result.rolling.copy()
+    rolling.loc[rolling["arch"] == "llama", "error"] = 0.5
+    beaten = headline(replace(result, rolling=rolling))
+    assert beaten is not None
+    assert "a pure power law errs by" in beaten
+    assert "LLaMA" in beaten
+    assert "HGRN2" not in beaten
 
 
 def test_one_hopeless_architecture_does_not_stop_the_rest(tmp_path: Path) -> None:
@@ -324,17 +352,17 @@ def test_one_hopeless_architecture_does_not_stop_the_rest(tmp_path: Path) -> Non
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     root = write_sweep(tmp_path / "s", archs=("llama",), dims=(32,), log_lines=20)
     with pytest.raises(AnalysisError, match=r"could be fitted: law of llama: 1 usable run"):
-        write(root, tmp_path / "out")
+        write_report(root, tmp_path / "out")
     bad = write_sweep(
         tmp_path / "b", archs=("llama",), dims=(32,), log_lines=20,
         problems={"llama-d32-s0": Problem(state="failed", reason="disk full")},
     )  # fmt: skip
     with pytest.raises(AnalysisError, match=r"no usable point: failed: disk full \(1x\)"):
-        write(bad, tmp_path / "out")
+        write_report(bad, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_report_that_cannot_be_written_says_so(sweep_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AnalysisError, match=r"cannot be written to .*file"):
-        write(sweep_dir, tmp_path / "file" / "report", bootstrap=100)
+        write_report(sweep_dir, tmp_path / "file" / "report", bootstrap=100)

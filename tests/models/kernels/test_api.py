@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.kernels import operators
+from models.kernels import launch, operators
 from models.kernels.api import (
     cosine_attention,
     hgrn2_attention,
@@ -112,14 +112,14 @@ def test_opcheck(mode: str, packed: bool) -> None:
         dtype=torch.float32,
         sequences=3 if packed else None,
     )
-    torch.library.opcheck(operators.linear_attention, (*inputs, cu_seqlens))
+    torch.library.opcheck(operators.linear_attention, (*inputs, cu_seqlens, None))
 
 
 @pytest.mark.parametrize("state", [False, True])
 def test_opcheck_hgrn2(state: bool) -> None:
     q, x, v, _, initial = arguments("none", length=20, dtype=torch.float32)
     bound = torch.rand(2, 3, generator=torch.Generator().manual_seed(1)).mul_(0.5).requires_grad_()
-    arguments_ = (q, x, v, bound, initial if state else None, None)
+    arguments_ = (q, x, v, bound, initial if state else None, None, None)
     torch.library.opcheck(operators.hgrn2_attention, arguments_)
 
 
@@ -301,11 +301,12 @@ def test_cosine_form_on_cuda_is_one_operator() -> None:
         theta = torch.zeros(3, 8, device="cuda")
         offset = torch.zeros(1, dtype=torch.int64, device="cuda")
         o, state = cosine_attention(q, k, v, theta)
+        kept = torch.zeros(0, device="cuda")
         assert o.shape == v.shape
         assert state.shape == (2, 3, 16, 8)
         assert counter.get_total_flops() == 4 * 2 * 20 * 3 * 16 * 8
         dq, dk, dv, dtheta, dstate = operators.cosine_attention_backward(
-            q, k, v, theta, state, None, offset, o, None
+            q, k, v, theta, state, None, offset, kept, o, None, True
         )
         shapes = [tuple(x.shape) for x in (dq, dk, dv, dtheta, dstate)]
         assert shapes == [(2, 20, 3, 8)] * 3 + [(3, 8), (2, 3, 16, 8)]
@@ -369,4 +370,4 @@ def test_errors_of_the_models_forms() -> None:
 
 def test_a_device_without_kernels_is_an_error() -> None:
     with pytest.raises(ValueError, match="runs on the CPU and on CUDA devices"):
-        operators.kernels(torch.device("mps"))
+        launch.backend(torch.device("mps"))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.kernels import chunked
+from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
 
 MODES = ("none", "head", "head_t", "channel")
@@ -97,13 +98,9 @@ def exact(inputs: Inputs) -> dict[str, Tensor]:
 
 def computed(inputs: Inputs, chunk: int = chunked.CHUNK) -> dict[str, Tensor]:
     """The same by the kernel and its own backward."""
-    o, final_state, states = chunked.forward(**inputs, chunk=chunk)  # pyright: ignore
-    grads = chunked.backward(
-        **inputs,
-        states=states,
-        chunk=chunk,  # pyright: ignore
-        **dict(zip(("do", "dfinal_state"), cotangents(inputs), strict=True)),
-    )
+    call = Call(**inputs)  # pyright: ignore[reportArgumentType]
+    o, final_state, states = chunked.forward(call, chunk)
+    grads = chunked.backward(call, states, *cotangents(inputs), chunk=chunk)
     names = ("dq", "dk", "dv", "ddecay", "dinitial_state")
     named = {n: x for n, x in zip(names, grads, strict=True) if x is not None}
     return {"o": o, "final_state": final_state, **named}
@@ -208,11 +205,12 @@ def test_zero_tokens(mode: str) -> None:
 
 def test_decay_gradient_is_left_out_on_request() -> None:
     inputs = make("head_t")
-    _, _, states = chunked.forward(**inputs)  # pyright: ignore[reportArgumentType]
+    call = Call(**inputs)  # pyright: ignore[reportArgumentType]
+    _, _, states = chunked.forward(call)
     do, dstate = cotangents(inputs)
     full = computed(inputs)
     dq, dk, dv, ddecay, dinitial = chunked.backward(
-        **inputs,  # pyright: ignore[reportArgumentType]
+        call,
         states=states,
         do=do,
         dfinal_state=dstate,
@@ -276,7 +274,7 @@ def test_a_sequence_may_be_split_anywhere(
             for name, x in inputs.items()
         }
         cut["initial_state"] = state
-        return chunked.forward(**cut, chunk=16)[:2]  # pyright: ignore[reportArgumentType]
+        return chunked.forward(Call(**cut), 16)[:2]  # pyright: ignore[reportArgumentType]
 
     first, state = part(slice(None, split), inputs["initial_state"])
     second, state = part(slice(split, None), state)
@@ -305,8 +303,8 @@ def test_packed_sequences_may_be_permuted(
     assert initial is not None
     moved["initial_state"] = initial[list(order)]
     moved["cu_seqlens"] = torch.tensor([0, *accumulate(lengths[i] for i in order)])
-    o, state, _ = chunked.forward(**inputs, chunk=16)  # pyright: ignore[reportArgumentType]
-    moved_o, moved_state, _ = chunked.forward(**moved, chunk=16)  # pyright: ignore
+    o, state, _ = chunked.forward(Call(**inputs), 16)  # pyright: ignore[reportArgumentType]
+    moved_o, moved_state, _ = chunked.forward(Call(**moved), 16)  # pyright: ignore[reportArgumentType]
     assert error(moved_o, o[:, index]) <= 1e-12
     assert error(moved_state, state[list(order)]) <= 1e-12
 
@@ -316,12 +314,12 @@ def test_packed_sequences_may_be_permuted(
 def test_scaling_by_a_power_of_two_is_exact(mode: str, strong: float, power: int) -> None:
     """o is linear in q and in (v, state): scaling by 2^n changes no mantissa."""
     inputs = make(mode, length=30, strong=strong, dtype=torch.float32)
-    o, state, _ = chunked.forward(**inputs)  # pyright: ignore[reportArgumentType]
+    o, state, _ = chunked.forward(Call(**inputs))  # pyright: ignore[reportArgumentType]
     scaled: Inputs = {
         name: x * 2.0**power if x is not None and name in ("v", "initial_state") else x
         for name, x in inputs.items()
     }
-    scaled_o, scaled_state, _ = chunked.forward(**scaled)  # pyright: ignore
+    scaled_o, scaled_state, _ = chunked.forward(Call(**scaled))  # pyright: ignore[reportArgumentType]
     assert torch.equal(scaled_o, o * 2.0**power)
     assert torch.equal(scaled_state, state * 2.0**power)
 
@@ -337,7 +335,7 @@ def test_causality(mode: str, strong: float, length: int, data: st.DataObject) -
         if x is not None and x.ndim >= 3 and name != "initial_state":
             changed[name] = x.clone()
             changed[name][:, token:] *= 3  # pyright: ignore[reportOptionalSubscript]
-    o = chunked.forward(**inputs, chunk=16)[0]  # pyright: ignore[reportArgumentType]
-    changed_o = chunked.forward(**changed, chunk=16)[0]  # pyright: ignore[reportArgumentType]
+    o = chunked.forward(Call(**inputs), 16)[0]  # pyright: ignore[reportArgumentType]
+    changed_o = chunked.forward(Call(**changed), 16)[0]  # pyright: ignore[reportArgumentType]
     assert error(changed_o[:, :token], o[:, :token]) <= 1e-14 if token else True
     assert not torch.equal(changed_o[:, token:], o[:, token:])

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
+from tests.support.gpu_check import slope_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,20 +81,29 @@ def test_matches_recurrence(
     o, final = recurrent_reference(q, k, v, decay, initial, cu_seqlens)
     do, dfinal = random(*o.shape), random(*final.shape, kind=torch.float32)
     expected = torch.autograd.grad([o, final], leaves, [do, dfinal])
+    terms = o  # of the gradient of slopes, by token
+    if mode == "head":
+        assert decay is not None
+        expanded = decay.detach().expand(batch, tokens, heads).clone().requires_grad_()
+        outputs = recurrent_reference(q, k, v, expanded, initial, cu_seqlens)
+        [terms] = torch.autograd.grad(outputs, [expanded], [do, dfinal])
 
     inputs: list[Any] = [x.detach().to(dtype) for x in (q, k, v)]
     inputs += [None if decay is None else decay.detach().float(), initial.detach().float()]
     inputs += [cu_seqlens]
+    call = Call(*inputs)
     forward_limit, limit = (1e-4, 1e-4) if dtype == torch.float32 else (5e-3, 1e-2)
     for segment in (None, 128):
-        actual_o, actual_final, states = scalar_launch.forward(*inputs, segment=segment)
+        actual_o, actual_final, states = scalar_launch.forward(call, segment=segment)
         gradients = scalar_launch.backward(
-            *inputs, states=states, do=do.to(dtype), dfinal_state=dfinal.float(), segment=segment
+            call, states=states, do=do.to(dtype), dfinal_state=dfinal.float(), segment=segment
         )
         assert _error(actual_o, o.detach()) < forward_limit
         assert _error(actual_final, final.detach()) < forward_limit
         found = [x for x in gradients if x is not None]
         errors = [_error(x, y) for x, y in zip(found, expected, strict=True)]
+        if mode == "head":
+            errors[3] = slope_error(found[3], terms)
         assert max(errors) < limit, errors
 
 
@@ -104,11 +115,11 @@ def test_runs_in_a_cuda_graph() -> None:
     decay = -torch.rand(1, 4096, 4, device="cuda")
     cu_seqlens = torch.tensor([0, 100, 4096], dtype=torch.int32, device="cuda")
 
+    call = Call(q, k, v, decay, None, cu_seqlens)
+
     def run() -> tuple[Any, ...]:
-        o, final, states = scalar_launch.forward(q, k, v, decay, None, cu_seqlens)
-        return (o, final, *scalar_launch.backward(
-            q, k, v, decay, None, cu_seqlens, states, do, None
-        )[:4])  # fmt: skip
+        o, final, states = scalar_launch.forward(call)
+        return (o, final, *scalar_launch.backward(call, states, do, None)[:4])
 
     expected = run()
     stream = torch.cuda.Stream()
@@ -134,7 +145,7 @@ def test_offsets_beyond_two_gigabytes() -> None:
     q = torch.randn(batch, tokens, heads, dim, device="cuda", dtype=torch.bfloat16)
     assert q.numel() > 2**31
     decay = torch.full((heads,), -0.1, device="cuda")
-    o, _, _ = scalar_launch.forward(q, q, q, decay)
+    o, _, _ = scalar_launch.forward(Call(q, q, q, decay))
     last = slice(batch - 1, batch)
-    expected, _, _ = scalar_launch.forward(q[last], q[last], q[last], decay)
+    expected, _, _ = scalar_launch.forward(Call(q[last], q[last], q[last], decay))
     assert torch.equal(o[last], expected)

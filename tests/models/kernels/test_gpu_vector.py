@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.kernels import launch
+from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
 
 pytestmark = [
@@ -76,8 +78,6 @@ def _check(
 def test_per_channel_decay(
     strength: str, shape: tuple[int, ...], dtype: torch.dtype, packed: bool
 ) -> None:
-    from models.kernels.triton import backward, forward
-
     torch.manual_seed(0)
     batch, tokens, heads, kd, vd = shape
     batch, tokens, cu_seqlens, sequences = _packing(batch, tokens, packed)
@@ -89,8 +89,10 @@ def test_per_channel_decay(
     leaves = [x.double().requires_grad_() for x in (q, k, v, decay, state)]
     outputs = recurrent_reference(*leaves, cu_seqlens=cu_seqlens)
     wanted = torch.autograd.grad(outputs, leaves, [do.double(), dstate.double()])
-    o, final, states = forward(q, k, v, decay, state, cu_seqlens)
-    gradients = backward(q, k, v, decay, state, cu_seqlens, states, do, dstate)
+    call = Call(q, k, v, decay, state, cu_seqlens)
+    kernels = launch.kernels(call)
+    o, final, states = kernels.forward(call)
+    gradients = kernels.backward(call, states, do, dstate, True)
     _check((o, final, *gradients), (*outputs, *wanted), dtype)
 
 
@@ -101,8 +103,6 @@ def test_per_channel_decay(
 def test_hgrn2_gate(
     spread: float, shape: tuple[int, ...], dtype: torch.dtype, packed: bool
 ) -> None:
-    from models.kernels.triton import hgrn2_backward, hgrn2_forward
-
     torch.manual_seed(0)
     batch, tokens, heads, kd, vd = shape
     batch, tokens, cu_seqlens, sequences = _packing(batch, tokens, packed)
@@ -117,14 +117,16 @@ def test_hgrn2_gate(
     decay = torch.log(leaves[3] + free * torch.sigmoid(leaves[1]))
     outputs = recurrent_reference(leaves[0], k, leaves[2], decay, leaves[4], cu_seqlens)
     wanted = torch.autograd.grad(outputs, leaves, [do.double(), dstate.double()])
-    o, final, states = hgrn2_forward(q, x, v, bound, state, cu_seqlens)
-    gradients = hgrn2_backward(q, x, v, bound, state, cu_seqlens, states, do, dstate)
+    call = Call(q, x, v, bound, state, cu_seqlens)
+    kernels = launch.kernels(call)
+    o, final, states = kernels.forward(call)
+    gradients = kernels.backward(call, states, do, dstate, True)
     _check((o, final, *gradients), (*outputs, *wanted), dtype)
 
 
 @pytest.mark.parametrize("mode", ["none", "head", "head_t", "vector"])
 def test_decoding(mode: str) -> None:
-    from models.kernels.triton import step
+    from models.kernels.triton.decode import step
 
     torch.manual_seed(0)
     batch, heads, kd, vd = 5, 4, 128, 96
@@ -144,15 +146,16 @@ def test_decoding(mode: str) -> None:
 
 def test_runs_in_a_cuda_graph() -> None:
     """Nothing waits for the device, cu_seqlens' values included."""
-    from models.kernels.triton import hgrn2_backward, hgrn2_forward
-
     q, x, v, do = torch.randn(4, 1, 4096, 4, 64, device="cuda", dtype=torch.bfloat16).unbind(0)
     bound = torch.rand(4, 64, device="cuda")
     cu_seqlens = torch.tensor([0, 100, 4096], dtype=torch.int32, device="cuda")
 
+    call = Call(q, x, v, bound, None, cu_seqlens)
+    kernels = launch.kernels(call)
+
     def run() -> tuple[Tensor, ...]:
-        o, final, states = hgrn2_forward(q, x, v, bound, None, cu_seqlens)
-        gradients = hgrn2_backward(q, x, v, bound, None, cu_seqlens, states, do, None)
+        o, final, states = kernels.forward(call)
+        gradients = kernels.backward(call, states, do, None, True)
         return (o, final, *(y for y in gradients if y is not None))
 
     expected = run()

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.kernels import triton as dispatch
+from models.kernels import launch
+from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
 from models.kernels.triton.common import interpreted
-from models.kernels.triton.vector_launch import hgrn2_backward, hgrn2_forward
+from models.kernels.triton.vector_launch import backward, forward
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -61,8 +62,9 @@ def errors(
     o, final = recurrent_reference(q64, k64, v64, decay64, initial64, cu_seqlens)
     expected = torch.autograd.grad([o, final], leaves, [do.double(), dfinal.double()])
 
-    actual_o, actual_final, states = hgrn2_forward(q, x, v, bound, initial, cu_seqlens)
-    gradients = hgrn2_backward(q, x, v, bound, initial, cu_seqlens, states, do, dfinal)
+    call = Call(q, x, v, bound, initial, cu_seqlens)
+    actual_o, actual_final, states = forward(call)
+    gradients = backward(call, states, do, dfinal)
     actual = (actual_o, actual_final, *gradients)
     for name, tensor in zip(NAMES, actual, strict=True):
         assert tensor is not None
@@ -107,19 +109,22 @@ def test_dispatch_offers_the_fused_form() -> None:
     torch.manual_seed(0)
     q, x, v = (torch.randn(1, 40, 1, 16) for _ in range(3))
     bound = torch.rand(1, 16)
-    o, final, states = dispatch.hgrn2_forward(q, x, v, bound)
-    o2, final2, _ = hgrn2_forward(q, x, v, bound)
+    call = Call(q, x, v, bound)
+    kernels = launch.choose(call, "cuda")
+    o, final, states = kernels.forward(call)
+    o2, final2, _ = forward(call)
     assert torch.equal(o, o2)
     assert torch.equal(final, final2)
-    results = dispatch.hgrn2_backward(q, x, v, bound, None, None, states, o, None)
+    results = kernels.backward(call, states, o, None, True)
     assert results[-1] is None
-    assert [tuple(y.shape) for y in results[:4]] == [q.shape, x.shape, v.shape, bound.shape]
+    shapes = [None if y is None else tuple(y.shape) for y in results[:4]]
+    assert shapes == [q.shape, x.shape, v.shape, bound.shape]
 
 
 def test_wrong_lower_bound_is_named() -> None:
     x = torch.zeros(1, 8, 2, 16)
     with pytest.raises(ValueError, match="lower_bound has shape"):
-        hgrn2_forward(x, x, x, torch.zeros(16))
+        forward(Call(x, x, x, torch.zeros(2, 8)))
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.kernels import triton
+from models.kernels import launch
+from models.kernels.call import Call
+from models.kernels.triton import decode
 from models.kernels.triton.common import interpreted
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
@@ -63,20 +65,14 @@ def run(mode: str, learned: bool, tokens: int, packed: bool, launched: list[str]
     vector = strided(HEADS, KEYS, dtype=torch.float32)
     shapes = {"head": (HEADS,), "head_t": (1, tokens, HEADS), "vector": tuple(q.shape)}
     decay = strided(*shapes[mode], dtype=torch.float32) if mode in shapes else None
+    offset = torch.empty(1, dtype=torch.int64, device="meta") if mode == "phase" else None
+    call = Call(q, k, v, vector if mode in ("gate", "phase") else decay, state, cu, offset)
+    assert call.mode == mode
+    kernels = launch.choose(call, "cuda")
     with Operations() as operations:
-        if mode == "gate":
-            kept = triton.hgrn2_forward(q, k, v, vector, state, cu)[2]
-            forward = len(launched)
-            triton.hgrn2_backward(q, k, v, vector, state, cu, kept, do, dstate)
-        elif mode == "phase":
-            offset = torch.empty(1, dtype=torch.int64, device="meta")
-            triton.cosine_forward(q, k, v, vector, state, cu, offset)
-            forward = len(launched)
-            triton.cosine_backward(q, k, v, vector, state, cu, offset, do, dstate)
-        else:
-            kept = triton.forward(q, k, v, decay, state, cu)[2]
-            forward = len(launched)
-            triton.backward(q, k, v, decay, state, cu, kept, do, dstate, learned)
+        kept = kernels.forward(call)[2]
+        forward = len(launched)
+        kernels.backward(call, kept, do, dstate, learned)
     assert operations.names <= HARMLESS, operations.names - HARMLESS
     states = [shape[0] for shape in operations.allocated if shape[1:] == (HEADS, rows, VALUES)]
     assert states
@@ -134,8 +130,8 @@ def test_a_step_of_decoding_is_one_launch(gated: bool, launched: list[str]) -> N
     slots = torch.empty(4, dtype=torch.int32, device="meta")
     with Operations() as operations:
         if gated:
-            triton.hgrn2_step(q, k, v, state, strided(HEADS, KEYS), slots)
+            decode.hgrn2_step(q, k, v, state, strided(HEADS, KEYS), slots)
         else:
-            triton.step(q, k, v, state, strided(4, HEADS, KEYS), slots)
+            decode.step(q, k, v, state, strided(4, HEADS, KEYS), slots)
     assert launched == ["recurrent"]
     assert operations.names <= HARMLESS, operations.names - HARMLESS

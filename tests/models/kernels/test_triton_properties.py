@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.kernels import triton
+from models.kernels import launch
+from models.kernels.call import Call
 from models.kernels.triton import phase_launch, scalar_launch, vector_launch
 from models.kernels.triton.common import interpreted
 
@@ -55,19 +56,22 @@ def run(
     state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     position: int = 0,
+    segment: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """o and the final state, by the kernels that work on chunks."""
     q, k, v = x["q"], x["k"], x["v"]
     if mode == "phase":
         theta = torch.linspace(0.1, 1.0, HEADS * KEYS).view(HEADS, KEYS)
-        return phase_launch.cosine_forward(q, k, v, theta, state, cu_seqlens, position)
+        offset = torch.tensor([position])
+        call = Call(q, k, v, theta, state, cu_seqlens, offset)
+        return phase_launch.forward(call, segment)[:2]
     if mode == "gate":
         bound = torch.linspace(0, 0.9, HEADS * KEYS).view(HEADS, KEYS)
-        return vector_launch.hgrn2_forward(q, k, v, bound, state, cu_seqlens)[:2]
+        return vector_launch.forward(Call(q, k, v, bound, state, cu_seqlens))[:2]
     if mode == "vector":
-        return vector_launch.forward(q, k, v, x["decay"], state, cu_seqlens)[:2]
+        return vector_launch.forward(Call(q, k, v, x["decay"], state, cu_seqlens))[:2]
     decay = x.get("slope", x.get("decay"))
-    return scalar_launch.forward(q, k, v, decay, state, cu_seqlens)[:2]
+    return scalar_launch.forward(Call(q, k, v, decay, state, cu_seqlens), segment)[:2]
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -88,14 +92,7 @@ def test_any_segment_length_gives_the_same(
 ) -> None:
     x = draw(mode, tokens, strength)
     o, final = run(mode, x)
-    if mode == "phase":
-        theta = torch.linspace(0.1, 1.0, HEADS * KEYS).view(HEADS, KEYS)
-        cut_o, cut_final = phase_launch.cosine_forward(
-            x["q"], x["k"], x["v"], theta, segment=segment
-        )
-    else:
-        decay = x.get("slope", x.get("decay"))
-        cut_o, cut_final, _ = scalar_launch.forward(x["q"], x["k"], x["v"], decay, segment=segment)
+    cut_o, cut_final = run(mode, x, segment=segment)
     close(cut_o, o)
     close(cut_final, final)
 
@@ -171,6 +168,7 @@ def test_short_and_long_paths_agree() -> None:
     """The dispatch's token-by-token path up to `PREFILL` tokens equals the chunked one."""
     x = draw("vector", 20, 3.0)
     o, final = run("vector", x)
-    short, short_final, _ = triton.forward(x["q"], x["k"], x["v"], x["decay"])
+    call = Call(x["q"], x["k"], x["v"], x["decay"])
+    short, short_final, _ = launch.choose(call, "cuda").forward(call)
     close(short, o)
     close(short_final, final)

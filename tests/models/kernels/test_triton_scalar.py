@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
 from models.kernels.triton import scalar_launch
 from models.kernels.triton.common import interpreted
@@ -96,9 +97,10 @@ def check(case: Case, seed: int = 0) -> None:
 
     inputs: list[Any] = [cast(x, case.dtype) for x in (q, k, v)]
     inputs += [cast(decay, torch.float32), cast(initial, torch.float32), cu_seqlens]
-    actual_o, actual_final, states = scalar_launch.forward(*inputs, segment=case.segment)
+    call = Call(*inputs)
+    actual_o, actual_final, states = scalar_launch.forward(call, segment=case.segment)
     gradients = scalar_launch.backward(
-        *inputs,
+        call,
         states=states,
         do=do.to(case.dtype),
         dfinal_state=dfinal.float(),
@@ -185,11 +187,11 @@ def test_strides_are_followed_without_copies() -> None:
     dfinal = torch.randn(2, 1, 16, 16, generator=generator).transpose(0, 1)
     views: list[Any] = [q, k, v, decay, initial, None]
     dense: list[Any] = [None if x is None else x.contiguous() for x in views]
-    outputs = scalar_launch.forward(*views)
-    expected = scalar_launch.forward(*dense)
-    gradients = scalar_launch.backward(*views, states=outputs[2], do=do, dfinal_state=dfinal)
+    outputs = scalar_launch.forward(Call(*views))
+    expected = scalar_launch.forward(Call(*dense))
+    gradients = scalar_launch.backward(Call(*views), states=outputs[2], do=do, dfinal_state=dfinal)
     expected_gradients = scalar_launch.backward(
-        *dense,
+        Call(*dense),
         states=expected[2],
         do=do.contiguous(),
         dfinal_state=dfinal.contiguous(),
@@ -205,11 +207,10 @@ def test_absent_gradients() -> None:
     generator = torch.Generator().manual_seed(3)
     q, k, v, do = torch.randn(4, 1, 20, 1, 16, generator=generator).unbind(0)
     decay = torch.tensor([-0.3])
-    o, final, states = scalar_launch.forward(q, k, v, decay)
-    absent = scalar_launch.backward(q, k, v, decay, None, None, states, do, None, False)
-    zero = scalar_launch.backward(
-        q, k, v, decay, None, None, states, do, torch.zeros_like(final), True
-    )
+    call = Call(q, k, v, decay)
+    o, final, states = scalar_launch.forward(call)
+    absent = scalar_launch.backward(call, states, do, None, False)
+    zero = scalar_launch.backward(call, states, do, torch.zeros_like(final), True)
     for a, b in zip(absent[:3], zero[:3], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert absent[3:] == (None, None)
@@ -224,10 +225,11 @@ def test_empty_sequence_keeps_its_state() -> None:
     q, k, v, do = torch.randn(4, 1, 5, 1, 16, generator=generator).unbind(0)
     initial = torch.randn(2, 1, 16, 16, generator=generator)
     cu_seqlens = torch.tensor([0, 0, 5])
-    _, final, states = scalar_launch.forward(q, k, v, None, initial, cu_seqlens)
+    call = Call(q, k, v, None, initial, cu_seqlens)
+    _, final, states = scalar_launch.forward(call)
     torch.testing.assert_close(final[0], initial[0], rtol=0, atol=0)
     dfinal = torch.randn(2, 1, 16, 16, generator=generator)
-    *_, dinitial = scalar_launch.backward(q, k, v, None, initial, cu_seqlens, states, do, dfinal)
+    *_, dinitial = scalar_launch.backward(call, states, do, dfinal)
     assert dinitial is not None
     torch.testing.assert_close(dinitial[0], dfinal[0], rtol=0, atol=0)
 
@@ -237,11 +239,11 @@ def test_causal() -> None:
     generator = torch.Generator().manual_seed(5)
     q, k, v = torch.randn(3, 1, 100, 1, 16, generator=generator).unbind(0)
     decay = -torch.rand(1, 100, 1, generator=generator)
-    before, _, _ = scalar_launch.forward(q, k, v, decay)
+    before, _, _ = scalar_launch.forward(Call(q, k, v, decay))
     for x in (q, k, v):
         x[:, 80] += 1.0
     decay[:, 80] -= 1.0
-    after, _, _ = scalar_launch.forward(q, k, v, decay)
+    after, _, _ = scalar_launch.forward(Call(q, k, v, decay))
     assert torch.equal(before[:, :80], after[:, :80])
     assert not torch.equal(before[:, 80:], after[:, 80:])
 
@@ -260,16 +262,17 @@ def test_segments_fill_the_gpu(tokens: int, programs: int, pieces: int) -> None:
 def test_bad_inputs_are_named() -> None:
     x = torch.zeros(1, 4, 2, 16)
     with pytest.raises(ValueError, match="decay has shape"):
-        scalar_launch.forward(x, x, x, torch.zeros(3))
+        scalar_launch.forward(Call(x, x, x, torch.zeros(3)))
     with pytest.raises(ValueError, match="float64"):
-        scalar_launch.forward(x.double(), x.double(), x.double())
+        scalar_launch.forward(Call(x.double(), x.double(), x.double()))
     wide = torch.zeros(1, 4, 1, 300)
     with pytest.raises(ValueError, match="head dimensions K=300"):
-        scalar_launch.forward(wide, wide, wide)
+        scalar_launch.forward(Call(wide, wide, wide))
     with pytest.raises(ValueError, match="initial_state has shape"):
-        scalar_launch.forward(x, x, x, None, torch.zeros(1, 2, 16, 8))
+        scalar_launch.forward(Call(x, x, x, None, torch.zeros(1, 2, 16, 8)))
+    rows = x.expand(2, 4, 2, 16)
     with pytest.raises(ValueError, match="B = 1"):
-        scalar_launch.forward(*(x.expand(2, 4, 2, 16),) * 3, cu_seqlens=torch.tensor([0, 4]))
+        scalar_launch.forward(Call(rows, rows, rows, cu_seqlens=torch.tensor([0, 4])))
 
 
 def test_one_broadcast_key_channel() -> None:
@@ -282,8 +285,9 @@ def test_one_broadcast_key_channel() -> None:
     leaves = [x.double().requires_grad_() for x in (v, decay, state)]
     o, final = recurrent_reference(ones.double(), ones.double(), leaves[0], *leaves[1:])
     expected = torch.autograd.grad(o, leaves, do.double())
-    found, found_final, states = scalar_launch.forward(ones, ones, v, decay, state)
-    gradients = scalar_launch.backward(ones, ones, v, decay, state, None, states, do, None)
+    call = Call(ones, ones, v, decay, state)
+    found, found_final, states = scalar_launch.forward(call)
+    gradients = scalar_launch.backward(call, states, do, None)
     for x, y in zip((found, found_final, *gradients[2:]), (o, final, *expected), strict=True):
         assert x is not None
         assert error(x, y.detach()) < 1e-5

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from models.kernels import operators, triton
+from models.kernels import launch, operators
 from models.kernels.api import hgrn2_attention_step, hgrn2_gate, linear_attention_step
+from models.kernels.call import Call
+from models.kernels.launch import PREFILL
 from models.kernels.reference import recurrent_reference
 from models.kernels.triton.common import interpreted
-from models.kernels.triton.decode import PREFILL, hgrn2_step, recurrent_forward, step
+from models.kernels.triton.decode import forward, hgrn2_step, step
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -68,7 +70,7 @@ def reference(
 def test_short_prefill_matches_the_recurrence(mode: str, dtype: torch.dtype) -> None:
     q, k, v, decay = inputs(mode, 2, 9, 2, 24, 40, dtype)
     start = torch.randn(2, 2, 24, 40)
-    o, final = recurrent_forward(q, k, v, decay, start)
+    o, final = forward(Call(q, k, v, decay, start))[:2]
     expected, expected_final = reference(q, k, v, decay, start)
     assert o.dtype == dtype
     assert error(o, expected) < TOLERANCE[dtype]
@@ -81,7 +83,7 @@ def test_prefill_of_packed_sequences_with_strides() -> None:
     v = torch.stack([v, v], -1)[..., 0]  # value channels two elements apart
     cu_seqlens = torch.tensor([0, 3, 3, 12], dtype=torch.int32)
     start = torch.randn(3, 2, 16, 16).transpose(2, 3)
-    o, final = recurrent_forward(q, k, v, decay, start, cu_seqlens)
+    o, final = forward(Call(q, k, v, decay, start, cu_seqlens))[:2]
     expected, expected_final = reference(q, k, v, decay, start, cu_seqlens)
     assert error(o, expected) < 1e-5
     assert error(final, expected_final) < 1e-5
@@ -95,7 +97,7 @@ def test_steps_update_the_state_in_place(mode: str, key_dim: int) -> None:
     expected, expected_final = reference(q, k, v, decay, state)
     for t in range(3):
         now = decay if decay is None or decay.ndim == 1 else decay[:, t]
-        o = triton.step(q[:, t], k[:, t], v[:, t], state, now)
+        o = step(q[:, t], k[:, t], v[:, t], state, now)
         assert error(o, expected[:, t]) < 1e-5
     assert error(state, expected_final) < 1e-5
 
@@ -115,17 +117,17 @@ def test_short_sequences_take_one_launch_and_have_gradients(gated: bool, packed:
         leaves = [x.double().requires_grad_() for x in given]
         key, log_factor = hgrn2_gate(leaves[1], leaves[3])
         outputs = recurrent_reference(leaves[0], key, leaves[2], log_factor, leaves[4], cu_seqlens)
-        forward, backward = triton.hgrn2_forward, triton.hgrn2_backward
     else:
         assert decay is not None
         given = (q, k, v, decay.clamp(min=-20.0), start)
         leaves = [x.double().requires_grad_() for x in given]
         outputs = recurrent_reference(*leaves, cu_seqlens=cu_seqlens)
-        forward, backward = triton.forward, triton.backward
     expected = torch.autograd.grad(outputs, leaves, [do.double(), dfinal.double()])
-    o, final, states = forward(*given, cu_seqlens)
-    assert states.shape == triton.empty_states(q, v, given[3], cu_seqlens).shape == (0,)
-    gradients = backward(*given, cu_seqlens, states, do, dfinal)
+    call = Call(*given, cu_seqlens)
+    kernels = launch.choose(call, "cuda")
+    o, final, states = kernels.forward(call)
+    assert states.shape == kernels.empty_states(call).shape == (0,)
+    gradients = kernels.backward(call, states, do, dfinal, True)
     for actual, wanted in zip((o, final, *gradients), (*outputs, *expected), strict=True):
         assert actual is not None
         assert error(actual, wanted) < 1e-5
@@ -147,7 +149,6 @@ def test_operators_step_leaves_the_state_as_it_was(
     else:
         given = (q[:, 0], k[:, 0], v[:, 0], state, decay[:, 0])
         operator, expected = operators.linear_attention_step, linear_attention_step(*given)
-    monkeypatch.setattr(operators, "kernels", lambda device: triton)
     for actual, wanted in zip(operator._init_fn(*given), expected, strict=True):
         assert error(actual, wanted.double()) < 1e-5
     assert torch.equal(state, before)
@@ -201,13 +202,3 @@ def test_wrong_arguments_are_named(change: dict[str, Tensor], message: str) -> N
     }
     with pytest.raises(ValueError, match=message):
         step(**(right | change))
-
-
-def test_every_entry_point_stays_a_function() -> None:
-    """No module of the package has an entry point's name: its import would take that name."""
-    q, k, v, _ = inputs("none", 1, 1, 1, 4, 4, torch.float32)
-    for _ in range(2):
-        triton.step(q[:, 0], k[:, 0], v[:, 0], torch.zeros(1, 1, 4, 4))
-    names = ("forward", "backward", "step", "hgrn2_step", "hgrn2_forward", "hgrn2_backward",
-             "cosine_forward", "cosine_backward", "empty_states")  # fmt: skip
-    assert all(callable(getattr(triton, name)) for name in names)

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels import triton as dispatch
+from models.kernels import launch
+from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
 from models.kernels.triton import vector_tiles
 from models.kernels.triton.common import interpreted
@@ -100,9 +101,12 @@ def check(case: Case, seed: int = 0) -> None:
     leaves = [x for x in exact if x is not None]
     expected = torch.autograd.grad([o, final], leaves, [do.double(), dfinal.double()])
 
-    actual_o, actual_final, states = forward(q, k, v, decay, initial, cu_seqlens)
-    results = backward(q, k, v, decay, initial, cu_seqlens, states, do, dfinal)
-    assert [x.dtype for x in results[:4]] == [case.dtype] * 3 + [torch.float32]
+    call = Call(q, k, v, decay, initial, cu_seqlens)
+    actual_o, actual_final, states = forward(call)
+    results = backward(call, states, do, dfinal)
+    assert results[3] is not None
+    assert [x.dtype for x in results[:3]] == [case.dtype] * 3
+    assert results[3].dtype == torch.float32
     assert (results[4] is None) == (initial is None)
     names = ["o", "final", "dq", "dk", "dv", "ddecay", "dinitial"]
     actual = [actual_o, actual_final, *(x for x in results if x is not None)]
@@ -159,10 +163,11 @@ def test_batch_without_initial_state() -> None:
 def test_no_tokens_pass_the_state_through() -> None:
     empty = torch.zeros(2, 0, 1, 16)
     initial = torch.randn(2, 1, 16, 16)
-    o, final, states = forward(empty, empty, empty, empty, initial)
+    call = Call(empty, empty, empty, empty, initial)
+    o, final, states = forward(call)
     assert o.shape == empty.shape
     assert torch.equal(final, initial)
-    *_, dinitial = backward(empty, empty, empty, empty, initial, None, states, empty, initial)
+    *_, dinitial = backward(call, states, empty, initial)
     assert dinitial is not None
     assert torch.equal(dinitial, initial)
 
@@ -180,11 +185,11 @@ def test_any_strides() -> None:
     given: list[Any] = [q, k, v, decay, initial, None]
     assert not any(x.is_contiguous() for x in (*given[:5], do, dfinal))
     copied: list[Any] = [x if x is None else x.contiguous() for x in given]
-    o, final, states = forward(*given)
-    o2, final2, states2 = forward(*copied)
+    o, final, states = forward(Call(*given))
+    o2, final2, states2 = forward(Call(*copied))
     differentiate: Any = backward
-    results = differentiate(*given, states, do, dfinal)
-    results2 = differentiate(*copied, states2, do.contiguous(), dfinal.contiguous())
+    results = differentiate(Call(*given), states, do, dfinal)
+    results2 = differentiate(Call(*copied), states2, do.contiguous(), dfinal.contiguous())
     assert torch.equal(o, o2)
     assert torch.equal(final, final2)
     assert all(x is not None and x.equal(y) for x, y in zip(results, results2, strict=True))
@@ -194,11 +199,11 @@ def test_a_sequence_split_anywhere_carries_its_state() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 150, 1, 16) for _ in range(3))
     decay = log_decay("mixed", (1, 150, 1, 16), torch.Generator().manual_seed(1))
-    whole, final, _ = forward(q, k, v, decay)
+    whole, final, _ = forward(Call(q, k, v, decay))
     for cut in (1, 77):
-        first, state, _ = forward(*(x[:, :cut] for x in (q, k, v, decay)))
+        first, state, _ = forward(Call(*(x[:, :cut] for x in (q, k, v, decay))))
         rest = (q[:, cut:], k[:, cut:], v[:, cut:], decay[:, cut:])
-        second, last, _ = forward(*rest, state)
+        second, last, _ = forward(Call(*rest, state))
         assert error(torch.cat([first, second], 1), whole.double()) < 1e-6
         assert error(last, final.double()) < 1e-6
 
@@ -207,17 +212,17 @@ def test_no_token_changes_what_came_before() -> None:
     torch.manual_seed(0)
     parts = [torch.randn(1, 140, 1, 16) for _ in range(3)]
     parts.append(-torch.rand(1, 140, 1, 16))
-    before, _, _ = forward(*parts)
+    before, _, _ = forward(Call(*parts))
     for part in parts:
         part[:, 70] = -part[:, 70].abs() - 1
-    after, _, _ = forward(*parts)
+    after, _, _ = forward(Call(*parts))
     assert torch.equal(before[:, :70], after[:, :70])
     assert not torch.equal(before[:, 70], after[:, 70])
 
 
 def test_states_are_stored_every_128_tokens() -> None:
     x = torch.zeros(1, 300, 2, 16, dtype=torch.bfloat16)
-    _, _, states = forward(x, x, x, x)
+    _, _, states = forward(Call(x, x, x, x))
     assert states.shape == (3, 2, 16, 16)
     assert states.dtype == torch.bfloat16
 
@@ -226,12 +231,14 @@ def test_dispatch_takes_per_channel_decays_here() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 40, 1, 16) for _ in range(3))
     decay = -torch.rand(1, 40, 1, 16)
-    o, final, states = dispatch.forward(q, k, v, decay)
-    o2, final2, _ = forward(q, k, v, decay)
+    call = Call(q, k, v, decay)
+    kernels = launch.choose(call, "cuda")
+    o, final, states = kernels.forward(call)
+    o2, final2, _ = forward(call)
     assert torch.equal(o, o2)
     assert torch.equal(final, final2)
-    results: tuple[Any, ...] = dispatch.backward(q, k, v, decay, None, None, states, o, None)
-    expected: tuple[Any, ...] = backward(q, k, v, decay, None, None, states, o, None)
+    results: tuple[Any, ...] = kernels.backward(call, states, o, None, True)
+    expected: tuple[Any, ...] = backward(call, states, o, None)
     assert all(torch.equal(x, y) for x, y in zip(results[:4], expected[:4], strict=True))
 
 
@@ -242,7 +249,7 @@ def test_wrong_arguments_are_named(bad: str) -> None:
     q = x.double() if bad == "dtype" else x
     state = torch.zeros(1, 2, 16, 8) if bad == "state" else None
     with pytest.raises(ValueError, match=r"has shape|have dtypes"):
-        forward(q, x, x, decay, state)
+        forward(Call(q, x, x, decay, state))
 
 
 @triton.jit

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.config import ConfigError, LoLCATs, ModelConfig, toy_config
+from models.architectures.llama import LlamaOptions
+from models.architectures.lolcats import LoLCATs
+from models.config import ConfigError, ModelConfig, toy_config
 from models.language_model import build
 from models.layers import make_span
 from models.linearize.lolcats import HybridAttention
@@ -137,7 +139,7 @@ def test_trained_parameters_of_llama_3_8b() -> None:
     """Feature maps, factors and LoRA of Llama 3 8B, counted without its weights."""
     config = ModelConfig(
         arch="llama", vocab_size=128_256, dim=4096, layers=32, heads=32, glu_dim=14336,
-        kv_heads=8, tie_embeddings=False,
+        options=LlamaOptions(kv_heads=8), tie_embeddings=False,
     )  # fmt: skip
     student = linearize(build(config, device="meta"), LoLCATs())
     freeze_for_transfer(student)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.config import ConfigError, LoLCATs, Supra, toy_config
+from models.architectures.lolcats import LoLCATs
+from models.architectures.supra import Supra
+from models.config import ConfigError, toy_config
 from models.language_model import Block, LanguageModel, build
 from models.layers import make_span
 from models.linearize.distill import (
@@ -270,11 +272,11 @@ def test_models_that_do_not_match() -> None:
         distillation_loss(other, model, text, text)
     with pytest.raises(ConfigError, match=r"temperature=0"):
         distillation_loss(model, model, text, text, temperature=0)
-    with pytest.raises(ConfigError, match=r"'gru': cannot start.*tnl, hgrn2, cosformer2"):
-        from_attention(model, "gru")
-    with pytest.raises(ConfigError, match=r"model.qkv_bias=True of the teacher"):
+    with pytest.raises(ConfigError, match=r"'supra': cannot start.*tnl, hgrn2, cosformer2"):
+        from_attention(model, "supra")
+    with pytest.raises(ConfigError, match=r"model.options.qkv_bias=True of the teacher"):
         from_attention(teacher(qkv_bias=True), "tnl")
-    with pytest.raises(ConfigError, match=r"model.head_size=6 of the teacher"):
+    with pytest.raises(ConfigError, match=r"model.options.head_size=6 of the teacher"):
         from_attention(teacher(head_size=6), "tnl")
     with pytest.raises(ConfigError, match=r"is not linearized"):
         layer_costs(model, lambda _: 0.0)

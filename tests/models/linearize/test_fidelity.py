@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.config import LoLCATs, Supra
+from models.architectures.lolcats import LoLCATs
+from models.architectures.supra import Supra
 from models.language_model import LanguageModel
 from models.linearize.distill import distillation_loss, hidden_losses
 from models.linearize.initialise import fit_outputs, from_attention

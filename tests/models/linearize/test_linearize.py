@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.config import ConfigError, LoLCATs, Supra, toy_config
+from models.architectures.lolcats import LoLCATs
+from models.architectures.supra import Supra
+from models.config import ConfigError, toy_config
 from models.language_model import build
 from models.layers import make_span
 from models.linearize.feature_maps import feature_map
 from models.linearize.lolcats import HybridAttention
-from models.linearize.options import FeatureMapName, Linearized
+from models.linearize.options import FeatureMapName, Linearized, linearized_config
 from models.linearize.supra import SupraAttention
 from models.linearize.surgery import linearize
 from models.llama import SoftmaxAttention
@@ -91,7 +93,7 @@ def test_lolcats_equals_the_dense_formula(
 
 @pytest.mark.parametrize("slopes", ["alibi", "retnet", "none"])
 def test_supra_equals_the_dense_formula(slopes: str) -> None:
-    model = linearize(teacher(decay_slopes=slopes), Supra())
+    model = linearize(teacher(), Supra(decay_slopes=slopes))
     attention, size, length = mixer(model, 1), 8, 12
     assert isinstance(attention, SupraAttention)
     x = torch.randn(2, length, 32, dtype=torch.float64)
@@ -195,22 +197,22 @@ def test_only_softmax_models_are_linearized() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (lambda: Supra(feature_map="exp"), r"supra.feature_map='exp'.*choose one of"),  # pyright: ignore[reportArgumentType]
-        (lambda: LoLCATs(feature_map="identity"), r"lolcats.feature_map='identity'.*negative"),
-        (lambda: LoLCATs(window=0), r"lolcats.window=0"),
-        (lambda: LoLCATs(window_factor=1.0), r"lolcats.window_factor=1.0"),
-        (lambda: LoLCATs(arrangement="wide"), r"lolcats.arrangement='wide'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Supra(feature_size=4), r"supra.feature_size=4.*leave it out"),
-        (lambda: Supra(softmax_layers=(1, 0)), r"supra.softmax_layers=\(1, 0\).*increasing"),
+        (lambda: Supra(feature_map="exp"), r"options.feature_map='exp'.*one of"),  # pyright: ignore[reportArgumentType]
+        (lambda: LoLCATs(feature_map="identity"), r"options.feature_map='identity'.*negative"),
+        (lambda: LoLCATs(window=0), r"options.window=0"),
+        (lambda: LoLCATs(window_factor=1.0), r"options.window_factor=1.0"),
+        (lambda: LoLCATs(arrangement="wide"), r"options.arrangement='wide'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Supra(feature_size=4), r"options.feature_size=4.*leave it out"),
+        (lambda: Supra(softmax_layers=(1, 0)), r"options.softmax_layers=\(1, 0\).*increasing"),
         (
-            lambda: teacher_config().replace(arch="supra", supra=Supra(softmax_layers=(3,))),
-            r"supra.softmax_layers=\(3,\).*last layer is 2",
+            lambda: linearized_config(teacher_config(), Supra(softmax_layers=(3,))),
+            r"options.softmax_layers=\(3,\).*last layer is 2",
         ),
         (
-            lambda: teacher_config().replace(arch="supra", supra=Supra(feature_map="taylor")),
-            r"supra.feature_map='taylor'.*73 features",
+            lambda: linearized_config(teacher_config(), Supra(feature_map="taylor")),
+            r"options.feature_map='taylor'.*73 features",
         ),
-        (lambda: teacher_config(supra=Supra()), r"model.supra with model.arch='llama'"),
+        (lambda: teacher_config(options=Supra()), r"model.options=.*with model.arch='llama'"),
     ],
 )
 def test_options_that_cannot_work(options, message: str) -> None:

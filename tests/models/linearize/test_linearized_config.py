@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.config import ARCHS, ConfigError, LoLCATs, ModelConfig, Supra, toy_config
+from models.architectures.lolcats import LoLCATs
+from models.config import ARCHS, ConfigError, ModelConfig, toy_config
 from scaling.config.run import BudgetConfig, RunConfig
 
 
@@ -16,9 +17,9 @@ def run(model: ModelConfig) -> RunConfig:
     "model",
     [
         toy_config("supra", 32, vocab_size=61),
-        toy_config("supra", 32, vocab_size=61).replace(supra=Supra(norm=False)),
-        toy_config("lolcats", 32, vocab_size=61).replace(
-            lolcats=LoLCATs(window=8, arrangement="sliding", softmax_layers=(0,))
+        toy_config("supra", 32, vocab_size=61).with_options(norm=False),
+        toy_config("lolcats", 32, vocab_size=61).with_options(
+            window=8, arrangement="sliding", softmax_layers=(0,)
         ),
     ],
 )
@@ -31,11 +32,11 @@ def test_round_trip(model: ModelConfig) -> None:
 
 def test_the_published_options_are_the_default() -> None:
     lolcats = toy_config("lolcats", 32, vocab_size=61)
-    assert lolcats.lolcats == LoLCATs()
-    assert run(lolcats).run_id == run(lolcats.replace(lolcats=LoLCATs(window=64))).run_id
-    assert run(lolcats).run_id != run(lolcats.replace(lolcats=LoLCATs(window=32))).run_id
+    assert lolcats.options == LoLCATs()
+    assert run(lolcats).run_id == run(lolcats.with_options(window=64)).run_id
+    assert run(lolcats).run_id != run(lolcats.with_options(window=32)).run_id
     supra = toy_config("supra", 32, vocab_size=61)
-    assert run(supra).run_id != run(supra.replace(decay_slopes="none")).run_id
+    assert run(supra).run_id != run(supra.with_options(decay_slopes="none")).run_id
 
 
 def test_the_options_rename_no_other_run() -> None:
@@ -51,6 +52,6 @@ def test_the_options_rename_no_other_run() -> None:
 
 def test_options_in_json_are_checked() -> None:
     values = run(toy_config("supra", 32, vocab_size=61)).to_json()
-    values["model"]["supra"]["norms"] = True
-    with pytest.raises(ConfigError, match=r"model.supra.norms.*did you mean model.supra.norm"):
+    values["model"]["options"]["norms"] = True
+    with pytest.raises(ConfigError, match=r"model.options.norms.*did you mean model.options.norm"):
         RunConfig.from_json(values)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from models.config import LoLCATs, RopeScaling, Supra, toy_config
+from models.architectures.llama import RopeScaling
+from models.config import toy_config
 from tests.support.mixer_contract import MixerContract
+from tests.support.model_variants import vary
 
 
 class TestSupra(MixerContract):
@@ -13,33 +15,37 @@ class TestSupra(MixerContract):
 class TestSupraGrouped(MixerContract):
     """Grouped-query heads, biases, RetNet's decay, one softmax layer kept."""
 
-    config = toy_config("supra", 64, vocab_size=61, layers=3).replace(
+    config = vary(
+        toy_config("supra", 64, vocab_size=61, layers=3),
         kv_heads=2,
         qkv_bias=True,
         decay_slopes="retnet",
-        supra=Supra(softmax_layers=(1,)),
+        softmax_layers=(1,),
     )
 
 
 class TestSupraWithoutDecayAndNorm(MixerContract):
-    config = toy_config("supra", 48, vocab_size=61, layers=2, head_dim=12).replace(
-        decay_slopes="none", supra=Supra(feature_map="elu", norm=False)
+    config = toy_config("supra", 48, vocab_size=61, layers=2, head_dim=12).with_options(
+        decay_slopes="none", feature_map="elu", norm=False
     )
 
 
 class TestLoLCATs(MixerContract):
     """Terraced, with a window (24) that divides neither the lengths nor the cuts."""
 
-    config = toy_config("lolcats", 64, vocab_size=61, layers=2).replace(lolcats=LoLCATs(window=24))
+    config = toy_config("lolcats", 64, vocab_size=61, layers=2).with_options(window=24)
 
 
 class TestLoLCATsSliding(MixerContract):
-    config = toy_config("lolcats", 48, vocab_size=61, layers=3, head_dim=12).replace(
+    config = vary(
+        toy_config("lolcats", 48, vocab_size=61, layers=3, head_dim=12),
         kv_heads=2,
         head_size=14,
         tie_embeddings=False,
         rope_scaling=RopeScaling(kind="linear", factor=2.0),
-        lolcats=LoLCATs(
-            window=16, arrangement="sliding", feature_map="t2r", affine=True, softmax_layers=(2,)
-        ),
+        window=16,
+        arrangement="sliding",
+        feature_map="t2r",
+        affine=True,
+        softmax_layers=(2,),
     )

@@ -11,7 +11,10 @@ import torch
 import transformers
 from torch import nn
 
-from models.config import ConfigError, LoLCATs, RopeScaling, Supra
+from models.architectures.llama import RopeScaling, llama_options
+from models.architectures.lolcats import LoLCATs
+from models.architectures.supra import Supra
+from models.config import ConfigError
 from models.generation import Decoder, Sampling
 from models.interop import InteropError, export_model, import_model
 from models.language_model import LanguageModel
@@ -21,9 +24,9 @@ from tests.support.linearize_oracles import teacher, tokens
 
 METHODS: list[tuple[Supra | LoLCATs, dict[str, Any]]] = [
     (Supra(), {}),
-    (Supra(softmax_layers=(1,)), {"kv_heads": None, "qkv_bias": True, "decay_slopes": "retnet"}),
-    (Supra(feature_map="elu", norm=False), {"decay_slopes": "none", "window": 9}),
-    (Supra(), {"learn_decay": True, "glu_bias": True, "out_bias": True}),
+    (Supra(softmax_layers=(1,), decay_slopes="retnet"), {"kv_heads": None, "qkv_bias": True}),
+    (Supra(feature_map="elu", norm=False, decay_slopes="none"), {"window": 9}),
+    (Supra(learn_decay=True), {"glu_bias": True, "out_bias": True}),
     (LoLCATs(window=4), {}),
     (LoLCATs(window=64), {"head_size": 6, "tie_embeddings": False}),
     (
@@ -143,7 +146,7 @@ def test_a_random_mistral_goes_through_everything(options: Supra | LoLCATs, tmp_
     )  # fmt: skip
     mistral.save_pretrained(tmp_path / "mistral")
     model, source = import_model(tmp_path / "mistral")
-    assert (source.config.kv_heads, source.config.window) == (2, 32)
+    assert (llama_options(source.config).kv_heads, llama_options(source.config).window) == (2, 32)
     model = linearize(model, options)
     text = tokens(2, 40)
     optimizer = torch.optim.Adam(add_lora(model, rank=2), lr=0.02)

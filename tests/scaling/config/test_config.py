@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.config import ConfigError, RopeScaling, toy_config
+from models.architectures.llama import RopeScaling
+from models.config import ConfigError, toy_config
 from scaling.config.run import BudgetConfig, DataConfig, RunConfig, dotted_names
 
 RUN = RunConfig(
@@ -43,7 +44,7 @@ def test_defaults_need_not_be_given() -> None:
         ("optim.clip_norm=none", "optim.clip_norm", None),
         ("parallel.compile=true", "parallel.compile", True),
         ("model.arch=hgrn2", "model.arch", "hgrn2"),
-        ("model.rope_base=5000", "model.rope_base", 5000.0),
+        ("model.options.rope_base=5000", "model.options.rope_base", 5000.0),
         ("data.corpus=text:a=b/*.txt", "data.corpus", "text:a=b/*.txt"),
         ("seed= 7 ", "seed", 7),
     ],
@@ -127,13 +128,13 @@ def test_what_does_not_change_the_result_keeps_the_identity(assignment: str) -> 
 
 def test_later_options_rename_only_runs_that_use_them() -> None:
     llama = dataclasses.replace(RUN, model=toy_config("llama", 32, vocab_size=257))
-    grouped = dataclasses.replace(llama, model=llama.model.replace(kv_heads=2))
-    stretched = llama.model.replace(rope_scaling=RopeScaling(kind="linear", factor=2.0))
+    grouped = dataclasses.replace(llama, model=llama.model.with_options(kv_heads=2))
+    stretched = llama.model.with_options(rope_scaling=RopeScaling(kind="linear", factor=2.0))
     stretched = dataclasses.replace(llama, model=stretched)
     assert len({run.run_id for run in (llama, grouped, stretched)}) == 3
     assert RunConfig.from_json(json.loads(json.dumps(stretched.to_json()))) == stretched
     old = llama.to_json()
-    del old["model"]["kv_heads"], old["model"]["rope_scaling"]
+    del old["model"]["options"]["kv_heads"], old["model"]["options"]["rope_scaling"]
     assert RunConfig.from_json(old).run_id == llama.run_id
 
 

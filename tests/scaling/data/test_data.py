@@ -14,21 +14,23 @@ import torch
 from models.config import ConfigError, toy_config
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig
 from scaling.data.loader import AHEAD, Batch, Blocks, DataModule, ReadAhead, validation_batches
-from scaling.data.prepare import PreparedData, prepare
+from scaling.data.prepare import prepare
+from scaling.data.prepared import PreparedData
 from scaling.data.sampler import BlockOrder
+
+DATA = DataConfig(corpus="kjv", sequence_length=64, batch_sequences=12, validation_blocks=10)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    data = DataConfig(corpus="kjv", sequence_length=64, batch_sequences=12, validation_blocks=10)
-    return prepare(data, tmp_path_factory.mktemp("cache"))
+    return prepare(DATA, tmp_path_factory.mktemp("cache"))
 
 
-def run_config(prepared: PreparedData, **parallel: int) -> RunConfig:
+def run_config(**parallel: int) -> RunConfig:
     return RunConfig(
         name="test",
         model=toy_config("tnl", 32, vocab_size=256),
-        data=prepared.data,
+        data=DATA,
         budget=BudgetConfig(tokens=100_000),
         parallel=ParallelConfig(accelerator="cpu", **parallel),
         seed=3,
@@ -38,7 +40,7 @@ def run_config(prepared: PreparedData, **parallel: int) -> RunConfig:
 def batches(
     prepared: PreparedData, count: int, start_step: int = 0, **parallel: int
 ) -> list[Batch]:
-    module = DataModule(run_config(prepared, **parallel), prepared, start_step=start_step)
+    module = DataModule(run_config(**parallel), prepared, start_step=start_step)
     return list(islice(module.train_dataloader(), count))
 
 
@@ -89,7 +91,7 @@ def test_validation_batches_are_the_fixed_blocks(prepared: PreparedData) -> None
     rows = torch.from_numpy(prepared.validation)
     assert torch.equal(torch.cat([inputs for inputs, _ in shown]), rows[:, :-1])
     assert torch.equal(torch.cat([targets for _, targets in shown]), rows[:, 1:])
-    loader = DataModule(run_config(prepared), prepared).val_dataloader()
+    loader = DataModule(run_config(), prepared).val_dataloader()
     assert torch.equal(torch.cat([targets for _, targets in loader]), rows[:, 1:])
 
 
@@ -103,14 +105,14 @@ def test_blocks_pickle_as_paths(prepared: PreparedData) -> None:
 
 
 def test_a_model_with_too_few_rows_is_refused(prepared: PreparedData) -> None:
-    config = run_config(prepared)
+    config = run_config()
     config = dataclasses.replace(config, model=toy_config("tnl", 32, vocab_size=128))
     with pytest.raises(ConfigError, match=r"model\.vocab_size=128: .*bytes has 256 tokens; set"):
         DataModule(config, prepared)
 
 
 def test_data_is_prepared_when_not_given(tmp_path: Path, prepared: PreparedData) -> None:
-    module = DataModule(run_config(prepared), cache_dir=tmp_path)
+    module = DataModule(run_config(), cache_dir=tmp_path)
     assert module.prepared.fingerprint() == prepared.fingerprint()
 
 
@@ -119,7 +121,7 @@ def test_micro_batches_are_announced_before_they_are_read(
 ) -> None:
     announced: list[list[int]] = []
     monkeypatch.setattr(type(prepared.train), "will_need", lambda _, b: announced.append(list(b)))
-    loader = iter(DataModule(run_config(prepared), prepared).train_dataloader())
+    loader = iter(DataModule(run_config(), prepared).train_dataloader())
     order = BlockOrder(n_blocks=prepared.train.n_blocks, seed=3)
     for step in range(3):
         next(loader)

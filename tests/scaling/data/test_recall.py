@@ -20,12 +20,13 @@ from scaling.config.run import (
     ScheduleConfig,
 )
 from scaling.data.loader import DataModule
-from scaling.data.recall_data import TRAINING_SEQUENCES, Symbols, held_out, prepare_task, rows
+from scaling.data.prepare import prepare
+from scaling.data.recall_data import TRAINING_SEQUENCES, Symbols, held_out, rows
 from scaling.data.recall_tasks import BLANK, MARK, SPECIAL, parse
 from scaling.evaluation.evaluate import evaluate
 from scaling.evaluation.request import Request
 from scaling.evaluation.settings import Settings
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.training.train import train
 
 FIRST = [3, 8, 2, 8, 7, 10, 3, 0, 7, 0, 0, 0, 2, 0, 0, 0]
@@ -137,7 +138,7 @@ def test_what_cannot_be_a_task(corpus: str, length: int, message: str) -> None:
 
 
 def test_the_vocabulary_must_fit() -> None:
-    prepared = prepare_task(run().data, Path())
+    prepared = prepare(run().data, Path())
     prepared.check_rows(10)
     with pytest.raises(ConfigError, match=r"model\.vocab_size=9: .* has 10 tokens"):
         prepared.check_rows(9)
@@ -172,7 +173,7 @@ def test_tasks_for_text_are_refused(tmp_path: Path) -> None:
     train(config, tmp_path)
     out = evaluate(tmp_path / config.run_id, Request(tasks=("perplexity",), settings=Settings()))
     assert "is no text; evaluate `recall`" in out.failures[0]
-    tokenizer = load(tmp_path / config.run_id).tokenizer
+    tokenizer = load_pretrained(tmp_path / config.run_id).tokenizer
     assert isinstance(tokenizer, Symbols)
     assert tokenizer.decode(tokenizer.encode("2 7 9")) == " 2 7 9"
     for text in ("2 10", "2 x"):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from scaling.config.run import DataConfig
-from scaling.data import prepare as shards
 from scaling.data import remote
+from scaling.data import tokenised as shards
 from scaling.data.prepare import prepare
 from scaling.data.token_store import INDEX
 from scaling.system.errors import LinscaleError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from models.config import ConfigError
 from scaling.config.run import DataConfig
-from scaling.data.corpora import open_corpus
+from scaling.data.corpora.registry import open_corpus
 from scaling.data.tokenizers import (
     END_OF_TEXT,
     ByteTokenizer,
@@ -97,7 +97,7 @@ def test_bpe_shortens_text_of_its_kind(bpe: JsonTokenizer) -> None:
 def test_bpe_is_the_same_in_every_process(bpe: JsonTokenizer) -> None:
     code = (
         "from scaling.data.tokenizers import train_bpe; "
-        "from scaling.data.corpora import open_corpus; "
+        "from scaling.data.corpora.registry import open_corpus; "
         "from scaling.config.run import DataConfig; "
         "c = open_corpus(DataConfig(corpus='kjv')).read(0); "
         "print(train_bpe('bpe:600', [next(c) for _ in range(60)]).fingerprint)"

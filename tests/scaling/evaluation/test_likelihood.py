@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from unittest.mock import patch
 
 import pytest
@@ -10,10 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import LoLCATs, RopeScaling
+from models.architectures.llama import RopeScaling
+from models.architectures.lolcats import LoLCATs
 from models.language_model import build
 from scaling.evaluation import likelihood
 from scaling.evaluation.likelihood import score
+from tests.support.model_variants import vary
 
 MAX_LENGTH = 20
 
@@ -62,7 +63,7 @@ VARIANTS = {
     "grouped": {"kv_heads": 1, "qkv_bias": True},
     "dynamic": {"rope_scaling": RopeScaling(kind="dynamic", factor=2.0, original_length=6)},
     "supra": {"arch": "supra"},
-    "lolcats": {"arch": "lolcats", "lolcats": LoLCATs(window=4, softmax_layers=(1,))},
+    "lolcats": {"arch": "lolcats", "options": LoLCATs(window=4, softmax_layers=(1,))},
 }
 
 
@@ -70,7 +71,7 @@ VARIANTS = {
 @pytest.mark.parametrize("whole", [0, 256])
 def test_variants_of_llama(make_toy, changes, whole, monkeypatch):
     monkeypatch.setattr(likelihood, "WHOLE", whole)
-    config = dataclasses.replace(make_toy("llama").model.config, **changes)
+    config = vary(make_toy("llama").model.config, **changes)
     torch.manual_seed(1)
     model = build(config.replace(init_std=0.3), dtype=torch.float64).eval()
     check(model, questions())

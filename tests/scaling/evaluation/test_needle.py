@@ -132,7 +132,7 @@ def test_lengths_beyond_training():
         check_lengths(llama, LENGTHS, 128)
     assert check_lengths(llama, LENGTHS, 128, allowed=16000) is None
     assert check_lengths(llama, LENGTHS, 8192, allowed=1000) is not None  # the paper's own grid
-    for config in (tnl, llama.replace(window=64)):
+    for config in (tnl, llama.with_options(window=64)):
         said = check_lengths(config, LENGTHS, 128)
         assert said is not None
         assert "125 times the 128 of training; its state carries on" in said

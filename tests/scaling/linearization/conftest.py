@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from models.config import LoLCATs, Supra, toy_config
+from models.architectures.lolcats import LoLCATs
+from models.architectures.supra import Supra
+from models.config import toy_config
+from models.linearize.options import linearized_config
 from scaling.config.run import (
     BudgetConfig,
     DataConfig,
@@ -44,7 +47,7 @@ def cache(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def teacher(workplace: Path) -> tuple[RunConfig, Path]:
     """A LLaMA of two layers with grouped-query attention after 150 steps, and its directory."""
-    model = toy_config("llama", 32, vocab_size=257, layers=2, head_dim=8).replace(kv_heads=2)
+    model = toy_config("llama", 32, vocab_size=257, layers=2, head_dim=8).with_options(kv_heads=2)
     config = RunConfig(
         name="teacher",
         model=model,
@@ -75,7 +78,7 @@ def student(teacher: tuple[RunConfig, Path]) -> Callable[..., RunConfig]:
         part = Supra() if method == "supra" else LoLCATs(window=4)
         model = config.model
         if method != "llama":
-            model = model.replace(arch=method, **{method: part})
+            model = linearized_config(model, part)
         stages = {"transfer_tokens": 8 * STEP, "lora_rank": 2} if method == "lolcats" else {}
         run = replace(
             config,

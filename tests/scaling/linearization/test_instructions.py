@@ -19,16 +19,15 @@ from scaling.config.run import DataConfig
 from scaling.data.instructions import (
     PreparedInstructions,
     pack,
-    prepare_instructions,
     read_examples,
 )
 from scaling.data.loader import to_batch
 from scaling.data.prepare import prepare
 from scaling.data.tokenizers import ByteTokenizer
-from scaling.record.pretrained import load
-from scaling.record.record import load_model
+from scaling.record.checkpoints import load_model
+from scaling.record.pretrained import load_pretrained
 from scaling.system.errors import LinscaleError
-from scaling.training.objective import block_means, mean_loss, token_losses
+from scaling.training.loss import block_means, mean_loss, token_losses
 from scaling.training.train import train
 
 FILE = Path(__file__).parent / "alpaca.jsonl"
@@ -47,11 +46,13 @@ def data(**changes: Any) -> DataConfig:
 
 
 def prepared(tmp_path: Path, **changes: Any) -> PreparedInstructions:
-    return prepare_instructions(data(**changes), tmp_path)
+    ready = prepare(data(**changes), tmp_path)
+    assert isinstance(ready, PreparedInstructions)
+    return ready
 
 
 def test_template() -> None:
-    with_input, without = list(read_examples(f"instructions:{FILE}"))[1:4:2]
+    with_input, without = list(read_examples(str(FILE), "a test", FILE.parent))[1:4:2]
     assert with_input.prompt.endswith(
         "### Instruction:\nTranslate into French.\n\n### Input:\nGood morning\n\n### Response:\n"
     )
@@ -81,7 +82,7 @@ def test_every_answer_is_a_target_once(tmp_path: Path) -> None:
             prompts.append(bytes(seen.tolist()).decode())
             # Inputs are the targets, one token later.
             assert (inputs[here][-len(learnt) + 1 :] == learnt[:-1]).all() or len(learnt) == 1
-    examples = list(read_examples(ready.data.corpus))
+    examples = list(read_examples(str(FILE), "a test", FILE.parent))
     assert sorted(found) == sorted(example.answer for example in examples)
     assert sorted(prompts) == sorted(example.prompt for example in examples)
     size = sum(len(answer.encode()) for answer in found)
@@ -101,7 +102,7 @@ def test_packing(lengths: list[int]) -> None:
 
 
 def test_packed_examples_do_not_see_each_other(tmp_path: Path, teacher: Any) -> None:
-    model = load(teacher[1]).model
+    model = load_pretrained(teacher[1]).model
     ready = prepared(tmp_path)
     batch = to_batch(ready.validation)
     tokens, targets, boundaries = batch
@@ -172,8 +173,8 @@ def test_from_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for record in records:
         record.setdefault("input", "")
     datasets.Dataset.from_list(records).save_to_disk(tmp_path / "alpaca")
-    folder = list(read_examples(f"instructions:hf:{tmp_path}/alpaca"))
-    assert folder == list(read_examples(f"instructions:{FILE}"))
+    folder = list(read_examples(f"hf:{tmp_path}/alpaca", "a test", tmp_path))
+    assert folder == list(read_examples(str(FILE), "a test", FILE.parent))
 
 
 def test_lolcats_on_instructions(student: Any, tmp_path: Path) -> None:

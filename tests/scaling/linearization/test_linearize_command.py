@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from models.config import ConfigError
 from scaling.cli.main import app
 from scaling.record.export import export_pretrained
-from scaling.record.pretrained import load
+from scaling.record.pretrained import load_pretrained
 from scaling.system.errors import LinscaleError
 
 STEP = 4 * 32
@@ -43,18 +43,18 @@ def test_a_run_of_ours(teacher: Any, tmp_path: Path, method: str, options: list[
     assert values["losses"][-1]["tokens"] == 12 * STEP
     config = json.loads((Path(values["run"]) / "config.json").read_text())
     if method == "supra":
-        assert config["model"]["supra"]["softmax_layers"] == [1]
-        assert not config["model"]["supra"]["norm"]
-        assert config["model"]["decay_slopes"] == "none"
+        assert config["model"]["options"]["softmax_layers"] == [1]
+        assert not config["model"]["options"]["norm"]
+        assert config["model"]["options"]["decay_slopes"] == "none"
     else:
-        assert config["model"]["lolcats"]["arrangement"] == "sliding"
+        assert config["model"]["options"]["arrangement"] == "sliding"
         assert config["linearize"]["transfer_tokens"] == 6 * STEP
         assert config["linearize"]["lora_rank"] == 8
 
 
 def test_a_directory_in_hugging_faces_layout(teacher: Any, workplace: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
-    export_pretrained(load(teacher[1]), foreign, "transformers")
+    export_pretrained(load_pretrained(teacher[1]), foreign, "transformers")
     shape = ["data.sequence_length=32", "data.batch_sequences=4", "data.validation_blocks=6"]
     command = [foreign, "--tokens", 6 * STEP, "-o", tmp_path / "out", *SMALL, *shape]
     with pytest.raises(LinscaleError, match="--corpus"):
@@ -88,7 +88,7 @@ def test_costliest_layers_and_tasks_before_and_after(teacher: Any, tmp_path: Pat
     (probe,) = out.glob("*-probe-*")
     costs = json.loads((probe / "linearization.json").read_text())["costs"]
     assert sorted(costs) == ["0", "1"]
-    kept = json.loads((Path(values["run"]) / "config.json").read_text())["model"]["lolcats"]
+    kept = json.loads((Path(values["run"]) / "config.json").read_text())["model"]["options"]
     assert kept["softmax_layers"] == [int(max(costs, key=lambda layer: costs[layer]))]
     assert json.loads((probe / "milestones.jsonl").read_text())["tokens"] == 6 * STEP
     of = {(n["of"], n["metric"]): n for n in values["tasks"]}

@@ -13,8 +13,8 @@ from models.linearize.lora import LoRALinear
 from scaling.config.run import RunConfig
 from scaling.linearization.costs import lora_parameters
 from scaling.plan.memory import memory
-from scaling.record.pretrained import load
-from scaling.record.record import load_model
+from scaling.record.checkpoints import load_model
+from scaling.record.pretrained import load_pretrained
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
 
@@ -59,7 +59,7 @@ def test_two_ranks_are_the_single_process(
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5 if precision == "fp32" else 1e-3)
     name = lines(tmp_path / "one" / one.run_id / "milestones.jsonl")[0]["checkpoint"]
     (x, _), (y, _) = (load_model(tmp_path / n / one.run_id / name) for n in ("one", "two"))
-    theirs = load(one.linearize.teacher).model.state_dict()
+    theirs = load_pretrained(one.linearize.teacher).model.state_dict()
     for key, value in x.state_dict().items():
         # Adam's updates of single elements may hang on rounding: 8 steps of 3e-3, rank 2.
         torch.testing.assert_close(y.state_dict()[key], value, rtol=0, atol=2e-3, msg=key)

@@ -19,10 +19,11 @@ from models.linearize.initialise import from_attention, gated_config
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as linearization
-from scaling.linearization.costs import stages, teacher_parameters
+from scaling.plan.costs import stages, teacher_parameters
 from scaling.plan.memory import memory
-from scaling.record.pretrained import load
-from scaling.record.record import RunRecord, load_model
+from scaling.record.checkpoints import load_model
+from scaling.record.pretrained import load_pretrained
+from scaling.record.record import RunRecord
 from scaling.system.errors import LinscaleError
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
@@ -97,7 +98,7 @@ def test_losses_are_those_of_models(staged: Any, tmp_path: Path, arch: str) -> N
     rows = torch.from_numpy(prepare(config.data).train.gather(
         prepare(config.data).order(config.seed).blocks(0, 4)))  # fmt: skip
     module = TrainingModule(config)
-    original = load(config.linearize.teacher).model
+    original = load_pretrained(config.linearize.teacher).model
     module.lend(original)
     from scaling.linearization.teacher import adopt
 
@@ -146,7 +147,7 @@ def test_other_mixers_start_from_attention(staged: Any, tmp_path: Path, arch: st
     assert found["teacher"]["loss"] < found["surgery"]["loss"]
     if arch != "cosformer2":  # attention is nearer, which need not be so for the loss
         assert found["surgery"]["loss"] < found["weights"]["loss"]
-    original = load(config.linearize.teacher).model
+    original = load_pretrained(config.linearize.teacher).model
     expected = from_attention(original, arch)
     plain = staged(arch)
     train(plain, tmp_path, stop_event=StopAfter(1))
@@ -192,7 +193,7 @@ def test_stages_alone_are_a_run(staged: Any, tmp_path: Path) -> None:
     assert "stage 1 trains" in text
     assert "stage 2 trains" not in text
     model, _ = load_model(folder / milestone["checkpoint"])
-    theirs = load(config.linearize.teacher).model.state_dict()
+    theirs = load_pretrained(config.linearize.teacher).model.state_dict()
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in theirs.items())
 
 
@@ -213,9 +214,8 @@ def test_a_student_is_a_teacher(staged: Any, tmp_path: Path) -> None:
                    load_model(tmp_path / second.run_id / after["checkpoint"])[0].state_dict()
                    if ".mixer." in name)  # fmt: skip
     other = staged("lolcats", f"linearize.teacher={tmp_path / first.run_id}")
-    other = replace(other, model=other.model.replace(lolcats=replace(
-        other.model.linearized, window=8)))  # fmt: skip
-    with pytest.raises(LinscaleError, match=r"model.lolcats=.*keeps everything of its teacher"):
+    other = replace(other, model=other.model.with_options(window=8))
+    with pytest.raises(LinscaleError, match=r"model.options=.*keeps everything of its teacher"):
         train(other, tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_a_second_model_is_counted(staged: Any, tmp_path: Path) -> None:
     assert teacher_parameters(plain) == 0
     assert (
         teacher_parameters(config)
-        == sum(p.numel() for p in load(config.linearize.teacher).model.parameters())
+        == sum(p.numel() for p in load_pretrained(config.linearize.teacher).model.parameters())
         + 2 * 2 * 32 * 8 * 2
         + 257 * 32
     )  # as if it had four key-value heads, and an untied head

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from models.config import ARCHS, LINEARIZED, ConfigError
+from models.architecture import BUILT_IN
+from models.config import ConfigError
 from scaling.cli.main import app
 from scaling.data.tokenizers import ByteTokenizer, TiktokenTokenizer, train_bpe
 from scaling.record.export import to_json_tokenizer
-from scaling.record.pretrained import load, usable_device
+from scaling.record.pretrained import load_pretrained, usable_device
 from scaling.system.errors import LinscaleError
 from scaling.training.train import train
 
@@ -67,7 +68,7 @@ def test_generate_streams_and_repeats(trained: Any) -> None:
     assert cli("generate", checkpoint, *arguments[2:]) == text
 
 
-@pytest.mark.parametrize("arch", [*ARCHS, *LINEARIZED])
+@pytest.mark.parametrize("arch", list(BUILT_IN))
 def test_pipeline_of_transformers_gives_our_text(arch: str, trained: Any, tmp_path: Path) -> None:
     run, out = trained(arch), tmp_path / "exported"
     cli("export", run, "-o", out)
@@ -90,7 +91,7 @@ def test_pipeline_of_transformers_gives_our_text(arch: str, trained: Any, tmp_pa
 
 def test_bpe_tokenizer_is_kept_with_the_run(trained: Any, tmp_path: Path) -> None:
     run = trained("hgrn2", "data.tokenizer=bpe:280", "model.vocab_size=288")
-    loaded = load(run)
+    loaded = load_pretrained(run)
     assert loaded.tokenizer.vocab_size == 280
     cli("export", run, "-o", tmp_path / "exported")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
@@ -98,11 +99,11 @@ def test_bpe_tokenizer_is_kept_with_the_run(trained: Any, tmp_path: Path) -> Non
     assert theirs.encode(text) == loaded.tokenizer.encode(text).tolist()
     (run / "tokenizer.json").rename(run / "elsewhere.json")
     with pytest.raises(LinscaleError, match="the run's tokenizer is missing"):
-        load(run)
+        load_pretrained(run)
     other = train_bpe("bpe:280", ["another text altogether, with words of its own " * 9])
     (run / "tokenizer.json").write_text(other.to_json())
     with pytest.raises(LinscaleError, match="not the one that it was trained with"):
-        load(run)
+        load_pretrained(run)
 
 
 @settings(deadline=None)
@@ -152,7 +153,7 @@ def test_foreign_model_with_its_beginning_token(tmp_path: Path) -> None:
     values["post_processor"] = {"type": "TemplateProcessing", "single": piece, "pair": [
         *piece, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": special}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    loaded = load(tmp_path)
+    loaded = load_pretrained(tmp_path)
     assert loaded.tokenizer.prefix == (280,)
     assert loaded.eos_ids == (298,)
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -175,13 +176,13 @@ def test_foreign_model_with_its_beginning_token(tmp_path: Path) -> None:
 def test_what_is_no_model_is_named(trained: Any, tmp_path: Path) -> None:
     run = trained("llama")
     with pytest.raises(LinscaleError, match="is a sweep; give one of its runs, such as"):
-        load(run.parent)
+        load_pretrained(run.parent)
     with pytest.raises(LinscaleError, match="holds no model"):
-        load(tmp_path / "nothing")
+        load_pretrained(tmp_path / "nothing")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.json").write_text('{"run_id": "a')
     with pytest.raises(LinscaleError, match=r"torn/config\.json: is not a JSON object"):
-        load(tmp_path / "torn")
+        load_pretrained(tmp_path / "torn")
     with pytest.raises(LinscaleError, match="is not a device"):
         usable_device("toaster")
     with pytest.raises(ConfigError, match="SwiGLU"):
@@ -193,10 +194,10 @@ def test_what_is_no_model_is_named(trained: Any, tmp_path: Path) -> None:
         CliRunner().invoke(app, ["generate", str(run), "--top-p", "2"], catch_exceptions=False)
     (run / "milestones.jsonl").write_text("")
     with pytest.raises(LinscaleError, match="the run has no milestone yet"):
-        load(run)
+        load_pretrained(run)
     config = json.loads((run / "config.json").read_text())
     del config["run_id"], config["sweep"]
     config["model_type"] = "t5"
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(LinscaleError, match=r"there is no tokenizer\.json"):
-        load(run)
+        load_pretrained(run)

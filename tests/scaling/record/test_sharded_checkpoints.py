@@ -27,7 +27,7 @@ FSDP = ("parallel.strategy=fsdp", "parallel.devices=2")
 WRITE_LATE = """
 import threading, time
 from scaling.record import sharded_state
-from scaling.training.parallel import rank
+from scaling.system.ranks import rank
 plain = sharded_state.save
 
 def late(shares, folder, group):
@@ -69,7 +69,7 @@ def test_ranks_train_on_while_their_shares_are_written(make_run: Any, tmp_path: 
 FULL = """
 import errno
 from scaling.record import checkpoints
-from scaling.training.parallel import rank
+from scaling.system.ranks import rank
 plain = checkpoints.flushed
 
 def full(path):

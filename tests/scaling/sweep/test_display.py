@@ -13,7 +13,7 @@ from models.config import toy_config
 from scaling.config.run import BudgetConfig, RunConfig
 from scaling.sweep import display as display_module
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.pool import Task
+from scaling.sweep.task import Task
 
 
 def task(sweep: Path, name: str, state: str, trained: int, flops: float) -> Task:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from scaling.cli.main import app
 from scaling.sweep import status as status_module
-from scaling.sweep.status import duration, status_rows, status_table, summary, tokens, watch
+from scaling.sweep.status import status_rows, status_table, summary, watch
 from scaling.system.claims import claim
 from scaling.system.errors import LinscaleError
 
@@ -167,21 +167,3 @@ def test_command_prints_rows_as_json(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["status", str(tmp_path), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.output) == status_rows(tmp_path)
-
-
-def test_numbers_for_people() -> None:
-    assert [duration(s) for s in (None, 0.4, 99.4, 200, 7500)] == [
-        "",
-        "0 s",
-        "99 s",
-        "3:20 min",
-        "2:05 h",
-    ]
-    assert [tokens(n) for n in (0, 999, 1234, 2_500_000, 3e9, 1e12)] == [
-        "",
-        "999",
-        "1.23k",
-        "2.5M",
-        "3B",
-        "1T",
-    ]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import LoLCATs, toy_config
+from models.architectures.lolcats import LoLCATs
+from models.config import toy_config
 from models.interop import export_model
 from models.language_model import build
 from scaling.config.parts import DataConfig
@@ -23,7 +24,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = toy_config("llama", 32, vocab_size=257, layers=5, head_dim=8)
-    teacher = build(config.replace(kv_heads=2, init_std=0.15, tie_embeddings=False))
+    teacher = build(config.with_options(kv_heads=2).replace(init_std=0.15, tie_embeddings=False))
     export_model(teacher, tmp_path / "teacher", context=64, eos_id=256)
     words = ["in", "the", "beginning", "there", "was", "a", "word", "and", "it", "was", "long"]
     for number, drawn in enumerate(np.random.default_rng(0).choice(words, (20, 100))):

@@ -15,7 +15,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from models.accounting import parameters
-from models.config import ConfigError, LoLCATs, toy_config
+from models.architectures.lolcats import LoLCATs
+from models.config import ConfigError, toy_config
 from models.interop import import_model
 from models.linearize.transfer import layer_losses
 from scaling.cli.main import app
@@ -322,7 +323,7 @@ def test_command(make: Any, tmp_path: Path) -> None:
     (tmp_path / "e.py").write_text(
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
-        "from models.config import LoLCATs\n"
+        "from models.architectures.lolcats import LoLCATs\n"
         "from models.interop import read_source\n"
         "from scaling.linearization.blockwise.transfer_config import Blockwise\n"
         "from scaling.config.parts import DataConfig\n"

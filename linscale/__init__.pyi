@@ -1,0 +1,53 @@
+# The public names: `__init__.py` imports each from where this file does, when it is asked for.
+
+from analysis import figures as figures
+from analysis.errors import AnalysisError as AnalysisError
+from analysis.fit.approaches import three_approaches as three_approaches
+from analysis.fit.envelope import envelope as envelope
+from analysis.fit.fitting import fit_groups as fit_groups
+from analysis.fit.fitting import fit_law as fit_law
+from analysis.fit.isoflop import isoflop as isoflop
+from analysis.fit.law_fit import LawFit as LawFit
+from analysis.io.frames import where as where
+from analysis.io.records import Conventions as Conventions
+from analysis.io.records import Sweep as Sweep
+from analysis.io.records import load_sweep as load_sweep
+from analysis.io.tables import load_table as load_table
+from analysis.judge.compare import compute_multiplier as compute_multiplier
+from analysis.judge.crossing import crossing as crossing
+from analysis.judge.refine import refine as refine
+from analysis.judge.sensitivity import sensitivity as sensitivity
+from analysis.judge.study import study as study
+from analysis.report.report import write_report as write_report
+from linscale.errors import LinscaleError as LinscaleError
+from models.config import ModelConfig as ModelConfig
+from models.config import paper_config as paper_config
+from models.config import toy_config as toy_config
+from models.errors import ConfigError as ConfigError
+from models.generation import Sampling as Sampling
+from models.generation import generate as generate
+from models.interop import import_model as import_model
+from models.kernels.api import linear_attention as linear_attention
+from models.kernels.api import linear_attention_step as linear_attention_step
+from models.language_model import LanguageModel as LanguageModel
+from models.language_model import build as build
+from scaling.config.experiment import load_experiment as load_experiment
+from scaling.config.recipes import TOY_VOCAB as TOY_VOCAB
+from scaling.config.recipes import paper_recipe as paper_recipe
+from scaling.config.recipes import toy_recipe as toy_recipe
+from scaling.config.run import BudgetConfig as BudgetConfig
+from scaling.config.run import DataConfig as DataConfig
+from scaling.config.run import LinearizeConfig as LinearizeConfig
+from scaling.config.run import OptimConfig as OptimConfig
+from scaling.config.run import ParallelConfig as ParallelConfig
+from scaling.config.run import RunConfig as RunConfig
+from scaling.config.run import ScheduleConfig as ScheduleConfig
+from scaling.plan.plan import isoflop_horizons as isoflop_horizons
+from scaling.plan.plan import plan as plan
+from scaling.plan.plan import tokens_for_flops as tokens_for_flops
+from scaling.plan.plan import tokens_for_ratio as tokens_for_ratio
+from scaling.record.checkpoints import load_model as load_model
+from scaling.record.pretrained import load_pretrained as load_pretrained
+from scaling.sweep.launch import launch as launch
+
+__version__: str

@@ -1,0 +1,107 @@
+"""LoLCATs: options and costs (the mixer: `models.linearize.lolcats`; arXiv 2410.10254)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from models.architecture import Architecture, Kept, LayerCosts, Softmax
+from models.architectures import llama
+from models.config import ModelConfig
+from models.linearize.options import POSITIVE, FeatureMapName, Linearized
+
+Arrangement = Literal["terraced", "sliding"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoLCATs(Linearized):
+    """LoLCATs' attention (`models.linearize.lolcats`); defaults as published."""
+
+    feature_map: FeatureMapName = "hedgehog"
+    window: int = 64
+    """Softmax window w in tokens."""
+    arrangement: Arrangement = "terraced"
+    """`terraced`: a token sees its own block of w tokens and the block before. `sliding`: a token
+    sees the last w tokens, itself included."""
+    affine: bool = False
+    """Weigh the linear part by one minus the window factor, instead of one."""
+    window_factor: float = 0.1
+    """Start of the learned factor of each head on the softmax part, above 0 and below 1."""
+
+    def _validate(self) -> None:
+        super()._validate()
+        if self.feature_map not in POSITIVE:
+            rule = f"one of {', '.join(POSITIVE)}, whose products are never negative"
+            self._require("feature_map", False, f"{rule}: they make a denominator")
+        self._require("window", self.window >= 1, "a positive whole number of tokens")
+        self._require("window_factor", 0 < self.window_factor < 1, "above 0 and below 1")
+
+    def seen(self, position: int) -> int:
+        """Keys in the softmax window of the token at `position` (counted from 1)."""
+        if self.arrangement == "sliding":
+            return min(position, self.window)
+        block, index = divmod(position - 1, self.window)
+        return index + 1 + (self.window if block else 0)
+
+    def mean_seen(self, length: int) -> float:
+        """Keys in the softmax window on average over a sequence of `length` tokens."""
+        w, (blocks, rest) = self.window, divmod(length, self.window)
+        if self.arrangement == "sliding":
+            short = min(length, w)
+            return (short * (short + 1) / 2 + (length - short) * w) / length
+        own = blocks * w * (w + 1) // 2 + rest * (rest + 1) // 2
+        return (own + w * max(length - w, 0)) / length
+
+
+def costs(model: ModelConfig, layer: int) -> LayerCosts:
+    """One layer: linear attention with a state that has one more value channel, the denominator's,
+    and is kept twice; softmax attention to a window, whose cache has two of them."""
+    options, d, size = model.options_as(LoLCATs), model.dim, model.head_dim
+    if layer in model.softmax_layers:
+        return llama.costs(model, layer)
+    maps = 2 * options.map_parameters(model.heads, size) + model.heads
+    map_flops = 2 * options.map_flops(model.heads, size)
+    features = options.features(size)
+    state = model.heads * features * (size + 1)
+
+    def paper(_: int) -> Mapping[str, float]:
+        linear = 36.0 * d * d * features / size / model.heads
+        return {"attention": linear + 24.0 * d * options.window, "vector": 20.0 * d,
+                "feature_map": 3.0 * map_flops}  # fmt: skip
+
+    scores = model.heads * options.window
+    kept = Kept(
+        wide=20.5 * d + 6 * scores,
+        narrow=14.0 * d + 5 * scores,
+        states=state / options.window,
+        products=7 * d + 2 * scores,
+    )
+    published = (options.feature_map, options.arrangement) == ("hedgehog", "terraced")
+    return LayerCosts(
+        parameters={"token_mixer": llama.projection_parameters(model), "feature_map": maps},
+        flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
+        state=state,
+        spare=state,
+        kept=kept if published else None,
+        softmax=Softmax(
+            query_width=model.heads * size,
+            key_width=llama.key_value_heads(model) * size,
+            seen=options.seen,
+            mean=options.mean_seen,
+            held=lambda _: 2 * options.window,
+        ),
+        paper_parameters=llama.projections(model) - 4 * d * d + 4 * d + maps,
+        paper_flops=paper,
+    )
+
+
+ARCHITECTURE = Architecture(
+    label="LoLCATs",
+    mixer="models.linearize.lolcats:mixer",
+    stem="models.llama:RotaryStem",
+    activation="silu",
+    options=LoLCATs,
+    costs=costs,
+    starts_from="surgery",
+)

@@ -1,0 +1,100 @@
+"""The table of launches: which functions run a call, on the CPU and on a CUDA device.
+
+Every module named here has the same functions on a `Call`:
+
+    forward(call)                                             o, the final state, what is kept
+    backward(call, kept, do, dfinal_state, decay_gradient)    dq, dk, dv, ddecay, dinitial_state
+    empty_states(call)                                        room for what `forward` keeps
+
+The modules are imported on first use, so that importing this one costs nothing where there is no
+GPU. One token of decoding is apart (`operators.linear_attention_step`): it has one kernel for all
+modes, `triton.decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.kernels.call import Call, Gradients
+
+PREFILL = 32
+"""Tokens up to which calls run token by token where a row has a kernel for it: half a tile of the
+chunked kernels, which would be two launches and mostly padding."""
+
+
+class Row(NamedTuple):
+    """The modules, within `models.kernels`, that run one mode."""
+
+    cpu: str | None
+    triton: str
+    short: str | None = None
+    """Forward pass of up to `PREFILL` tokens on a CUDA device; None: as longer ones."""
+
+
+KERNELS = {
+    # linear attention, by its decay
+    "none": Row("chunked", "triton.scalar_launch"),
+    "head": Row("chunked", "triton.scalar_launch"),
+    "head_t": Row("chunked", "triton.scalar_launch"),
+    "vector": Row("chunked", "triton.vector_launch", short="triton.decode"),
+    # HGRN2, from gate logits
+    "gate": Row("chunked", "triton.vector_launch", short="triton.decode"),
+    # the cosine form; on the CPU `api` rotates and calls linear attention
+    "phase": Row(None, "triton.phase_launch"),
+}
+"""By `Call.mode`."""
+
+
+class Kernels(NamedTuple):
+    """The functions that run one call (see above)."""
+
+    forward: Callable[[Call], tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[[Call, Tensor, Tensor, Tensor | None, bool], Gradients]
+    empty_states: Callable[[Call], Tensor]
+
+
+def choose(call: Call, backend: str) -> Kernels:
+    """The functions for `call` on a backend, "cpu" or "cuda"."""
+    mode = call.mode
+    # Asked only where it matters: compiled code is otherwise the same for all lengths.
+    brief = backend == "cuda" and KERNELS[mode].short is not None
+    ahead, back = _modules(mode, backend, bool(brief and call.q.shape[1] <= PREFILL))
+    return Kernels(ahead.forward, back.backward, ahead.empty_states)
+
+
+@cache
+def _modules(mode: str, backend: str, short: bool) -> tuple[ModuleType, ModuleType]:
+    """The modules of the forward and the backward pass."""
+    row = KERNELS[mode]
+    name = row.cpu if backend == "cpu" else row.triton
+    if name is None:
+        raise ValueError(f"there is no kernel for mode {mode!r} on the CPU.")
+    back = import_module(f"models.kernels.{name}")
+    if short:
+        return import_module(f"models.kernels.{row.short}"), back
+    return back, back
+
+
+def backend(device: torch.device) -> str:
+    """ "cpu" or "cuda": nothing falls back.
+
+    Raises:
+        ValueError: there are no kernels for `device`.
+    """
+    if device.type in ("cpu", "cuda"):
+        return device.type
+    raise ValueError(
+        f"q is on {device}: linear attention runs on the CPU and on CUDA devices; move it there."
+    )
+
+
+def kernels(call: Call) -> Kernels:
+    """The functions for `call` on the device that its tensors are on."""
+    return choose(call, backend(call.q.device))

@@ -1,0 +1,41 @@
+"""One run of a sweep as those see it who launch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scaling.config.run import RunConfig
+
+FINAL = ("done", "diverged", "failed", "preempted")
+
+
+@dataclass(kw_only=True)
+class Task:
+    """One run of the sweep as the pool sees it."""
+
+    config: RunConfig
+    flops: float
+    """Training compute; orders the runs."""
+    state: str = "waiting"
+    """`waiting`, `running` (here), `elsewhere`, or how it ended: see `FINAL`."""
+    reason: str = ""
+    deaths: int = 0
+    """Workers that died on it in a row without getting further."""
+    reached: int = -1
+    """Tokens it had when the last worker died."""
+    retry_at: float = 0.0
+    """Clock before which a run claimed elsewhere is left alone."""
+    beat: int = -1
+    """Last heartbeat of its claim, as `scaling.system.claims.heartbeat` gives it."""
+    beat_seen: float = 0.0
+    """Clock when that was new."""
+
+    @property
+    def run_id(self) -> str:
+        """Directory name of the run."""
+        return self.config.run_id
+
+    @property
+    def final(self) -> bool:
+        """Whether the pool has nothing more to do with it."""
+        return self.state in FINAL

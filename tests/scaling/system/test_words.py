@@ -1,0 +1,42 @@
+"""Numbers for people."""
+
+from __future__ import annotations
+
+import pytest
+
+from scaling.system.words import duration, nats, percent, si, size, speed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.4, "0 s"),
+        (99.4, "99 s"),
+        (200, "3:20 min"),
+        (7500, "2:05 h"),
+        (359_999, "99:59 h"),
+        (4_442_400, "1,234 h"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (1234, "1.23k"), (2_500_000, "2.5M"), (3e9, "3B"), (1e12, "1T")],
+)
+def test_counts(value: float, text: str) -> None:
+    assert si(value) == text
+
+
+def test_sizes_speeds_shares_and_losses() -> None:
+    assert [size(n) for n in (512 * 2**20, 1.5 * 2**30, 4.77 * 2**40)] == [
+        "512 MiB",
+        "1.5 GiB",
+        "4.77 TiB",
+    ]
+    assert [speed(s) for s in (None, 0.0, 12345.6)] == ["", "", "12,346"]
+    assert [percent(s) for s in (None, 0.382)] == ["", "38.2%"]
+    assert [nats(s) for s in (None, 2.5)] == ["", "2.5000"]
