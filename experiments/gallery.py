@@ -122,7 +122,7 @@ def olmo(folder: Path) -> Iterator[Entry]:
     table["flops"] = 6.0 * table["n_params"] * table["tokens"]
     seen, unseen = rows(table, table["size"] != "3B"), rows(table, table["size"] == "3B")
     fit = fit_law("chinchilla", seen, bootstrap=BOOTSTRAP)
-    frame = fit.band(kind="run", n=unseen["n_params"], d=unseen["tokens"])
+    frame = fit.band(kind="run", extrapolate=True, n=unseen["n_params"], d=unseen["tokens"])
     frame = frame.rename(columns={"loss": "predicted"}).assign(
         arch="OLMo ladder", flops=numbers(unseen, "flops"), loss=numbers(unseen, "loss"),
         leap=numbers(unseen, "flops") / numbers(seen, "flops").max(),
@@ -185,7 +185,7 @@ def _cloud(fit: LawFit) -> Figure:
 def _optimum(fit: LawFit) -> Figure:
     spent = fit.observations.compute
     compute = np.geomspace(spent.min(), spent.max() * 100, 60)
-    best = fit.optimal(compute)
+    best = fit.optimal(compute, extrapolate=True)
     bands = [
         pd.DataFrame({"group": "this fit", "quantity": q, "x": compute, "y": best[q],
                       "lo": best[f"{q}_lo"], "hi": best[f"{q}_hi"],

@@ -65,7 +65,7 @@ def _placed(group: Group, target: Target) -> dict[str, Any]:
         best = group.split(np.array([c]))
         n, d, split = float(np.nanmedian(best["n"])), float(np.nanmedian(best["d"])), True
     if n is not None and d is not None and c is None:
-        c = float(d * group.per_token()(np.array([n]))[0])
+        c = float(d * group.compute_model(np.array([n]))[0])
     place: dict[str, Any] = {"n": n, "d": d, "c": c, "best_split": split}
     if missing := [k.upper() for k in needs if place[k] is None]:
         raise AnalysisError(f"--at {target.name}: {group.rows.form} predicts from "

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from analysis.fit.checks import model_of
 from analysis.forecast.predictive import Predictive, predict_from
 from analysis.forecast.rolling import mixture, roll, widened
 from analysis.forecast.rows import Rows
-from analysis.laws.compute_model import SIX_ND, ComputeModel, fit_compute_model, optimum
+from analysis.laws.compute_model import ComputeModel, optimum
 from analysis.laws.power_sum import Inner
 from analysis.units import Array
 
@@ -46,12 +48,10 @@ class Group:
         }
         return widened(mixture(drawn, self.weights), float(self.calibration["widen"]))
 
-    def per_token(self) -> ComputeModel:
-        """FLOPs of one token as a function of N: fitted to the rows' C / D, or 6 N."""
-        columns = self.rows.columns
-        if not {"n", "d", "c"} <= columns.keys():
-            return SIX_ND
-        return fit_compute_model(columns["n"], columns["c"] / columns["d"])
+    @cached_property
+    def compute_model(self) -> ComputeModel:
+        """What a token costs at a size: from the record or the column of C, else 6 N."""
+        return model_of(self.rows.observations)
 
     def split(self, compute: Array) -> dict[str, Array]:
         """Draws (s, t) of the best N and D within budgets, by key n and d; NaN where a draw has no
@@ -62,7 +62,7 @@ class Group:
             found = law.mean.inner(law.thetas(self.seed))
             inner = Inner(*(v[:, None] for v in (found.A, found.alpha, found.B, found.beta)))
             with np.errstate(all="ignore"):  # a draw far out may split without bounds: NaN
-                n, d = optimum(inner, compute[None, :], self.per_token())
+                n, d = optimum(inner, compute[None, :], self.compute_model)
             good = np.isfinite(n) & np.isfinite(d) & (n > 0) & (d > 0)
             sizes[name], tokens[name] = (np.where(good, v, np.nan) for v in (n, d))
         return {"n": mixture(sizes, self.weights), "d": mixture(tokens, self.weights)}

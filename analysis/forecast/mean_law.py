@@ -196,7 +196,7 @@ class MeanLaw:
         return value, jacobian[self.free]
 
     def natural(self, theta: Array) -> dict[str, Array]:
-        """Parameters by name, each (b,): E, A, alpha, and B, beta, a and b in two variables, gamma
+        """Parameters by name, each (b,): E, A, alpha, and B and beta in two variables, gamma
         where the form has it. alpha and beta are those of each term alone (gamma times the inner
         exponents); A and B are of the inner sum, as `linscale fit` prints them."""
         whole = self._all(theta)
@@ -206,7 +206,6 @@ class MeanLaw:
             return named | {"A": np.exp(whole[:, _T] + alpha * self.centres[0]), "alpha": alpha}
         inner, beta = self.inner(theta), np.exp(whole[:, _BETA])
         named |= {"A": inner.A, "alpha": alpha, "B": inner.B, "beta": beta}
-        named |= {"a": beta / (alpha + beta), "b": alpha / (alpha + beta)}
         return named | ({"gamma": gamma} if self.form.gamma else {})
 
     def inner(self, theta: Array) -> Inner:

@@ -31,6 +31,7 @@ def tell(group: Group, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "sizes": rows.sizes,
         "runs": len(rows.observations.labels),
         "shared_effect": rows.shared,
+        "compute": group.compute_model.describe(),
         "largest_compute": float(rows.axis(rows.columns).max()),
         "laws": laws,
         "calibration": group.calibration,

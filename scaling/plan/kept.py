@@ -21,7 +21,7 @@ def measured(model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16
         model: configuration; a layer may differ from the next.
         tokens: of one micro-batch.
         positions: of a sequence.
-        mode: `none` or `selective` (`scaling.training.activations`).
+        mode: `none` or `selective` (`models.activations`).
         bf16: autocast instead of float32.
     """
     small = replace(model, vocab_size=1, mup_base_dim=None)
@@ -36,10 +36,10 @@ def _bytes(model: ModelConfig, rows: int, length: int, mode: str, bf16: bool) ->
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from models.activations import checkpoint_blocks
     from models.language_model import LanguageModel
     from models.layers import make_span
     from scaling.system.live_memory import LiveBytes
-    from scaling.training.activations import checkpoint_blocks
 
     with FakeTensorMode():
         network = LanguageModel(model)

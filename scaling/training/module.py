@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from models.activations import checkpoint_blocks
 from models.language_model import LanguageModel, build
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, changes, learning_rate, segments
@@ -34,7 +35,6 @@ from scaling.plan.accelerator import accelerator
 from scaling.record import sharded_state
 from scaling.system.randomness import random_state, seed_all, set_random_state
 from scaling.training import fsdp
-from scaling.training.activations import checkpoint_blocks
 from scaling.training.loss import count_targets
 from scaling.training.objective import Objective, objective_of
 from scaling.training.optim import adamw, set_rate

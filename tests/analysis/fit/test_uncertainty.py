@@ -159,7 +159,7 @@ def _coverage(trials: int, samples: int, **world) -> dict[str, float]:
         for name, value in truth.items():
             low, high = fit.interval(name, 0.9)
             hits[name] += low <= value <= high
-        row = fit.optimal(1e22).iloc[0]
+        row = fit.optimal(1e22, extrapolate=True).iloc[0]
         hits["loss"] += row["loss_lo"] <= target <= row["loss_hi"]
     shares = {k: v / trials for k, v in hits.items()}
     print(objective, world, shares)

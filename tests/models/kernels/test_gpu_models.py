@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.activations import Mode, checkpoint_blocks
 from models.config import ARCHS, Arch, ModelConfig
 from models.kernels import (
     cosine_attention,
@@ -25,7 +26,6 @@ from models.kernels import (
 )
 from models.kernels.triton.common import interpreted
 from models.language_model import LanguageModel, build
-from scaling.training.activations import Mode, checkpoint_blocks
 
 on_gpu = [
     pytest.mark.gpu,

@@ -24,12 +24,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from models import cosformer2
+from models.activations import Mode, checkpoint_blocks
 from models.config import Arch, ModelConfig
 from models.kernels import launch, operators
 from models.kernels.triton.common import interpreted
 from models.language_model import LanguageModel, build
 from scaling.training import fsdp
-from scaling.training.activations import Mode, checkpoint_blocks
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 

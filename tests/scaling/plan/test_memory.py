@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from models.accounting import parameters
+from models.activations import checkpoint_blocks
 from models.architecture import BUILT_IN
 from models.config import ARCHS, ConfigError, ModelConfig, paper_config
 from models.language_model import LanguageModel, build
@@ -25,7 +26,6 @@ from scaling.plan.memory import USABLE, decide_strategy, kept_by_block, memory
 from scaling.plan.plan import check_fits, place, rung
 from scaling.system.devices import DEVICES, GIB, Device
 from scaling.training import fsdp, parallel
-from scaling.training.activations import checkpoint_blocks
 from tests.support.tutorial_architecture import my_gla
 
 MODES = ("none", "selective", "block")
