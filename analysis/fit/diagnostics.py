@@ -24,6 +24,8 @@ _DECISIVE = 0.8
 """Share of the jackknife variance from which one run is said to decide."""
 _WEAK = 2.0
 """A term varying over the points by less than this many times the noise is called weak."""
+_HIGH_FLOOR, _SHORT = 0.8, 10.0
+"""E over the lowest loss, and tokens per parameter, at which larger runs are often mispredicted."""
 _NO_FLOOR = 0.01
 """An E below this share of the smallest loss is called zero."""
 
@@ -85,7 +87,55 @@ def diagnose(problem: Problem, theta: Array, facts: Evidence) -> list[FitWarning
     residual = problem.residuals(theta)
     flat = _flat(problem, theta, residual)
     found += [flat] if flat else []
-    return [*found, *_weak(problem, theta, residual), *_outliers(problem, residual)]
+    return [
+        *found,
+        *_high_floor(problem, theta),
+        *_weak(problem, theta, residual),
+        *_outliers(problem, residual),
+    ]
+
+
+def _high_floor(problem: Problem, theta: Array) -> list[FitWarning]:
+    """A floor that bent laws and short runs push up.
+
+    Over 157 hold-outs of 27 public tables, floors of .8 to .9 of the lowest loss went with losses
+    of larger runs 2.5 % below their prediction and 58 % of them inside 90 % intervals; above .9
+    with 4.5 % and 67 %; below .7 with under 1 % and 85 % to 89 %.
+    """
+    law, obs = problem.law, problem.observations
+    if not law.has_floor or not {"n", "d"} <= obs.columns.keys():
+        return []
+    i = law.parameters.index("E")
+    floor = float(problem.natural(theta)[i])
+    share = floor / float(obs.loss.min())
+    if problem.lower[i] == problem.upper[i] or share <= _HIGH_FLOOR:
+        return []
+    found = [
+        FitWarning(
+            "high_floor",
+            f"E = {floor:.4g} is {share:.0%} of the lowest loss. Floors above {_HIGH_FLOOR:.0%} "
+            "are mostly fitted too high: on public tables larger runs then came out 2 % to 5 % "
+            "better than predicted, and a third or more of them outside 90 % intervals. Hold E "
+            "(fix), or add larger runs.",
+            {"share": share},
+        )
+    ]
+    ratio = obs.columns["d"] / obs.columns["n"]
+    short = np.flatnonzero(ratio < _SHORT)
+    if len(short) > 0:
+        names = [obs.row_names[k] for k in short[:3]]
+        more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+        found.append(
+            FitWarning(
+                "undertrained",
+                f"{len(short)} of {len(ratio)} points have fewer than {_SHORT:g} tokens per "
+                f"parameter ({'; '.join(names)}{more}). Their loss falls steeply in D, which one "
+                "exponent takes as steepness everywhere and E as curvature: see what the law is "
+                "without them.",
+                {"count": len(short)},
+            )
+        )
+    return found
 
 
 def _convergence(facts: Evidence) -> list[FitWarning]:

@@ -16,9 +16,10 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import finite, plain
-from analysis.judge.checklist import checklist
+from analysis.judge.checklist import TESTED, checklist
 from analysis.judge.choices import COUNTINGS, answers_of
 from analysis.judge.compare import CompareResult, compute_multiplier
+from analysis.judge.rolling_holdout import Rolling, roll
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
 from analysis.units import LEVEL
@@ -37,6 +38,10 @@ class Beside:
 
     sensitivity: pd.DataFrame
     checklist: pd.DataFrame
+    rolling: Rolling | None
+    """The rolling hold-out of a table; None for a sweep, whose report has it."""
+    no_rolling: str = ""
+    """Why there is none."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,15 @@ def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
         fit.form, own, reference=fit, clusters=named, n_columns=counted["n"],
         c_columns=counted["c"] if "c" in fit.law.columns else None, **options,
     )  # fmt: skip
-    return Beside(table, checklist(fit, context=answers_of(sweep, group)))
+    answers = answers_of(sweep, group)
+    if len(sweep.runs):
+        return Beside(table, checklist(fit, context=answers), None)
+    try:
+        rolling = roll(fit, own, clusters=named, **options)
+    except AnalysisError as error:
+        return Beside(table, checklist(fit, context=answers), None, str(error))
+    answers[TESTED] = " ".join(rolling.describe())
+    return Beside(table, checklist(fit, context=answers), rolling)
 
 
 def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Comparison | None:
@@ -135,6 +148,7 @@ def record_of(
                 "n_runs": len(each.observations.labels),
                 "sensitivity": plain(extras[name].sensitivity),
                 "checklist": plain(extras[name].checklist),
+                "rolling_holdout": _rolling(extras[name]),
             }
             for name, each in fits.items()
         },
@@ -145,3 +159,9 @@ def record_of(
     if approaches:
         record["approaches"] = {name: each.as_dict() for name, each in approaches.items()}
     return finite(record)
+
+
+def _rolling(extra: Beside) -> dict[str, Any] | None:
+    if extra.rolling is not None:
+        return extra.rolling.as_dict()
+    return {"none": extra.no_rolling} if extra.no_rolling else None

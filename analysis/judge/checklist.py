@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.fit.law_fit import LawFit
 
 NOT_RECORDED = "not recorded"
+TESTED = "Was extrapolation tested on held-out compute?"
 
 
 def checklist(fit: LawFit, *, context: dict[str, str] | None = None) -> pd.DataFrame:
@@ -136,8 +137,7 @@ def _uncertainty(fit: LawFit, known: dict[str, str]) -> list[Row]:
         (section, "90% intervals?", intervals),
         (section, "How good is the fit?", f"rms of log residuals {quality['rms']:.2e}, AICc "
                                           f"{quality['aicc']:.1f}, BIC {quality['bic']:.1f}"),
-        (section, "Was extrapolation tested on held-out compute?",
-         known.get("Was extrapolation tested on held-out compute?", NOT_RECORDED)),
+        (section, TESTED, known.get(TESTED, NOT_RECORDED)),
         (section, "What limits the result?",
          "; ".join(f"{w.code}: {w.message}" for w in fit.warnings) or "no warnings"),
     ]  # fmt: skip

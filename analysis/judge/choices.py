@@ -20,7 +20,7 @@ from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.io.records import Sweep
-from analysis.judge.checklist import checklist
+from analysis.judge.checklist import TESTED, checklist
 from analysis.judge.frontier import compute_for_loss
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.study import Study
@@ -151,7 +151,7 @@ def _context(result: Study, group: str) -> dict[str, str]:
         error = numbers(forecast, "predicted") / numbers(forecast, "loss") - 1
         tested = f"yes: largest size held out, error {error.min():+.1%} to {error.max():+.1%}"
     answers = answers_of(result.sweep, group)
-    return answers | {"Was extrapolation tested on held-out compute?": tested}
+    return answers | {TESTED: tested}
 
 
 def answers_of(sweep: Sweep, group: str) -> dict[str, str]:

@@ -20,10 +20,18 @@ from analysis.fit.checks import prepare
 from analysis.fit.fitting import fit_law
 from analysis.io.frames import rows
 from analysis.laws.registry import get_law
+from analysis.units import LEVEL
 
 
 def holdout(
-    form: str, data: pd.DataFrame, *, steps: int = 6, smallest: float = 0.4, **options: Any
+    form: str,
+    data: pd.DataFrame,
+    *,
+    steps: int = 6,
+    smallest: float = 0.4,
+    bootstrap: int = 0,
+    seed: int = 0,
+    **options: Any,
 ) -> pd.DataFrame:
     """Rolling hold-out over compute.
 
@@ -36,7 +44,9 @@ def holdout(
         data: points, as for `fit_law`.
         steps: number of cuts.
         smallest: share of points in the first training set.
-        options: as for `fit_law` (no bootstrap).
+        bootstrap: refits at each cut for `lo` and `hi`, prediction intervals of one further run.
+        seed: of the refits.
+        options: as for `fit_law`.
 
     Returns:
         One row per held-out point: cut (training compute), c, leap (c / cut), loss, predicted,
@@ -64,7 +74,8 @@ def holdout(
     if not cuts:
         raise AnalysisError(f"{len(order)} points are too few to hold any out of {form}: "
                             f"at least {least + 1} are needed")  # fmt: skip
-    table = pd.DataFrame({**obs.columns, "c": compute, "loss": obs.loss, "w": obs.weight})
+    table = pd.DataFrame({**obs.columns, "c": compute, "loss": obs.loss, "w": obs.weight,
+                          "run": [obs.labels[k] for k in obs.cluster]})  # fmt: skip
     fitting = {k: v for k, v in options.items()
                if k in ("objective", "delta", "below", "bounds", "fix", "starts")}  # fmt: skip
     roles = {r: r for r in ("n", "d", "c", "u")}
@@ -72,19 +83,26 @@ def holdout(
     for cut in cuts:
         train, test = rows(table, compute <= cut), rows(table, compute > cut)
         try:
-            fit = fit_law(form, train, loss="loss", weights="w", **roles, **fitting)
+            fit = fit_law(form, train, loss="loss", weights="w", clusters="run", **roles,
+                          **fitting)  # fmt: skip
             pure = fit_law("power_c", train, c="c", loss="loss", weights="w", **fitting)
         except AnalysisError:
             continue  # fewer sizes than the form needs at this cut
         columns = {r: test[r].to_numpy() for r in law.columns}
         predicted = fit.predict(**columns, extrapolate=True)
         measured = np.log(test["loss"].to_numpy())
+        bands = {}
+        if bootstrap:
+            drawn = fit.bootstrap(bootstrap, seed=seed)
+            band = drawn.band(level=LEVEL, kind="run", seed=seed, extrapolate=True, **columns)
+            bands = {k: band[k].to_numpy() for k in ("lo", "hi")}
         parts.append(pd.DataFrame({
             "cut": cut, "c": test["c"].to_numpy(), "leap": test["c"].to_numpy() / cut,
             "loss": test["loss"].to_numpy(), "predicted": predicted,
             "error": np.log(predicted) - measured,
             "pure": np.log(pure.predict(c=test["c"].to_numpy(), extrapolate=True)) - measured,
             "nearest": np.log(train["loss"].to_numpy().min()) - measured,
+            **bands,
         }))  # fmt: skip
     if not parts:
         raise AnalysisError(f"no cut leaves enough sizes to fit {form}")

@@ -89,6 +89,7 @@ def fits(
         )
         for warning in each.warnings:
             _warn(console, str(warning))
+        _rolling(console, extras[name])
         _choices(console, extras[name].sensitivity, each, full)
         _checklist(console, extras[name].checklist, full)
     if not full:
@@ -101,6 +102,14 @@ def _left_out(exclusions: pd.DataFrame) -> list[str]:
         return [f"{r['run_id']}: {r['reason']}" for r in exclusions.to_dict("records")]
     counted = exclusions["reason"].value_counts()
     return [f"{count} x {reason}" for reason, count in counted.items()]
+
+
+def _rolling(console: Console, extra: Beside) -> None:
+    """What the cheaper runs said about the dearer ones."""
+    if extra.rolling is not None:
+        console.print(" ".join(extra.rolling.describe()))
+    elif extra.no_rolling:
+        console.print(f"no rolling hold-out: {extra.no_rolling}")
 
 
 def _choices(console: Console, table: pd.DataFrame, fit: LawFit, full: bool) -> None:

@@ -1,0 +1,113 @@
+"""What the user's own cheaper runs say about the dearer ones: the rolling hold-out, in words.
+
+roll(fit, data) -> Rolling
+    1. `holdout` of the fit's form: signed error of every forecast, and whether its interval held
+    2. the same cuts under the other forms in N and D, with AICc beside
+    3. in words: too pessimistic, too optimistic or neither, how many intervals held, which form
+       predicted best
+
+A diagnosis, not a calibration: how wide intervals must be does not follow from one table's own
+hold-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fit.law_fit import LawFit
+from analysis.io.frames import numbers, plain, rows
+from analysis.judge.form_selection import compare_forms, holdout
+from analysis.units import LEVEL
+
+FORMS = ("chinchilla", "gamma", "chinchilla_tied", "chinchilla_no_e", "kaplan")
+"""Forms in N and D whose forecasts are compared."""
+_DRAWS = 200
+_SLANTED, _NOTABLE = 0.6, 0.003
+"""Mean error over mean absolute error, and mean error, from which a law is called slanted."""
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """Forecasts of dearer points by laws of the cheaper ones."""
+
+    forecasts: pd.DataFrame
+    """As `holdout` returns them for the form of the fit."""
+    forms: pd.DataFrame
+    """One row a form: form, aicc, holdout_error, holdout_bias, note; best forecasts first."""
+    form: str
+
+    @property
+    def error(self) -> float:
+        """Mean of log predicted - log measured: above zero is too pessimistic."""
+        return float(numbers(self.forecasts, "error").mean())
+
+    @property
+    def coverage(self) -> float:
+        """Share of measured losses inside their interval; NaN without intervals."""
+        if "lo" not in self.forecasts:
+            return float("nan")
+        loss = numbers(self.forecasts, "loss")
+        inside = (loss >= numbers(self.forecasts, "lo")) & (loss <= numbers(self.forecasts, "hi"))
+        return float(inside.mean())
+
+    def describe(self) -> list[str]:
+        """The findings, a sentence each."""
+        errors, leap = numbers(self.forecasts, "error"), numbers(self.forecasts, "leap")
+        size = float(np.abs(errors).mean())
+        text = (
+            f"rolling hold-out: {len(errors)} forecasts up to {leap.max():.3g} times the compute "
+            f"fitted err by {self.error:+.2%} on average ({size:.2%} in size)"
+        )
+        if np.isfinite(self.coverage):
+            text += f"; {self.coverage:.0%} lie in their {LEVEL:.0%} interval"
+        found = [text + "."]
+        held = self.coverage >= LEVEL  # false without intervals
+        if not held and abs(self.error) > max(_NOTABLE, _SLANTED * size):
+            slant, side = ("pessimistic", "better") if self.error > 0 else ("optimistic", "worse")
+            found.append(
+                f"On these data the law has been too {slant}: larger runs came out {side} than "
+                "predicted, and those beyond them may too."
+            )
+        able = rows(self.forms, np.isfinite(numbers(self.forms, "holdout_error")))
+        if len(able) > 1:
+            best, chosen = able.iloc[0], able.iloc[int(np.argmin(numbers(able, "aicc")))]
+            found.append(
+                f"Of {len(able)} forms {best['form']} predicted best "
+                f"({best['holdout_error']:.2%}); AICc prefers {chosen['form']}."
+            )
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "form": self.form, "error": self.error, "coverage": self.coverage, "level": LEVEL,
+            "forms": plain(self.forms), "forecasts": plain(self.forecasts),
+            "words": self.describe(),
+        }  # fmt: skip
+
+
+def roll(fit: LawFit, data: pd.DataFrame, *, steps: int = 4, **options: Any) -> Rolling:
+    """The rolling hold-out of a fit of `data`; `options` are those it had, without a bootstrap.
+
+    Raises:
+        AnalysisError: too few points, or a form without N and D.
+    """
+    if not {"n", "d"} <= set(fit.law.columns):
+        raise AnalysisError(f"{fit.form} has no N and D: no hold-out over compute is made")
+    try:
+        found = holdout(fit.form, data, steps=steps, bootstrap=_DRAWS, **options)
+    except AnalysisError:  # too few runs below a cut to draw from
+        found = holdout(fit.form, data, steps=steps, **options)
+    free = {k: v for k, v in options.items() if k != "fix"}
+    others = [form for form in FORMS if form != fit.form]
+    own = compare_forms([fit.form], data, steps=steps, **options)
+    table = pd.concat([own, compare_forms(others, data, steps=steps, **free)], ignore_index=True)
+    if "holdout_error" not in table:
+        table = table.assign(holdout_error=np.nan, aicc=np.nan)
+    table = table.sort_values("holdout_error", ignore_index=True)
+    return Rolling(found, table, fit.form)

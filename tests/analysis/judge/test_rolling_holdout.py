@@ -1,0 +1,59 @@
+"""The rolling hold-out in words, on laws whose form is right and whose form is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.errors import AnalysisError
+from analysis.fit.fitting import fit_law
+from analysis.judge.rolling_holdout import roll
+from tests.support.worlds import suite
+
+
+def _roll(data: pd.DataFrame, form: str = "chinchilla") -> tuple[float, float, str]:
+    found = roll(fit_law(form, data), data)
+    return found.error, found.coverage, " ".join(found.describe())
+
+
+def test_the_right_form_is_neither_pessimistic_nor_optimistic() -> None:
+    error, coverage, text = _roll(suite(sizes=8, noise=0.001))
+    assert abs(error) < 0.005
+    assert coverage > 0.6
+    assert "rolling hold-out" in text
+
+
+def test_a_law_without_a_floor_is_too_optimistic_and_another_form_predicts_better() -> None:
+    error, coverage, text = _roll(suite(sizes=8, noise=0.0005), "chinchilla_no_e")
+    assert error < -0.01
+    assert coverage < 0.6
+    assert "too optimistic: larger runs came out worse" in text
+    assert "chinchilla predicted best" in text or "gamma predicted best" in text
+
+
+def test_signs_and_coverage_are_those_of_the_forecasts() -> None:
+    found = roll(fit_law("chinchilla", suite(noise=0.003)), suite(noise=0.003))
+    frame = found.forecasts
+    expected = np.log(frame["predicted"] / frame["loss"]).mean()
+    assert found.error == pytest.approx(expected)
+    inside = (frame["lo"] <= frame["loss"]) & (frame["loss"] <= frame["hi"])
+    assert found.coverage == pytest.approx(inside.mean())
+    assert found.as_dict()["words"] == found.describe()
+
+
+def test_a_form_in_compute_is_not_rolled() -> None:
+    with pytest.raises(AnalysisError, match="no N and D"):
+        roll(fit_law("power_c_e", suite()), suite())
+
+
+def test_a_floor_near_the_lowest_loss_is_warned_of_with_its_short_runs() -> None:
+    data = suite(sizes=6, ratios=(2.0, 5.0, 20.0, 60.0), noise=1e-4,
+                 law={"E": 6.0, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28})  # fmt: skip
+    warnings = {w.code: w.message for w in fit_law("chinchilla", data).warnings}
+    assert "of the lowest loss" in warnings["high_floor"]
+    assert "12 of 24 points have fewer than 10 tokens" in warnings["undertrained"]
+    assert "x-00-00" in warnings["undertrained"]
+    low = suite(sizes=6, noise=1e-4, law={"E": 0.5, "A": 406.4, "alpha": 0.34, "B": 410.7,
+                                          "beta": 0.28})  # fmt: skip
+    assert "high_floor" not in {w.code for w in fit_law("chinchilla", low).warnings}
