@@ -147,7 +147,7 @@ def _own(
         raise InteropError(
             f"model.arch={config.arch!r}: an export carries the code of a built-in architecture "
             f"({', '.join(BUILT_IN)}), and there is none for one of your own; load its checkpoint "
-            "with scaling.record.pretrained.load, or write your own code for transformers."
+            "with linscale.load_pretrained, or write your own code for transformers."
         )
     own = _own_config(config, context, eos_id)
     if linearized(config) is not None:
