@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test test-all check format linearize figures docs notebooks gpu-check bench clean
+.PHONY: help setup quickstart test test-all check format linearize figures docs notebooks gpu-check gpu bench clean
 
 help:            ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +51,11 @@ docs: $(STAMP)   ## Build the documentation into build/site; a warning is an err
 notebooks: $(STAMP)  ## Execute the notebooks and write them, with figures, beside their sources.
 	$(BIN)/python notebooks/execute.py
 
-gpu-check:       ## On a CUDA machine, with its own Python: every kernel against fp64, forward and backward.
-	$(PYTHON) -m pytest -q -m gpu $$($(PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null) tests/models/kernels
+gpu-check:       ## On a CUDA machine, with its own Python: every kernel against fp64, forward and backward; resumable.
+	$(PYTHON) -m experiments.gpu.check runs/gpu
+
+gpu:             ## On a CUDA machine, with its own Python: first contact, in resumable pieces of 8 minutes; into runs/gpu.
+	$(PYTHON) -m experiments.gpu
 
 bench: $(STAMP)  ## Measure the benchmarks that this machine can run; results under experiments/benchmarks/results.
 	$(BIN)/python -m experiments.benchmarks.mixers

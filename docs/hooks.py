@@ -1,8 +1,8 @@
 """What MkDocs builds besides the pages: the command reference, the table of fields, equations.
 
-1. `on_files` adds two pages that are generated from the code, so that they cannot go stale: the
-   commands through typer's own documentation command, and every field of a run from the docstrings
-   of the configuration classes.
+1. `on_files` adds pages that are generated, so that they cannot go stale: the commands through
+   typer's own documentation command, every field of a run from the docstrings of the configuration
+   classes, and the map of the code, which stands in CONTRIBUTING.md.
 2. `on_page_markdown` turns $...$ and $$...$$ outside code into MathML, which browsers draw without
    a script and without a request.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import griffe
@@ -27,7 +28,8 @@ INLINE = re.compile(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated reference pages."""
-    for name, content in {"reference_cli.md": commands(), "reference_fields.md": fields()}.items():
+    pages = {"reference_cli.md": commands(), "reference_fields.md": fields(), "map.md": code_map()}
+    for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
 
@@ -61,6 +63,15 @@ def commands() -> str:
     ]
     text = subprocess.run(typer, check=True, capture_output=True, text=True).stdout
     return text.replace("# `linscale`", "# Commands", 1)
+
+
+def code_map() -> str:
+    """The map of the code in CONTRIBUTING.md."""
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = re.search(r"^## (Map of the code\n.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError("CONTRIBUTING.md: there is no section `## Map of the code`.")
+    return f"# {found[1]}"
 
 
 def fields() -> str:

@@ -92,6 +92,18 @@ def missing(error: ModuleNotFoundError) -> str | None:
     return f"needs {package}; install it with: pip install 'linscale[{extra}]'"
 
 
+def require(what: str, *modules: str) -> None:
+    """Make sure that modules of an extra are installed, without importing them.
+
+    Raises:
+        MissingExtra: one is not; the message says that `what` needs it.
+    """
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            sentence = missing(ModuleNotFoundError(name=name))
+            raise MissingExtra(f"{what} {sentence}")
+
+
 def check_packages() -> None:
     """Make sure that `models`, `scaling` and `analysis` are those beside `linscale`.
 

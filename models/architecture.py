@@ -117,7 +117,10 @@ class Kept:
     gate: int = 0
     """Numbers in the compute dtype: inside a low-rank gate."""
     states: float = 0.0
-    """float32 numbers: recurrent states between chunks, or softmax's normaliser."""
+    """float32 numbers: softmax's normaliser."""
+    recurrent: float = 0.0
+    """float32 numbers of a recurrent state, of which one is kept every `models.chunk_sizes.
+    STATE_INTERVAL` tokens."""
     position: int = 0
     """float32 numbers for each position of a sequence, whatever the batch: angles."""
     products: int = 0

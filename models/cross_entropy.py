@@ -2,25 +2,30 @@
 
     loss_t = logsumexp_v(h_t . w_v) - h_t . w_{y_t}
 
-Logits are formed in float32 for a chunk of tokens at a time and formed again in the backward pass,
-which costs one more head product and saves tokens x vocabulary x 4 bytes. Where all logits fit in
-one chunk the plain loss runs: nothing is formed twice.
+Logits are formed for a chunk of tokens at a time and formed again in the backward pass, which costs
+one more head product and saves tokens x vocabulary x 4 bytes. Where all logits fit in one chunk of
+`PLAIN_LOGITS` the plain loss runs: nothing is formed twice.
 
-Data flow of a chunk: 1. logits = h W^T in the compute dtype, then float32; 2. logsumexp minus the
+Data flow of a chunk: 1. logits = h W^T in the compute dtype; 2. in float32, logsumexp minus the
 target's logit; backward: 3. (softmax - onehot) * grad, in the compute dtype; 4. grad_h = that W,
-grad_W accumulated in float32.
+grad_W accumulated in float32. On a CUDA device 2 and 3 are one kernel each (`kernels.triton.
+cross_entropy`), 4 accumulates within the product, and chunks are larger (`chunk_sizes`).
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.chunk_sizes import PLAIN_LOGITS, chunk_logits
+
 IGNORE_INDEX = -100
 """Targets with this value have loss 0 and no gradient."""
-CHUNK_LOGITS = 2**24
-"""Logits in one chunk: 64 MiB in float32."""
+ROWS = 128
+"""Tokens of a chunk on a CUDA device are a multiple of this, the tile of its products."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -41,7 +46,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     else:
         hidden = hidden.to(weight.dtype)
-    if targets.numel() * weight.shape[0] <= CHUNK_LOGITS:
+    if targets.numel() * weight.shape[0] <= PLAIN_LOGITS:
         logits = _widen(hidden @ weight.T)
         loss = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
     else:
@@ -53,22 +58,45 @@ def _widen(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def _fused(x: Tensor) -> bool:
+    """Whether the Triton kernels take the logits."""
+    return x.device.type == "cuda" and x.dtype != torch.float64
+
+
+@cache
+def _device_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def _chunk_tokens(weight: Tensor) -> int:
-    return max(CHUNK_LOGITS // weight.shape[0], 1)
+    words = weight.shape[0]
+    if weight.device.type != "cuda":
+        return max(chunk_logits() // words, 1)
+    tokens = chunk_logits(_device_memory(weight.device), weight.itemsize) // words
+    return max(tokens // ROWS * ROWS, ROWS)
 
 
 @torch.library.custom_op("linscale::chunked_cross_entropy", mutates_args=())
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and logsumexp, each (M,), of hidden (M, d), weight (V, d), targets (M,)."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    size = _chunk_tokens(weight)
-    for h, y in zip(hidden.split(size), targets.split(size), strict=True):
-        logits = _widen(h @ weight.T)
-        log_sum = logits.logsumexp(dim=-1)
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    losses = hidden.new_empty(targets.shape, dtype=dtype)
+    log_sums = torch.empty_like(losses)
+    size, targets = _chunk_tokens(weight), targets.contiguous()
+    parts = (x.split(size) for x in (hidden, targets, losses, log_sums))
+    for h, y, loss, log_sum in zip(*parts, strict=True):
+        logits = h @ weight.T
+        if _fused(logits):
+            from models.kernels.triton import cross_entropy as kernels
+
+            kernels.losses(logits, y, loss, log_sum, IGNORE_INDEX)
+            continue
+        logits = _widen(logits)
+        torch.logsumexp(logits, -1, out=log_sum)
         kept = y != IGNORE_INDEX
         target = logits.gather(1, y.where(kept, 0)[:, None])[:, 0]
-        parts.append(((log_sum - target).where(kept, 0.0), log_sum))
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        loss.copy_((log_sum - target).where(kept, 0.0))
+    return losses, log_sums
 
 
 @_chunked.register_fake
@@ -83,27 +111,48 @@ def _chunked_backward(
     grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden (M, d) and weight (V, d) for the loss gradient grad (M,)."""
-    size = _chunk_tokens(weight)
-    grad_hidden = torch.empty_like(hidden)
-    grad_weight = torch.zeros_like(weight, dtype=log_sum.dtype)
+    size, targets, grad = _chunk_tokens(weight), targets.contiguous(), grad.contiguous()
+    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    grad_weight = torch.zeros_like(
+        weight, dtype=log_sum.dtype, memory_format=torch.contiguous_format
+    )
     for start in range(0, hidden.shape[0], size):
         rows = slice(start, start + size)
         h, y = hidden[rows], targets[rows]
-        kept = y != IGNORE_INDEX
-        scale = grad[rows].where(kept, 0.0)[:, None]
-        delta = _widen(h @ weight.T).sub_(log_sum[rows, None]).exp_().mul_(scale)
-        delta.scatter_add_(1, y.where(kept, 0)[:, None], -scale)
-        delta = delta.to(hidden.dtype)
-        grad_hidden[rows] = delta @ weight
-        grad_weight += delta.T @ h
+        logits = h @ weight.T
+        if _fused(logits):
+            from models.kernels.triton import cross_entropy as kernels
+
+            delta = kernels.gradients_(logits, y, log_sum[rows], grad[rows], IGNORE_INDEX)
+        else:
+            kept = y != IGNORE_INDEX
+            scale = grad[rows].where(kept, 0.0)[:, None]
+            delta = _widen(logits).sub_(log_sum[rows, None]).exp_().mul_(scale)
+            delta.scatter_add_(1, y.where(kept, 0)[:, None], -scale)
+            delta = delta.to(hidden.dtype)
+        torch.mm(delta, weight, out=grad_hidden[rows])
+        _add_product(grad_weight, delta.T, h)
     return grad_hidden, grad_weight.to(weight.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, a in the compute dtype and the total in float32 or wider."""
+    if a.device.type == "cpu":  # it has no product of 16-bit factors into float32
+        total += a @ b
+    elif a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
 @_chunked_backward.register_fake
 def _(
     grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.empty_like(weight)
+    kept = torch.contiguous_format
+    return torch.empty_like(hidden, memory_format=kept), torch.empty_like(
+        weight, memory_format=kept
+    )
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -73,9 +73,27 @@ def fit(
                      "_e: an irreducible loss) or broken_c."),
     ] = "chinchilla",
     objective: Annotated[
-        str, typer.Option(help="huber, lad, least_squares or logcosh of log residuals.")
+        str,
+        typer.Option(help="huber, lad, least_squares, logcosh or asymmetric (lower envelope) of "
+                     "log residuals, or raw_least_squares of the loss itself."),
     ] = "huber",
-    delta: Annotated[float, typer.Option(help="Width of huber and logcosh, in log loss.")] = 1e-3,
+    delta: Annotated[float, typer.Option(help="Width of huber, logcosh and asymmetric, in log "
+                                         "loss.")] = 1e-3,
+    below: Annotated[
+        float, typer.Option(help="Share of runs that asymmetric leaves below the law.")
+    ] = 0.1,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(help="Hold a parameter, E=1.6, or make two exponents equal, alpha=beta; "
+                     "repeatable."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Column of weights.")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Column of the known standard deviation of each loss.")
+    ] = None,
+    keep_diverged: Annotated[
+        bool, typer.Option("--keep-diverged", help="Fit losses far above their neighbours, too.")
+    ] = False,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Refits over runs for the intervals; 0 for none.")
     ] = 1000,
@@ -107,9 +125,14 @@ def fit(
         from analysis.judge.beside import beside, compare_groups, record_of
         from analysis.report import terminal
 
-        options: dict[str, Any] = {"objective": objective, "delta": delta}
-        _check_choices(form, objective, delta, bootstrap)
+        held = _held(fix or [])
+        options: dict[str, Any] = {
+            "objective": objective, "delta": delta, "below": below, "fix": held,
+            "weights": weights, "noise": noise, "keep_diverged": keep_diverged,
+        }  # fmt: skip
+        _check_choices(form, objective, delta, below, bootstrap)
         sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group)
+        options["accounting"] = len(sweep.runs) > 0
         unit = _clusters(sweep, clusters)
         with _progress(bootstrap, quiet=as_json) as progress:
             fits, failures = _fit_each(
@@ -212,14 +235,30 @@ def _read(
     )
 
 
-def _check_choices(form: str, objective: Any, delta: float, bootstrap: int) -> None:
+def _held(texts: list[str]) -> dict[str, float | str]:
+    """What --fix holds: E=1.6 a value, alpha=beta another exponent."""
+    from analysis.errors import AnalysisError
+
+    held: dict[str, float | str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise AnalysisError(f"--fix {text}: give NAME=VALUE, as E=1.6, or alpha=beta")
+        try:
+            held[name] = float(value)
+        except ValueError:
+            held[name] = value
+    return held
+
+
+def _check_choices(form: str, objective: Any, delta: float, below: float, bootstrap: int) -> None:
     """Raises AnalysisError once for a wrong option, instead of once for every group."""
     from analysis.errors import AnalysisError
     from analysis.fit.robust import Robust
     from analysis.laws.registry import get_law
 
     get_law(form)
-    Robust(objective, delta)
+    Robust(objective, delta, below)
     if bootstrap == 1:
         raise AnalysisError("--bootstrap 1 gives no interval: 1000 is usual, 0 for none")
 
@@ -328,4 +367,7 @@ def _one_paragraph() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of `python -m analysis`."""
+    from analysis.cli.forecast import forecast_app
+
+    app.add_typer(forecast_app(None))
     app(prog_name="python -m analysis")

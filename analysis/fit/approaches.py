@@ -70,6 +70,9 @@ class Approaches:
         """The frame, the reference budget and the warnings as JSON types."""
         return {
             "at": self.at,
+            "compute_model": None
+            if self.parametric is None
+            else self.parametric.compute_model.as_dict(),
             "approaches": plain(self.frame),
             "warnings": [w.as_dict() for w in self.warnings],
         }

@@ -19,6 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.divergence import find_diverged
+from analysis.laws.compute_model import SIX_ND, ComputeModel, fit_compute_model
 from analysis.laws.power_sum import Law
 from analysis.units import PFLOP_S_DAY, Array
 
@@ -29,6 +31,8 @@ _SMALLEST = {"n": 1e4, "d": 1e6, "u": 1e6}
 _RATIO = (0.2, 30.0)
 """C / (6 N D) of real runs: attention over long contexts and large heads reach 10 or 20."""
 _COLLINEAR = 0.998
+_NAMED = 3
+"""Rows named for each reason."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,10 @@ class Observations:
     rows: list[Any]
     """Index labels of the caller's table (m,)."""
     exclusions: pd.DataFrame
-    """Columns row, reason."""
+    """Columns row, name, reason."""
     warnings: list[FitWarning] = field(default_factory=list[FitWarning])
+    row_names: list[str] = field(default_factory=list[str])
+    """What to call each point (m,): its run, and its row where a run has several."""
 
     @property
     def compute(self) -> Array:
@@ -71,6 +77,7 @@ class Observations:
             rows=[r for r, k in zip(self.rows, keep, strict=True) if k],
             exclusions=self.exclusions,
             warnings=self.warnings,
+            row_names=[r for r, k in zip(self.row_names, keep, strict=True) if k],
         )
 
 
@@ -83,6 +90,19 @@ def compute_of(columns: dict[str, Array], length: int) -> Array:
     return np.full(length, np.nan)
 
 
+def model_of(observations: Observations, *, accounting: bool = False) -> ComputeModel:
+    """C = f(N) D of the points: through their C, else 6 N D.
+
+    `accounting` says that C are exact counts of the runs' records.
+    """
+    columns, name = observations.columns, observations.names.get("c", "(")
+    if not {"n", "d", "c"} <= columns.keys() or name.startswith("("):
+        return SIX_ND
+    per_token = columns["c"] / columns["d"]
+    source = "accounting" if accounting else "column"
+    return fit_compute_model(columns["n"], per_token, source=source, column=name)
+
+
 def prepare(
     data: pd.DataFrame,
     law: Law,
@@ -93,7 +113,9 @@ def prepare(
     u: str = "unique_tokens",
     loss: str = "loss",
     weights: str | None = None,
+    noise: str | None = None,
     clusters: str | None = None,
+    keep_diverged: bool = False,
 ) -> Observations:
     """Checks a table for a law.
 
@@ -111,25 +133,40 @@ def prepare(
         if weights not in data.columns:
             raise AnalysisError(_absent(weights, "weights", data))
         raw["weights"] = _numbers(data, weights)
+    if noise is not None:
+        if weights is not None:
+            raise AnalysisError("give weights or noise, not both: weights are 1 / noise^2")
+        if noise not in data.columns:
+            raise AnalysisError(_absent(noise, "noise", data))
+        weights = f"1 / {noise}^2"
+        with np.errstate(all="ignore"):  # of log loss; what is not positive is excluded below
+            spread = _numbers(data, noise)
+            raw["weights"] = np.where(spread > 0, (raw["loss"] / spread) ** 2, np.nan)
     used = [r for r in ("n", "d", "c", "u") if r in law.columns or r in raw]
     used = [r for r in used if r in raw]
 
     reasons = _reasons(data, raw, used, law, {**names, "loss": loss, "weights": weights or ""})
+    if not keep_diverged:
+        _mark_diverged(raw, used, reasons)
     keep = np.array([r == "" for r in reasons], dtype=bool)
-    exclusions = pd.DataFrame(
-        {"row": data.index[~keep].tolist(), "reason": [r for r in reasons if r]}
-    )
+    called = name_rows(data)
+    exclusions = pd.DataFrame({
+        "row": data.index[~keep].tolist(),
+        "name": [c for c, r in zip(called, reasons, strict=True) if r],
+        "reason": [r for r in reasons if r],
+    })  # fmt: skip
     if len(exclusions):
         counted = exclusions["reason"].value_counts()
         warnings.append(
             FitWarning(
                 "rows_excluded",
                 f"{len(exclusions)} of {len(data)} rows were left out: "
-                + "; ".join(f"{v} x {k}" for k, v in counted.items())
+                + "; ".join(f"{v} x {k} ({_some(exclusions, k)})" for k, v in counted.items())
                 + ".",
                 {"count": len(exclusions), "reasons": {str(k): int(v) for k, v in counted.items()}},
             )
         )
+    _complete(raw, keep, names, law, warnings)
     roles = [r for r in used if np.isfinite(raw[r][keep]).all()]
     columns = {role: raw[role][keep] for role in roles}
     label, name = _clusters(data, clusters)
@@ -146,6 +183,7 @@ def prepare(
         rows=data.index[keep].tolist(),
         exclusions=exclusions,
         warnings=warnings,
+        row_names=[c for c, k in zip(called, keep, strict=True) if k],
     )
     _enough(observations, law)
     _units(observations)
@@ -190,6 +228,72 @@ def _derive(
             names[role] = f"({'6 N D' if role == 'c' else 'C = 6 N D'})"
             continue
         raise AnalysisError(_absent(names[role], f"{AXES[role]}, which {law.name} needs", data))
+
+
+def name_rows(data: pd.DataFrame) -> list[str]:
+    """What to call each row: its run, and where a run has several also the row."""
+    rows = [f"row {label}" for label in data.index]
+    if "run_id" not in data.columns:
+        return rows
+    runs = data["run_id"]
+    several = runs.duplicated(keep=False).to_numpy()
+    return [
+        row if pd.isna(run) else f"{run}, {row}" if many else str(run)
+        for run, row, many in zip(runs, rows, several, strict=True)
+    ]
+
+
+def _some(exclusions: pd.DataFrame, reason: object) -> str:
+    """The first rows that were left out for a reason."""
+    names = [str(v) for v in exclusions["name"][exclusions["reason"] == reason]]
+    return ", ".join(names[:_NAMED]) + (
+        f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
+    )
+
+
+def _mark_diverged(raw: dict[str, Array], used: list[str], reasons: list[str]) -> None:
+    """Gives rows that lie far above their neighbours a reason to be left out."""
+    good = np.flatnonzero([r == "" for r in reasons])
+    axes = [r for r in used if r in ("n", "d") and _positive(raw[r][good])]
+    axes = axes or [r for r in used if r == "c" and _positive(raw[r][good])]
+    if not axes or not len(good):
+        return
+    loss = raw["loss"][good]
+    far, expected = find_diverged([raw[r][good] for r in axes], loss)
+    where = " and ".join(r.upper() for r in axes)
+    for i, value, usual in zip(good[far], loss[far], expected[far], strict=True):
+        reasons[i] = (
+            f"diverged: loss {value:.4g} is far above its neighbours in {where} ({usual:.4g})"
+        )
+
+
+def _positive(values: Array) -> bool:
+    return bool((np.isfinite(values) & (values > 0)).all())
+
+
+def _complete(
+    raw: dict[str, Array], keep: NDArray[np.bool_], names: dict[str, str], law: Law,
+    warnings: list[FitWarning],
+) -> None:  # fmt: skip
+    """Fills C of the rows that have none from those that have it, where the law does not need C."""
+    if not {"n", "d", "c"} <= raw.keys() or "c" in law.columns:
+        return
+    with np.errstate(invalid="ignore"):
+        known = keep & np.isfinite(raw["c"]) & (raw["c"] > 0)
+    empty = keep & ~known
+    if not known.any() or not empty.any():
+        return
+    per_token = raw["c"][known] / raw["d"][known]
+    model = fit_compute_model(raw["n"][known], per_token, column=names["c"])
+    raw["c"] = np.where(empty, model(np.where(empty, raw["n"], 1.0)) * raw["d"], raw["c"])
+    warnings.append(
+        FitWarning(
+            "assumed_compute",
+            f"{int(empty.sum())} of {int(keep.sum())} rows have no {names['c']!r}; it was taken "
+            f"from the others, as {model.describe()}.",
+            {"rows": int(empty.sum())},
+        )
+    )
 
 
 def _reasons(

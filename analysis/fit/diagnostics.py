@@ -202,13 +202,14 @@ def _outliers(problem: Problem, residual: Array) -> list[FitWarning]:
         return []
     worst = far[np.argsort(-np.abs(residual[far]))][:5]
     rows = [problem.observations.rows[i] for i in worst]
+    names = [problem.observations.row_names[i] for i in worst]
     return [
         FitWarning(
             "outliers",
             f"{len(far)} point(s) lie more than {_OUTLIER:g} robust standard deviations from the "
-            f"law (worst rows: {', '.join(map(str, rows))}). Nothing was dropped; see the "
+            f"law (worst: {'; '.join(names)}). Nothing was dropped; see the "
             "sensitivity table for what dropping them would change.",
-            {"count": len(far), "rows": [str(r) for r in rows]},
+            {"count": len(far), "rows": [str(r) for r in rows], "names": names},
         )
     ]
 

@@ -12,23 +12,28 @@ fit_groups("chinchilla", points, group="arch", ...) -> {arch: LawFit}
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from analysis.errors import AnalysisError
-from analysis.fit.checks import prepare
+from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.checks import model_of, prepare
 from analysis.fit.diagnostics import diagnose, evidence
 from analysis.fit.law_fit import LawFit
 from analysis.fit.problem import Bounds, Problem
 from analysis.fit.robust import Objective, Robust
 from analysis.fit.uncertainty import Method, Progress
+from analysis.laws.compute_model import ComputeModel
+from analysis.laws.power_sum import Law
 from analysis.laws.registry import get_law
 
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
+_SCATTER = 0.05
+"""Rows whose C scatters by more about f(N) D are said to follow no such function."""
 
 
 def fit_law(
@@ -42,9 +47,14 @@ def fit_law(
     loss: str = "loss",
     objective: Objective = "huber",
     delta: float = 1e-3,
+    below: float = 0.1,
     weights: str | None = None,
+    noise: str | None = None,
     clusters: str | None = None,
     bounds: Bounds | None = None,
+    fix: Mapping[str, float | str] | None = None,
+    accounting: bool = False,
+    keep_diverged: bool = False,
     bootstrap: int = 0,
     method: Method = "auto",
     seed: int = 0,
@@ -57,10 +67,15 @@ def fit_law(
         form: a name in `analysis.laws.registry.FORMS`.
         data: one row per trained model or checkpoint.
         n, d, c, u, loss: columns of N, D, C, unique tokens and loss; only what the form needs.
-        objective, delta: the loss of log residuals (robust.py).
+        objective, delta, below: the loss of log residuals (robust.py).
         weights: column of weights, for noise that differs between points (1 / variance).
+        noise: instead, column of the known standard deviation of each loss, in its units.
         clusters: column naming the unit of resampling; default `run_id`, else each row a run.
+        accounting: C are exact counts of the runs' records, not a table's own.
+        keep_diverged: fit rows whose loss lies far above their neighbours in N and D, too.
         bounds: (low, high) by parameter, for E and exponents.
+        fix: values at which parameters are held, {"E": 1.6}, or the exponent that another one
+            equals, {"alpha": "beta"}. A coefficient can be held together with its exponent.
         bootstrap: refits for intervals; 0 for none, 4000 for papers.
         method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
         seed: of the bootstrap.
@@ -70,24 +85,49 @@ def fit_law(
     Raises:
         AnalysisError: unknown form, unusable data, or bounds the form cannot hold.
     """
+    ties = {k: v for k, v in (fix or {}).items() if isinstance(v, str)}
+    if len(ties) > 1:
+        raise AnalysisError(f"one pair of exponents can be held equal, got {ties}")
+    for first, second in ties.items():
+        form = f"{form}[{first}={second}]"
     law = get_law(form)
-    robust = Robust(objective, delta)
-    observations = prepare(data, law, n=n, d=d, c=c, u=u, loss=loss, weights=weights,
-                           clusters=clusters)  # fmt: skip
-    problem = Problem.build(law, observations, robust, bounds)
+    robust = Robust(objective, delta, below)
+    observations = prepare(data, law, n=n, d=d, c=c, u=u, loss=loss, weights=weights, noise=noise,
+                           clusters=clusters, keep_diverged=keep_diverged)  # fmt: skip
+    if objective == "raw_least_squares" and noise is None:
+        weight = observations.weight * observations.loss**2
+        observations = replace(observations, weight=weight / weight.mean())
+    held = {k: float(v) for k, v in (fix or {}).items() if not isinstance(v, str)}
+    problem = Problem.build(law, observations, robust, bounds, held)
     solution = problem.solve(problem.starts(starts))
     theta = solution.theta[int(solution.value.argmin())]
     facts = evidence(problem, solution)
+    model = model_of(observations, accounting=accounting)
     fit = LawFit(
         problem=problem,
         theta=theta,
         objective=float(solution.value.min()),
         evidence=facts,
-        warnings=[*observations.warnings, *diagnose(problem, theta, facts)],
+        warnings=[*observations.warnings, *diagnose(problem, theta, facts), *_scatter(law, model)],
+        compute_model=model,
     )
     if bootstrap:
         return fit.bootstrap(bootstrap, method=method, seed=seed, progress=progress)
     return fit
+
+
+def _scatter(law: Law, model: ComputeModel) -> list[FitWarning]:
+    """A warning where C is no function of N and D."""
+    if not {"n", "d"} <= set(law.columns) or model.scatter < _SCATTER:
+        return []
+    return [
+        FitWarning(
+            "compute_scatter",
+            f"C is not a function of N and D: about {model.describe()}. Optimal sizes rest on that "
+            "f(N); check the column, or leave it out for C = 6 N D.",
+            {"scatter": model.scatter},
+        )
+    ]
 
 
 def fit_groups(

@@ -25,13 +25,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.fit.checks import name_rows
+from analysis.fit.divergence import find_diverged
 from analysis.fit.drawing import figure_of
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.fit.lines import Line, batched_lines, fit_line, line_bands
 from analysis.fit.profile_summary import interval_of, summary
+from analysis.io.frames import rows
 from analysis.io.saved import array, saved
-from analysis.laws.polynomials import polynomial_minimum, vertex
+from analysis.laws.polynomials import find_outlying, polynomial_minimum, vertex
 from analysis.units import Array
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ _SAME_BUDGET = 0.12
 """Points whose log compute is within this of their neighbour share a budget."""
 _WEBB = np.sqrt([0.5, 1.0, 1.5])
 _BIAS_EXPONENT, _BIAS_SIZE = 0.005, 0.02
+_FLOOR, _NOISE = 0.25, 3.0
+"""A floor below the lowest loss by more than this share of half the profile's rise, and by more
+than so many standard deviations, was not measured."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,7 @@ def isoflop(
         AnalysisError: columns absent or fewer than two budgets with a minimum.
     """
     table, unusable = _table(data, budget, c=c, n=n, d=d, loss=loss)
+    table, outlying = _without_outlying(table, shape)
     if not len(table):
         raise AnalysisError(f"none of {len(data)} rows has positive numbers for N, loss and the "
                             "budget: IsoFLOP profiles need them")  # fmt: skip
@@ -178,7 +185,11 @@ def isoflop(
         )
     n_line = fit_line(_column(minima, "budget"), _column(minima, "n"))
     d_line = fit_line(_column(minima, "budget"), _column(minima, "d"))
-    warnings = [*_warn_excluded(unusable, len(data)), *_refusals(refused, table)]
+    warnings = [
+        *_warn_excluded(unusable, len(data)),
+        *_warn_outlying(outlying),
+        *_refusals(refused, table),
+    ]
     bias: dict[str, float] = {}
     try:
         truth = law or fit_law("chinchilla", table, n="n", d="d", c="c", loss="loss")
@@ -198,8 +209,10 @@ def measure_bias(
 ) -> dict[str, float]:  # fmt: skip
     """Synthetic recovery on the grid of `table` (columns budget, c, n, d).
 
-    Returns the exponent errors a and b, and the relative errors of N* and D* at `at` FLOPs
-    (default: 100 times the largest budget), all without noise.
+    Returns the exponent errors a and b against a line through the true optima of the same budgets,
+    the relative errors n and d against that line, and bend_n and bend_d, by which the line itself
+    leaves the true optimum where FLOPs per token do not grow like a power of N; both at `at` FLOPs
+    (default: 100 times the largest budget), all without noise and under the C = f(N) D of `truth`.
     """
     synthetic = table.copy()
     n, d = _column(table, "n"), _column(table, "d")
@@ -209,17 +222,20 @@ def measure_bias(
         raise AnalysisError("on noise-free losses of the fitted law fewer than two budgets have an "
                             "interior minimum")  # fmt: skip
     place = float(_column(table, "budget").max()) * 100 if at is None else at
-    # The truth under the table's own relation of compute to N D, not 6 N D
-    factor = float(np.exp(np.mean(np.log(_column(table, "c") / (6 * n * d)))))
-    optimum = truth.optimal(np.array([place / factor]))
     budgets = _column(minima, "budget")
+    optima = truth.optimal(np.append(budgets, place))
+    true = {axis: np.asarray(optima[axis], dtype=float) for axis in ("n", "d")}
     n_line = fit_line(budgets, _column(minima, "n"))
     d_line = fit_line(budgets, _column(minima, "d"))
+    lines = {axis: fit_line(budgets, values[:-1]) for axis, values in true.items()}
+    straight = {axis: float(line.predict(place)) for axis, line in lines.items()}
     return {
-        "a": n_line.exponent - truth.params["a"],
-        "b": d_line.exponent - truth.params["b"],
-        "n": float(n_line.predict(place)) / float(optimum["n"].iloc[0]) - 1,
-        "d": float(d_line.predict(place)) / float(optimum["d"].iloc[0]) - 1,
+        "a": n_line.exponent - lines["n"].exponent,
+        "b": d_line.exponent - lines["d"].exponent,
+        "n": float(n_line.predict(place)) / straight["n"] - 1,
+        "d": float(d_line.predict(place)) / straight["d"] - 1,
+        "bend_n": straight["n"] / float(true["n"][-1]) - 1,
+        "bend_d": straight["d"] / float(true["d"][-1]) - 1,
         "at": place,
     }
 
@@ -248,9 +264,10 @@ def _table(
     for values in columns.values():
         good &= np.isfinite(values) & (values > 0)
     columns = {k: v[good] for k, v in columns.items()}
+    called = np.array(name_rows(data), dtype=object)[good]
     if budget is None:
         order = np.argsort(columns["c"], kind="stable")
-        columns = {k: v[order] for k, v in columns.items()}
+        columns, called = {k: v[order] for k, v in columns.items()}, called[order]
         log_c = np.log(columns["c"])
         label = np.cumsum(np.diff(log_c, prepend=-np.inf) > _SAME_BUDGET) - 1
         if len(label):
@@ -258,8 +275,45 @@ def _table(
             columns["budget"] = np.exp(mean[label])
         else:
             columns["budget"] = columns["c"]
-    table = pd.DataFrame(columns).drop_duplicates()
+    named = pd.DataFrame(columns).assign(name=called)
+    table = rows(named, ~named.duplicated(list(columns)))
     return table.sort_values(["budget", "n"], ignore_index=True), int((~good).sum())
+
+
+def _without_outlying(table: pd.DataFrame, shape: Shape) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table without rows far above their neighbours, and those rows with a `reason`.
+
+    Rows far above all others in N and D diverged; rows far above the profile of their budget would
+    bend it.
+    """
+    if not len(table):
+        return table, table.assign(reason=[])
+    loss = _column(table, "loss")
+    far, usual = find_diverged([_column(table, "n"), _column(table, "d")], loss)
+    reason = np.where(far, [f"diverged: its neighbours have {u:.4g}" for u in usual], "").astype(
+        object
+    )
+    degree = 2 if shape == "parabola" else 3
+    for value in np.unique(_column(table, "budget")):
+        at = np.flatnonzero((_column(table, "budget") == value) & ~far)
+        above = find_outlying(np.log(_column(table, "n")[at]), loss[at], degree)
+        reason[at[above]] = f"far above the profile of {value:.3g} FLOPs"
+    out = reason != ""
+    return rows(table, ~out).reset_index(drop=True), rows(table, out).assign(reason=reason[out])
+
+
+def _warn_outlying(outlying: pd.DataFrame) -> list[FitWarning]:
+    if not len(outlying):
+        return []
+    listed = [f"{r['name']} with loss {r['loss']:.4g} ({r['reason']})"
+              for r in outlying.to_dict("records")]  # fmt: skip
+    return [
+        FitWarning(
+            "rows_excluded",
+            f"{len(outlying)} row(s) were left out: {'; '.join(listed)}.",
+            {"count": len(outlying), "names": [str(v) for v in outlying["name"]]},
+        )
+    ]
 
 
 def _minima(
@@ -279,10 +333,16 @@ def _minima(
         for axis in () if reason else ("n", "d"):
             x, y = np.log(part[axis]), part["loss"]
             place, height, se = polynomial_minimum(x, y, degree)
+            rest = _rest(x, y, degree)
             if not np.isfinite(place):
                 reason = "the profile has no minimum (it does not curve upwards)"
             elif not x.min() < place < x.max():
                 reason = "the minimum lies outside the sizes trained"
+            elif y.min() - height > max(_FLOOR * float(np.median(y) - y.min()), _NOISE * rest):
+                reason = (
+                    f"the floor of the {shape}, {height:.4g}, lies far below the lowest loss "
+                    f"measured, {y.min():.4g}"
+                )
             elif int(y.argmin()) in (int(x.argmin()), int(x.argmax())):
                 reason = "the lowest loss is at an end of the sizes trained"
             if reason:
@@ -294,6 +354,12 @@ def _minima(
         else:
             rows.append(row)
     return pd.DataFrame(rows), pd.DataFrame(refused, columns=["budget", "reason"])
+
+
+def _rest(x: Array, y: Array, degree: int) -> float:
+    """Standard deviation of y about its polynomial."""
+    residual = y - np.polyval(np.polyfit(x - x.mean(), y, degree), x - x.mean())
+    return float(np.sqrt(residual @ residual / max(1, len(y) - degree - 1)))
 
 
 def _column(table: pd.DataFrame, name: str) -> Array:
@@ -370,14 +436,27 @@ def _refusals(refused: pd.DataFrame, table: pd.DataFrame) -> list[FitWarning]:
 
 
 def _bias_warning(bias: dict[str, float]) -> list[FitWarning]:
-    if abs(bias["a"]) <= _BIAS_EXPONENT and max(abs(bias["n"]), abs(bias["d"])) <= _BIAS_SIZE:
-        return []
-    return [
-        FitWarning(
-            "isoflop_bias",
-            f"On this grid the method itself is off by {bias['a']:+.4f} in a, and at "
-            f"{bias['at']:.2g} FLOPs by {bias['n']:+.1%} in N* and {bias['d']:+.1%} in D*, without "
-            "any noise (synthetic recovery). Prefer approach 3, or narrower, centred grids.",
-            dict(bias),
+    found: list[FitWarning] = []
+    if abs(bias["a"]) > _BIAS_EXPONENT or max(abs(bias["n"]), abs(bias["d"])) > _BIAS_SIZE:
+        found.append(
+            FitWarning(
+                "isoflop_bias",
+                f"On this grid the method itself is off by {bias['a']:+.4f} in a, and at "
+                f"{bias['at']:.2g} FLOPs by {bias['n']:+.1%} in N* and {bias['d']:+.1%} in D*, "
+                "without any noise (synthetic recovery). Prefer approach 3, or narrower, centred "
+                "grids.",
+                dict(bias),
+            )
         )
-    ]
+    if max(abs(bias["bend_n"]), abs(bias["bend_d"])) > _BIAS_SIZE:
+        found.append(
+            FitWarning(
+                "optimum_bends",
+                "FLOPs per token do not grow like a power of N, so N*(C) and D*(C) bend: a "
+                f"straight line through these budgets is off by {bias['bend_n']:+.1%} in N* and "
+                f"{bias['bend_d']:+.1%} in D* at {bias['at']:.2g} FLOPs. Within the budgets it "
+                "holds; beyond them take N* and D* from approach 3.",
+                dict(bias),
+            )
+        )
+    return found

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
-from analysis.fit.checks import Observations
+from analysis.fit.checks import Observations, model_of
 from analysis.fit.diagnostics import Evidence, decisive_run
 from analysis.fit.drawing import figure_of
 from analysis.fit.problem import Problem
@@ -32,8 +32,9 @@ from analysis.fit.uncertainty import (
     quantiles,
 )
 from analysis.io.saved import array, saved
+from analysis.laws.compute_model import SIX_ND, ComputeModel, optimal_exponents, optimum
 from analysis.laws.power_sum import Law
-from analysis.laws.registry import PerToken, get_law, optimum
+from analysis.laws.registry import get_law
 from analysis.units import Array
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class LawFit:
     """What limits the result."""
     draws: Draws | None = None
     """Bootstrap refits; None without a bootstrap."""
+    compute_model: ComputeModel = SIX_ND
+    """C = f(N) D, under which optima are taken."""
 
     @property
     def law(self) -> Law:
@@ -84,16 +87,27 @@ class LawFit:
 
     @property
     def params(self) -> dict[str, float]:
-        """Natural parameters by name, then the a and b of N* ~ C^a and D* ~ C^b."""
-        named = dict(zip(self.law.parameters, self.values.tolist(), strict=True))
-        return named | {k: float(v) for k, v in self._exponents_of(self.values).items()}
+        """Natural parameters by name, then the a and b of N* ~ C^a and D* ~ C^b.
 
-    def _exponents_of(self, values: Array) -> dict[str, Array]:
+        Under `compute_model`; where its f(N) is no power law a and b are the mean slopes over the
+        compute of the points.
+        """
+        named = dict(zip(self.law.parameters, self.values.tolist(), strict=True))
+        return named | {k: float(v) for k, v in self.exponents_at(self.values).items()}
+
+    def exponents_at(self, values: Array) -> dict[str, Array]:
+        """a and b for given natural parameters (..., p); none for a form without N and D."""
         inner = self.law.inner(values)
         if inner is None:
             return {}
-        total = inner.alpha + inner.beta
-        return {"a": inner.beta / total, "b": inner.alpha / total}
+        a, b = optimal_exponents(inner, *self._span(), self.compute_model)
+        return {"a": a, "b": b}
+
+    def _span(self) -> tuple[float, float]:
+        """Smallest and largest compute of the points, at least a tenth apart."""
+        compute = self.observations.compute
+        low, high = float(np.nanmin(compute)), float(np.nanmax(compute))
+        return (low, high) if high > 1.1 * low else (low / 1.05, high * 1.05)
 
     # ---- predictions -------------------------------------------------------------------------
 
@@ -139,40 +153,37 @@ class LawFit:
         low, high = quantiles(draws, level)
         return pd.DataFrame({"loss": loss, "lo": low, "hi": high})
 
-    def frontier(self, compute: Any, *, flops_per_token: PerToken | None = None) -> np.ndarray:
+    def frontier(self, compute: Any) -> np.ndarray:
         """Lowest loss within a budget: L(C), or L(N*, D*) for laws in N and D."""
-        return self.frontier_at(self.values, np.asarray(compute, dtype=float), flops_per_token)
+        return self.frontier_at(self.values, np.asarray(compute, dtype=float))
 
-    def frontier_draws(
-        self, compute: Any, *, flops_per_token: PerToken | None = None
-    ) -> np.ndarray:
+    def frontier_draws(self, compute: Any) -> np.ndarray:
         """The same for every bootstrap refit: (draws, points)."""
         values = self._need_draws().values[:, None, :]
-        return self.frontier_at(values, np.asarray(compute, float).ravel(), flops_per_token)
+        return self.frontier_at(values, np.asarray(compute, float).ravel())
 
-    def frontier_at(
-        self, values: Array, compute: Array, per_token: PerToken | None = None
-    ) -> Array:
+    def frontier_at(self, values: Array, compute: Array) -> Array:
         """Frontier loss for given natural parameters: (p,), or (draws, 1, p)."""
         if self.law.columns == ("c",):
             flat = values if values.ndim == 1 else values[:, 0]
             return self.law.predict(flat, {"c": compute.ravel()}).reshape(
                 compute.shape if values.ndim == 1 else (len(flat), compute.size)
             )
-        n, d = self.optimum_at(values, compute, per_token)
+        n, d = self.optimum_at(values, compute)
         return self.law.loss_of_split(values, n, d)
 
     # ---- optimum -----------------------------------------------------------------------------
 
-    def optimal(
-        self, compute: Any, *, level: float = 0.9, flops_per_token: PerToken | None = None
-    ) -> pd.DataFrame:
-        """Compute-optimal split of each budget.
+    def under(self, model: ComputeModel) -> LawFit:
+        """The same law with its optima under another C = f(N) D."""
+        return dataclasses.replace(self, compute_model=model)
+
+    def optimal(self, compute: Any, *, level: float = 0.9) -> pd.DataFrame:
+        """Compute-optimal split of each budget under `compute_model`.
 
         Args:
             compute: FLOPs, a number or an array.
             level: of the intervals (columns *_lo, *_hi; only with a bootstrap).
-            flops_per_token: training FLOPs per token as a function of N; default 6 N.
 
         Returns:
             Columns c, n, d, tokens_per_param, loss, and intervals.
@@ -181,22 +192,20 @@ class LawFit:
             AnalysisError: the form has no N and D.
         """
         budget = np.atleast_1d(np.asarray(compute, dtype=float)).ravel()
-        n, d = self.optimum_at(self.values, budget, flops_per_token)
+        n, d = self.optimum_at(self.values, budget)
         frame = pd.DataFrame({
             "c": budget, "n": n, "d": d, "tokens_per_param": d / n,
             "loss": self.law.loss_of_split(self.values, n, d),
         })  # fmt: skip
         if self.draws is None:
             return frame
-        n, d = self.optimum_at(self.draws.values[:, None, :], budget, flops_per_token)
-        losses = self.frontier_draws(budget, flops_per_token=flops_per_token)
+        n, d = self.optimum_at(self.draws.values[:, None, :], budget)
+        losses = self.frontier_draws(budget)
         for name, draw in (("n", n), ("d", d), ("tokens_per_param", d / n), ("loss", losses)):
             frame[f"{name}_lo"], frame[f"{name}_hi"] = quantiles(draw, level)
         return frame
 
-    def optimum_at(
-        self, values: Array, compute: Array, per_token: PerToken | None = None
-    ) -> tuple[Array, Array]:
+    def optimum_at(self, values: Array, compute: Array) -> tuple[Array, Array]:
         """N*, D* for given natural parameters: (p,), or (draws, 1, p)."""
         inner = self.law.inner(values)
         if inner is None:
@@ -205,7 +214,7 @@ class LawFit:
             )
         if not (np.isfinite(compute).all() and (compute > 0).all()):
             raise AnalysisError("compute must be positive FLOPs")
-        return optimum(inner, compute, per_token)
+        return optimum(inner, compute, self.compute_model)
 
     # ---- intervals ---------------------------------------------------------------------------
 
@@ -254,7 +263,7 @@ class LawFit:
         values = self._need_draws().values
         if name in self.law.parameters:
             return self.law.column(values, name)
-        derived = self._exponents_of(values)
+        derived = self.exponents_at(values)
         if name not in derived:
             raise AnalysisError(f"{self.form} has no parameter {name!r}; it has "
                                 f"{', '.join(self.params)}")  # fmt: skip
@@ -293,7 +302,8 @@ class LawFit:
         out, and the noise scale counts as a parameter.
         """
         residual = self.problem.residuals(self.theta)
-        m, k = len(residual), self.law.size + 1
+        free = int((self.problem.lower < self.problem.upper).sum())
+        m, k = len(residual), free + 1
         mean = float((self.observations.weight * residual**2).mean())
         aic = m * np.log(max(mean, 1e-300)) + 2 * k
         correction = 2 * k * (k + 1) / (m - k - 1) if m > k + 1 else np.inf
@@ -311,7 +321,7 @@ class LawFit:
         scale = np.abs(full) if self.draws is None else self.draws.values.std(axis=0, ddof=1)
         frame = pd.DataFrame(values, columns=list(self.law.parameters))
         frame.insert(0, "left_out", labels)
-        for name, value in self._exponents_of(values).items():
+        for name, value in self.exponents_at(values).items():
             frame[name] = value
         shift = np.abs(values - full) / np.maximum(scale, 1e-300)
         frame["largest_shift"] = shift.max(axis=1)
@@ -338,16 +348,19 @@ class LawFit:
             "intervals_90": None if self.draws is None else
                             {p: list(self.interval(p)) for p in self.params},
             "objective": {"name": self.problem.robust.name, "delta": self.problem.robust.delta,
+                          "below": self.problem.robust.below,
                           "value": self.objective},
             "theta": self.theta.tolist(),
             "lower": self.problem.lower.tolist(), "upper": self.problem.upper.tolist(),
             "evidence": dataclasses.asdict(self.evidence),
             "criteria": self.criteria(),
+            "compute_model": self.compute_model.as_dict(),
             "warnings": [w.as_dict() for w in self.warnings],
             "columns": obs.names,
             "points": {**{k: v.tolist() for k, v in obs.columns.items()},
                        "loss": obs.loss.tolist(), "weight": obs.weight.tolist(),
-                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows]},
+                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows],
+                       "name": obs.row_names},
             "clusters": obs.labels,
             "exclusions": obs.exclusions.astype(str).to_dict("records"),
             "draws": self.draws.as_dict() if self.draws else None,
@@ -370,20 +383,24 @@ class LawFit:
                 labels=record["clusters"],
                 names=record["columns"],
                 rows=points["row"],
-                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "reason"]),
+                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "name", "reason"]),
                 warnings=[],
+                row_names=points.get("name", points["row"]),
             )
             law = get_law(record["form"])
             x, centres = law.features(observations.columns)
             objective = record["objective"]
             return LawFit(
-                problem=Problem(law, observations, Robust(objective["name"], objective["delta"]),
+                problem=Problem(law, observations, Robust(objective["name"], objective["delta"],
+                                                        objective.get("below", 0.1)),
                                 x, centres, array(record, "lower"), array(record, "upper")),
                 theta=array(record, "theta"),
                 objective=objective["value"],
                 evidence=Evidence(**record["evidence"]),
                 warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
                 draws=Draws.from_dict(record["draws"]) if record["draws"] else None,
+                compute_model=ComputeModel.from_dict(record["compute_model"])
+                if "compute_model" in record else model_of(observations),
             )  # fmt: skip
 
     def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:

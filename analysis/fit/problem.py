@@ -38,9 +38,13 @@ class Problem:
 
     @staticmethod
     def build(
-        law: Law, observations: Observations, robust: Robust, bounds: Bounds | None = None
+        law: Law,
+        observations: Observations,
+        robust: Robust,
+        bounds: Bounds | None = None,
+        fixed: Mapping[str, float] | None = None,
     ) -> Problem:
-        """Raises AnalysisError for bounds that the form cannot hold."""
+        """Raises AnalysisError for bounds or fixed values that the form cannot hold."""
         x, centres = law.features(observations.columns)
         lower, upper = law.bounds(observations.loss)
         for name, (low, high) in (bounds or {}).items():
@@ -57,6 +61,9 @@ class Problem:
                 low = float(np.log(low)) if low > 0 else float(lower[i])
                 high = float(np.log(high))
             lower[i], upper[i] = low, high
+        for name, value in _hold(law, fixed or {}, centres).items():
+            i = law.parameters.index(name)
+            lower[i] = upper[i] = value
         return Problem(law, observations, robust, x, centres, lower, upper)
 
     @property
@@ -101,3 +108,28 @@ class Problem:
     def residuals(self, theta: Array) -> Array:
         """log predicted - log measured loss (..., m)."""
         return self.law.log_loss(theta, self.x) - self.y
+
+
+def _hold(law: Law, fixed: Mapping[str, float], centres: Array) -> dict[str, float]:
+    """Internal coordinates of natural parameters that are held at a value.
+
+    Raises:
+        AnalysisError: not a parameter, not positive, or a coefficient whose exponent is free.
+    """
+    for name, value in fixed.items():
+        if name not in law.parameters:
+            raise AnalysisError(f"cannot fix {name!r}: {law.name} has {', '.join(law.parameters)}")
+        if not (np.isfinite(value) and value > 0):
+            raise AnalysisError(f"cannot fix {name} = {value}: it must be a positive number")
+    tries = [np.array([fixed.get(name, other) for name in law.parameters]) for other in (0.3, 0.4)]
+    first, second = (law.internal(values, centres) for values in tries)
+    held: dict[str, float] = {}
+    for name in fixed:
+        i = law.parameters.index(name)
+        if not np.isclose(first[i], second[i], rtol=1e-12):
+            raise AnalysisError(
+                f"cannot fix {name} alone: what a coefficient means depends on its exponent; fix "
+                "that too"
+            )
+        held[name] = float(first[i])
+    return held

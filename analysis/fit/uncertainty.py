@@ -40,6 +40,7 @@ FEWEST_CLUSTERS = 4
 FEW_CLUSTERS = 9
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 _BLOCK = 1000
+_FAR, _EXACT = 8.0, 1e-7
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,17 @@ def bootstrap(
             f"{len(obs.labels)} run(s) in {obs.names['clusters']!r}: a bootstrap over runs needs "
             f"at least {FEWEST_CLUSTERS}. Name a finer cluster column, or fit without intervals"
         )
+    one_sided = problem.robust.name == "asymmetric"
+    if method == "wild" and one_sided:
+        raise AnalysisError("the wild bootstrap mirrors residuals, which the asymmetric objective "
+                            "takes as one-sided: use method='pairs'")  # fmt: skip
     if method == "auto":
-        method = "wild" if len(obs.labels) < PAIRS_FROM else "pairs"
+        method = "wild" if len(obs.labels) < PAIRS_FROM and not one_sided else "pairs"
     fitted = problem.law.log_loss(theta, problem.x)
     residual = np.empty(0)
     if method == "wild":
         residual = inflated_residuals(problem, theta)
-        if problem.robust.name != "least_squares":  # such a fit spends p points exactly
+        if not problem.robust.gaussian:  # such a fit spends p points exactly
             points, size = len(residual), problem.law.size
             residual = residual * np.sqrt(points / max(1, points - size))
     values: list[Array] = []
@@ -165,13 +170,20 @@ def inflated_residuals(problem: Problem, theta: Array) -> Array:
     A fit that nearly minimises absolute deviations also passes through as many points as it has
     parameters, and their zero residuals hide the noise. The residuals are therefore those of a
     pilot fit from the same start, Huber at 1.5 times their robust spread.
+
+    Points further than 8 robust standard deviations from the law are no sample of the noise: unless
+    the fit is by least squares, which follows them, their residuals count as 8.
     """
     residual = problem.residuals(theta)
     spread = 1.4826 * float(np.median(np.abs(residual)))
-    spread = max(spread, 0.5 * float(np.sqrt(np.mean(residual**2))), 1e-9)
-    if problem.robust.name != "least_squares":
+    bounded = not problem.robust.gaussian and spread > _EXACT
+    most = _FAR * spread if bounded else np.inf
+    rms = float(np.sqrt(np.mean(np.clip(residual, -most, most) ** 2)))
+    spread = max(spread, 0.5 * rms, 1e-9)
+    if not problem.robust.gaussian:
         pilot = dataclasses.replace(problem, robust=Robust("huber", 1.5 * spread))
         residual = problem.residuals(pilot.solve(theta).theta[0])
+    residual = np.clip(residual, -most, most)
     obs = problem.observations
     _, jacobian, _ = problem.law.evaluate(theta[None], problem.x)
     root = np.sqrt(obs.weight)

@@ -21,14 +21,12 @@ from analysis.judge.choices import COUNTINGS, answers_of
 from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
-from analysis.judge.study import flops_per_token
 from analysis.units import LEVEL
 
 if TYPE_CHECKING:
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
     from analysis.io.records import Sweep
-    from analysis.laws.registry import PerToken
 
 _BASELINE = "llama"
 
@@ -59,7 +57,7 @@ class Comparison:
                 name: {
                     "verdict": r.verdict, "paired": r.paired, "table": plain(r.frame),
                     "crossing": asdict(r.crossing),
-                    "crossing_words": r.crossing_words,
+                    "crossing_words": r.crossing_words, "compute": list(r.compute),
                     "warnings": [w.as_dict() for w in r.warnings],
                 }
                 for name, r in self.multipliers.items()
@@ -103,7 +101,6 @@ def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Compa
         try:
             found[group] = compute_multiplier(
                 fit, fits[name], names=(group, name), level=LEVEL,
-                flops_per_token=(_cost(fit), _cost(fits[name])),
             )  # fmt: skip
         except AnalysisError as error:
             failures[f"{group} with {name}"] = str(error)
@@ -113,14 +110,6 @@ def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Compa
     except AnalysisError as error:
         failures["exponents"] = str(error)
     return Comparison(name, found, shared, failures)
-
-
-def _cost(fit: LawFit) -> PerToken | None:
-    """A group's own compute per token as a function of N, where its points tell."""
-    known = fit.observations.columns
-    if fit.law.inner(fit.values) is None or "c" not in known:
-        return None
-    return flops_per_token(known["n"], known["c"] / known["d"])
 
 
 def record_of(

@@ -66,6 +66,7 @@ def _data(fit: LawFit, known: dict[str, str]) -> list[Row]:
         (section, "Which sizes (N)?", span("n")),
         (section, "Which token counts (D)?", span("d")),
         (section, "Which compute (C)?", _compute(fit)),
+        (section, "Under which compute are optima taken?", _optima(fit)),
         (section, "Which rows were excluded, and why?", listed),
         (section, "How are points weighted?", weights),
     ]  # fmt: skip
@@ -89,6 +90,12 @@ def _compute(fit: LawFit) -> str:
         return NOT_RECORDED
     name = fit.observations.names.get("c", "(6 N D)")
     return f"{compute.min():.3g} to {compute.max():.3g} ({name})"
+
+
+def _optima(fit: LawFit) -> str:
+    if not fit.exponents_at(fit.values):
+        return "none are taken: the form has no N and D"
+    return fit.compute_model.describe()
 
 
 def _optimisation(fit: LawFit) -> list[Row]:

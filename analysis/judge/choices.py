@@ -23,8 +23,7 @@ from analysis.io.records import Sweep
 from analysis.judge.checklist import checklist
 from analysis.judge.frontier import compute_for_loss
 from analysis.judge.sensitivity import sensitivity
-from analysis.judge.study import Study, flops_per_token
-from analysis.laws.registry import PerToken
+from analysis.judge.study import Study
 
 Keep = Callable[[pd.DataFrame, LawFit], np.ndarray]
 COUNTINGS = {
@@ -92,27 +91,24 @@ def multiplier_table(result: Study) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def _under(result: Study, group: str, variant: _Variant) -> tuple[LawFit, PerToken] | None:
-    """An architecture's law and FLOPs per token under a choice; None where too little is left."""
+def _under(result: Study, group: str, variant: _Variant) -> LawFit | None:
+    """An architecture's law under a choice; None where too little is left."""
     points = where(result.points, arch=group)
     if variant.keep is not None:
         points = rows(points, variant.keep(points, result.laws[group]))
     try:
-        fit = fit_law("chinchilla", points, clusters="size_seed", **variant.options)
+        return fit_law(
+            "chinchilla", points, clusters="size_seed", accounting=True, **variant.options
+        )
     except AnalysisError:
         return None
-    n = variant.options.get("n", "n_params")
-    c = variant.options.get("c", "flops")
-    cost = flops_per_token(numbers(points, n), numbers(points, c) / numbers(points, "tokens"))
-    return fit, cost
 
 
-def _compute(law: tuple[LawFit, PerToken] | None, target: float) -> float:
+def _compute(law: LawFit | None, target: float) -> float:
     """Compute that an architecture needs for the target loss."""
     if law is None:
         return float("nan")
-    fit, cost = law
-    return float(compute_for_loss(fit, np.array([target]), flops_per_token=cost)[0])
+    return float(compute_for_loss(law, np.array([target]))[0])
 
 
 def _common_loss(result: Study, group: str, column: str) -> float:
@@ -130,6 +126,7 @@ def sensitivity_table(result: Study) -> pd.DataFrame:
             n_columns=COUNTINGS["n"],
             reference=result.laws[group],
             clusters="size_seed",
+            accounting=True,
         )
         table.insert(0, "arch", group)
         parts.append(table)

@@ -25,7 +25,6 @@ from analysis.fit.law_fit import LawFit
 from analysis.io.saved import saved
 from analysis.judge.crossing import Crossing, crossing
 from analysis.judge.frontier import compute_for_loss, reach
-from analysis.laws.registry import PerToken
 from analysis.units import Array
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ class CompareResult:
     verdict: str
     """One sentence that says no more than the intervals allow."""
     warnings: list[FitWarning]
+    compute: tuple[str, str] = ("", "")
+    """Under which C the frontiers of x and y are taken, in words."""
 
     @property
     def crossing_words(self) -> str:
@@ -65,7 +66,8 @@ class CompareResult:
         return json.dumps({
             "schema": 1, "x": self.x, "y": self.y, "level": self.level, "paired": self.paired,
             "table": self.frame.to_dict("list"), "crossing": asdict(self.crossing),
-            "verdict": self.verdict, "warnings": [w.as_dict() for w in self.warnings],
+            "verdict": self.verdict, "compute": self.compute,
+            "warnings": [w.as_dict() for w in self.warnings],
         })  # fmt: skip
 
     @staticmethod
@@ -75,7 +77,7 @@ class CompareResult:
             return CompareResult(
                 r["x"], r["y"], r["level"], r["paired"], pd.DataFrame(r["table"]),
                 Crossing(**r["crossing"]), r["verdict"],
-                [FitWarning.from_dict(w) for w in r["warnings"]],
+                [FitWarning.from_dict(w) for w in r["warnings"]], tuple(r.get("compute", ("", ""))),
             )  # fmt: skip
 
     def plot(self) -> Figure:
@@ -94,7 +96,6 @@ def compute_multiplier(
     losses: Array | None = None,
     compute: Array | None = None,
     level: float = 0.9,
-    flops_per_token: tuple[PerToken | None, PerToken | None] = (None, None),
 ) -> CompareResult:
     """Equal-loss compute multiplier of x over y.
 
@@ -104,7 +105,6 @@ def compute_multiplier(
         losses: where to compare; default 25 losses over the compute that both have seen.
         compute: instead of losses, budgets of x.
         level: of the intervals.
-        flops_per_token: each architecture's own FLOPs per token as a function of N.
 
     Raises:
         AnalysisError: no common range of compute, or fits without compute.
@@ -119,10 +119,10 @@ def compute_multiplier(
                     "have seen. Pass losses to compute_multiplier to compare by extrapolation"
                 )
             compute = np.geomspace(low, high, 25)
-        losses = x.frontier(compute, flops_per_token=flops_per_token[0])
+        losses = x.frontier(compute)
     losses = np.sort(np.asarray(losses, dtype=float))[::-1]
-    c_x = compute_for_loss(x, losses, flops_per_token=flops_per_token[0])
-    c_y = compute_for_loss(y, losses, flops_per_token=flops_per_token[1])
+    c_x = compute_for_loss(x, losses)
+    c_y = compute_for_loss(y, losses)
     frame = pd.DataFrame({"loss": losses, "c_x": c_x, "c_y": c_y})
     with np.errstate(invalid="ignore"):
         frame["multiplier"] = c_y / c_x
@@ -130,8 +130,8 @@ def compute_multiplier(
     ratio: Array | None = None
     if x.draws is not None and y.draws is not None:
         paired = x.draws.paired_with(y.draws)
-        d_x = compute_for_loss(x, losses, draws=True, flops_per_token=flops_per_token[0])
-        d_y = compute_for_loss(y, losses, draws=True, flops_per_token=flops_per_token[1])
+        d_x = compute_for_loss(x, losses, draws=True)
+        d_y = compute_for_loss(y, losses, draws=True)
         count = min(len(d_x), len(d_y))
         with np.errstate(invalid="ignore", divide="ignore"):
             # A refit under which neither reaches the loss does not separate them
@@ -146,10 +146,11 @@ def compute_multiplier(
         # A law may promise, at a size nobody trained, losses that no run has shown.
         inside &= losses >= fit.observations.loss.min()
     frame["inside"] = inside
-    cross = crossing(x, y, level=level, flops_per_token=flops_per_token)
+    cross = crossing(x, y, level=level)
     warnings = _warnings(frame, paired, ratio is not None, names)
     verdict = _verdict(frame, names, level, ratio is not None)
-    return CompareResult(names[0], names[1], level, paired, frame, cross, verdict, warnings)
+    words = x.compute_model.describe(), y.compute_model.describe()
+    return CompareResult(names[0], names[1], level, paired, frame, cross, verdict, warnings, words)
 
 
 def _range(fit: LawFit) -> str:

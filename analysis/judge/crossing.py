@@ -11,8 +11,7 @@ import numpy as np
 
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
-from analysis.judge.frontier import frontier_draws, reach
-from analysis.laws.registry import PerToken
+from analysis.judge.frontier import reach
 from analysis.units import Array
 
 _SETTLED = 0.9
@@ -66,17 +65,14 @@ def crossing(
     *,
     span: float = 1e4,
     level: float = 0.9,
-    flops_per_token: tuple[PerToken | None, PerToken | None] = (None, None),
 ) -> Crossing:
     """First crossing of the two frontiers between C_min / span and C_max * span."""
     low, high = min(reach(x)[0], reach(y)[0]), max(reach(x)[1], reach(y)[1])
     grid = np.geomspace(low / span, high * span, 400)
-    gap = np.log(x.frontier(grid, flops_per_token=flops_per_token[0])) - np.log(
-        y.frontier(grid, flops_per_token=flops_per_token[1])
-    )
+    gap = np.log(x.frontier(grid)) - np.log(y.frontier(grid))
     place = _first_zero(np.log(grid), gap[None])[0]
     compute = float(np.exp(place))
-    loss = float(x.frontier(np.array([compute]), flops_per_token=flops_per_token[0])[0]) if (
+    loss = float(x.frontier(np.array([compute]))[0]) if (
         np.isfinite(place)
     ) else float("nan")  # fmt: skip
     inside = max(reach(x)[0], reach(y)[0]) <= compute <= min(reach(x)[1], reach(y)[1])
@@ -84,10 +80,7 @@ def crossing(
         nan = float("nan")
         return Crossing(loss, compute, nan, nan, nan, bool(inside))
     coarse = grid[::4]
-    sides = [
-        np.log(frontier_draws(f, coarse, per_token))
-        for f, per_token in zip((x, y), flops_per_token, strict=True)
-    ]
+    sides = [np.log(f.frontier_draws(coarse)) for f in (x, y)]
     count = min(len(s) for s in sides)
     places = _first_zero(np.log(coarse), sides[0][:count] - sides[1][:count])
     crossed = np.isfinite(places)

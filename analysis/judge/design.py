@@ -44,11 +44,10 @@ def quantity(fit: LawFit, name: str) -> Quantity:
     if name in ("a", "b"):
 
         def exponent(values: Array) -> float:
-            inner = law.inner(values)
-            if inner is None:
+            found = fit.exponents_at(values)
+            if not found:
                 raise AnalysisError(f"{law.name} has no N and D: {name!r} is not defined")
-            share = float(inner.beta / (inner.alpha + inner.beta))
-            return share if name == "a" else 1 - share
+            return float(found[name])
 
         return exponent
     kind, _, place = name.partition("@")

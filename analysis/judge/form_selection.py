@@ -47,7 +47,8 @@ def holdout(
         AnalysisError: too few points for a single cut.
     """
     law = get_law(form)
-    names = {k: options[k] for k in ("n", "d", "c", "u", "loss", "weights", "clusters")
+    names = {k: options[k] for k in ("n", "d", "c", "u", "loss", "weights", "noise", "clusters",
+                                        "keep_diverged")
              if k in options}  # fmt: skip
     obs = prepare(data, law, **names)
     compute = obs.compute
@@ -65,7 +66,7 @@ def holdout(
                             f"at least {least + 1} are needed")  # fmt: skip
     table = pd.DataFrame({**obs.columns, "c": compute, "loss": obs.loss, "w": obs.weight})
     fitting = {k: v for k, v in options.items()
-               if k in ("objective", "delta", "bounds", "starts")}  # fmt: skip
+               if k in ("objective", "delta", "below", "bounds", "fix", "starts")}  # fmt: skip
     roles = {r: r for r in ("n", "d", "c", "u")}
     parts: list[pd.DataFrame] = []
     for cut in cuts:

@@ -107,7 +107,7 @@ def shared_exponents(fits: Mapping[str, LawFit], *, level: float = 0.9) -> Share
     )
     shared = float(found.fun) / scale
     points = sum(len(f.observations.loss) for f in fits.values())
-    factor = 1 if first.problem.robust.name == "least_squares" else 2
+    factor = 1 if first.problem.robust.gaussian else 2
     k_free = law.size * len(fits) + 1
     k_shared = k_free - len(names) * (len(fits) - 1)
     ratio = factor * points * np.log(max(shared / max(free, 1e-300), 1.0))

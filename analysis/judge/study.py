@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from analysis.errors import AnalysisError
 from analysis.fit.envelope import EnvelopeFit, EnvelopeOptions, envelope
@@ -36,7 +35,6 @@ from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.form_selection import holdout
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
 from analysis.judge.task_law import Tasks, tasks_of
-from analysis.laws.registry import PerToken
 from analysis.units import LEVEL, Array
 
 Progress = Callable[[str], None]
@@ -60,8 +58,6 @@ class Study:
     groups: list[str]
     """Architectures with a fit, in drawing order."""
     laws: dict[str, LawFit]
-    per_token: dict[str, PerToken]
-    """Training FLOPs per token as a function of N."""
     envelopes: dict[str, EnvelopeFit]
     compute: Array
     """Grid of C for bands, up to `REACH` beyond the data."""
@@ -202,7 +198,6 @@ def study(
     points = sweep.require_points()
     say = progress or (lambda _: None)
     laws: dict[str, LawFit] = {}
-    tokens_cost: dict[str, PerToken] = {}
     envelopes: dict[str, EnvelopeFit] = {}
     forecasts: list[pd.DataFrame] = []
     rolled: list[pd.DataFrame] = []
@@ -213,14 +208,16 @@ def study(
         try:
             _enough_runs(own)
             laws[group] = fit_law(
-                "chinchilla", own, clusters="size_seed", bootstrap=bootstrap, seed=seed
+                "chinchilla",
+                own,
+                clusters="size_seed",
+                accounting=True,
+                bootstrap=bootstrap,
+                seed=seed,
             )
         except AnalysisError as error:
             failures[f"law of {group}"] = str(error)
             continue
-        tokens_cost[group] = flops_per_token(
-            numbers(own, "n_params"), numbers(own, "flops") / numbers(own, "tokens")
-        )
         try:
             envelopes[group] = envelope(own, ENVELOPE, bootstrap=ENVELOPE_DRAWS, seed=seed)
         except AnalysisError as error:
@@ -252,7 +249,6 @@ def study(
                 laws[baseline],
                 names=(look(group).label, look(baseline).label),
                 level=LEVEL,
-                flops_per_token=(tokens_cost[group], tokens_cost[baseline]),
             )
         except AnalysisError as error:
             failures[f"comparison of {group} with {baseline}"] = str(error)
@@ -268,16 +264,12 @@ def study(
     spent = numbers(points, "flops")
     compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
     say("compute-optimal sizes")
-    optima = {
-        group: law.optimal(compute, level=LEVEL, flops_per_token=tokens_cost[group])
-        for group, law in laws.items()
-    }
+    optima = {group: law.optimal(compute, level=LEVEL) for group, law in laws.items()}
     return Study(
         sweep=sweep,
         points=points,
         groups=[g for g in groups(points, "arch") if g in laws],
         laws=laws,
-        per_token=tokens_cost,
         envelopes=envelopes,
         compute=compute,
         optima=optima,
@@ -300,25 +292,6 @@ def _enough_runs(points: pd.DataFrame) -> None:
             f"{runs} usable run(s), and intervals need at least {FEWEST_CLUSTERS}: train more "
             "sizes or seeds, or finish the runs that are left out"
         )
-
-
-def flops_per_token(n: Array, cost: Array) -> PerToken:
-    """Training FLOPs per token as a smooth function of N, through the runs' own accounting.
-
-    Width grows as about N^(1/3): matrices cost ~ N, attention over a context ~ N^(2/3), the output
-    head ~ N^(1/3). Non-negative coefficients of these three, by least squares on relative error,
-    stay sensible between the sizes trained and a little beyond.
-    """
-    scale = float(np.exp(np.log(n).mean()))
-    width = np.cbrt(n / scale)
-    basis = np.stack([width**3, width**2, width], axis=1)
-    (matrices, context, head), _ = nnls(basis / cost[:, None], np.ones(len(n)))
-
-    def cost_at(size: Array) -> Array:
-        wide = np.cbrt(np.asarray(size) / scale)
-        return wide * (head + wide * (context + wide * matrices))
-
-    return cost_at
 
 
 def hold_out_largest(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> pd.DataFrame:

@@ -212,7 +212,8 @@ def _compose(
     page.table(
         law_rows(result),
         caption=f"L = E + A/N^α + B/D^β; in brackets {LEVEL:.0%} intervals from "
-        f"{result.bootstrap} bootstrap refits over runs; a: exponent of N*(C) under C = 6ND. A "
+        f"{result.bootstrap} bootstrap refits over runs; a: mean "
+        f"exponent of N*(C) over the compute of the runs, under {_compute_words(result)}. A "
         "belongs to α and B to β: they cannot be read apart. Envelope: pure power law through the "
         "lowest checkpoints at each C. Full precision in `fits.json`.",
     )
@@ -303,3 +304,8 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
         take(link(sweep.runs), columns),
         folded=f"All {len(sweep.runs)} runs",
     )
+
+
+def _compute_words(result: Study) -> str:
+    """Under which C = f(N) D optima are taken."""
+    return " or ".join(dict.fromkeys(f.compute_model.describe() for f in result.laws.values()))

@@ -80,6 +80,8 @@ def fits(
         )
         console.print(_fit_table(each))
         quality = each.criteria()
+        if "a" in each.params:
+            console.print(f"a, b, N* and D*: {each.compute_model.describe()}")
         console.print(
             f"rms error {quality['rms']:.2%}, AICc {quality['aicc']:.1f}; {each.evidence.reached} "
             f"of {each.evidence.starts} starts reached this optimum; condition "
@@ -158,6 +160,8 @@ def comparison(result: Comparison | None) -> None:
     console.print(f"\ncompared with {result.baseline}:", style="bold")
     for each in result.multipliers.values():
         console.print(f"{each.verdict} {each.crossing_words}")
+    for text in dict.fromkeys(w for each in result.multipliers.values() for w in each.compute):
+        console.print(f"frontiers: {text}")
     for what, why in result.failures.items():
         console.print(f"not compared: {what}: {why}", style="yellow")
     if result.shared is not None:
@@ -197,6 +201,8 @@ def approaches(results: dict[str, Approaches]) -> None:
             table.add_row(str(row["approach"]), *cells, str(row["note"]))
         console.print()
         console.print(table)
+        if result.parametric is not None:
+            console.print(f"approach 3: {result.parametric.compute_model.describe()}")
         for warning in result.warnings:
             _warn(console, str(warning))
 

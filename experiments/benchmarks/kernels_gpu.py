@@ -30,7 +30,7 @@ import torch
 
 from experiments.benchmarks.kernel_contenders import UNITS, Contender, Shape, contenders, inputs
 from experiments.benchmarks.model_peers import Trainee, trainees
-from scaling.system.devices import dense_peak
+from scaling.system.devices import dense_peak, reproducible_cuda
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda"
@@ -51,12 +51,31 @@ TOKENS = 8192
 """Length of the one sequence of a whole-model step."""
 
 
-def milliseconds(function: Callable[[], object]) -> float:
-    """Median time on the device."""
+_measured: set[tuple[Any, ...]] = set()
+"""What --resume leaves out."""
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What a row is about."""
+    return tuple(row.get(k) for k in ("part", "shape", "mode", "name", "context", "size", "arch"))
+
+
+def measured(row: Row) -> bool:
+    """Whether an earlier run has this row."""
+    return key_of(row) in _measured
+
+
+def quantiles(function: Callable[[], object]) -> tuple[float, float, float]:
+    """Milliseconds on the device: a tenth of the calls take less, the median, a tenth more."""
     from triton.testing import do_bench
 
-    median = do_bench(function, warmup=25, rep=100, return_mode="median")
-    return float(median)  # pyright: ignore[reportArgumentType]
+    found: Any = do_bench(function, warmup=25, rep=100, quantiles=[0.1, 0.5, 0.9])
+    return found[0], found[1], found[2]
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """Median time on the device."""
+    return quantiles(function)[1]
 
 
 def copy_bandwidth() -> float:
@@ -72,14 +91,18 @@ def matmul_rate() -> float:
     return 2 * 8192**3 / (milliseconds(lambda: a @ a) * 1e-3)
 
 
-def measure(contender: Contender, shape: Shape) -> tuple[float, float]:
-    """Forward and forward + backward, in milliseconds."""
+def measure(contender: Contender, shape: Shape) -> dict[str, Any]:
+    """Milliseconds, and their tenth and ninetieth percentile: forward, and forward + backward."""
     arguments, leaves = inputs(contender.mode, shape, DEVICE)
     do = torch.randn_like(contender.function(*arguments))
     with torch.no_grad():
-        forward = milliseconds(lambda: contender.function(*arguments))
-    both = milliseconds(lambda: torch.autograd.grad(contender.function(*arguments), leaves, do))
-    return forward, both
+        low, forward, high = quantiles(lambda: contender.function(*arguments))
+    first, both, last = quantiles(
+        lambda: torch.autograd.grad(contender.function(*arguments), leaves, do)
+    )
+    return {
+        "forward": forward, "both": both, "forward_range": [low, high], "both_range": [first, last],
+    }  # fmt: skip
 
 
 def kernel_rows(part: str, shapes: tuple[Shape, ...]) -> Iterator[Row]:
@@ -91,15 +114,17 @@ def kernel_rows(part: str, shapes: tuple[Shape, ...]) -> Iterator[Row]:
                 "part": part, "shape": f"B{batch} T{tokens} H{heads} D{dim}",
                 "mode": contender.mode, "name": contender.name,
             }  # fmt: skip
+            if measured(key):
+                continue
             try:
-                forward, both = measure(contender, shape)
+                times = measure(contender, shape)
             except Exception as problem:
                 yield key | {"failed": f"{type(problem).__name__}: {str(problem)[:200]}"}
                 continue
             units = UNITS.get(contender.mode, (0, 0))
             unit = batch * tokens * heads * dim * 2
             moved = [n * unit for n in units]
-            yield key | {"forward": forward, "both": both, "floor_bytes": moved}
+            yield key | times | {"floor_bytes": moved}
 
 
 def decode_rows(contexts: tuple[int, ...]) -> Iterator[Row]:
@@ -149,6 +174,8 @@ def train_rows(sizes: tuple[str, ...]) -> Iterator[Row]:
             flops = summary(config, TOKENS)["flops_per_token"]["exact"]["total"]
             for trainee in trainees(config, DEVICE):
                 key = {"part": "train", "size": size, "arch": arch, "name": trainee.name}
+                if measured(key):
+                    continue
                 same = trainee.name == "linscale" or arch == "llama"
                 try:
                     rate = TOKENS / (milliseconds(training_step(trainee, config.vocab_size)) * 1e-3)
@@ -176,11 +203,13 @@ def training_step(trainee: Trainee, vocab_size: int) -> Callable[[], None]:
     return step
 
 
+_sizes: tuple[str, ...] = SIZES
+"""Of the part `train`, by --sizes."""
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "standard": lambda: kernel_rows("standard", STANDARD),
     "paper": lambda: kernel_rows("paper", PAPER),
     "decode": lambda: decode_rows(CONTEXTS),
-    "train": lambda: train_rows(SIZES),
+    "train": lambda: train_rows(_sizes),
 }
 
 
@@ -211,11 +240,7 @@ def ratios(rows: list[Row]) -> Iterator[tuple[str, ...]]:
 def render(records: list[Row]) -> str:
     """The report, from all records of a results file; a later record of the same thing wins."""
     [*_, run] = (r for r in records if r["part"] == "run")
-    latest = {
-        tuple(r.get(k) for k in ("part", "shape", "mode", "name", "context", "size", "arch")): r
-        for r in records
-        if r["part"] != "run"
-    }
+    latest = {key_of(r): r for r in records if r["part"] != "run"}
     rows = list(latest.values())
     bandwidth, peak = run["bandwidth"], run["matmul"]
     kernels: list[tuple[str, ...]] = []
@@ -279,8 +304,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--part", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, help="Markdown file (default: results/DATE-DEVICE)")
+    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="of the models trained")
     options = parser.parse_args(argv)
     parts = options.part.split(",")
+    global _sizes
+    _sizes = tuple(options.sizes.split(","))
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--part {unknown[0]}: choose from {', '.join(PARTS)}.")
     if not torch.cuda.is_available() and DEVICE == "cuda":
@@ -290,8 +319,6 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    import triton
-
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
     date = str(datetime.date.today())
     output: Path = options.output or RESULTS / f"{date}-{device.replace(' ', '-')}.md"
@@ -301,17 +328,31 @@ def main(argv: list[str] | None = None) -> int:
     if record.exists():
         records = [json.loads(line) for line in record.read_text().splitlines()]
 
+    _measured.clear()
+    if options.resume:
+        _measured.update(key_of(row) for row in records if "failed" not in row)
+
     def keep(row: Row) -> None:
         records.append(row)
         with record.open("a") as file:
             file.write(json.dumps(row) + "\n")
         output.write_text(render(records))
 
+    with reproducible_cuda():  # as training runs
+        return _run(parts, options.part, device, date, keep, output)
+
+
+def _run(
+    parts: list[str], named: str, device: str, date: str, keep: Callable[[Row], None], output: Path
+) -> int:
+    """Measure the parts, and keep every row as soon as it is there."""
+    import triton
+
     keep(
         {
             "part": "run", "device": device, "date": date, "torch": torch.__version__,
             "triton": triton.__version__, "python": platform.python_version(),
-            "command": f"python -m experiments.benchmarks.kernels_gpu --part {options.part}",
+            "command": f"python -m experiments.benchmarks.kernels_gpu --part {named}",
             "bandwidth": copy_bandwidth(), "matmul": matmul_rate(),
         }
     )  # fmt: skip

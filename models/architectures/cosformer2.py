@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.architecture import Architecture, Kept, LayerCosts, StemCosts
-from models.architectures.tnl import STATE_INTERVAL, GatedOptions
+from models.architectures.tnl import GatedOptions
 from models.config import ModelConfig
 
 
@@ -39,7 +39,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
             wide=17.0 * d,
             narrow=8.0 * d,
             gate=rank,
-            states=state / STATE_INTERVAL,
+            recurrent=state,
             position=3 * d,  # angles, their cosines and sines
             products=6 * d + rank,
         ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from models.architecture import Architecture, Kept, LayerCosts, StemCosts
-from models.architectures.tnl import STATE_INTERVAL
 from models.config import ModelConfig
 
 
@@ -20,7 +19,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         parameters={"token_mixer": 4 * d * d},
         flops={"projections": 8.0 * d * d},
         state=state,
-        kept=Kept(wide=7.0 * d, narrow=6.0 * d, states=state / STATE_INTERVAL, products=5 * d),
+        kept=Kept(wide=7.0 * d, narrow=6.0 * d, recurrent=state, products=5 * d),
         paper_parameters=d,
         paper_flops=paper,
     )

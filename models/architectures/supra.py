@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from models.architecture import Architecture, Kept, LayerCosts, Options
 from models.architectures import llama
-from models.architectures.tnl import STATE_INTERVAL, DecayOptions
+from models.architectures.tnl import DecayOptions
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.linearize.options import Linearized
@@ -54,7 +54,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     kept = Kept(
         wide=13.2 * d,
         narrow=8.2 * d,
-        states=model.heads * size * size / STATE_INTERVAL,
+        recurrent=model.heads * size * size,
         products=7 * d,
     )
     return LayerCosts(

@@ -11,8 +11,6 @@ from models.config import ModelConfig
 from models.errors import ConfigError
 
 DecaySlopes = Literal["alibi", "linear", "retnet", "none"]
-STATE_INTERVAL = 64
-"""Tokens between two recurrent states that linear attention keeps for its backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
             wide=10.0 * d,
             narrow=8.0 * d,
             gate=rank,
-            states=state / STATE_INTERVAL,
+            recurrent=state,
             products=6 * d + rank,
         ),
         paper_parameters=2 * d * model.head_dim,

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ConfigError
+from models.file_names import find_inside
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -64,7 +65,8 @@ def shard_files(directory: Path) -> list[Path]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InteropError(f"{index}: has no weight_map; download the checkpoint again.")
-        files = [directory / name for name in sorted(set(weight_map.values()))]
+        names = sorted(set(map(str, weight_map.values())))
+        files = [find_inside(directory, name, links=True) for name in names]
         for file in files:
             if not file.is_file():
                 raise InteropError(

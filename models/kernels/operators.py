@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 from torch.utils.flop_counter import register_flop_formula
 
-from models.kernels import launch
+from models.kernels import launch, selfcheck
 from models.kernels.call import Call
 
 CALL = (
@@ -36,6 +36,8 @@ BACKWARD = (
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state and what backward wants saved, of a call."""
     call = Call(*arguments)
+    if call.q.device.type == "cuda":
+        selfcheck.ensure(call.q.device)
     with torch.autocast(call.q.device.type, enabled=False):
         return launch.kernels(call).forward(call)
 

@@ -107,7 +107,7 @@ def linearize(
     fit_sequences. The same command goes on with a run that was stopped.
     """
     from scaling.config.experiment import Experiment
-    from scaling.linearization.kept_layers import with_costliest_kept
+    from scaling.linearization.kept_layers import keep_costliest_layers
     from scaling.linearization.tasks_beside import before_and_after, request
     from scaling.sweep.launch import launch
 
@@ -133,7 +133,7 @@ def linearize(
     config = config.override([*transfer, *(overrides or [])])
     command = f"linscale linearize {model} --method {method}"
     if keep_costliest is not None:
-        config = with_costliest_kept(config, out, keep_costliest, command)
+        config = keep_costliest_layers(config, out, keep_costliest, command)
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
@@ -190,7 +190,7 @@ def _config(
         raise ConfigError(f"method={method!r}: choose one of {', '.join(methods)}.")
     theirs = teacher_config(teacher)
     student = _student(theirs, method, options, no_decay)
-    data = _reshaped(_data(teacher, method, corpus), overrides)
+    data = _override_data(_data(teacher, method, corpus), overrides)
     name = f"{method}-{Path(teacher).stem if teacher.endswith('.pt') else Path(teacher).name}"
     recipe = recipes.lolcats_run if method == "lolcats" else recipes.supra_run
     budget: dict[str, Any] = {} if tokens is None else {"tokens": int(tokens)}
@@ -253,7 +253,7 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
     )
 
 
-def _reshaped(data: DataConfig, overrides: list[str]) -> DataConfig:
+def _override_data(data: DataConfig, overrides: list[str]) -> DataConfig:
     """With the overrides of the data: the recipe's warm-up and budget depend on the batch."""
     from scaling.config.fields import parse
 

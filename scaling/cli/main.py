@@ -9,14 +9,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analysis.cli.fit import app as analysis_app
+from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
-from linscale.installation import missing, version
+from linscale.installation import missing, require, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.blockwise import show_plan
@@ -35,6 +36,28 @@ if TYPE_CHECKING:
     from scaling.plan.plan import Rung
     from scaling.system.devices import Device
 
+
+def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, Any]]:
+    """The rungs of an experiment as `linscale plan --json` prints them, for `linscale forecast`.
+
+    Args:
+        file: experiment file.
+        toy: its small variant.
+        directory: of its runs, for their states; None takes runs/<file stem>.
+    """
+    from scaling.config.experiment import load_experiment
+    from scaling.plan.plan import rung
+    from scaling.record.record import read_states
+    from scaling.system.devices import device_for
+
+    experiment = load_experiment(file, [], toy)
+    states = read_states(directory or Path("runs") / experiment.name)
+    target = device_for(experiment.runs, "")
+    return [
+        rung(run, target, states.get(run.run_id, "planned")).to_json() for run in experiment.runs
+    ]
+
+
 app = typer.Typer(
     name="linscale",
     help="Scaling laws for linear-complexity language models: plan, train, fit, compare.",
@@ -45,6 +68,7 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(analysis_app)
+app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
@@ -129,7 +153,7 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed
+    from scaling.plan.plan import place
     from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
@@ -148,7 +172,7 @@ def plan(
     states = read_states(out or Path("runs") / experiment.name)
     runs = experiment.runs
     if nodes is not None:
-        runs = [placed(run, target, nodes, gpus_per_node) for run in runs]
+        runs = [place(run, target, nodes, gpus_per_node) for run in runs]
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
@@ -203,6 +227,7 @@ def run(
     The same command in a second terminal joins in and takes runs nobody has claimed. With
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
+    require("linscale run", "torch", "lightning")
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.sweep.launch import launch
@@ -317,7 +342,9 @@ def main() -> None:
         sentence = missing(error)
         if sentence is None:
             raise
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), f"this {sentence}"))
+        command = " ".join(["linscale", *sys.argv[1:2]])
+        problem = f"{command} {sentence}"
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

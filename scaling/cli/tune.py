@@ -27,11 +27,14 @@ def tune(
     jobs: Annotated[
         int, typer.Option(help="Processes that compile; 0 for one a processor core.")
     ] = 0,
+    warps: Annotated[
+        int, typer.Option(help="Tune the rows that LINSCALE_KERNEL_WARPS=N takes; 0: the usual.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder (default: the checked-in tables).")
     ] = None,
 ) -> None:
-    """Time the kernels' launch constants on this GPU and rewrite its tuning tables."""
+    """Time the launch constants of each kernel on this GPU and rewrite its tuning tables."""
     import os
 
     from models.config import ConfigError
@@ -48,6 +51,7 @@ def tune(
         sizes = [int(dim) for dim in dims.split(",")]
         paths = tuning.tune(
             arch or None, offline=offline, families=families.split(","), dims=sizes, output=out,
+            warps=warps,
             jobs=jobs or os.cpu_count() or 1, report=typer.echo,
         )  # fmt: skip
     except ValueError as error:

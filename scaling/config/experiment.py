@@ -23,7 +23,7 @@ from pathlib import Path
 from linscale.code_search import folders_of, search_also
 from linscale.installation import PACKAGES, missing
 from models.config import ConfigError
-from scaling.config.hyper_laws import Law, tuned
+from scaling.config.hyper_laws import Law, apply_law
 from scaling.config.run import RunConfig
 from scaling.system.errors import LinscaleError
 
@@ -87,7 +87,7 @@ def _configured(run: RunConfig, overrides: list[str], law: Law, devices: int) ->
     if law == "constant":
         return run
     own = run.parallel.world_size
-    run = tuned(run, law, multiple=math.lcm(devices, own) // own)
+    run = apply_law(run, law, multiple=math.lcm(devices, own) // own)
     return run.override(overrides) if overrides else run
 
 

@@ -1,9 +1,9 @@
 """Learning rate and batch size by published laws, for the runs of an experiment file.
 
-    from scaling.config.hyper_laws import tuned
+    from scaling.config.hyper_laws import apply_law
 
     def runs():
-        return [tuned(run, "deepseek") for run in ladder()]
+        return [apply_law(run, "deepseek") for run in ladder()]
 
 `linscale plan FILE --law deepseek` and `linscale run FILE --law deepseek` do it for any file.
 
@@ -23,7 +23,7 @@ laws were fitted on softmax transformers in the usual parametrisation: they repl
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 from models.accounting import non_embedding_parameters, train_flops_per_token
 from models.config import ConfigError
@@ -42,7 +42,7 @@ def known_law(name: str) -> Law:
     for law in LAWS:
         if law == name:
             return law
-    raise _unknown(name)
+    _refuse(name)
 
 
 def learning_rate(law: Law, parameters: int, tokens: int, flops: float) -> float:
@@ -58,7 +58,7 @@ def learning_rate(law: Law, parameters: int, tokens: int, flops: float) -> float
         return 0.3118 * flops**-0.1250
     if law == "step":
         return 1.79 * parameters**-0.713 * tokens**0.307
-    raise _unknown(law)
+    _refuse(law)
 
 
 def batch_tokens(law: Law, tokens: int, flops: float) -> float:
@@ -67,10 +67,10 @@ def batch_tokens(law: Law, tokens: int, flops: float) -> float:
         return 0.2920 * flops**0.3271
     if law == "step":
         return 0.58 * tokens**0.571
-    raise _unknown(law)
+    _refuse(law)
 
 
-def tuned(run: RunConfig, law: Law, multiple: int = 1) -> RunConfig:
+def apply_law(run: RunConfig, law: Law, multiple: int = 1) -> RunConfig:
     """The run with learning rate and batch of a law, for its own model and budget.
 
     Micro-batches that no longer divide a device's share of the batch are made smaller.
@@ -114,5 +114,5 @@ def tuned(run: RunConfig, law: Law, multiple: int = 1) -> RunConfig:
     )
 
 
-def _unknown(law: str) -> ConfigError:
-    return ConfigError(f"law={law!r}: choose one of {', '.join(LAWS)}.")
+def _refuse(law: str) -> NoReturn:
+    raise ConfigError(f"law={law!r}: choose one of {', '.join(LAWS)}.")

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from scaling.config.run import RunConfig
-    from scaling.training.objective import Objective
+from typing import Any
 
 NEXT_TOKEN = "next-token"
 OBJECTIVES = {
@@ -42,7 +38,7 @@ class Stage:
     """Constant learning rate; None: the run's schedule."""
 
 
-def objective_of(config: RunConfig, name: str) -> Objective:
-    """The objective of a name for a run."""
+def load(name: str) -> Any:
+    """The class of an objective; `scaling.training.objective.objective_of` makes one for a run."""
     module, _, cls = OBJECTIVES[name].partition(":")
-    return getattr(import_module(module), cls)(config)
+    return getattr(import_module(module), cls)

@@ -20,7 +20,8 @@ class DataConfig(Part):
     """Which text, how it becomes tokens, and the shape of a batch."""
 
     corpus: str = "kjv"
-    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH`, `hf:NAME[:CONFIG]`, or a recall task such as
+    """`kjv`, `stdlib`, `text:GLOB`, `jsonl:PATH`, `parquet:PATH`, `hf:NAME[@REVISION][:CONFIG]`,
+    or a recall task such as
     `task:mqar:pairs=8,vocab=64` (`scaling.data.recall_tasks`), which has no tokenizer.
     `instructions:GLOB` and `instructions:hf:NAME`: questions with answers, packed
     (`scaling.data.instructions`). `mix:0.7 CORPUS + 0.3 CORPUS`: several by weight
@@ -28,7 +29,7 @@ class DataConfig(Part):
     tokenizer: str = "bytes"
     """`bytes`, `bpe:VOCAB`, `file:PATH/tokenizer.json` or `tiktoken:NAME`."""
     text_field: str = "text"
-    """Field that holds the text in `jsonl:` and `hf:` corpora."""
+    """Field that holds the text in `jsonl:`, `parquet:` and `hf:` corpora."""
     sequence_length: int = 256
     """Tokens of a training sequence T."""
     batch_sequences: int = 16
@@ -37,6 +38,9 @@ class DataConfig(Part):
     """Share of the documents that is held out."""
     validation_blocks: int = 64
     """Most sequences of the fixed validation list that milestones are evaluated on."""
+    max_bad_records: int = field(default=0, metadata=LATER)
+    """Most records of a `jsonl:` or `parquet:` corpus that are passed over, and counted, because
+    they cannot be read. The next one is refused with its file and line."""
 
     _prefix = "data."
 
@@ -65,6 +69,7 @@ class DataConfig(Part):
         self._require("tokenizer", known, "bytes, bpe:VOCAB, file:PATH or tiktoken:NAME")
         for name in ("sequence_length", "batch_sequences", "validation_blocks"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("max_bad_records", self.max_bad_records >= 0, "at least 0")
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
         self.kind.check(settings, self)
 

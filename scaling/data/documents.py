@@ -3,8 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from scaling.system.errors import LinscaleError
+
+
+class BadRecords:
+    """Counts the records of a corpus that could not be read and were passed over."""
+
+    def __init__(self, most: int) -> None:
+        """
+        Args:
+            most: how many may be, `data.max_bad_records`.
+        """
+        self.most = most
+        self.count = 0
+
+    def skip(self, error: LinscaleError) -> None:
+        """Pass one over; raises what is wrong with it where there are too many."""
+        if self.count < self.most:
+            self.count += 1
+        elif self.most:
+            raise LinscaleError(
+                f"{error} {self.count} bad records before it were passed over; "
+                f"data.max_bad_records={self.most} allows no more."
+            )
+        else:
+            raise error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +42,8 @@ class Documents:
     signature: list[Any]
     """Plain JSON that changes when the files do."""
     total_bytes: int | None
-    """Size of the sources, for progress displays; None when unknown."""
+    """About how much text there is, for progress displays; None when unknown."""
     read: Callable[[int], Iterator[str]]
     """`read(skip)` iterates over the documents after the first `skip`."""
+    bad: BadRecords = field(default_factory=lambda: BadRecords(0))
+    """Of the last time that they were read."""

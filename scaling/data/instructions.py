@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cross_entropy import IGNORE_INDEX
-from scaling.data.corpora.files import find_files, read_objects
+from scaling.data.corpora.files import find_files, object_of, read_lines
 from scaling.data.corpora.hf import open_dataset
 from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
@@ -100,6 +100,9 @@ class PreparedInstructions(PreparedData):
         return load_tokenizer(self.data.tokenizer)
 
     def verify(self) -> None:
+        """Nothing is stored."""
+
+    def verify_changed(self) -> None:
         """Nothing is stored."""
 
     def fingerprint(self) -> dict[str, Any]:
@@ -181,9 +184,9 @@ def read_examples(source: str, corpus: str, cache: Path) -> Iterator[Example]:
         for row, record in enumerate(open_dataset(name, corpus, cache)):
             yield _example(f"corpus {corpus}, row {row}", dict(record))
         return
-    for path in find_files(corpus, source, "jsonl"):
-        for where, record in read_objects(path):
-            yield _example(where, record)
+    for path in find_files(corpus, source, ".jsonl"):
+        for where, line in read_lines(path):
+            yield _example(where, object_of(where, line))
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -7,14 +7,21 @@ read once, with several files at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.data.token_store import INDEX, TRAINED, Index, Shard, dtype_for, shard_problem
+from scaling.data.token_store import (
+    INDEX,
+    TRAINED,
+    Index,
+    Shard,
+    dtype_for,
+    read_blocks,
+    shard_problem,
+)
 from scaling.data.tokenizers import load_json_tokenizer
 from scaling.system.devices import cores
 from scaling.system.errors import LinscaleError
@@ -119,10 +126,12 @@ def _block_lists(folder: Path, index: Index) -> list[str]:
     for path in sorted(folder.glob("blocks-*.json")):
         try:
             length = int(path.stem.split("-")[1])
-            blocks = [int(b) for b in json.loads(path.read_text(encoding="utf-8"))["blocks"]]
+            blocks = read_blocks(path)
             most = sum((shard.tokens - 1) // length for shard in index.validation.shards)
             if not blocks or not 0 <= min(blocks) <= max(blocks) < most:
                 problems.append(f"{path.name} names blocks that do not exist")
-        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        except LinscaleError as error:
+            problems.append(str(error))
+        except (ValueError, IndexError, ZeroDivisionError) as error:
             problems.append(f"{path.name} cannot be read ({error})")
     return problems

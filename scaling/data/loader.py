@@ -105,13 +105,18 @@ def validation_batches(prepared: PreparedData, batch_sequences: int) -> Iterator
         yield to_batch(prepared.validation[first : first + batch_sequences])
 
 
-def _part(batch: Any, number: int, parts: int) -> Batch:
-    """Collation: `Blocks` gives whole batches, (B, T); a rank takes its T / parts tokens."""
-    if parts == 1:
-        return batch  # with the boundaries of packed rows, where it has them
-    size = batch[0].shape[1] // parts
-    first, last = number * size, (number + 1) * size
-    return batch[0][:, first:last], batch[1][:, first:last]
+def _part(batch: Any, number: int, parts: int, pinned: bool = False) -> Batch:
+    """Collation: `Blocks` gives whole batches, (B, T); a rank takes its T / parts tokens.
+
+    `pinned`: as tensors of their own, since a view with gaps is copied to a GPU through memory
+    that is not pinned.
+    """
+    if parts > 1:
+        size = batch[0].shape[1] // parts
+        first, last = number * size, (number + 1) * size
+        batch = batch[0][:, first:last], batch[1][:, first:last]
+    # Otherwise with the boundaries of packed rows, where it has them.
+    return tuple(x.contiguous() for x in batch) if pinned else batch
 
 
 class Loader(DataLoader[Batch]):
@@ -185,13 +190,16 @@ class DataModule(pl.LightningDataModule):
 
     def _loader(self, sampler: StepSampler, part: int) -> Loader:
         workers = self.config.parallel.workers
+        pinned = torch.cuda.is_available()
         return Loader(
             Blocks(self.prepared.train),
             batch_sampler=ReadAhead(sampler, self.prepared.train),
-            collate_fn=partial(_part, number=part, parts=self.config.parallel.sequence),
+            collate_fn=partial(
+                _part, number=part, parts=self.config.parallel.sequence, pinned=pinned
+            ),
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pinned,
             # The loader draws a seed when it is iterated; from its own generator, so that it does
             # not move the global one.
             generator=torch.Generator(),

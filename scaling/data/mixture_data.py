@@ -146,6 +146,10 @@ class PreparedMixture(PreparedData):
             seed=seed,
         )
 
+    def verify_changed(self) -> None:
+        for part in self.parts:
+            part.verify_changed()
+
     def fingerprint(self) -> dict[str, Any]:
         """As that of a corpus, with those of its own."""
         sources = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.errors import ConfigError
 from scaling.data.sampler import BlockOrder, Order
 from scaling.data.settings import DataSettings
-from scaling.data.token_store import TRAINED, Index, Source, damaged, verify
+from scaling.data.token_store import TRAINED, Index, Source, damaged, verify, verify_changed
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -88,6 +88,10 @@ class PreparedData:
         """Read all shards and compare hashes; raises LinscaleError where one differs."""
         verify(self.folder, self.index)
 
+    def verify_changed(self) -> None:
+        """As `verify`, but only for shards that changed since they were last found right."""
+        verify_changed(self.folder, self.index)
+
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data in a run record, as plain JSON."""
         index = self.index
@@ -101,6 +105,7 @@ class PreparedData:
             "train_documents": index.train.documents,
             "validation_documents": index.validation.documents,
             "empty_documents": index.empty_documents,
+            **({"bad_records": index.bad_records} if index.bad_records else {}),
             "train_tokens": self.train_tokens,
             "validation_tokens": self.validation_tokens,
             "validation_blocks": len(self.validation),

@@ -183,6 +183,9 @@ class PreparedTask(PreparedData):
     def verify(self) -> None:
         """Nothing is stored."""
 
+    def verify_changed(self) -> None:
+        """Nothing is stored."""
+
     def fingerprint(self) -> dict[str, Any]:
         return {
             "corpus": self.data.corpus,

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from models.file_names import find_inside
 from scaling.data.token_store import INDEX, TRAINED, Index, Shard, shard_problem
 from scaling.system.errors import LinscaleError
 from scaling.system.files import replacing, write_json
@@ -73,6 +74,7 @@ def fetch(folder: Path) -> Index | None:
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(url, f"{INDEX} cannot be read ({error})") from None
     for shard in shards:
+        find_inside(folder, shard.file)
         if shard_problem(folder, shard, dtype) is not None:
             _fetch_file(files, root, folder / shard.file, shard.sha256, url)
     if _attempt(url, lambda: files.exists(f"{root}/{TRAINED}")):

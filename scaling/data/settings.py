@@ -33,6 +33,11 @@ class DataSettings(Protocol):
         ...
 
     @property
+    def max_bad_records(self) -> int:
+        """Most records that may be passed over because they cannot be read."""
+        ...
+
+    @property
     def sequence_length(self) -> int:
         """Tokens of a training sequence T."""
         ...

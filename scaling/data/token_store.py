@@ -7,6 +7,9 @@ A prepared corpus is a folder:
     validation-00000.bin  the documents that are held out
     tokenizer.json        where the tokenizer was trained on this corpus
     blocks-T-n.json       the fixed validation blocks of sequence length T, at most n
+    verified.json         size and time of the shards when their hashes were last found right
+
+index.json and the lists of blocks hold a hash of themselves.
 
 Each document is followed by the end-of-document token. Block b of a split is T + 1 consecutive
 tokens: T inputs and the same shifted by one as targets. Neighbouring blocks share one token, blocks
@@ -15,10 +18,12 @@ do not cross shards, and the fewer than T + 1 tokens at the end of a shard belon
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,12 +32,18 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from models.file_names import find_inside
 from scaling.system.errors import LinscaleError
-from scaling.system.files import sha256_of, write_json
+from scaling.system.files import DiskError, read_json, sha256_of, write_json
 
 FORMAT = 1
 INDEX = "index.json"
 TRAINED = "tokenizer.json"
+SEAL = "sha256"
+"""Field of a JSON file that holds the hash of its others."""
+STAMP = "verified.json"
+STAMP_EVERY = 64
+"""Shards after which what was read so far is stamped."""
 OPEN_SHARDS = 256
 """Shards of a split that are mapped at once: each map keeps a file open, and a process has about a
 thousand. 300 B tokens are 5000 shards."""
@@ -87,6 +98,8 @@ class Index:
     """Documents taken from the corpus, the empty ones included."""
     empty_documents: int = 0
     """Documents without a visible character; they are skipped."""
+    bad_records: int = 0
+    """Records that could not be read; they are skipped (`data.max_bad_records`)."""
     complete: bool = False
     """False while the corpus is still being tokenised."""
     train: Contents = field(default_factory=Contents)
@@ -100,14 +113,15 @@ class Index:
 
     def save(self, folder: Path) -> None:
         """Replace the folder's index in one step."""
-        write_json(folder / INDEX, asdict(self))
+        values = asdict(self)
+        write_json(folder / INDEX, values | {SEAL: seal(values)})
 
     @classmethod
     def load(cls, folder: Path) -> Index | None:
         """The index of a folder, None where there is none.
 
         Raises:
-            LinscaleError: it cannot be read as one.
+            LinscaleError: it cannot be read as one, or names files outside of the folder.
         """
         try:
             values = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -115,6 +129,8 @@ class Index:
             return None
         except (ValueError, OSError) as error:
             raise damaged(folder, f"{INDEX} cannot be read ({error})") from None
+        sealed = values.pop(SEAL, None) if isinstance(values, dict) else None
+        intact = sealed in (None, seal(values))  # None: written by an earlier version
         try:
             for split in ("train", "validation"):
                 shards = [Shard(**shard) for shard in values[split].pop("shards")]
@@ -124,6 +140,10 @@ class Index:
             raise damaged(folder, f"{INDEX} is not an index of this version ({error})") from None
         if index.format != FORMAT:
             raise damaged(folder, f"{INDEX} has format {index.format}, not {FORMAT}")
+        for shard in (*index.train.shards, *index.validation.shards):
+            find_inside(folder, shard.file)
+        if not intact:
+            raise damaged(folder, f"{INDEX} does not have the content that was written")
         return index
 
 
@@ -173,10 +193,18 @@ class Split:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def gather(self, blocks: NDArray[np.int64] | list[int]) -> NDArray[np.int64]:
-        """The blocks of the given numbers, in their order: (n, T + 1)."""
+        """The blocks of the given numbers, in their order: (n, T + 1).
+
+        Raises:
+            LinscaleError: a shard has lost its end since it was opened.
+        """
         out = np.empty((len(blocks), self.sequence_length + 1), dtype=np.int64)
         for shard, rows, numbers in self._by_shard(blocks):
-            out[rows] = self._windows(self._map(shard))[numbers]
+            windows = self._windows(self._map(shard))
+            if numbers.max() >= len(windows):  # it was whole when the split was opened
+                path = self._paths[shard]
+                raise damaged(path.parent, f"{path.name} has become shorter")
+            out[rows] = windows[numbers]
         return out
 
     def will_need(self, blocks: NDArray[np.int64] | list[int]) -> None:
@@ -225,6 +253,28 @@ class Split:
         return {**self.__dict__, "_maps": OrderedDict()}
 
 
+def seal(values: Any) -> str:
+    """SHA-256 of plain JSON, whatever the order of its keys: kept with it, it tells of a change."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_blocks(path: Path) -> list[int]:
+    """A list of validation blocks.
+
+    Raises:
+        LinscaleError: it cannot be read, or was changed.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        sealed = values.pop(SEAL, None)
+        blocks = [int(b) for b in values["blocks"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path.parent, f"{path.name} cannot be read ({error})") from None
+    if sealed not in (None, seal(values)):  # None: written by an earlier version
+        raise damaged(path.parent, f"{path.name} does not have the content that was written")
+    return blocks
+
+
 def shard_problem(folder: Path, shard: Shard, dtype: str, *, content: bool = False) -> str | None:
     """What is wrong with a shard, None if nothing: its size, and with `content` its hash."""
     path = folder / shard.file
@@ -249,9 +299,49 @@ def verify(folder: Path, index: Index) -> None:
             raise damaged(folder, what)
 
 
+def verify_changed(folder: Path, index: Index) -> None:
+    """Read the shards that are not as they were when they were last found to be right.
+
+    What has been read is stamped with size and time of change, in `verified.json`. A folder that
+    cannot be written is read each time.
+
+    Raises:
+        LinscaleError: a shard is missing or holds other bytes than were written.
+    """
+    stamps = read_json(folder / STAMP)
+    right: dict[str, Any] = {}
+    for shard in [*index.train.shards, *index.validation.shards]:
+        stamp = [*_stamp(folder / shard.file), shard.sha256]
+        if stamps.get(shard.file) != stamp and (
+            what := shard_problem(folder, shard, index.dtype, content=True)
+        ):
+            raise damaged(folder, what)
+        right[shard.file] = stamp
+        if len(right) % STAMP_EVERY == 0:  # the process may be killed before it is through
+            _write_stamps(folder, stamps, right)
+    _write_stamps(folder, stamps, right)
+
+
+def _write_stamps(folder: Path, before: dict[str, Any], right: dict[str, Any]) -> None:
+    """Add to the stamps what was found right."""
+    if (stamps := before | right) != before:
+        with suppress(DiskError):
+            write_json(folder / STAMP, stamps)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change; of a file that is missing, what no file has."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
 def damaged(folder: Path, what: str) -> LinscaleError:
     """The error for a prepared corpus that cannot be trusted."""
     return LinscaleError(
-        f"prepared corpus {folder}: {what}. It was truncated, or written by something else. Delete "
-        "that folder and run the same command again; it is made anew from the corpus."
+        f"prepared corpus {folder}: {what}. It was truncated, or written by something else. "
+        "`linscale data verify` names all damage. Delete that folder and run the same command "
+        "again; it is made anew from the corpus."
     )

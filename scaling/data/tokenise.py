@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +29,7 @@ import numpy as np
 
 from scaling.data import tokenizers
 from scaling.data.documents import Documents
+from scaling.data.reading_bar import ReadingBar, reading_bar
 from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import TRAINED, Contents, Index, Shard, damaged, dtype_for
 from scaling.data.token_workers import Batch, Encoded, Encoder, Part, encoded, held_out
@@ -44,7 +45,6 @@ BATCH_BYTES = 4 * 2**20
 """Text that is tokenised at once."""
 
 _Advance = Callable[[int], object]
-"""Moves a progress bar on by a number of bytes."""
 
 
 class _Output:
@@ -138,8 +138,12 @@ class ShardWriter:
         """The tokenizer, trained first if it must be."""
         path = self._folder / TRAINED
         if self._data.tokenizer.startswith("bpe:") and not path.exists():
-            with self._bar("training the tokenizer", 0) as advance:
-                tokenizer = tokenizers.train_bpe(self._data.tokenizer, self._train_texts(advance))
+            with self._bar("reading for the tokenizer", 0) as bar:
+                tokenizer = tokenizers.train_bpe(
+                    self._data.tokenizer,
+                    self._train_texts(bar.advance),
+                    lambda: bar.goes_on(f"training {self._data.tokenizer}"),
+                )
             with replacing(path) as file:
                 file.write(tokenizer.to_json().encode())
         return load_tokenizer(self._data.tokenizer, path)
@@ -168,16 +172,17 @@ class ShardWriter:
         seen = index.train.text_bytes + index.validation.text_bytes
         encoder = Encoder(tokenizer=self._tokenizer, limit=self._limit, dtype=index.dtype)
         with (
-            self._bar("tokenising", seen) as advance,
+            self._bar("tokenising", seen) as bar,
             encoded(batches, encoder, self._folder / TRAINED, self._workers) as results,
         ):
-            while self._write_chunk(results, advance):
+            while self._write_chunk(results, bar.advance):
                 index.save(self._folder)
         if index.train.documents + index.validation.documents == 0:
             empty = f", all {index.documents_read} without text" if index.documents_read else ""
             raise LinscaleError(
                 f"corpus {self._corpus.name}: it holds no documents{empty}; check data.corpus."
             )
+        index.bad_records = self._corpus.bad.count
         index.complete = True
         index.save(self._folder)
         return index
@@ -225,29 +230,7 @@ class ShardWriter:
         index.empty_documents += read - with_text
         return read > 0
 
-    @contextmanager
-    def _bar(self, label: str, done: int) -> Iterator[_Advance]:
-        """A progress bar in bytes of text, on standard error."""
+    def _bar(self, label: str, done: int) -> AbstractContextManager[ReadingBar]:
         if not self._progress:
-            yield lambda size: None
-            return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        with Progress(
-            TextColumn(f"{self._corpus.name}: {label}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task(label, total=self._corpus.total_bytes, completed=done)
-            yield lambda size: bar.update(task, advance=size)
+            return nullcontext(ReadingBar())
+        return reading_bar(self._corpus.name, label, self._corpus.total_bytes, done)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ from scaling.data import remote, tokenizers
 from scaling.data.documents import Documents
 from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
-from scaling.data.token_store import FORMAT, Index, Split, damaged
+from scaling.data.token_store import FORMAT, SEAL, Index, Split, damaged, read_blocks, seal
 from scaling.data.tokenise import ShardWriter
 from scaling.system.claims import exclusive
 from scaling.system.errors import LinscaleError
-from scaling.system.files import write_json
+from scaling.system.files import DiskError, write_json
 
 LOCK = "lock"
 
@@ -73,6 +74,12 @@ def prepare_documents(documents: Documents, data: DataSettings, work: Work) -> P
                     index = remote.fetch(folder) or index
                 if index is None or not index.complete:
                     index = ShardWriter(folder, documents, data, source, index, work).run()
+        if index.bad_records > data.max_bad_records:
+            raise LinscaleError(
+                f"corpus {data.corpus}: {index.bad_records} of its records cannot be read and were "
+                f"passed over; data.max_bad_records={data.max_bad_records} allows fewer. Mend "
+                f"them, or set data.max_bad_records={index.bad_records}."
+            )
         if remote.unpublished(folder):
             with exclusive(folder / LOCK):
                 remote.publish(folder, index)
@@ -127,16 +134,20 @@ def _open(folder: Path, data: DataSettings, index: Index) -> PreparedData:
 
 
 def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:
-    """The stored list of validation blocks; where there is none yet, evenly spread and stored."""
+    """The stored list of validation blocks; where there is none yet, evenly spread and stored, if
+    the folder can be written."""
     path = folder / f"blocks-{split.sequence_length}-{most}.json"
     if not path.exists():
         count = min(most, split.n_blocks)
-        with exclusive(folder / LOCK):
-            write_json(path, {"blocks": [i * split.n_blocks // count for i in range(count)]})
-    try:
-        blocks = [int(b) for b in json.loads(path.read_text(encoding="utf-8"))["blocks"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, f"{path.name} cannot be read ({error})") from None
+        content = {"blocks": [i * split.n_blocks // count for i in range(count)]}
+        try:
+            with exclusive(folder / LOCK):
+                write_json(path, content | {SEAL: seal(content)})
+        except DiskError:
+            if os.access(folder, os.W_OK):
+                raise
+            return content["blocks"]  # of somebody else, who lets us read
+    blocks = read_blocks(path)
     if not blocks or not 0 <= min(blocks) <= max(blocks) < split.n_blocks:
         raise damaged(folder, f"{path.name} names blocks that do not exist")
     return blocks

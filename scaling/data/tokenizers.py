@@ -17,56 +17,29 @@ and the vocabulary.
 from __future__ import annotations
 
 import hashlib
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import ConfigError
+from models.errors import ConfigError
+from scaling.data.json_tokenizer import (
+    END_OF_TEXT,
+    JsonTokenizer,
+    load_json_tokenizer,
+    named_end,
+)
+from scaling.data.tokenizer_base import Tokenizer
 from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     import tiktoken
-    import tokenizers
-
-END_OF_TEXT = "<|endoftext|>"
-"""End-of-document token of trained vocabularies."""
-
-_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|end▁of▁sentence|>")
 
 _BPE_MINIMUM = 257  # 256 bytes and the end-of-document token
 _BPE_TRAINING_BYTES = 256 * 2**20
-
-
-class Tokenizer(ABC):
-    """Text to token numbers in [0, vocab_size) and back."""
-
-    name: str
-    """The `data.tokenizer` it was made from."""
-    vocab_size: int
-    """Smallest size of an embedding table that has a row for each token."""
-    eos_id: int
-    """Token that ends a document."""
-    fingerprint: str
-    """SHA-256 of everything that decides an encoding."""
-    prefix: tuple[int, ...] = ()
-    """Tokens that a foreign model expects before every text (its beginning-of-sequence token)."""
-
-    @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Token numbers of each text, without the end-of-document token."""
-
-    @abstractmethod
-    def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
-        """Text of the tokens, without document ends; bytes that are not UTF-8 become U+FFFD."""
-
-    def encode(self, text: str) -> NDArray[np.int64]:
-        """Token numbers of one text, without the end-of-document token."""
-        return self.encode_batch([text])[0]
 
 
 class ByteTokenizer(Tokenizer):
@@ -83,41 +56,6 @@ class ByteTokenizer(Tokenizer):
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
         values = np.asarray(tokens)
         return values[values != self.eos_id].astype(np.uint8).tobytes().decode(errors="replace")
-
-
-class JsonTokenizer(Tokenizer):
-    """A `tokenizer.json`: trained here or brought along."""
-
-    def __init__(self, name: str, inner: tokenizers.Tokenizer) -> None:
-        """Raises LinscaleError: no end-of-document token can be found in it."""
-        inner.no_truncation()
-        inner.no_padding()
-        inner.encode_special_tokens = True  # a special token spelt out in a text is just text
-        self.name = name
-        self._inner = inner
-        vocabulary = inner.get_vocab(with_added_tokens=True)
-        ends = [token for token in _KNOWN_ENDS if token in vocabulary]
-        if not ends:
-            raise LinscaleError(
-                f"tokenizer {name}: no end-of-document token; add one of "
-                f"{', '.join(_KNOWN_ENDS[:4])} to it as a special token."
-            )
-        self.eos_id = vocabulary[ends[0]]
-        self.vocab_size = max(vocabulary.values()) + 1
-        self.prefix = tuple(inner.encode("", add_special_tokens=True).ids)
-        canonical = json.dumps(json.loads(inner.to_str()), sort_keys=True)
-        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-
-    def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
-        return self._inner.decode([int(t) for t in tokens], skip_special_tokens=True)
-
-    def to_json(self) -> str:
-        """Content of its `tokenizer.json`."""
-        return self._inner.to_str(pretty=True)
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -157,9 +95,15 @@ def bpe_vocabulary(name: str) -> int:
 
 
 def signature(name: str) -> str:
-    """Changes when the tokenizer's file does; empty for tokenizers that are known by name."""
+    """Changes when the tokenizer's file or its end of a document does; empty for tokenizers that
+    are known by name."""
     kind, _, argument = name.partition(":")
-    return hashlib.sha256(_file(name, argument).read_bytes()).hexdigest() if kind == "file" else ""
+    if kind != "file":
+        return ""
+    path = _file(name, argument)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    end = named_end(path)
+    return digest if end is None else f"{digest} {end}"
 
 
 def load_tokenizer(name: str, trained: Path | None = None) -> Tokenizer:
@@ -185,8 +129,15 @@ def load_tokenizer(name: str, trained: Path | None = None) -> Tokenizer:
     return load_json_tokenizer(name, _file(name, argument))
 
 
-def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
+def train_bpe(
+    name: str, texts: Iterable[str], read: Callable[[], object] = lambda: None
+) -> JsonTokenizer:
     """Byte-level BPE of exactly the named vocabulary.
+
+    Args:
+        name: `bpe:VOCAB`.
+        texts: of which the first 256 MiB are read.
+        read: called when they have been read and pairs are merged.
 
     Raises:
         LinscaleError: the text has too few distinct pieces for that many tokens.
@@ -205,7 +156,8 @@ def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(_first_bytes(texts, _BPE_TRAINING_BYTES), trainer)
+    source = _Interruptible(_first_bytes(texts, _BPE_TRAINING_BYTES), read)
+    source.run(lambda: inner.train_from_iterator(source, trainer))
     reached = inner.get_vocab_size()
     if reached < vocabulary:
         raise LinscaleError(
@@ -213,6 +165,50 @@ def train_bpe(name: str, texts: Iterable[str]) -> JsonTokenizer:
             f"words run out at {reached}; choose data.tokenizer=bpe:{reached} or less."
         )
     return JsonTokenizer(name, inner)
+
+
+class _Interruptible:
+    """Texts for work outside Python, which runs in a thread so that Ctrl-C is heard meanwhile.
+
+    The library takes no notice of signals, and merging pairs takes minutes. The thread cannot be
+    stopped while it merges; it is a daemon, and ends with the process.
+    """
+
+    def __init__(self, texts: Iterable[str], read: Callable[[], object]) -> None:
+        self._texts, self._read = texts, read
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for text in self._texts:
+                if self._stopped:
+                    return
+                yield text
+            self._read()
+        except BaseException as error:  # the library would make another of it
+            self._error = error
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Do the work to its end; raises what iterating over the texts or the work raised."""
+
+        def target() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._error = self._error or error
+
+        thread = threading.Thread(target=target, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.1)
+        except BaseException:
+            self._stopped = True  # while it reads, it ends at the next text
+            thread.join(0.5)
+            raise
+        if self._error is not None:
+            raise self._error
 
 
 def _first_bytes(texts: Iterable[str], limit: int) -> Iterable[str]:
@@ -232,20 +228,6 @@ def _file(name: str, argument: str) -> Path:
             "a tokenizer.json in data.tokenizer."
         )
     return path
-
-
-def load_json_tokenizer(name: str, path: Path) -> JsonTokenizer:
-    """A `tokenizer.json`; raises LinscaleError when it is none, or has no end of a document."""
-    import tokenizers
-
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise LinscaleError(
-            f"tokenizer {name}: {path} is not a tokenizer.json ({error}); save one with "
-            "`Tokenizer.save` or `PreTrainedTokenizerFast.save_pretrained`."
-        ) from None
-    return JsonTokenizer(name, inner)
 
 
 def _tiktoken(name: str, encoding: str) -> TiktokenTokenizer:

@@ -20,7 +20,7 @@ class EvaluationDisplay:
         for task in tasks:
             self._news(task)
 
-    def ended(self, task: Task) -> None:
+    def show_end(self, task: Task) -> None:
         """A run is evaluated, or was left; reasons are listed at the end."""
         self.refresh()
         left = sum(not other.final for other in self._tasks)

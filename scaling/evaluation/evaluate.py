@@ -25,7 +25,7 @@ from scaling.evaluation.request import Request
 from scaling.evaluation.results import EvaluationError, Results
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.targets import Target, targets
-from scaling.evaluation.tasks import TASKS, nearest
+from scaling.evaluation.tasks import TASKS, refuse_unknown
 from scaling.evaluation.work import evaluate_targets
 from scaling.record.head import read_head
 from scaling.sweep.display import SweepDisplay
@@ -81,7 +81,7 @@ def expand(tasks: Sequence[str], suite: str | None, settings: Settings) -> list[
     for name in names:
         if name not in TASKS and not harness.is_known(name, settings):
             close = [*TASKS, *harness.FOLDERS, *scrolls.TASKS]
-            raise nearest(name, [*close, *harness.known_tasks()])
+            refuse_unknown(name, [*close, *harness.known_tasks()])
     return names
 
 

@@ -45,7 +45,7 @@ _HUB_SECONDS = 5.0
 """How long the hub may take to answer before its tasks are looked for in the cache alone."""
 
 
-def recorded(name: str, settings: Settings) -> dict[str, Any]:
+def label(name: str, settings: Settings) -> dict[str, Any]:
     """The settings that change the numbers of a harness task."""
     path = local_tasks.find(name, settings)
     data = None if path is None else local_tasks.fingerprint(path)

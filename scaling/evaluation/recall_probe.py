@@ -23,7 +23,7 @@ BATCH_TOKENS = 2**16
 
 
 @torch.no_grad()
-def answered(model: LanguageModel, rows: Rows) -> torch.Tensor:
+def give_answers(model: LanguageModel, rows: Rows) -> torch.Tensor:
     """Share of its answers that the model gives in each sequence, greedily: (n,) float64.
 
     Args:
@@ -53,7 +53,7 @@ def measures(
     """
 
     def measure(metric: str, length: int, load: int) -> Measure:
-        shares = answered(model, held_out(task, count, length, load))
+        shares = give_answers(model, held_out(task, count, length, load))
         spread = float(shares.std()) / math.sqrt(count) if count > 1 else None
         return Measure(metric=metric, value=float(shares.mean()), stderr=spread, n=count)
 

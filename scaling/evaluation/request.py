@@ -20,7 +20,7 @@ from typing import Any
 
 from scaling.evaluation import harness
 from scaling.evaluation.settings import Settings
-from scaling.evaluation.tasks import TASKS, recorded
+from scaling.evaluation.tasks import TASKS, label
 from scaling.system.claims import exclusive
 from scaling.system.files import disk_errors, read_json, write_json
 
@@ -38,9 +38,9 @@ class Request:
     def labels(self) -> dict[str, dict[str, Any]]:
         """Task -> the settings that are recorded with its numbers."""
         return {
-            name: recorded(name, self.settings)
+            name: label(name, self.settings)
             if name in TASKS
-            else harness.recorded(name, self.settings)
+            else harness.label(name, self.settings)
             for name in self.tasks
         }
 

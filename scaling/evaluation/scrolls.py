@@ -80,7 +80,7 @@ def _answer(text: str, outputs: list[str]) -> Question:
 
 def _paper(text: str, outputs: list[str]) -> Question:
     found = _answer(text, outputs)
-    yes_or_no = all(normalised(output) in ("yes", "no") for output in outputs)
+    yes_or_no = all(normalise(output) in ("yes", "no") for output in outputs)
     choices = ["yes", "no"] if yes_or_no else []
     return Question(prompt=found.prompt, choices=choices, gold=-1, outputs=outputs)
 
@@ -218,7 +218,7 @@ def f1(answer: str, references: Sequence[str]) -> float:
     """F1 of words, the best over the references, in percent."""
 
     def one(reference: str) -> float:
-        ours, theirs = normalised(answer).split(), normalised(reference).split()
+        ours, theirs = normalise(answer).split(), normalise(reference).split()
         common = sum((Counter(ours) & Counter(theirs)).values())
         return 200.0 * common / (len(ours) + len(theirs)) if common else 0.0
 
@@ -238,7 +238,7 @@ def _scorer() -> Any:
     return RougeScorer(list(_ROUGE), use_stemmer=False)
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Lower case, without punctuation, articles and spare spaces, as in SQuAD's metric."""
     plain = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.file_names import find_inside
 from scaling.evaluation.results import EvaluationError, Origin
 from scaling.record.head import read_head
 
@@ -90,7 +91,7 @@ def _milestones(run_dir: Path) -> list[Target]:
             ) from None
     return [
         Target(
-            path=run_dir / line["file"],
+            path=find_inside(run_dir, line["file"], links=True),
             directory=run_dir,
             origin=Origin(checkpoint=line["file"], tokens=tokens, flops=line["flops"]),
         )

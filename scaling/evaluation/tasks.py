@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from scaling.config.run import DataConfig
 from scaling.data.corpora.registry import open_corpus
@@ -212,7 +212,7 @@ TASKS: dict[str, Task] = {
 }
 
 
-def recorded(name: str, settings: Settings) -> dict[str, Any]:
+def label(name: str, settings: Settings) -> dict[str, Any]:
     """The settings that go into evals.jsonl; files as name and SHA-256."""
     options = TASKS[name].options
     out: dict[str, Any] = {option: getattr(settings, option) for option in options}
@@ -221,8 +221,8 @@ def recorded(name: str, settings: Settings) -> dict[str, Any]:
     return out
 
 
-def nearest(name: str, known: Sequence[str]) -> EvaluationError:
-    """The error for a task that does not exist."""
+def refuse_unknown(name: str, known: Sequence[str]) -> NoReturn:
+    """Raise EvaluationError for a task that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"those at home here are {', '.join(TASKS)}."
-    return EvaluationError(f"task {name!r}: is not known; {hint}")
+    raise EvaluationError(f"task {name!r}: is not known; {hint}")

@@ -32,7 +32,7 @@ from scaling.system.errors import LinscaleError
 from scaling.training.loss import block_means
 
 
-def with_costliest_kept(config: RunConfig, sweep_dir: Path, keep: int, command: str) -> RunConfig:
+def keep_costliest_layers(config: RunConfig, sweep_dir: Path, keep: int, command: str) -> RunConfig:
     """The run with softmax attention in the `keep` layers that cost most without it.
 
     Args:

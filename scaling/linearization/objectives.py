@@ -25,20 +25,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from models.accounting import parameters
-from scaling.config.objectives import objective_of
 from scaling.config.parts import OptimConfig
 from scaling.linearization import costs
 from scaling.plan.costs import Cost
-from scaling.training.objective import Objective
+from scaling.training.objective import Objective, Training, objective_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from models.language_model import LanguageModel
     from scaling.data.loader import Batch
-    from scaling.data.prepare import PreparedData
+    from scaling.data.prepared import PreparedData
     from scaling.record.record import RunRecord
-    from scaling.training.module import TrainingModule
 
 
 class FromTeacher(Objective):
@@ -49,7 +47,7 @@ class FromTeacher(Objective):
 
     def initialise(
         self,
-        module: TrainingModule,
+        module: Training,
         record: RunRecord,
         prepared: PreparedData,
         validation: list[Batch],
@@ -57,14 +55,14 @@ class FromTeacher(Objective):
         from scaling.linearization.start import begin
 
         every = [objective_of(self.config, stage.objective) for stage in self.config.objectives]
-        alignments = [objective for objective in every if isinstance(objective, Alignment)]
-        begin(module, record, prepared, validation, alignments)
+        alignments = {o.name: o.layer_losses for o in every if isinstance(o, Alignment)}
+        begin(module, self.config, record, prepared, validation, alignments)
 
-    def on_start(self, module: TrainingModule, record: RunRecord, prepared: PreparedData) -> None:
+    def on_start(self, module: Training, record: RunRecord, prepared: PreparedData) -> None:
         from scaling.linearization.start import lend
 
         if self.asks_teacher and module.teacher is None:
-            lend(module, record, prepared)
+            lend(module, self.config, record, prepared)
 
     def accept(self, net: LanguageModel, weights: Mapping[str, Tensor]) -> None:
         from scaling.linearization.low_rank import match
@@ -166,10 +164,10 @@ class Alignment(FromTeacher):
     def optim(self) -> OptimConfig:
         return replace(self.config.optim, weight_decay=0.0, clip_norm=None)
 
-    def on_end(self, module: TrainingModule, record: RunRecord, validation: list[Batch]) -> None:
+    def on_end(self, module: Training, record: RunRecord, validation: list[Batch]) -> None:
         from scaling.linearization.start import end_alignment
 
-        end_alignment(self, module, record, validation)
+        end_alignment(self.name, self.layer_losses, module, self.config, record, validation)
 
 
 class Transfer(Alignment):

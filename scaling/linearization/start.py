@@ -9,9 +9,9 @@ takes the teacher's weights and is not validated before it is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,33 +26,35 @@ from scaling.plan.accelerator import accelerator
 from scaling.record.record import RunRecord
 from scaling.system.errors import LinscaleError
 from scaling.training.loss import block_means
-from scaling.training.module import TrainingModule
+from scaling.training.objective import Training
 
-if TYPE_CHECKING:
-    from scaling.linearization.objectives import Alignment
+LayerLosses = Callable[[LanguageModel, LanguageModel | None, Batch], Tensor]
+"""Student, teacher and batch -> loss of each layer, (layers,)."""
 
 
 def begin(
-    module: TrainingModule,
+    module: Training,
+    config: RunConfig,
     record: RunRecord,
     prepared: PreparedData,
     validation: list[Batch],
-    alignments: list[Alignment],
+    alignments: Mapping[str, LayerLosses],
 ) -> None:
     """Give a fresh module its teacher's weights. The main process writes the record.
 
     Args:
         module: with fresh weights.
+        config: the run.
         record: of the run.
         prepared: its data.
         validation: its fixed batches.
-        alignments: objectives of the run that align layers, to measure before training.
+        alignments: losses of the run's objectives that align layers, to measure before training.
 
     Raises:
         LinscaleError, ConfigError: the teacher is missing or does not fit
             (`scaling.linearization.teacher`).
     """
-    config, net = module.config, module.net
+    net = module.net
     teacher = load_teacher(config, prepared.tokenizer())
     measured: dict[str, Any] = {}
     layers: dict[str, list[float]] = {}
@@ -64,8 +66,8 @@ def begin(
             measured["weights"] = _losses(net, config, validation)
             _fit(net, teacher.model, prepared, config, count)
         measured["surgery"] = _losses(net, config, validation)
-        for objective in alignments:
-            layers[objective.name] = _layers(objective, net, teacher.model, validation)
+        for name, layer_losses in alignments.items():
+            layers[name] = _layers(layer_losses, net, teacher.model, config, validation)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         linearization.begin(record.path, config, {"name": teacher.name, **teacher.cost})
         for name, losses in measured.items():
@@ -76,17 +78,17 @@ def begin(
             record.log(line)
 
 
-def lend(module: TrainingModule, record: RunRecord, prepared: PreparedData) -> None:
+def lend(module: Training, config: RunConfig, record: RunRecord, prepared: PreparedData) -> None:
     """Give a module its teacher for the stages that need it as a second model.
 
     Raises:
         LinscaleError, ConfigError: as `begin`, or it is not the teacher that the run began with.
     """
-    teacher = load_teacher(module.config, prepared.tokenizer())
+    teacher = load_teacher(config, prepared.tokenizer())
     known = linearization.read(record.path).get("teacher", {})
     if known.get("sha256") != teacher.cost.get("sha256"):
         raise LinscaleError(
-            f"linearize.teacher={module.config.linearize.teacher}: the weights there are not those "
+            f"linearize.teacher={config.linearize.teacher}: the weights there are not those "
             f"that the run began with ({known.get('name')}; now {teacher.name}); put them back, or "
             f"delete {record.path} to start again."
         )
@@ -94,14 +96,19 @@ def lend(module: TrainingModule, record: RunRecord, prepared: PreparedData) -> N
 
 
 def end_alignment(
-    objective: Alignment, module: TrainingModule, record: RunRecord, validation: list[Batch]
+    name: str,
+    layer_losses: LayerLosses,
+    module: Training,
+    config: RunConfig,
+    record: RunRecord,
+    validation: list[Batch],
 ) -> None:
     """Write what a stage that aligns layers has brought."""
-    net, config, name = module.net, module.config, objective.name
+    net = module.net
     tokens = module.step * config.tokens_per_step
     summary = {**_summary(_losses(net, config, validation)), "tokens": tokens}
     linearization.note(record.path, "validation", name, summary)
-    layers = _layers(objective, net, module.teacher, validation)
+    layers = _layers(layer_losses, net, module.teacher, config, validation)
     linearization.note(record.path, "layers", _key(name, "after"), layers)
     record.log(f"{linearization.EVENTS[name]} | validation loss {summary['loss']:.4f}")
 
@@ -132,16 +139,18 @@ def _losses(net: LanguageModel, config: RunConfig, batches: list[Batch]) -> Tens
 
 
 def _layers(
-    objective: Alignment, net: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]
+    layer_losses: LayerLosses,
+    net: LanguageModel,
+    teacher: LanguageModel | None,
+    config: RunConfig,
+    batches: list[Batch],
 ) -> list[float]:
     """Loss of each layer that is aligned, mean over the validation batches."""
-    with _evaluating(net, objective.config) as device:
+    with _evaluating(net, config) as device:
         home = None if teacher is None else teacher.embedding.weight.device
         if teacher is not None:
             teacher.to(device)
-        parts = [
-            objective.layer_losses(net, teacher, _to(batch, device)).cpu() for batch in batches
-        ]
+        parts = [layer_losses(net, teacher, _to(batch, device)).cpu() for batch in batches]
         if teacher is not None:
             teacher.to(home)
     return torch.stack(parts).double().mean(0).tolist()

@@ -25,7 +25,9 @@ def accelerator(config: RunConfig) -> str:
         )
     if devices > found:
         raise ConfigError(f"parallel.devices={devices}: this machine has {found} CUDA devices.")
-    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported():
+    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    ):
         raise ConfigError(
             f"parallel.precision='bf16': {torch.cuda.get_device_name()} cannot compute in bf16; "
             "choose parallel.precision=fp32."

@@ -17,7 +17,7 @@ from models.accounting import (
     parameters,
     train_flops_per_token,
 )
-from scaling.config.objectives import objective_of
+from scaling.config.objectives import load
 from scaling.config.run import RunConfig
 
 
@@ -58,7 +58,7 @@ def forward_flops(config: RunConfig) -> dict[str, float]:
 
 def costs(config: RunConfig) -> list[Cost]:
     """Of each of the run's objectives, in their order."""
-    return [objective_of(config, stage.objective).cost() for stage in config.objectives]
+    return [load(stage.objective)(config).cost() for stage in config.objectives]
 
 
 def stages(config: RunConfig) -> Stages:

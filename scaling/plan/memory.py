@@ -29,15 +29,15 @@ from typing import Any
 
 from models.accounting import layer_costs, parameters
 from models.architecture import Kept
+from models.chunk_sizes import PLAIN_LOGITS, STATE_INTERVAL
 from models.config import ModelConfig
 from scaling.config.run import RunConfig
 from scaling.plan.costs import learning_parameters, teacher_parameters
 from scaling.plan.kept import measured
 
 USABLE = 0.92
-"""Share of a device's memory that a run may fill; the rest is the runtime's."""
-CHUNK_LOGITS = 2**24
-"""Logits formed at once, `models.cross_entropy.CHUNK_LOGITS`."""
+"""Share of a device's memory that a run may fill; the rest is the runtime's, and on a CUDA device
+one chunk of logits, which is at most 1/128 of it (`models.chunk_sizes`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Memory:
 
 
 def kept_by_block(
-    model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16: bool
+    model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16: bool, interval: int
 ) -> float:
     """Bytes that one block keeps for its backward pass.
 
@@ -65,6 +65,7 @@ def kept_by_block(
         positions: of a sequence.
         mode: `none`, `selective` or `block`.
         bf16: autocast instead of float32.
+        interval: tokens between the states that linear attention keeps.
     """
     width, d, g = 2 if bf16 else 4, model.dim, model.glu_dim
     kept = _kept(model)
@@ -72,7 +73,7 @@ def kept_by_block(
         return 4.0 * d * tokens
     if kept is None:
         return measured(model, tokens, positions, mode, bf16=bf16)
-    states = 4 * kept.states
+    states = 4 * (kept.states + kept.recurrent / interval)
     if mode == "selective":
         products = kept.products + d + 2 * g
         return (4 * d + width * products + states) * tokens
@@ -91,7 +92,7 @@ def _kept(model: ModelConfig) -> Kept | None:
     return Kept(**{name: fmean(getattr(k, name) for k in kept) for name in names})  # pyright: ignore[reportArgumentType]
 
 
-def resolved(run: RunConfig, capacity: float) -> RunConfig:
+def decide_strategy(run: RunConfig, capacity: float) -> RunConfig:
     """The run with strategy `auto` decided: what a plan shows and what a run does.
 
     `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.
@@ -141,16 +142,18 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
     micro = parallel.micro_batch_sequences or run.data.batch_sequences // ranks or 1
     mode, length = parallel.activation_checkpointing, run.data.sequence_length // parallel.sequence
     tokens = micro * length
-    kept = kept_by_block(model, tokens, length, mode, bf16=bf16)
-    whole = kept_by_block(model, tokens, length, "none", bf16=bf16)
+    # Where `auto` leaves it open, the CPU kernels', which keep more.
+    interval = STATE_INTERVAL["cuda" if parallel.accelerator == "cuda" else "cpu"]
+    kept = kept_by_block(model, tokens, length, mode, bf16=bf16, interval=interval)
+    whole = kept_by_block(model, tokens, length, "none", bf16=bf16, interval=interval)
     again = {"none": 0.0, "block": whole, "selective": whole - kept + 4.0 * model.dim * tokens}
     inside = again[mode] + (width * 2 * model.glu_dim + 4 * model.dim) * tokens
     activations = model.layers * kept + 12.0 * model.dim * tokens  # embedded tokens, last norm
-    if tokens * model.vocab_size <= CHUNK_LOGITS:
+    if tokens * model.vocab_size <= PLAIN_LOGITS:
         logits = 4.0 * tokens * model.vocab_size
         forward, backward = 2 * logits, 3 * logits
     else:
-        forward = backward = 8.0 * CHUNK_LOGITS
+        forward = backward = 8.0 * PLAIN_LOGITS
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
     held += 4.0 * teacher_parameters(run)
     kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0

@@ -2,7 +2,7 @@
 
 1. `tokens_for_flops`, `tokens_for_ratio`: token budgets for equal compute or for a number of
    tokens per parameter, with each architecture's own accounting.
-2. `placed`: a run on the devices of a cluster; `check_fits`: refuses what their memory cannot
+2. `place`: a run on the devices of a cluster; `check_fits`: refuses what their memory cannot
    hold; `rung`: the row that `linscale plan` shows, and `plan`: the rows of a sweep.
 
 Estimates are labelled as such; those of memory are explained in `scaling.plan.memory`.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from models.accounting import (
     Convention,
@@ -25,7 +25,7 @@ from models.config import ConfigError, ModelConfig
 from scaling.config.hyper_laws import Law
 from scaling.config.run import RunConfig
 from scaling.plan.costs import flops as training_flops
-from scaling.plan.memory import USABLE, memory, resolved
+from scaling.plan.memory import USABLE, decide_strategy, memory
 from scaling.system.devices import GIB, Device, device_for
 
 
@@ -76,15 +76,15 @@ def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
         if memory(run, devices).total <= USABLE * device.memory_of_each(run):
             return devices
         devices *= 2
-    raise _too_large(run, device, memory(run, limit).total)
+    _refuse(run, device, memory(run, limit).total)
 
 
-def placed(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfig:
+def place(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfig:
     """The run on a cluster, as `parallel` would say it.
 
     It gets as many whole nodes as share its batch evenly, or part of one node; micro-batches are
     made smaller where they would not divide a device's share. Strategy `auto` is decided as the run
-    would decide it (`scaling.plan.memory.resolved`).
+    would decide it (`scaling.plan.memory.decide_strategy`).
 
     Raises:
         ConfigError: it does not fit; the message names the fields that would make it fit.
@@ -101,7 +101,7 @@ def placed(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConf
 
     there = replace(parallel, nodes=used, devices=devices, micro_batch_sequences=micro)
     result = replace(run, parallel=there)
-    result = resolved(result, device.memory_of_each(result))
+    result = decide_strategy(result, device.memory_of_each(result))
     check_fits(result, device)
     return result
 
@@ -114,11 +114,11 @@ def check_fits(run: RunConfig, device: Device) -> None:
     """
     need = memory(run).total
     if need > USABLE * device.memory_of_each(run):
-        raise _too_large(run, device, need)
+        _refuse(run, device, need)
 
 
-def _too_large(run: RunConfig, device: Device, need: float) -> ConfigError:
-    """The error for a run that does not fit, with the first change that would make it fit."""
+def _refuse(run: RunConfig, device: Device, need: float) -> NoReturn:
+    """Raise ConfigError for a run that does not fit, with the first change that would help."""
     parallel = run.parallel
     changes: list[dict[str, Any]] = [{}]
     if parallel.strategy != "fsdp" and parallel.world_size > 1:
@@ -143,7 +143,7 @@ def _too_large(run: RunConfig, device: Device, need: float) -> ConfigError:
             "block and parallel.micro_batch_sequences=1, or a shorter data.sequence_length."
         )
     micro = parallel.micro_batch_sequences or share
-    return ConfigError(
+    raise ConfigError(
         f"{run.name}: needs about {need / GIB:.0f} GiB on each of {parallel.world_size} devices "
         f"(micro-batches of {micro} x {run.data.sequence_length} tokens) and {device.name} has "
         f"{device.memory / GIB:.0f} GiB; {remedy}"
@@ -255,7 +255,7 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
     if devices > run.parallel.world_size:
         held = memory(run, devices)
     else:
-        decided = resolved(run, device.memory_of_each(run))
+        decided = decide_strategy(run, device.memory_of_each(run))
         check_fits(decided, device)
         held, strategy = memory(decided), decided.parallel.strategy
     flops = training_flops(run, trained_tokens(run))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
+from models.file_names import find_inside
 from scaling.system.errors import LinscaleError
 from scaling.system.files import HashingWriter, disk_errors, replacing, sha256_of, sync
 
@@ -88,7 +89,7 @@ def verify_file(path: Path, entry: Entry) -> None:
         raise CheckpointError(f"{path}: the checkpoint is damaged (its SHA-256 has changed).")
 
 
-def flushed(path: Path) -> Entry:
+def flush(path: Path) -> Entry:
     """The entry of a file that another has written, once it is on the device.
 
     Raises:
@@ -121,11 +122,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return {"run_id": None, "files": {}, "resume": []}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return {
+        manifest = {
             "run_id": str(value["run_id"]),
             "files": dict(value["files"]),
             "resume": list(value["resume"]),
         }
+        points = [point[name] for point in manifest["resume"] for name in ("file", "trunk_file")]
+        for name in (*manifest["files"], *filter(None, points)):  # "" where all has ended
+            find_inside(path.parent, name, links=True)
+        return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). Restore it, or delete "

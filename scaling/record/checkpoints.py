@@ -32,7 +32,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from models.config import ConfigError
 from scaling.config.run import RunConfig
@@ -41,7 +41,7 @@ from scaling.record.checkpoint_files import (
     MANIFEST,
     CheckpointError,
     Entry,
-    flushed,
+    flush,
     read_checkpoint,
     read_manifest,
     remove,
@@ -295,9 +295,9 @@ class Checkpoints:
         mine: dict[str, Entry] | DiskError = {}
         try:
             for path in folder.glob(f"__{rank}_*"):
-                mine[f"{name}/{path.name}"] = flushed(path)
+                mine[f"{name}/{path.name}"] = flush(path)
             if rank == 0:
-                mine[f"{name}/.metadata"] = flushed(folder / ".metadata")
+                mine[f"{name}/.metadata"] = flush(folder / ".metadata")
                 common = folder / sharded_state.COMMON
                 mine[f"{name}/{common.name}"] = write_checkpoint(common, content)
         except DiskError as error:
@@ -348,18 +348,18 @@ def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:
         model = build(config.model)
         model.load_state_dict(content["model"])
     except (KeyError, ConfigError, RuntimeError) as error:
-        raise misfit(path, error) from error
+        refuse_misfit(path, error)
     return model.eval(), config
 
 
-def misfit(path: Path, error: Exception) -> CheckpointError:
-    """The error for a sound checkpoint that the code of today cannot take over."""
+def refuse_misfit(path: Path, error: Exception) -> NoReturn:
+    """Raise CheckpointError for a sound checkpoint that this version's model cannot take over."""
     details = " ".join(str(error).split())  # torch's own message runs over many lines
     details = details if len(details) < 240 else details[:240] + " ..."
-    return CheckpointError(
+    raise CheckpointError(
         f"{path}: does not fit the model that this version builds ({details}). Use the revision "
         "that began the run (environment.json names it), or delete the run to start it again."
-    )
+    ) from error
 
 
 def _siblings(path: Path) -> str:

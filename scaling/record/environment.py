@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,21 @@ def peak_flops(config: RunConfig) -> float | None:
 
 
 def memory_peak(config: RunConfig) -> int:
-    """Most bytes so far: tensors on the CUDA device, or the resident memory of this process."""
+    """Most bytes since `reset_memory_peak`: of tensors on the CUDA device, or of this process."""
     if accelerator(config) == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_memory_peak(config: RunConfig) -> None:
+    """Begin `memory_peak` anew: a worker's runs do not inherit the largest one's. Where the system
+    offers nothing for it (not Linux, no CUDA) the peak stays that of the process."""
+    if accelerator(config) == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _git(*arguments: str) -> str | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.file_names import find_inside
 from scaling.config.run import RunConfig
 from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
 from scaling.record.checkpoints import CheckpointError, load_model
@@ -194,4 +195,4 @@ def _last_milestone(run_dir: Path) -> Path:
         raise CheckpointError(
             f"{run_dir}: the run has no milestone yet; let it train to its first horizon."
         )
-    return run_dir / last["checkpoint"]
+    return find_inside(run_dir, last.get("checkpoint"), links=True)

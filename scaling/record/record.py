@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from models.accounting import Convention, summary
 from models.config import ConfigError
@@ -38,12 +38,13 @@ from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, segments
 from scaling.data.tokenizers import JsonTokenizer, Tokenizer
 from scaling.plan.costs import stages
-from scaling.record.checkpoints import load_model as load_model  # part of the record's interface
 from scaling.record.head import SCHEMA, RecordError, State, label, read_head
 from scaling.system.files import append_line, read_json, replacing, sync, write_json
 
 TOKENIZER = "tokenizer.json"
 """The tokenizer of a run, in its directory."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""Beside it: which token ends a document."""
 RECORDS = 500
 """About how many training lines metrics.jsonl gets on the longest path."""
 
@@ -141,6 +142,9 @@ class RunRecord:
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep a tokenizer that is a file beside the weights that are of no use without it."""
         if isinstance(tokenizer, JsonTokenizer):
+            # The end of a document first: beside a tokenizer.json that is there, it is complete.
+            with replacing(self.path / TOKENIZER_CONFIG) as file:
+                file.write(tokenizer.to_config().encode())
             with replacing(self.path / TOKENIZER) as file:
                 file.write(tokenizer.to_json().encode())
 
@@ -240,9 +244,9 @@ class RunRecord:
         )
         last = self._position(metrics[-1]) if metrics else None
         if last != self._last_recorded(index, step):
-            raise self._incomplete("metrics.jsonl", step)
+            self._refuse_incomplete("metrics.jsonl", step)
         if len(milestones) != sum(s.milestone for s in self.segments[:index]):
-            raise self._incomplete("milestones.jsonl", step)
+            self._refuse_incomplete("milestones.jsonl", step)
 
     def _position(self, line: dict[str, Any]) -> tuple[int, int]:
         """Segment number and step of a line of metrics.jsonl."""
@@ -259,8 +263,8 @@ class RunRecord:
                 return index, last
         return (index - 1, self.segments[index - 1].last) if index else None
 
-    def _incomplete(self, name: str, step: int) -> RecordError:
-        return RecordError(
+    def _refuse_incomplete(self, name: str, step: int) -> NoReturn:
+        raise RecordError(
             f"{self.path / name}: ends before the checkpoint that the run goes on from (step "
             f"{step}). Lines were lost or removed; restore the file, or delete {self.path} to "
             "start this run again."

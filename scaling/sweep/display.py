@@ -59,7 +59,7 @@ class SweepDisplay:
 
         self._console.print(Text(text), soft_wrap=True)
 
-    def ended(self, task: Task) -> None:
+    def show_end(self, task: Task) -> None:
         """The line of a run that has ended."""
         from rich.text import Text
 

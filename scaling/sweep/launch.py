@@ -194,7 +194,7 @@ def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDispla
                 continue
             task.state = outcome.state
             task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason
-            display.ended(task)
+            display.show_end(task)
 
 
 @contextmanager

@@ -91,12 +91,12 @@ class Pool:
         Raises:
             LinscaleError: workers end before they can take a run.
         """
-        told = False
+        asked = False
         with self._signals():
             try:
                 while self._busy():
-                    if self._interrupts and not told:
-                        told = True
+                    if self._interrupts and not asked:
+                        asked = True
                         self._display.say(
                             "stopping: every run saves at its next step; interrupt again to kill"
                         )
@@ -104,12 +104,12 @@ class Pool:
                             self._send(slot, {"stop": True})
                     if self._interrupts > 1:
                         break
-                    if not told:
+                    if not asked:
                         self._look_elsewhere()
                         self._fill()
                     self._listen(TICK_SECONDS)
                     self._kill_silent()
-                    self._bury()
+                    self._reap()
                     self._display.refresh()
             finally:
                 self._end_workers()
@@ -169,7 +169,7 @@ class Pool:
                 self._answers.put((slot, process.pid, json.loads(line)))
 
     def _send(self, slot: _Slot, message: dict[str, Any]) -> None:
-        """To a worker; one that has died is found by `_bury`."""
+        """To a worker; one that has died is found by `_reap`."""
         if slot.process is not None and slot.process.stdin is not None:
             with suppress(BrokenPipeError):
                 slot.process.stdin.write(json.dumps(message) + "\n")
@@ -189,9 +189,9 @@ class Pool:
                 slot.ready, slot.failed_starts = True, 0
             elif slot.task is not None:
                 task, slot.task = slot.task, None
-                self._answered(task, message["state"], message["reason"])
+                self._take_answer(task, message["state"], message["reason"])
 
-    def _answered(self, task: Task, state: str, reason: str) -> None:
+    def _take_answer(self, task: Task, state: str, reason: str) -> None:
         if state == "busy":
             task.state, task.retry_at = "elsewhere", time.monotonic() + RETRY_SECONDS
         elif state == "preempted" and not self._interrupts:
@@ -201,7 +201,7 @@ class Pool:
 
     def _finish(self, task: Task, state: str, reason: str) -> None:
         task.state, task.reason = state, reason
-        self._display.ended(task)
+        self._display.show_end(task)
 
     def _kill_silent(self) -> None:
         """Kill workers whose claim is not renewed any more: they are stopped, or hang.
@@ -242,7 +242,7 @@ class Pool:
             return held.pid if os.getsid(held.pid) == held.pid else None
         return None
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Deal with workers that have ended."""
         for slot in self._slots:
             process = slot.process
@@ -254,7 +254,7 @@ class Pool:
             self._close(slot)
             task, slot.task = slot.task, None
             if task is not None:
-                self._died(task, process.returncode)
+                self._take_death(task, process.returncode)
             elif not slot.ready and not self._interrupts:
                 slot.failed_starts += 1
                 if slot.failed_starts >= MOST_DEATHS:
@@ -263,7 +263,7 @@ class Pool:
                         f"{process.returncode}); {slot.log} ends with: {_last_line(slot.log)}"
                     )
 
-    def _died(self, task: Task, status: int) -> None:
+    def _take_death(self, task: Task, status: int) -> None:
         """A worker ended in the middle of a run."""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         tokens = read_head(self._sweep_dir / task.run_id).status.get("tokens", 0)

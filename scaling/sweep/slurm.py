@@ -101,7 +101,7 @@ class SlurmRun:
         search_also()
         config, stop = RunConfig.from_json(self.values), threading.Event()
         sweep_dir = Path(self.sweep_dir)
-        with _told(stop) as told:
+        with _take_signals(stop) as signals:
             if int(os.environ.get("SLURM_PROCID", "0")):  # the first node has the claim
                 return train_on_nodes(config, sweep_dir, stop_event=stop)
             train = find(self.train) if config.parallel.nodes == 1 else train_on_nodes
@@ -111,8 +111,8 @@ class SlurmRun:
                 outcome = attempt(config, sweep_dir, train, stop)
         if outcome.state == "failed":
             raise LinscaleError(f"run {config.run_id}: {outcome.reason}")
-        if outcome.state == "preempted" and told.requeue is not None:
-            told.requeue()
+        if outcome.state == "preempted" and signals.requeue is not None:
+            signals.requeue()
         return outcome.state
 
     def checkpoint(self) -> Any:
@@ -159,7 +159,7 @@ def train_on_nodes(
     raise LinscaleError(f"run {config.run_id}: {why}")
 
 
-class _Told:
+class _Signals:
     """What a task has been told by signals."""
 
     def __init__(self) -> None:
@@ -168,26 +168,26 @@ class _Told:
 
 
 @contextmanager
-def _told(stop: threading.Event) -> Iterator[_Told]:
+def _take_signals(stop: threading.Event) -> Iterator[_Signals]:
     """SIGUSR2 asks for a stop and a requeue, SIGTERM and SIGUSR1 for a stop.
 
     submitit's own handler of its signal saves and requeues inside the handler, in the middle of a
     step. Here it is called when the run has been saved.
     """
-    told = _Told()
+    signals = _Signals()
     number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
     numbers = {signal.SIGTERM, signal.SIGUSR1, number}
     before = {n: signal.getsignal(n) for n in numbers}
 
     def handle(received: int, _: object) -> None:
         if received == number and callable(by_submitit := before[number]):
-            told.requeue = lambda: by_submitit(number, None)
+            signals.requeue = lambda: by_submitit(number, None)
         stop.set()
 
     for n in numbers:
         signal.signal(n, handle)
     try:
-        yield told
+        yield signals
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)

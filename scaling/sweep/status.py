@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.file_names import find_inside
 from scaling.record.head import read_head
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.errors import LinscaleError
@@ -60,7 +61,7 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: holds neither a sweep.json nor runs; give the directory of a sweep, "
             "such as runs/quickstart."
         )
-    return [run_row(directory / name) for name in names]
+    return [run_row(find_inside(directory, name, links=True)) for name in names]
 
 
 def run_row(run_dir: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -52,13 +53,33 @@ class Background:
             self._error = error
 
 
+def begin(work: Callable[[], None]) -> Future[None]:
+    """Begin work on a thread that nobody has to wait for: it ends with the process.
+
+    Returns:
+        Its end, which any thread may wait for, and which raises what the work has raised.
+    """
+    end: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            end.set_exception(error)
+        else:
+            end.set_result(None)
+
+    threading.Thread(target=run, name="begun", daemon=True).start()
+    return end
+
+
 def snapshot(content: Any) -> Any:
     """Containers of tensors, copied into host memory, so that training may change the originals."""
 
-    def copied(value: Any) -> Any:
+    def copy(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.detach().to("cpu", copy=True)
 
     with torch.no_grad():
-        return tree_map(copied, content)
+        return tree_map(copy, content)

@@ -4,7 +4,7 @@ A process that trains a run holds `<run>/claim`:
 
 1. An exclusive `flock` on the file. The kernel frees it when the holder ends, however it ends, so
    on one machine a claim is never stale and a stopped process cannot be robbed of its run. What the
-   holder starts within `handed_on` (torchrun, `scaling.training.parallel`) holds it as well; other
+   holder starts within `hand_on` (torchrun, `scaling.training.parallel`) holds it as well; other
    processes that it forks, such as those that load data, do not.
 2. In it, as JSON: host, process and time, for `linscale status`.
 3. Its modification time, renewed every few seconds: the heartbeat. Where file locks do not reach
@@ -166,7 +166,7 @@ _handing_on = False
 
 
 @contextmanager
-def handed_on() -> Iterator[None]:
+def hand_on() -> Iterator[None]:
     """Processes started in the block, without closing descriptors, hold our claims until they end.
 
     Other forked processes let go of them at once.
@@ -184,14 +184,14 @@ def handed_on() -> Iterator[None]:
             os.set_inheritable(descriptor, False)
 
 
-def _forked() -> None:
+def _release_in_child() -> None:
     if not _handing_on:
         for claim in _held:
             claim._drop()
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 def watch(run_dir: Path) -> Callable[[], None]:
@@ -199,16 +199,16 @@ def watch(run_dir: Path) -> Callable[[], None]:
 
     It reads the claim's file, so that ranks, whose claim is their worker's, can ask as well.
     """
-    before = _recorded(run_dir)
+    before = _read_holder(run_dir)
 
     def check() -> None:
-        if _recorded(run_dir) != before:
+        if _read_holder(run_dir) != before:
             raise ClaimLost
 
     return check
 
 
-def _recorded(run_dir: Path) -> Holder | None:
+def _read_holder(run_dir: Path) -> Holder | None:
     try:
         descriptor = os.open(run_dir / CLAIM, os.O_RDONLY)
     except OSError:

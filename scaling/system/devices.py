@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,27 @@ def dense_peak(torch_name: str) -> float | None:
         if key in lowered:
             return device.peak_flops
     return None
+
+
+@contextmanager
+def reproducible_cuda() -> Iterator[None]:
+    """CUDA kernels that repeat bit for bit, as training runs them and benchmarks time them."""
+    import torch
+    import torch.utils.deterministic as options
+
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = options.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Else every `torch.empty` is filled first, which costs bandwidth and repeats nothing more:
+        # nothing reads what has not been written.
+        options.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        options.fill_uninitialized_memory = fills  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _measure_cpu() -> Device:

@@ -25,7 +25,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment
 from scaling.data.loader import Loader
@@ -36,6 +35,7 @@ from scaling.system.claims import StopEvent
 from scaling.system.ranks import agree
 from scaling.system.words import duration
 from scaling.training.module import TrainingModule
+from scaling.training.objective import objective_of
 
 STATUS_SECONDS = 2.0
 """Between two heartbeats in status.json."""

@@ -98,7 +98,7 @@ def spike(losses: Sequence[float], config: DivergenceConfig) -> str:
     return f"the loss jumped to {last:.4f} (mean {mean:.4f}, std {std:.4f})" if last > limit else ""
 
 
-def passed_over(record: RunRecord, index: int) -> list[Rewind]:
+def find_rewinds(record: RunRecord, index: int) -> list[Rewind]:
     """The rewinds on the path of segment number `index`: its own, and the trunk's before it."""
     return [
         rewind

@@ -17,7 +17,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scaling.config.schedule import TRUNK
 from scaling.record.record import RunRecord
@@ -38,17 +38,17 @@ def check_installed(names: Iterable[str]) -> None:
     """Raises LinscaleError for the first logger whose package is missing."""
     for name in names:
         if not any(map(importlib.util.find_spec, PACKAGES[name])):
-            raise _not_installed(name, name)
+            _refuse(name, name)
 
 
-def _not_installed(name: str, package: str) -> LinscaleError:
-    return LinscaleError(
+def _refuse(name: str, package: str) -> NoReturn:
+    raise LinscaleError(
         f"loggers={name}: {package} is not installed; pip install {name}, or leave this logger out."
     )
 
 
 @contextmanager
-def attached(record: RunRecord) -> Iterator[None]:
+def attach(record: RunRecord) -> Iterator[None]:
     """Within the block, the loggers that the run's configuration names hear its metrics.
 
     Raises:
@@ -85,7 +85,7 @@ def _make(name: str, record: RunRecord) -> Logger:
         logger = makers[name]()
         logger.log_hyperparams(record.config.to_json())
     except ModuleNotFoundError as error:
-        raise _not_installed(name, error.name or name) from error
+        _refuse(name, error.name or name)
     return logger
 
 

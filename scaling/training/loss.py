@@ -11,10 +11,10 @@ from scaling.data.loader import Batch
 
 def mean_loss(net: LanguageModel, batch: Batch) -> Tensor:
     """Mean loss in nats over the targets of a batch, a scalar; 0 where it has none."""
-    return token_losses(net, batch).sum() / counted(batch).clamp(min=1)
+    return token_losses(net, batch).sum() / count_targets(batch).clamp(min=1)
 
 
-def counted(batch: Batch) -> Tensor:
+def count_targets(batch: Batch) -> Tensor:
     """How many targets count, a scalar."""
     return (batch[1] != IGNORE_INDEX).sum()
 

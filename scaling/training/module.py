@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from models.language_model import LanguageModel, build
-from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, changes, learning_rate, segments
 from scaling.data.loader import Batch
@@ -36,8 +35,8 @@ from scaling.record import sharded_state
 from scaling.system.randomness import random_state, seed_all, set_random_state
 from scaling.training import fsdp
 from scaling.training.activations import checkpoint_blocks
-from scaling.training.loss import counted
-from scaling.training.objective import Objective
+from scaling.training.loss import count_targets
+from scaling.training.objective import Objective, objective_of
 from scaling.training.optim import adamw, set_rate
 from scaling.training.parallel import accumulation
 
@@ -101,7 +100,7 @@ class TrainingModule(pl.LightningModule):
 
     def _count(self, batch: Batch) -> Tensor:
         """Note a micro-batch's share of targets that count, a scalar."""
-        self._counted.append(counted(batch).double() / batch[1].numel())
+        self._counted.append(count_targets(batch).double() / batch[1].numel())
         return self._counted[-1].float()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -10,8 +10,9 @@ This module does not import torch, so that planning a run that asks `cost` is qu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from scaling.config.objectives import load
 from scaling.config.run import OptimConfig, RunConfig
 from scaling.plan.costs import Cost, ordinary_cost
 
@@ -20,9 +21,29 @@ if TYPE_CHECKING:
 
     from models.language_model import LanguageModel
     from scaling.data.loader import Batch
-    from scaling.data.prepare import PreparedData
+    from scaling.data.prepared import PreparedData
     from scaling.record.record import RunRecord
-    from scaling.training.module import TrainingModule
+
+
+class Training(Protocol):
+    """What an objective may touch of what trains (`scaling.training.module.TrainingModule`)."""
+
+    net: LanguageModel
+    step: int
+    """Optimizer steps along the path, from initialisation."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold shares of the model."""
+        ...
+
+    @property
+    def teacher(self) -> LanguageModel | None:
+        """The model that the net learns from."""
+        ...
+
+    def lend(self, teacher: LanguageModel) -> None:
+        """Give it one."""
 
 
 class Objective:
@@ -86,7 +107,7 @@ class Objective:
 
     def initialise(
         self,
-        module: TrainingModule,
+        module: Training,
         record: RunRecord,
         prepared: PreparedData,
         validation: list[Batch],
@@ -94,9 +115,14 @@ class Objective:
         """At the start of a run, before its first checkpoint: what fresh weights are not enough
         for. Called on the main process, and on all ranks of a sharded model."""
 
-    def on_start(self, module: TrainingModule, record: RunRecord, prepared: PreparedData) -> None:
+    def on_start(self, module: Training, record: RunRecord, prepared: PreparedData) -> None:
         """Whenever training starts or goes on with a segment, before weights are loaded; may draw
         random numbers."""
 
-    def on_end(self, module: TrainingModule, record: RunRecord, validation: list[Batch]) -> None:
+    def on_end(self, module: Training, record: RunRecord, validation: list[Batch]) -> None:
         """After the last step of a segment, on the main process."""
+
+
+def objective_of(config: RunConfig, name: str) -> Objective:
+    """The objective of a name (`scaling.config.objectives`) for a run."""
+    return load(name)(config)

@@ -18,16 +18,16 @@ import signal
 import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linscale.code_search import child_environment, python_command
 from scaling.config.run import RunConfig
 from scaling.plan.accelerator import accelerator
-from scaling.plan.memory import resolved
-from scaling.system.claims import ClaimLost, handed_on
-from scaling.system.devices import host_memory
+from scaling.plan.memory import decide_strategy
+from scaling.system.claims import ClaimLost, hand_on
+from scaling.system.devices import host_memory, reproducible_cuda
 from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
 from scaling.system.ranks import agree, is_rank, rank
@@ -71,7 +71,7 @@ def decide(config: RunConfig) -> RunConfig:
         capacity = float(torch.cuda.get_device_properties(0).total_memory)
     else:
         capacity = host_memory() / config.parallel.devices
-    return resolved(config, agree(capacity))
+    return decide_strategy(config, agree(capacity))
 
 
 def accumulation(config: RunConfig) -> int:
@@ -140,18 +140,15 @@ def process_settings(config: RunConfig) -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # CPU kernels repeat for a fixed number of threads; CUDA's have to be asked.
+    cuda = reproducible_cuda() if accelerator(config) == "cuda" else nullcontext()
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), cuda:
         try:
             if config.parallel.threads is not None:
                 torch.set_num_threads(config.parallel.threads)
             if accelerator(config) == "cuda":
-                # CPU kernels repeat for a fixed number of threads; CUDA's have to be asked.
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True, warn_only=True)
                 warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
             for message in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
@@ -159,7 +156,6 @@ def process_settings(config: RunConfig) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             logger.setLevel(level)
 
 
@@ -210,17 +206,17 @@ def run_ranks(
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         die_with_parent(me, signal.SIGTERM)
 
-    with handed_on():  # the run is held until its last process ends
+    with hand_on():  # the run is held until its last process ends
         process = subprocess.Popen(command, env=environment, preexec_fn=prepare, close_fds=False)
-    told = False
+    asked = False
     try:
         while True:
             try:
                 return process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                if stop is not None and stop.is_set() and not told:
+                if stop is not None and stop.is_set() and not asked:
                     process.send_signal(signal.SIGTERM)
-                    told = True
+                    asked = True
     except BaseException as error:
         if isinstance(error, ClaimLost):  # the run is another's: nothing may be saved
             process.kill()

@@ -16,21 +16,22 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from scaling.config.objectives import objective_of
 from scaling.config.run import RunConfig
 from scaling.config.schedule import changes
 from scaling.data.loader import DataModule
 from scaling.data.prepare import prepare
-from scaling.record.checkpoints import Checkpoints, misfit
+from scaling.record.checkpoints import Checkpoints, refuse_misfit
 from scaling.record.data_identity import check_data
-from scaling.record.environment import environment, memory_peak, peak_flops
+from scaling.record.environment import environment, memory_peak, peak_flops, reset_memory_peak
 from scaling.record.record import RunRecord, State
 from scaling.system import ranks
+from scaling.system.background import begin
 from scaling.system.claims import StopEvent, watch
 from scaling.system.errors import LinscaleError
 from scaling.system.randomness import isolated_random
@@ -42,11 +43,12 @@ from scaling.training.callbacks import (
     TokenCheckpoint,
     save,
 )
-from scaling.training.guard import DivergenceGuard, passed_over, write_rewind
-from scaling.training.loggers import attached
+from scaling.training.guard import DivergenceGuard, find_rewinds, write_rewind
+from scaling.training.loggers import attach
 from scaling.training.milestones import SegmentEnd
 from scaling.training.module import TrainingModule
 from scaling.training.norms import Norms
+from scaling.training.objective import objective_of
 from scaling.training.profiling import Profiler
 from scaling.training.progress import Progress
 
@@ -61,7 +63,8 @@ def run_session(
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
         config = parallel.decide(config)
-        listeners = attached(record) if ranks.rank() == 0 else nullcontext()
+        reset_memory_peak(config)
+        listeners = attach(record) if ranks.rank() == 0 else nullcontext()
         with listeners, parallel.sequences_split(config):
             return _Session(config, record, stop_event, progress).run()
 
@@ -75,6 +78,8 @@ class _Session:
         self._config, self._record, self._progress = config, record, progress
         self._is_main = ranks.rank() == 0
         self._still_ours = watch(record.path)
+        self._reading: Future[None] | None = None
+        """Reads the shards while the first steps are made."""
         self._prepared = prepare(config.data, progress=progress and self._is_main)
         self._validation = DataModule(config, self._prepared).val_dataloader()
         self._checkpoints = self._open_checkpoints()
@@ -96,6 +101,7 @@ class _Session:
             record.write_environment(environment(config, found), changed)
             if config.data.tokenizer_in_file:
                 record.write_tokenizer(self._prepared.tokenizer())
+            self._reading = begin(self._prepared.verify_changed)
 
     def run(self) -> State:
         """Segment after segment."""
@@ -141,7 +147,7 @@ class _Session:
         try:
             module.restore(content, objective)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise misfit(self._checkpoints.folder / point.file, error) from error
+            refuse_misfit(self._checkpoints.folder / point.file, error)
         module.start(segment, point.step)
         self._journal.begin(
             point.segment,
@@ -151,7 +157,7 @@ class _Session:
             [] if point.step in changes(self._config) else content["losses"].tolist(),
             content.get("skipped", 0),
         )
-        rewinds = passed_over(self._record, point.segment)
+        rewinds = find_rewinds(self._record, point.segment)
         self._journal.rewinds = len(rewinds)
         self._journal.passed_over = sum(rewind.skip for rewind in rewinds)
         if self._is_main and point.step > segment.first:
@@ -164,7 +170,7 @@ class _Session:
             record.checkpoints,
             record.path.name,
             record.segments,
-            self._still_ours,
+            self._sound,
             self._config.keeps,
         )
 
@@ -205,6 +211,13 @@ class _Session:
                     self._checkpoints.wait()
                 raise
         self._checkpoints.wait()
+
+    def _sound(self) -> None:
+        """Before a checkpoint appears: the run is still this process's, and its data are those that
+        were written. What was trained on damaged data is not kept."""
+        self._still_ours()
+        if self._reading is not None:
+            self._reading.result()
 
     def _end(self, state: State, reason: str) -> None:
         journal = self._journal

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import InterpretedFunction
 
 from models import cross_entropy
+from models.chunk_sizes import PLAIN_LOGITS, chunk_logits
 from models.cross_entropy import linear_cross_entropy
+from models.kernels.triton.common import interpreted
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -18,10 +25,24 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
 
 
-def loss_and_gradients(function, hidden, weight, targets, scale):
+def small_chunks(patch: pytest.MonkeyPatch, logits: int) -> None:
+    """Chunks, and the plain loss, of so many logits."""
+    patch.setattr(cross_entropy, "PLAIN_LOGITS", logits)
+    patch.setattr(cross_entropy, "chunk_logits", lambda *_: logits)
+
+
+def loss_and_gradients(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss = function(hidden, weight, targets)
     (loss * scale).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
     return loss.detach(), hidden.grad, weight.grad
 
 
@@ -55,7 +76,7 @@ def test_equals_plain_cross_entropy(
     scale = torch.randn(batch, length, generator=generator, dtype=torch.float64)
     expected = loss_and_gradients(plain, hidden, weight, targets, scale)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "CHUNK_LOGITS", chunk)
+        small_chunks(patch, chunk)
         actual = loss_and_gradients(linear_cross_entropy, hidden, weight, targets, scale)
     for got, wanted in zip(actual, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9 * magnitude)
@@ -63,7 +84,7 @@ def test_equals_plain_cross_entropy(
 
 @pytest.mark.parametrize("chunk", [37, 10**9])
 def test_bfloat16_gives_a_float32_loss(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", chunk)
+    small_chunks(monkeypatch, chunk)
     torch.manual_seed(0)
     hidden, weight = torch.randn(2, 9, 16), torch.randn(11, 16)
     targets = torch.randint(0, 11, (2, 9))
@@ -78,7 +99,7 @@ def test_bfloat16_gives_a_float32_loss(monkeypatch: pytest.MonkeyPatch, chunk: i
 
 def test_operators_are_well_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake kernels, autograd registration and dispatch agree with the real operator."""
-    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", 30)
+    small_chunks(monkeypatch, 30)
     hidden = torch.randn(12, 4, requires_grad=True)
     weight = torch.randn(10, 4, requires_grad=True)
     targets = torch.randint(0, 10, (12,))
@@ -93,7 +114,90 @@ def test_logits_are_never_all_in_memory() -> None:
     targets = torch.randint(0, vocab, (tokens,))
     with torch.profiler.profile(profile_memory=True) as profile:
         linear_cross_entropy(hidden, weight, targets).sum().backward()
-    largest = max(event.cpu_memory_usage for event in profile.events())
+    largest = max(event.cpu_memory_usage for event in profile.events() or [])
     assert 0 < largest < tokens * vocab * 4 / 8
-    logits = 4 * cross_entropy.CHUNK_LOGITS
+    logits = 4 * PLAIN_LOGITS
     assert largest >= logits  # the profiler does see a chunk
+
+
+def test_chunks_on_a_device_are_by_its_memory() -> None:
+    """An H200 takes 2^29 logits at once, 13 chunks for 65,536 tokens of 100,280 words; smaller
+    devices less, and none less than a CPU."""
+    gib = 2**30
+    assert chunk_logits() == PLAIN_LOGITS
+    assert chunk_logits(139 * gib) == 2**29
+    assert -(-65_536 // (chunk_logits(139 * gib) // 100_280)) == 13
+    assert chunk_logits(80 * gib) == 2**28
+    assert chunk_logits(24 * gib) == 2**26
+    assert chunk_logits(gib) == PLAIN_LOGITS
+    for memory in (8 * gib, 24 * gib, 80 * gib, 139 * gib):
+        assert 2 * chunk_logits(memory) <= memory / 128
+
+
+@pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fused_kernels_at_a_large_vocabulary(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100,280 words, as a GPU runs them, against the plain loss in float64."""
+    words, generator = 100_280, torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 8, generator=generator).to(dtype)
+    weight = torch.randn(words, 8, generator=generator).to(dtype)
+    targets = torch.tensor([0, 17, 100_279, -100, 4096])
+    scale = torch.tensor([1.0, -0.5, 2.0, 3.0, 0.25])
+    expected = loss_and_gradients(plain, hidden.double(), weight.double(), targets, scale)
+    small_chunks(monkeypatch, 2 * words)
+    monkeypatch.setattr(cross_entropy, "_fused", lambda x: True)
+    found = loss_and_gradients(linear_cross_entropy, hidden, weight, targets, scale)
+    assert [x.dtype for x in found] == [torch.float32, dtype, dtype]
+    for x, y in zip(found, expected, strict=True):
+        ratio = (x.double() - y).norm() / y.norm()
+        # float32: the gradient of a hidden state is a sum of 100,280 terms that nearly cancel.
+        # 16 bits: logits and their gradients are rounded, and the interpreter truncates.
+        assert ratio < (1e-4 if dtype == torch.float32 else 2e-2)
+    assert found[0][3] == 0  # the ignored target, and its gradient
+    assert not found[1][3].any()
+
+
+@pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
+def test_a_chunk_on_a_device_is_two_launches_and_four_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On tensors without memory: nothing is copied, cast or filled by chunk, and no logits are in
+    float32; the weight's gradient accumulates inside its product."""
+    launched: list[str] = []
+    monkeypatch.setattr(
+        InterpretedFunction, "run", lambda self, *_, **__: launched.append(self.fn.__name__)
+    )
+    monkeypatch.setattr(cross_entropy, "_fused", lambda x: True)
+    small_chunks(monkeypatch, 300)
+    tokens, words, dim = 64, 50, 16
+    hidden, weight = (
+        torch.empty(n, dim, dtype=torch.bfloat16, device="meta") for n in (tokens, words)
+    )
+    targets = torch.empty(tokens, dtype=torch.int64, device="meta")
+    grad = torch.empty(tokens, device="meta")
+    operations: list[str] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            operations.append(str(func))
+            if isinstance(found, Tensor) and found.shape[-1:] == (words,):
+                assert found.dtype == torch.bfloat16
+            return found
+
+    chunks = -(-tokens // (300 // words))
+    with Seen():
+        _, log_sum = cross_entropy._chunked._init_fn(hidden, weight, targets)
+        cross_entropy._chunked_backward._init_fn(grad, hidden, weight, targets, log_sum)
+    assert launched == ["row_losses"] * chunks + ["row_gradients"] * chunks
+    for name, times in (
+        ("aten.mm.default", 2 * chunks), ("aten.mm.out", chunks),
+        ("aten.addmm.dtype_out", chunks), ("aten.zeros_like.default", 1),
+        ("aten._to_copy.default", 1),  # the weight's gradient, once
+    ):  # fmt: skip
+        assert operations.count(name) == times, name
+    assert not any("copy_" in name or "add_" in name or "fill" in name for name in operations)

@@ -1,10 +1,12 @@
 """Rewrite the tuning tables: the launch constants of every kernel, dtype and head dimension.
 
-On a GPU each candidate that spills no register and fits shared memory is timed and the fastest
-kept (`linscale tune`). Offline, candidates are compiled for the architecture and the first such
-one, in order of preference, is kept. Where every candidate spills, the one that spills least is
-kept and its bytes are recorded under the table's key "spills". A table is written after each of
-its rows, so that a run that is cut short keeps what it has. Nothing is tuned while a model runs.
+On a GPU each candidate that compiles and fits shared memory is timed, those that spill registers
+too, and the fastest kept (`linscale tune`): the row's kernel alone, on random data, in every mode
+that the row serves, at the shapes of `SHAPES`; of these the geometric mean counts. Offline,
+candidates are compiled for the architecture and the first that spills nothing, in order of
+preference, is kept; where every candidate spills, the one that spills least. What the kept one
+spills is recorded under the table's key "spills". A table is written after each of its rows, so
+that a run that is cut short keeps what it has. Nothing is tuned while a model runs.
 
 Preference: what the table holds already (compiling cannot tell which of two that do not spill is
 the faster, so a second offline run changes nothing); then wide tiles (fewer rereads of the inputs),
@@ -22,17 +24,20 @@ in the scalar table) and "vector" (per-channel decay and HGRN2's gate).
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.kernels import launch
 from models.kernels.call import Call
@@ -42,11 +47,15 @@ from models.kernels.triton.common import (
     TUNING,
     architecture,
     assume_architecture,
+    interpreted,
     table,
     trial,
 )
 
 DIMS = (16, 32, 64, 128, 256)
+SHAPES = ((1, 8192, 8), (8, 8192, 16))
+"""Sequences, tokens and heads that candidates are timed at: a small model's micro-batch of one,
+where sequences are cut to fill the GPU, and one that fills it."""
 KERNELS = {
     "scalar": {
         "states": ("boundary_states", None, ("none", "head", "head_t")),
@@ -87,14 +96,23 @@ class Entry:
     reverse: bool | None
     """Direction that the entry is for; None for both."""
     modes: tuple[str, ...]
-    """Modes it must fit; timed on the last."""
+    """Modes it must fit, and is timed in."""
     dtype: torch.dtype
     """Dtype of the inputs."""
     dim: int
     """Head dimension, keys and values."""
+    warps: int = 0
+    """Most warps of a candidate; 0 for any number."""
     general: bool
     """Whether it is for packed sequences, and head dimensions up to `dim` that need masks or
     differ."""
+
+
+def limited(entry: Entry, arch: str, warps: int) -> Entry | None:
+    """The row that LINSCALE_KERNEL_WARPS takes in an entry's place; None where it needs none."""
+    if table(entry.family, arch)[entry.key]["num_warps"] <= warps:
+        return None
+    return replace(entry, key=f"warps{warps}/{entry.key}", warps=warps)
 
 
 def entries(families: Sequence[str], arch: str, dims: Sequence[int] = DIMS) -> Iterator[Entry]:
@@ -125,15 +143,23 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
     if entry.family == "vector":
         tiles = (
             (64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 8), (32, 32, 8), (16, 64, 8),
-            (16, 32, 8), (16, 16, 8),
+            (16, 32, 8), (16, 16, 8), (32, 64, 4), (32, 32, 4), (16, 64, 4), (16, 32, 4),
+            (16, 16, 4),
         )  # fmt: skip
-        names = ("BK", "BV", "num_warps")
-        rest = {"BT": 64, "num_stages": 1}
+        tiles = (*((*tile, 1) for tile in tiles), (64, 64, 4, 2), (32, 64, 4, 3), (64, 64, 8, 3))
+        names = ("BK", "BV", "num_warps", "num_stages")
+        rest = {"BT": 64}
     elif entry.kernel == "states":
-        tiles = ((64, 64, 64, 4, 2), (32, 32, 64, 4, 2), (32, 32, 32, 4, 1), (16, 16, 32, 4, 1))
+        tiles = (
+            (64, 64, 64, 4, 2), (32, 32, 64, 4, 2), (32, 32, 32, 4, 1), (16, 16, 32, 4, 1),
+            (64, 64, 64, 4, 3), (64, 64, 128, 4, 2), (64, 64, 128, 8, 3), (32, 64, 128, 4, 3),
+        )  # fmt: skip
         names, rest = ("BK", "BV", "C", "num_warps", "num_stages"), {}
     elif entry.kernel == "decay":
-        tiles = ((64, 64, 8), (32, 32, 8), (32, 32, 16), (16, 16, 8), (16, 16, 16))
+        tiles = (
+            (64, 64, 8), (32, 32, 8), (32, 32, 16), (16, 16, 8), (16, 16, 16), (32, 32, 4),
+            (16, 16, 4),
+        )  # fmt: skip
         names, rest = ("BK", "BV", "num_warps"), {"num_stages": 1}
     else:
         tiles = (
@@ -141,7 +167,11 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
             (16, 64, 4, 2), (16, 64, 8, 2), (16, 64, 4, 1), (16, 64, 8, 1), (32, 32, 4, 2),
             (16, 32, 4, 2), (16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
         )  # fmt: skip
-        tiles = tiles if wide else tiles[9:]
+        more = (
+            (64, 64, 4, 3), (64, 64, 8, 3), (32, 64, 4, 3), (64, 128, 4, 2), (64, 128, 8, 2),
+            (64, 128, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (32, 128, 4, 3),
+        )  # fmt: skip
+        tiles = (*tiles, *more) if wide else tiles[9:]
         width = "BT" if entry.kernel in ("gradients", "phase_inputs") else "BV"
         names, rest = (width, "C", "num_warps", "num_stages"), {}
     seen = []
@@ -149,6 +179,8 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
         constants = dict(zip(names, tile, strict=True)) | rest
         for side in {"BK", "BV", "BT"} & set(names):
             constants[side] = min(constants[side], dim)
+        if entry.warps and constants["num_warps"] > entry.warps:
+            continue
         if constants not in seen:
             seen.append(constants)
             yield constants
@@ -162,25 +194,57 @@ def sample(
     device: str,
     tokens: int,
     packed: bool = False,
-) -> tuple[Call, torch.Tensor, torch.Tensor]:
-    """Arguments of a mode, with an initial state, and gradients of o and of the final state."""
-    sequences = 3 if packed else 1
+    batch: int = 1,
+    heads: int = 16,
+) -> tuple[Call, Tensor, Tensor]:
+    """Arguments of a mode, with an initial state, and gradients of o and of the final state: random
+    ones, of which the decays are a model's; packed, three sequences in one row of all tokens."""
+    if packed:
+        batch, tokens = 1, batch * tokens
+    sequences = 3 if packed else batch
+    generator = None if device == "meta" else torch.Generator(device).manual_seed(0)
 
-    def new(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=kind, device=device)
+    def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=kind, device=device).normal_(generator=generator)
 
-    q, k = (new(1, tokens, 16, key_dim) for _ in range(2))
-    v, do = (new(1, tokens, 16, value_dim) for _ in range(2))
+    def uniform(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=kind, device=device).uniform_(generator=generator)
+
+    q = normal(batch, tokens, heads, key_dim) * key_dim**-0.5
+    k = normal(batch, tokens, heads, key_dim)
+    v, do = (normal(batch, tokens, heads, value_dim) for _ in range(2))
     rows = 2 * key_dim if mode == "phase" else key_dim
-    state, dstate = (new(sequences, 16, rows, value_dim, kind=torch.float32) for _ in range(2))
-    cu = new(sequences + 1, kind=torch.int32) if packed else None
-    shapes = {"head": (16,), "head_t": (1, tokens, 16), "vector": tuple(q.shape)}
-    shapes |= dict.fromkeys(("gate", "phase"), (16, key_dim))
+    state = normal(sequences, heads, rows, value_dim, kind=torch.float32)
+    dstate = normal(sequences, heads, rows, value_dim, kind=torch.float32)
+    cu = None
+    if packed:
+        bounds = [0, tokens // 5, tokens // 2, tokens]
+        cu = torch.empty(4, dtype=torch.int32, device=device)
+        if device != "meta":
+            cu.copy_(torch.tensor(bounds))
     decay = None
-    if mode in shapes:
-        decay = new(*shapes[mode], kind=dtype if mode == "vector" else torch.float32) - 0.05
-    offset = new(1, kind=torch.int64) if mode == "phase" else None
+    if mode in ("gate", "phase"):
+        decay = 0.9 * uniform(heads, key_dim)
+    elif mode != "none":
+        shapes = {"head": (heads,), "head_t": q.shape[:3], "vector": q.shape}
+        decay = -0.1 * uniform(*shapes[mode], kind=dtype if mode == "vector" else torch.float32)
+    offset = None
+    if mode == "phase":
+        offset = torch.zeros(1, dtype=torch.int64, device=device)
     return Call(q, k, v, decay, state, cu, offset), do, dstate
+
+
+def runner(arguments: tuple[Call, Tensor, Tensor], segment: int | None) -> Run:
+    """Forward and backward of what `sample` gives."""
+    one, do, dstate = arguments
+    module = import_module(f"models.kernels.{launch.KERNELS[one.mode].triton}")
+    cut = {} if one.mode in ("vector", "gate") else {"segment": segment}
+
+    def run() -> None:
+        kept = module.forward(one, **cut)[2]
+        module.backward(one, kept, do, dstate, **cut)
+
+    return run
 
 
 def call(
@@ -195,15 +259,57 @@ def call(
 ) -> Run:
     """Forward and backward in a form that uses every kernel: both states, sequences cut (unless
     `segment` is None and they are short)."""
-    arguments, do, dstate = sample(mode, dtype, key_dim, value_dim, device, tokens, packed)
-    module = import_module(f"models.kernels.{launch.KERNELS[mode].triton}")
-    cut = {} if mode in ("vector", "gate") else {"segment": segment}
+    return runner(sample(mode, dtype, key_dim, value_dim, device, tokens, packed), segment)
 
-    def run() -> None:
-        kept = module.forward(arguments, **cut)[2]
-        module.backward(arguments, kept, do, dstate, **cut)
 
-    return run
+def matches(entry: Entry, kernel: str, reverse: object) -> bool:
+    """Whether a launch is one of the entry's."""
+    return kernel == entry.function and entry.reverse in (None, reverse)
+
+
+def repeated(entry: Entry, run: Run) -> list[Run]:
+    """The launches of an entry's kernel within `run`, which runs once, as functions that make
+    each of them again. They read and write the same memory as in `run`."""
+    import triton.runtime.interpreter as interpreter
+    from triton.runtime import JITFunction
+
+    kind: Any = interpreter.InterpretedFunction if interpreted() else JITFunction
+    original = kind.run
+    found: list[Run] = []
+
+    def both(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if matches(entry, self.fn.__name__, kwargs.get("REVERSE")):
+            found.append(partial(original, self, *args, **kwargs))
+        return original(self, *args, **kwargs)
+
+    kind.run = both
+    try:
+        run()
+    finally:
+        kind.run = original
+    return found
+
+
+def seconds(entry: Entry, constants: dict[str, int], device: str = "cuda") -> float:
+    """Geometric mean of the times of an entry's kernel, over its modes and `SHAPES`."""
+    times: list[float] = []
+    for mode, (batch, tokens, heads) in product(entry.modes, SHAPES):
+        arguments = sample(
+            mode, entry.dtype, entry.dim, entry.dim, device, tokens, entry.general, batch, heads
+        )
+        with trial(entry.family, entry.kernel, constants):
+            launched = repeated(entry, runner(arguments, None))
+            # What is launched only for cut sequences, where these shapes are not cut.
+            launched = launched or repeated(entry, runner(arguments, 512))
+            times.append(sum(milliseconds(one) for one in launched) / 1e3)
+    return statistics.geometric_mean(times)
+
+
+def milliseconds(run: Run) -> float:
+    """Median time on the device."""
+    from triton.testing import do_bench
+
+    return float(do_bench(run, return_mode="median"))  # pyright: ignore[reportArgumentType]
 
 
 def launches(entry: Entry, arch: str) -> Iterator[Launch]:
@@ -217,8 +323,7 @@ def launches(entry: Entry, arch: str) -> Iterator[Launch]:
         with assume_architecture(arch), record() as recorded:
             run()
         for one in recorded:
-            reverse = one.constants.get("REVERSE")
-            if one.kernel == entry.function and entry.reverse in (None, reverse):
+            if matches(entry, one.kernel, one.constants.get("REVERSE")):
                 yield one
 
 
@@ -271,9 +376,10 @@ def attempts(entry: Entry, arch: str, offline: bool) -> list[tuple[dict[str, int
 
 
 def choose(
-    entry: Entry, arch: str, tried: list[tuple[dict[str, int], int]]
+    entry: Entry, arch: str, tried: list[tuple[dict[str, int], int]], offline: bool
 ) -> tuple[dict[str, int], int]:
-    """Constants of an entry and the bytes they spill: of those that spill least, the fastest.
+    """Constants of an entry and the bytes they spill: the fastest, or offline the first of those
+    that spill least.
 
     Raises:
         RuntimeError: nothing compiled and fitted shared memory.
@@ -282,18 +388,11 @@ def choose(
         raise RuntimeError(
             f"{arch} {entry.key}: no candidate compiles and fits {SHARED_LIMIT[arch]} bytes."
         )
-    least = min(spills for _, spills in tried)
-    best = [constants for constants, spills in tried if spills == least]
-    if least or len(best) == 1:
-        return best[0], least
-    from triton.testing import do_bench
-
-    run = call(entry.modes[-1], entry.dtype, entry.dim, entry.dim, "cuda", 8192, entry.general)
-    times: list[float] = []
-    for constants in best:
-        with trial(entry.family, entry.kernel, constants):
-            times.append(float(do_bench(run, return_mode="median")))  # pyright: ignore
-    return best[times.index(min(times))], 0
+    if offline or len(tried) == 1:
+        least = min(spills for _, spills in tried)
+        return next(one for one in tried if one[1] == least)
+    times = [seconds(entry, constants) for constants, _ in tried]
+    return tried[times.index(min(times))]
 
 
 def tune(
@@ -304,6 +403,7 @@ def tune(
     dims: Sequence[int] = DIMS,
     output: Path | None = None,
     jobs: int = 1,
+    warps: int = 0,
     report: Callable[[str], None] = print,
 ) -> list[Path]:
     """Tune the kernels of some families and write their tables; returns the files written.
@@ -315,6 +415,7 @@ def tune(
         dims: head dimensions, of `DIMS`.
         output: folder to write to; None replaces the checked-in tables.
         jobs: processes that compile at a time.
+        warps: instead of the rows themselves, those that LINSCALE_KERNEL_WARPS=`warps` takes.
         report: called with one line per entry.
 
     Raises:
@@ -339,6 +440,8 @@ def tune(
     offline = offline or arch is not None
     arch = arch or architecture()
     todo = list(entries(families, arch, dims))
+    if warps:
+        todo = [one for entry in todo if (one := limited(entry, arch, warps)) is not None]
     tables: dict[str, dict[str, dict[str, int]]] = {}
     written: dict[str, Path] = {}
     with ThreadPoolExecutor(jobs) as threads, assume_architecture(arch):
@@ -347,7 +450,7 @@ def tune(
             report(f"{arch}: compiling the candidates of {len(todo)} rows")
             compiled = list(compiled)  # timing wants the processor for itself
         for entry, tried in zip(todo, compiled, strict=True):
-            constants, spills = choose(entry, arch, tried)
+            constants, spills = choose(entry, arch, tried, offline)
             # A copy: `table` is cached, and launches read it while this one changes.
             rows = tables.setdefault(entry.family, dict(table(entry.family, arch)))
             recorded = {k: n for k, n in rows.pop("spills", {}).items() if k != entry.key}

@@ -13,6 +13,7 @@ Tuning tables are `tuning/<family>.<arch>.json`: a flat object from a key to the
 launch (`num_warps`, `num_stages` and the kernel's own constexprs). `tuned` looks up, in order,
 
     kernel/mode/bits/D, or kernel/general/bits/D (see `tuned`)      kernel/bits/D
+    (with LINSCALE_KERNEL_WARPS=N first warpsN/ before either, where the row has more warps)
 
 where D is the larger of K and V rounded up to a power of two (at least 16), and bits is 16 (bf16,
 fp16) or 32. Nothing is keyed on the sequence length or the batch, and nothing is timed at run time;
@@ -22,6 +23,7 @@ fp16) or 32. Nothing is keyed on the sequence length or the batch, and nothing i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -250,7 +252,7 @@ def _architecture(device: torch.device | None) -> str:
         return "sm_90"
     if torch.version.hip is not None:
         return "gfx942"
-    major = torch.cuda.get_device_capability(device)[0]
+    major = torch.cuda.get_device_capability(_on_gpu(device))[0]
     # Consumer Blackwell (12.x) has Ada's shared memory, so it takes Ampere's small tiles.
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
@@ -260,7 +262,12 @@ def multiprocessors(device: torch.device | None = None) -> int:
     """Streaming multiprocessors (compute units) of a device; 132 without one."""
     if not torch.cuda.is_available():
         return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(_on_gpu(device)).multi_processor_count
+
+
+def _on_gpu(device: torch.device | None) -> torch.device | None:
+    """The device, or for tensors without memory (and the interpreter's) the current GPU."""
+    return device if device is not None and device.type == "cuda" else None
 
 
 @cache
@@ -301,8 +308,17 @@ def tuned(family: str, kernel: str, call: Call, arch: str) -> dict[str, int]:
     keys = (f"{kernel}/{form}/{bits}/{dim}", f"{kernel}/{bits}/{dim}")
     for key in keys:
         if key in entries:
-            return entries[key]
+            return _within_warps(entries, key)
     raise KeyError(f"{family}.{arch}.json has none of {', '.join(keys)}; run linscale tune.")
+
+
+def _within_warps(entries: dict[str, dict[str, int]], key: str) -> dict[str, int]:
+    """The row `key`, or with LINSCALE_KERNEL_WARPS=N, where it has more warps than that, the row
+    warpsN/`key`; without one the row itself with N warps, right but slow."""
+    limit, row = os.environ.get("LINSCALE_KERNEL_WARPS", ""), entries[key]
+    if not limit.isdigit() or row["num_warps"] <= int(limit):
+        return row
+    return entries.get(f"warps{limit}/{key}", row | {"num_warps": int(limit)})
 
 
 def dot_precision(dtype: torch.dtype, arch: str) -> str:

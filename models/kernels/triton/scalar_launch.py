@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.chunk_sizes import STATE_INTERVAL
 from models.kernels.call import Call, Gradients
 from models.kernels.triton.common import (
     HEAD,
@@ -37,7 +38,7 @@ from models.kernels.triton.scalar_slope import slope_gradient as slope_gradient_
 from models.kernels.triton.scalar_states import boundary_states
 
 MODES = {"none": NONE, "head": HEAD, "head_t": HEAD_T}
-STATE_INTERVAL = 128
+INTERVAL = STATE_INTERVAL["cuda"]
 """Tokens between stored states where they are densest."""
 SEGMENT_MINIMUM = 256
 """A sequence is not cut into shorter pieces than this: the extra pass would cost more."""
@@ -46,11 +47,11 @@ SEGMENT_MINIMUM = 256
 def segment_length(tokens: int, programs: int, sms: int) -> int:
     """Tokens one program walks: the whole sequence when `programs` (sequences x heads x tiles)
     give every multiprocessor work, else enough pieces for two programs on each."""
-    whole = max(-(-tokens // STATE_INTERVAL), 1) * STATE_INTERVAL
+    whole = max(-(-tokens // INTERVAL), 1) * INTERVAL
     if programs >= sms or tokens <= 2 * SEGMENT_MINIMUM:
         return whole
     pieces = min(-(-2 * sms // max(programs, 1)), -(-tokens // SEGMENT_MINIMUM))
-    return -(-tokens // (pieces * STATE_INTERVAL)) * STATE_INTERVAL
+    return -(-tokens // (pieces * INTERVAL)) * INTERVAL
 
 
 def decay_strides(decay: Tensor | None) -> tuple[int, int, int]:
@@ -187,12 +188,12 @@ def backward(
     with torch.cuda.device_of(q):
         dstates = states
         if per_token:
-            # Both boundary states every STATE_INTERVAL tokens; the scan reuses them if it is cut.
-            if not (segmented and segment == STATE_INTERVAL):
-                states = launch_states(call, k, v, initial_state, STATE_INTERVAL, reverse=False)
-            segment = STATE_INTERVAL if segmented else segment
+            # Both boundary states every INTERVAL tokens; the scan reuses them if it is cut.
+            if not (segmented and segment == INTERVAL):
+                states = launch_states(call, k, v, initial_state, INTERVAL, reverse=False)
+            segment = INTERVAL if segmented else segment
         if per_token or segmented:
-            interval = STATE_INTERVAL if per_token else segment
+            interval = INTERVAL if per_token else segment
             dstates = launch_states(call, q, do, dfinal_state, interval, reverse=True)
         if per_token:
             ddecay = launch_decay_gradient(call, do, states, dstates)
@@ -219,18 +220,18 @@ def backward(
 
 
 def launch_decay_gradient(call: Call, do: Tensor, states: Tensor, dstates: Tensor) -> Tensor:
-    """ddecay (B, T, H) in decay's dtype, from states every `STATE_INTERVAL` tokens."""
+    """ddecay (B, T, H) in decay's dtype, from states every `INTERVAL` tokens."""
     q, k, v, decay, _, cu_seqlens, _ = call
     assert decay is not None
     tokens, heads, key_dim = q.shape[1:]
     arch = architecture(q.device)
     config = tuned("scalar", "decay", call, arch)
-    entries = segment_entries(tokens, call.sequences, STATE_INTERVAL, call.packed)
+    entries = segment_entries(tokens, call.sequences, INTERVAL, call.packed)
     ddecay = torch.empty(decay.shape, dtype=torch.float32, device=q.device)
     decay_gradient_kernel[(entries * heads,)](
         q, k, v, do, decay, states, dstates, ddecay, q if cu_seqlens is None else cu_seqlens,
         *q.stride(), *k.stride(), *v.stride(), *do.stride(), *decay.stride(),
-        tokens, call.sequences, heads, K=key_dim, V=v.shape[-1], C=STATE_INTERVAL,
+        tokens, call.sequences, heads, K=key_dim, V=v.shape[-1], C=INTERVAL,
         PACKED=call.packed, PRECISION=dot_precision(q.dtype, arch), **config,
     )  # fmt: skip
     return ddecay.to(decay.dtype)

@@ -18,6 +18,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from models.chunk_sizes import STATE_INTERVAL
 from models.kernels.call import Call, Gradients
 from models.kernels.triton.common import (
     architecture,
@@ -31,7 +32,7 @@ from models.kernels.triton.vector_gradients import gradients
 from models.kernels.triton.vector_read import read_states
 from models.kernels.triton.vector_states import scan_states
 
-CHUNK = 128
+CHUNK = STATE_INTERVAL["cuda"]
 """Tokens between stored states."""
 
 

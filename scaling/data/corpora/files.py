@@ -6,6 +6,7 @@ shards made earlier are still those of this corpus. The content itself is hashed
 
 from __future__ import annotations
 
+import codecs
 import glob
 import itertools
 import json
@@ -13,12 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.data.documents import Documents
+from scaling.data.corpora.opening import COMPRESSED, not_utf8, open_bytes
+from scaling.data.documents import BadRecords, Documents
 from scaling.system.errors import LinscaleError
+
+UNPACKED = 4
+"""Bytes of text that a byte of a compressed file is taken for, in progress displays."""
 
 
 def from_files(
-    name: str, paths: Sequence[Path], base: Path | None, read: Callable[[Path], Iterator[str]]
+    name: str,
+    paths: Sequence[Path],
+    base: Path | None,
+    read: Callable[[Path], Iterator[str]],
+    bad: BadRecords | None = None,
 ) -> Documents:
     """The documents of files, one file after another.
 
@@ -27,14 +36,19 @@ def from_files(
         paths: the files, in order.
         base: folder that names in the signature are relative to; None: as the paths are.
         read: iterates over the documents of a file.
+        bad: counts records that are passed over; None where there are no such.
     """
+    counted = bad or BadRecords(0)
 
     def documents(skip: int) -> Iterator[str]:
+        counted.count = 0
         every = itertools.chain.from_iterable(read(path) for path in paths)
         return itertools.islice(every, skip, None)
 
     signature, total = sign_files(paths, base)
-    return Documents(name=name, signature=signature, total_bytes=total, read=documents)
+    packed = sum(size for name, size, _ in signature if name.endswith(COMPRESSED))
+    total += packed * (UNPACKED - 1)
+    return Documents(name=name, signature=signature, total_bytes=total, read=documents, bad=counted)
 
 
 def sign_files(paths: Sequence[Path], base: Path | None) -> tuple[list[Any], int]:
@@ -52,54 +66,73 @@ def find_files(name: str, pattern: str, suffix: str) -> list[Path]:
 
     Args:
         name: the `data.corpus`, for errors.
-        pattern: may begin with `~` and hold `*` and `**`.
-        suffix: what such files usually end with, for errors.
+        pattern: may begin with `~` and hold `*` and `**`; a folder means all its files that end
+            with `suffix`, compressed or not, those of its folders too.
+        suffix: what such files usually end with, such as `.txt`.
 
     Raises:
         LinscaleError: there are none.
     """
     expanded = Path(pattern).expanduser()
-    paths = [p for p in map(Path, sorted(glob.glob(str(expanded), recursive=True))) if p.is_file()]
-    if paths:
-        return paths
     if expanded.is_dir():
-        prefix = name.partition(":")[0]
+        endings = (suffix, *(suffix + packed for packed in COMPRESSED))
+        paths = sorted(p for p in expanded.rglob("*") if p.name.endswith(endings) and p.is_file())
+        if not paths:
+            prefix = name.partition(":")[0]
+            raise LinscaleError(
+                f"corpus {name}: the folder {pattern} holds no file *{suffix}; name its files, "
+                f"for example data.corpus='{prefix}:{pattern.rstrip('/')}/*'."
+            )
+        return paths
+    paths = [p for p in map(Path, sorted(glob.glob(str(expanded), recursive=True))) if p.is_file()]
+    if not paths:
         raise LinscaleError(
-            f"corpus {name}: {pattern} is a folder; name its files, for example "
-            f"data.corpus='{prefix}:{pattern.rstrip('/')}/*.{suffix}'."
+            f"corpus {name}: no file matches {pattern} (seen from {Path.cwd()}); check "
+            "data.corpus, and quote the pattern so that the shell does not expand it."
         )
-    raise LinscaleError(
-        f"corpus {name}: no file matches {pattern} (seen from {Path.cwd()}); check data.corpus, "
-        "and quote the pattern so that the shell does not expand it."
-    )
+    return paths
 
 
-def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with `file:line`; empty lines are passed over.
+def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file of JSON, each with `file:line`; empty ones are passed over."""
+    with open_bytes(path) as file:
+        number = 0
+        while line := file.readline():
+            number += 1
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.isspace():
+                yield f"{path}:{number}", line
+
+
+def object_of(where: str, line: bytes) -> dict[str, Any]:
+    """The object of a line.
+
+    Args:
+        where: `file:line`.
+        line: UTF-8.
 
     Raises:
-        LinscaleError: a line that is no object, or text that is not UTF-8.
+        LinscaleError: it is none.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    where = f"{path}:{number}"
-                    yield where, _object(where, line)
+        text = line.decode()
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
-
-
-def _object(where: str, line: str) -> dict[str, Any]:
+        path, _, number = where.rpartition(":")
+        raise not_utf8(Path(path), error, f" in line {number}") from None
     try:
-        record = json.loads(line)
+        record = json.loads(text)
     except json.JSONDecodeError as error:
         raise LinscaleError(
             f"{where}: not a JSON object ({error.msg} at column {error.colno}); a jsonl corpus has "
             "one object a line."
         ) from None
+    except (RecursionError, ValueError) as error:
+        raise LinscaleError(
+            f"{where}: not a JSON object that can be read ({str(error) or 'nested too deep'})."
+        ) from None
     if not isinstance(record, dict):
-        raise LinscaleError(f"{where}: a jsonl corpus has one object a line, not {line[:40]!r}.")
+        raise LinscaleError(f"{where}: a jsonl corpus has one object a line, not {text[:40]!r}.")
     return record
 
 
@@ -117,11 +150,3 @@ def text_of(where: str, record: dict[str, Any], text_field: str) -> str:
             "data.text_field to the one that holds the text."
         )
     return text
-
-
-def not_utf8(path: Path, error: UnicodeDecodeError) -> LinscaleError:
-    """The error for a file that is no UTF-8 text."""
-    return LinscaleError(
-        f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason}); convert "
-        "it, for example `iconv -f latin1 -t utf-8`, or narrow the pattern of data.corpus."
-    )

@@ -1,22 +1,32 @@
-"""`jsonl:GLOB`: one JSON object a line; the text is in `data.text_field`."""
+"""`jsonl:GLOB`: one JSON object a line, plain or compressed; the text is in `data.text_field`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from scaling.data.corpora.corpus import Corpus, needs_argument, prepare_texts
-from scaling.data.corpora.files import find_files, from_files, read_objects, text_of
-from scaling.data.documents import Documents
+from scaling.data.corpora.files import find_files, from_files, object_of, read_lines, text_of
+from scaling.data.documents import BadRecords, Documents
 from scaling.data.settings import DataSettings
+from scaling.system.errors import LinscaleError
 
 FORM = "jsonl:PATH"
 
 
 def _documents(pattern: str, data: DataSettings) -> Documents:
-    return from_files(
-        data.corpus,
-        find_files(data.corpus, pattern, "jsonl"),
-        None,
-        lambda path: (text_of(at, record, data.text_field) for at, record in read_objects(path)),
-    )
+    bad = BadRecords(data.max_bad_records)
+
+    def read(path: Path) -> Iterator[str]:
+        for where, line in read_lines(path):
+            try:
+                text = text_of(where, object_of(where, line), data.text_field)
+            except LinscaleError as error:
+                bad.skip(error)
+            else:
+                yield text
+
+    return from_files(data.corpus, find_files(data.corpus, pattern, ".jsonl"), None, read, bad)
 
 
 KIND = Corpus(

@@ -6,6 +6,7 @@
 | `stdlib`           | the source files of this Python's standard library, tests left out         |
 | `text:GLOB`        | UTF-8 files; a long one is cut at line ends into pieces of 16384 characters |
 | `jsonl:GLOB`       | one JSON object a line; the text is in `data.text_field`                   |
+| `parquet:GLOB`     | Parquet files; the text is in the column `data.text_field`                 |
 | `hf:NAME[:CONFIG]` | the `train` split of a Hugging Face dataset, by name or by local folder    |
 | `task:NAME:...`    | a synthetic recall task (`scaling.data.recall_tasks`); it has no tokenizer |
 | `instructions:...` | questions with answers, packed (`scaling.data.instructions`)               |
@@ -19,13 +20,32 @@ from __future__ import annotations
 from typing import Any
 
 from models.errors import ConfigError
-from scaling.data.corpora import hf, instructions, jsonl, kjv, mix, stdlib, task, text
+from scaling.data.corpora import (
+    hf,
+    instructions,
+    jsonl,
+    kjv,
+    mix,
+    parquet,
+    stdlib,
+    task,
+    text,
+)
 from scaling.data.corpora.corpus import Corpus
 from scaling.data.documents import Documents
 from scaling.data.settings import DataSettings
 from scaling.system.errors import LinscaleError
 
-_SINGLE = (kjv.KIND, stdlib.KIND, text.KIND, jsonl.KIND, hf.KIND, task.KIND, instructions.KIND)
+_SINGLE = (
+    kjv.KIND,
+    stdlib.KIND,
+    text.KIND,
+    jsonl.KIND,
+    parquet.KIND,
+    hf.KIND,
+    task.KIND,
+    instructions.KIND,
+)
 
 
 def kind_of(corpus: str) -> Corpus[Any]:

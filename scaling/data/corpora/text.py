@@ -1,4 +1,4 @@
-"""`text:GLOB`: UTF-8 files.
+"""`text:GLOB`: UTF-8 files, plain or compressed.
 
 Long files are cut at line ends so that a single book can be split into training and validation
 documents; put texts that must stay whole into JSON lines.
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaling.data.corpora.corpus import Corpus, needs_argument, prepare_texts
-from scaling.data.corpora.files import find_files, from_files, not_utf8
+from scaling.data.corpora.files import find_files, from_files
+from scaling.data.corpora.opening import open_text
 from scaling.data.documents import Documents
 from scaling.data.settings import DataSettings
 
@@ -20,24 +21,21 @@ FORM = "text:GLOB"
 
 
 def _documents(pattern: str, data: DataSettings) -> Documents:
-    return from_files(data.corpus, find_files(data.corpus, pattern, "txt"), None, _read)
+    return from_files(data.corpus, find_files(data.corpus, pattern, ".txt"), None, _read)
 
 
 def _read(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines: list[str] = []
-            size = 0
-            while line := file.readline(PIECE_CHARACTERS):
-                lines.append(line)
-                size += len(line)
-                if size >= PIECE_CHARACTERS:
-                    yield "".join(lines)
-                    lines, size = [], 0
-            if lines:
+    with open_text(path) as file:
+        lines: list[str] = []
+        size = 0
+        while line := file.readline(PIECE_CHARACTERS):
+            lines.append(line)
+            size += len(line)
+            if size >= PIECE_CHARACTERS:
                 yield "".join(lines)
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
+                lines, size = [], 0
+        if lines:
+            yield "".join(lines)
 
 
 KIND = Corpus(

@@ -111,7 +111,7 @@ def student_layers(
     return student.eval().requires_grad_(False)
 
 
-def learned(student: LanguageModel, layers: range) -> dict[str, Tensor]:
+def learning_tensors(student: LanguageModel, layers: range) -> dict[str, Tensor]:
     """What learns in some layers, by its name in the model."""
     return {
         name: parameter

@@ -42,7 +42,7 @@ from scaling.linearization.blockwise.hidden_cache import (
 from scaling.linearization.blockwise.teacher_layers import (
     check_teacher,
     dtype_of,
-    learned,
+    learning_tensors,
     student_layers,
 )
 from scaling.linearization.blockwise.transfer_config import Blockwise
@@ -134,7 +134,7 @@ def _train(
             "the part activations first."
         )
     student = student_layers(config, group, device=device)
-    tensors = learned(student, group)
+    tensors = learning_tensors(student, group)
     if tensors:  # a group may keep softmax in all of its layers
         text = tokens_of(config, out)
         _learn(config, student, group, tensors, boundary, text, folder, held)
@@ -332,6 +332,6 @@ def run(
         target = assemble(config, out)
         student = build(config.student, device="meta")
         student.requires_grad_(False)
-        for parameter in learned(student, range(config.model.layers)).values():
+        for parameter in learning_tensors(student, range(config.model.layers)).values():
             parameter.requires_grad_(True)
         report(f"{target}: written; {count_trained(student)}")

@@ -15,7 +15,7 @@ the time is that of the activations and of one group.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -99,7 +99,7 @@ def plan(config: Blockwise, device: Device) -> BlockwisePlan:
     each = width * per_layer + ADAM_BYTES * learning / model.layers
     held = step + size * each
     if held > USABLE * device.memory:
-        raise _too_large(config, device, step, each)
+        _refuse(config, device, step, each)
     boundary = float(config.cached_tokens) * model.dim * width
     teacher, student = _layer_flops(config)
     tokens = config.cached_tokens
@@ -201,7 +201,7 @@ def _layer_flops(config: Blockwise) -> tuple[float, float]:
     return (sum(teacher.values()) - teacher["head"]) / layers, 3 * new / layers
 
 
-def _too_large(config: Blockwise, device: Device, step: float, each: float) -> ConfigError:
+def _refuse(config: Blockwise, device: Device, step: float, each: float) -> NoReturn:
     fitting = int((USABLE * device.memory - step) // each)
     size = min(config.group_layers, config.model.layers)
     remedy = (
@@ -209,7 +209,7 @@ def _too_large(config: Blockwise, device: Device, step: float, each: float) -> C
         if fitting >= 1
         else "not even one layer does; take fewer data.batch_sequences or precision=bf16."
     )
-    return ConfigError(
+    raise ConfigError(
         f"{config.name}: a group of {size} layers needs about {(step + size * each) / GIB:.0f} GiB "
         f"and {device.name} has {device.memory / GIB:.0f} GiB; {remedy}"
     )

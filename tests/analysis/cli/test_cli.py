@@ -67,6 +67,18 @@ def test_fit_of_a_table(table: Path) -> None:
     assert "90% interval" in out
 
 
+def test_parameters_can_be_held(table: Path) -> None:
+    choices = columns("--bootstrap", "0", "--json", "--fix", "E=1.75", "--fix", "alpha=0.3")
+    code, out, _ = call("fit", table, *choices)
+    assert code == 0
+    for fit in json.loads(out)["fits"].values():
+        assert fit["parameters"]["E"] == pytest.approx(1.75)
+        assert fit["parameters"]["alpha"] == pytest.approx(0.3)
+    code, _, err = call("fit", table, *columns("--bootstrap", "0", "--fix", "E"))
+    assert code == 2
+    assert "--fix E: give NAME=VALUE" in err
+
+
 def test_fit_as_json_gives_the_truth(table: Path) -> None:
     code, out, _ = call("fit", table, *columns("--bootstrap", "0", "--json"))
     assert code == 0

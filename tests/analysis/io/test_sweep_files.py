@@ -16,7 +16,7 @@ from analysis.io.evals import load_evals
 from analysis.io.frames import words
 from analysis.io.records import load_sweep
 from analysis.io.sweep_files import find_sweep, open_sweep, pack, report_folder, unpacked
-from analysis.report.report import write
+from analysis.report.report import write_report
 from scaling.cli.main import app
 from tests.support.make_runs import write_sweep
 
@@ -51,7 +51,7 @@ def test_points_curves_and_evaluations_are_the_folders(folder: Path, packed: Pat
 
 
 def test_a_report_has_a_page_for_every_run(folder: Path, packed: Path, tmp_path: Path) -> None:
-    page = write(packed, tmp_path / "out", bootstrap=100)
+    page = write_report(packed, tmp_path / "out", bootstrap=100)
     runs = {path.stem for path in (page.parent / "runs").glob("*.html")}
     assert runs == {path.parent.name for path in folder.glob("*/config.json")}
 

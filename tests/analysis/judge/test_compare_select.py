@@ -13,9 +13,10 @@ from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.crossing import Crossing, _first_zero, crossing
 from analysis.judge.forecast import forecast
 from analysis.judge.form_selection import compare_forms, holdout, holdout_summary
-from analysis.judge.frontier import compute_for_loss, frontier_power_law
+from analysis.judge.frontier import compute_for_loss
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.shared_exponents import shared_exponents
+from analysis.laws.compute_model import fit_compute_model
 from tests.support.worlds import TRUTH, optimum_of, suite
 
 
@@ -49,28 +50,25 @@ def test_multiplier_of_a_known_pair_is_exact() -> None:
 def test_frontier_is_a_power_law_and_is_inverted(form: str) -> None:
     fit = fit_law(form, suite(noise=0.002, sizes=6))
     compute = np.geomspace(1e18, 1e22, 5)
-    power = frontier_power_law(fit.law, fit.values)
-    assert power is not None
-    floor, log_k, slope = power
-    np.testing.assert_allclose(
-        floor + np.exp(log_k - slope * np.log(compute)), fit.frontier(compute), rtol=1e-10
-    )
+    floor = fit.params.get("E", 0.0)
+    slopes = np.diff(np.log(fit.frontier(compute) - floor)) / np.diff(np.log(compute))
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-6)
     np.testing.assert_allclose(compute_for_loss(fit, fit.frontier(compute)), compute, rtol=1e-8)
 
 
-def test_inversion_under_own_flops_agrees_with_the_closed_form_and_with_search() -> None:
-    fit = fit_law("chinchilla", suite(noise=0.002))
+def test_frontier_is_inverted_under_own_flops() -> None:
+    n = np.geomspace(1e6, 1e11, 30)
     compute = np.geomspace(1e18, 1e22, 5)
-    losses = fit.frontier(compute)
-    found = compute_for_loss(fit, losses, flops_per_token=lambda n: 6 * n)
-    np.testing.assert_allclose(found, compute, rtol=1e-4)
-
-    def dearer(n: np.ndarray) -> np.ndarray:
-        return 6 * n + 3e8
-
-    losses = fit.frontier(compute, flops_per_token=dearer)
-    found = compute_for_loss(fit, losses, flops_per_token=dearer)
-    np.testing.assert_allclose(found, compute, rtol=1e-4)
+    for form in ("chinchilla", "gamma", "kaplan"):
+        for cost in (6 * n + 9e4 * n ** (2 / 3), 4 * n**1.2, 6 * n - 2e2 * n ** (2 / 3)):
+            fit = fit_law(form, suite(noise=0.002), bootstrap=20)
+            fit = fit.under(fit_compute_model(n, cost))
+            found = compute_for_loss(fit, fit.frontier(compute))
+            np.testing.assert_allclose(found, compute, rtol=1e-8)
+            drawn = fit.frontier_draws(compute)
+            for row in (0, 19):
+                again = compute_for_loss(fit, drawn[row], draws=True)[row]
+                np.testing.assert_allclose(again, compute, rtol=1e-8)
 
 
 def test_a_loss_below_the_floor_is_out_of_reach() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from analysis.errors import AnalysisError
+from analysis.laws.compute_model import ComputeModel, fit_compute_model, optimum
 from analysis.laws.power_sum import Inner, PowerSum
-from analysis.laws.registry import FORMS, get_law, optimum
+from analysis.laws.registry import FORMS, get_law
 
 N = np.geomspace(2e7, 3e9, 23)
 D = np.geomspace(4e11, 3e8, 23) * np.tile([1.0, 3.0], 12)[:23]
@@ -150,10 +153,11 @@ def test_optimum_under_other_flops() -> None:
     inner = Inner(*(np.array(v) for v in (406.4, 0.34, 410.7, 0.28)))
 
     def per_token(n: np.ndarray) -> np.ndarray:
-        return 6 * n + 2e5 * np.sqrt(n) + 1e8
+        return 6 * n + 2.5e4 * n ** (2 / 3) + 3e5 * np.cbrt(n)
 
+    sizes = np.geomspace(1e7, 1e10, 6)
     compute = np.array([1e17, 1e20, 1e23])
-    n, d = optimum(inner, compute, per_token)
+    n, d = optimum(inner, compute, fit_compute_model(sizes, per_token(sizes)))
     np.testing.assert_allclose(per_token(n) * d, compute, rtol=1e-12)
     for c, found in zip(compute, n, strict=True):
         grid = np.geomspace(found / 30, found * 30, 400_001)
@@ -164,7 +168,8 @@ def test_optimum_under_other_flops() -> None:
 def test_optimum_reduces_to_the_closed_form() -> None:
     inner = Inner(*(np.array(v) for v in (406.4, 0.34, 410.7, 0.28)))
     compute = np.geomspace(1e18, 1e25, 5)
-    closed, searched = optimum(inner, compute), optimum(inner, compute, lambda n: 6 * n)
+    straight = ComputeModel("column", (math.log(6.0), 1.0, 0.0), 1.0, "curve", (0.0, 60.0))
+    closed, searched = optimum(inner, compute), optimum(inner, compute, straight)
     np.testing.assert_allclose(searched, closed, rtol=1e-10)
 
 

@@ -16,7 +16,7 @@ from analysis.errors import AnalysisError
 from analysis.io.evals import load_evals
 from analysis.io.frames import where
 from analysis.io.records import load_sweep
-from analysis.judge.study import Study, flops_per_token, study
+from analysis.judge.study import Study, study
 from analysis.report.narrative import cautions, rolling_rows, summary
 from analysis.report.report import write_report
 from tests.support.make_runs import LAWS, TASKS, Problem, write_sweep
@@ -108,8 +108,10 @@ def test_complete_sweeps_are_compared_in_pairs(tmp_path: Path) -> None:
 def test_flops_per_token_follows_the_record(result: Study) -> None:
     own = result.points[result.points["arch"] == "llama"]
     n, cost = own["n_params"].to_numpy(), (own["flops"] / own["tokens"]).to_numpy()
-    np.testing.assert_allclose(flops_per_token(n, cost)(n), cost, rtol=0.005)
-    far = flops_per_token(n, cost)(np.array([1e9]))
+    model = result.laws["llama"].compute_model
+    assert model.source == "accounting"
+    np.testing.assert_allclose(model(n), cost, rtol=0.005)
+    far = model(np.array([1e9]))
     assert 6e9 < far[0] < 1e10  # 6N and 22 % of attention: sane far outside, not a runaway
 
 

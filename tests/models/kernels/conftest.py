@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from tests.support.gpu_check import in_order
 
 
 def _multiply_bfloat16_as_float32() -> None:
@@ -90,6 +93,31 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     _multiply_bfloat16_as_float32()
     _index_with_one_element()
     _reduce_and_scan_with_numpy()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`make gpu-check`: with LINSCALE_GPU_DONE=FILE the tests named in the file are left out, and
+    the others come in the order of their value."""
+    done = os.environ.get("LINSCALE_GPU_DONE")
+    if not done:
+        return
+    chosen = {item.nodeid: item for item in items if item.get_closest_marker("gpu")}
+    names = in_order(list(chosen), Path(done).read_text().splitlines())
+    config.hook.pytest_deselected(items=[x for x in items if x.nodeid not in set(names)])
+    items[:] = [chosen[name] for name in names]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """With LINSCALE_GPU_RECORD=FILE every test that passed is added to the file at once."""
+    record = os.environ.get("LINSCALE_GPU_RECORD")
+    if (
+        record
+        and report.when == "call"
+        and report.passed
+        and "PYTEST_XDIST_WORKER" not in os.environ
+    ):
+        with open(record, "a") as file:
+            file.write(report.nodeid + "\n")
 
 
 @pytest.fixture

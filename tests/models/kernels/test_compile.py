@@ -64,7 +64,7 @@ def launches():
             yield [mode, dtype, key_dim, value_dim, *rest], wide, most, launch
     for entry in tune.entries(tuple(tune.KERNELS), arch, dims):
         wide = entry.dtype == torch.float32
-        most = spills(entry.family).get(entry.key, 0) if wide or entry.general else 0
+        most = spills(entry.family).get(entry.key, 0)
         for launch in tune.launches(entry, arch):
             yield entry.key, wide, most, launch
 

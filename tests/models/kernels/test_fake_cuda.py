@@ -7,14 +7,18 @@ results are compared with those of the kernels, run in the interpreter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.runtime.interpreter import InterpretedFunction
 
 from models.kernels import launch, operators
+from models.kernels.tools import report
+from models.kernels.triton import common
 from models.kernels.triton.common import interpreted
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
@@ -79,3 +83,34 @@ def test_fake_results(
     assert results(forward, start, "cuda") == results(forward, start)
     arguments = (*start, *kept, *end)
     assert results(backward, arguments, "cuda") == results(backward, arguments)
+
+
+def test_tensors_without_memory_where_a_gpu_is_present(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compile report records launches on them: no query is made of the device "meta"."""
+
+    def current(device: torch.device | None) -> None:
+        assert device is None or device.type == "cuda", device
+
+    def capability(device: torch.device | None) -> tuple[int, int]:
+        current(device)
+        return 10, 0
+
+    def properties(device: torch.device | None) -> SimpleNamespace:
+        current(device)
+        return SimpleNamespace(multi_processor_count=148)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(InterpretedFunction, "run", lambda self, *_, **__: None)
+    caches = (common._architecture, common.multiprocessors)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        assert common.architecture(torch.device("meta")) == "sm_100"
+        assert common.multiprocessors(torch.device("meta")) == 148
+        for operation in report.ours(64, torch.bfloat16):
+            operation.backward(operation.forward())
+    finally:
+        for cached in caches:
+            cached.cache_clear()

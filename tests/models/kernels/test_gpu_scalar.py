@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
+from tests.support.gpu_check import slope_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,6 +81,12 @@ def test_matches_recurrence(
     o, final = recurrent_reference(q, k, v, decay, initial, cu_seqlens)
     do, dfinal = random(*o.shape), random(*final.shape, kind=torch.float32)
     expected = torch.autograd.grad([o, final], leaves, [do, dfinal])
+    terms = o  # of the gradient of slopes, by token
+    if mode == "head":
+        assert decay is not None
+        expanded = decay.detach().expand(batch, tokens, heads).clone().requires_grad_()
+        outputs = recurrent_reference(q, k, v, expanded, initial, cu_seqlens)
+        [terms] = torch.autograd.grad(outputs, [expanded], [do, dfinal])
 
     inputs: list[Any] = [x.detach().to(dtype) for x in (q, k, v)]
     inputs += [None if decay is None else decay.detach().float(), initial.detach().float()]
@@ -95,6 +102,8 @@ def test_matches_recurrence(
         assert _error(actual_final, final.detach()) < forward_limit
         found = [x for x in gradients if x is not None]
         errors = [_error(x, y) for x, y in zip(found, expected, strict=True)]
+        if mode == "head":
+            errors[3] = slope_error(found[3], terms)
         assert max(errors) < limit, errors
 
 

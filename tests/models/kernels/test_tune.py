@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from models.kernels.call import Call
 from models.kernels.tools import tune
-from models.kernels.triton.common import ARCHS, TUNING, table, tuned
+from models.kernels.triton.common import ARCHS, TUNING, interpreted, table, tuned
 
 FAMILIES = ("scalar", "phase", "vector")
 
@@ -108,3 +110,65 @@ def test_errors(arguments: dict[str, str], message: str) -> None:
 def test_needs_a_gpu_or_an_architecture() -> None:
     with pytest.raises(ValueError, match="--offline --arch"):
         tune.tune()
+
+
+def test_data_are_random_and_packed_sequences_real() -> None:
+    for mode in ("none", "head", "head_t", "vector", "gate", "phase"):
+        call, do, dstate = tune.sample(mode, torch.float32, 16, 16, "cpu", 20, True, 2, 3)
+        assert call.mode == mode
+        for x in (call.q, call.k, call.v, call.initial_state, do, dstate):
+            assert x is not None
+            assert x.std() > 0.1
+        assert call.q.shape == (1, 40, 3, 16)
+        assert call.cu_seqlens is not None
+        assert call.cu_seqlens.tolist() == [0, 8, 20, 40]
+        if mode in ("head", "head_t", "vector"):
+            assert call.decay is not None
+            assert (call.decay <= 0).all()
+
+
+@pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize(
+    ("family", "kernel", "times"),
+    # none and head, at one shape; the states are launched forward and backward
+    [("scalar", "output", 2), ("scalar", "states", 4), ("vector", "scan_reverse", 2)],
+)
+def test_one_kernel_is_timed_at_a_time(
+    family: str, kernel: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the entry's launches, with the trial's constants, and each does its work again."""
+    monkeypatch.setattr(tune, "SHAPES", ((1, 600, 1),))
+    [entry] = [
+        e for e in tune.entries((family,), "sm_90", (16,))
+        if e.kernel == kernel and e.dtype == torch.float32 and not e.general
+    ][:1]  # fmt: skip
+    entry = replace(entry, modes=("none", "head") if family == "scalar" else ("vector", "gate"))
+    constants = tune.table(family, "sm_90")[entry.key] | {"num_warps": 2}
+    timed: list[tuple[str, int]] = []
+
+    def once(run: Any) -> float:
+        timed.append((run.args[0].fn.__name__, run.keywords["num_warps"]))
+        run()
+        return 2.0
+
+    monkeypatch.setattr(tune, "milliseconds", once)
+    assert tune.seconds(entry, constants, "cpu") > 0
+    assert timed == [(entry.function, 2)] * times
+
+
+def test_on_a_gpu_the_fastest_is_kept_even_if_it_spills(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = next(tune.entries(("scalar",), "sm_90"))
+    tried = [({"C": 64}, 0), ({"C": 128}, 16), ({"C": 32}, 0)]
+    times = {64: 3.0, 128: 1.0, 32: 2.0}
+    monkeypatch.setattr(tune, "seconds", lambda entry, constants: times[constants["C"]])
+    assert tune.choose(entry, "sm_90", tried, offline=False) == ({"C": 128}, 16)
+    assert tune.choose(entry, "sm_90", tried, offline=True) == ({"C": 64}, 0)
+
+
+def test_larger_chunks_more_stages_and_four_warps_are_candidates() -> None:
+    for entry in tune.entries(FAMILIES, "sm_90", (128,)):
+        found = list(tune.candidates(entry))
+        assert any(c["num_warps"] == 4 for c in found)
+        if entry.dtype == torch.bfloat16 and entry.kernel != "decay":
+            assert any(c["num_stages"] == 3 for c in found)
+            assert entry.family == "vector" or any(c["C"] == 128 for c in found)

@@ -14,7 +14,7 @@ from models.accounting import non_embedding_parameters, train_flops_per_token
 from models.config import ARCHS, ConfigError, paper_config, toy_config
 from scaling.cli.main import app
 from scaling.config.experiment import Experiment, load_experiment
-from scaling.config.hyper_laws import LAWS, batch_tokens, learning_rate, tuned
+from scaling.config.hyper_laws import LAWS, apply_law, batch_tokens, learning_rate
 from scaling.config.linearize import LinearizeConfig
 from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
@@ -50,7 +50,7 @@ def test_step_law_by_hand() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_tuned_rung_is_planned(arch: Any, law: Any) -> None:
     plain = paper_recipe(f"{arch}-410M", "410M", paper_config(arch, "410M"))
-    run = tuned(plain, law, multiple=16)
+    run = apply_law(plain, law, multiple=16)
     tokens, length = run.budget.tokens, run.data.sequence_length
     row = rung(run, find_device("h200"))
     assert row.lr == run.optim.lr
@@ -73,7 +73,7 @@ def toy(**parallel: int) -> RunConfig:
 
 
 def test_batches_are_shared_evenly() -> None:
-    run = tuned(toy(devices=2, micro_batch_sequences=4), "step")
+    run = apply_law(toy(devices=2, micro_batch_sequences=4), "step")
     share = run.data.batch_sequences // 2
     assert run.data.batch_sequences % 2 == 0
     assert run.parallel.micro_batch_sequences is not None
@@ -82,13 +82,13 @@ def test_batches_are_shared_evenly() -> None:
 
 def test_errors_name_the_choice() -> None:
     with pytest.raises(ConfigError, match="law='chinchilla': choose one of constant, deepseek, s"):
-        tuned(toy(), "chinchilla")  # type: ignore[arg-type]
+        apply_law(toy(), "chinchilla")  # type: ignore[arg-type]
     scaled = replace(toy(), model=toy().model.replace(mup_base_dim=16))
     with pytest.raises(ConfigError, match="both set the learning rate by size"):
-        tuned(scaled, "step")
+        apply_law(scaled, "step")
     started = replace(toy(), linearize=LinearizeConfig(teacher="runs/teacher"), model=LLAMA)
     with pytest.raises(ConfigError, match="laws are those of training from scratch"):
-        tuned(started, "step")
+        apply_law(started, "step")
     result = CliRunner().invoke(app, ["plan", LADDER, "--law", "best"])
     assert isinstance(result.exception, ConfigError)
 
@@ -103,7 +103,7 @@ def test_plan_takes_a_law_for_any_experiment() -> None:
     plain, lawful = planned(), planned("--law", "deepseek")
     assert {row["law"] for row in plain} == {"constant"}
     assert {row["law"] for row in lawful} == {"deepseek"}
-    runs = [tuned(run, "deepseek") for run in load_experiment(Path(LADDER), []).runs]
+    runs = [apply_law(run, "deepseek") for run in load_experiment(Path(LADDER), []).runs]
     for row, run in zip(lawful, runs, strict=True):
         assert row["run_id"] == run.run_id
         assert row["lr"] == run.optim.lr

@@ -77,9 +77,11 @@ def test_long_text_is_cut_at_line_ends_and_nothing_is_lost(tmp_path: Path) -> No
     assert len(pieces) == 7
 
 
-def test_line_ends_and_byte_order_mark_are_normalised(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
-    assert documents(f"text:{tmp_path}/a.txt") == ["one\ntwo\n"]
+def test_line_ends_stay_and_a_byte_order_mark_goes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert documents(f"text:{tmp_path}/a.txt") == ["one\r\ntwo\rthree\n"]
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\nb"}\r\n\r\n{"text": "c"}')
+    assert documents(f"jsonl:{tmp_path}/a.jsonl") == ["a\r\nb", "c"]
 
 
 def test_skipping_continues_the_same_sequence(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_undecodable_files_are_named(tmp_path: Path, kind: str) -> None:
 def test_missing_files_are_named_with_the_folder_seen_from(tmp_path: Path) -> None:
     with pytest.raises(LinscaleError, match=r"no file matches .*/none\*\.txt \(seen from /"):
         documents(f"text:{tmp_path}/none*.txt")
-    with pytest.raises(LinscaleError, match=rf"is a folder.*text:{tmp_path}/\*\.txt"):
+    with pytest.raises(LinscaleError, match=rf"holds no file \*\.txt; .*text:{tmp_path}/\*"):
         documents(f"text:{tmp_path}")
 
 

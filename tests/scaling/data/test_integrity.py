@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -82,7 +83,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / INDEX).unlink(), "there is no index.json"),
     "half an index": (lambda f: os.truncate(f / INDEX, 300), "index.json cannot be read"),
     "version": (lambda f: rewrite(f / INDEX, format=0), "has format 0"),
-    "width": (lambda f: rewrite(f / INDEX, dtype="uint32"), "says 'uint32'; 360 tokens are"),
+    "width": (
+        lambda f: rewrite(f / INDEX, dtype="uint32", sha256=None),
+        "says 'uint32'; 360 tokens are",
+    ),
     "tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "other tokenizer": (
         lambda f: rewrite(f / "tokenizer.json", normalizer={"type": "NFC"}),
@@ -208,3 +212,25 @@ def test_prepare_tokenises_each_corpus_of_an_experiment_once(
     assert check(folder).state == "whole"
     refused = CliRunner().invoke(app, [*arguments, "--workers", "0"])
     assert isinstance(refused.exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (INDEX, lambda values: values["validation"].update(text_bytes=7)),
+        (INDEX, lambda values: values.update(eos_id=3)),
+        (f"blocks-{T}-5.json", lambda values: values["blocks"].reverse()),
+    ],
+)
+def test_changed_numbers_are_found(
+    tmp_path: Path, sound: Path, name: str, change: Callable[[Any], None]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(sound, folder)
+    assert check(folder).state == "whole"
+    values = json.loads((folder / name).read_text())
+    change(values)
+    (folder / name).write_text(json.dumps(values))
+    found = check(folder)
+    assert found.state == "damaged"
+    assert f"{name} does not have the content that was written" in found.problems[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from scaling.data.corpora.registry import open_corpus
 from scaling.data.prepare import default_cache, prepare
 from scaling.data.token_store import Split
 from scaling.system.errors import LinscaleError
+from scaling.system.files import DiskError
 from tests.support.small_corpora import (
     T,
     all_tokens,
+    files,
     held_out,
     sample_documents,
     stream,
@@ -108,7 +111,7 @@ def test_second_time_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> Iterator[str]:
         raise AssertionError("the corpus is read again")
 
-    monkeypatch.setattr("scaling.data.corpora.jsonl.read_objects", refuse)
+    monkeypatch.setattr("scaling.data.corpora.jsonl.read_lines", refuse)
     monkeypatch.setattr("scaling.data.tokenised.ShardWriter", refuse)
     second = prepare(data, tmp_path / "cache")
     assert second.fingerprint() == first.fingerprint()
@@ -173,3 +176,38 @@ def test_kjv_gives_the_documented_data(tmp_path: Path) -> None:
     assert prepared.train_tokens + prepared.validation_tokens == len(stream(corpus))
     assert prepared.train_tokens > 4_000_000
     assert prepared.validation.shape == (64, 257)
+
+
+def test_a_cache_that_is_read_only_serves_any_number_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_corpus(tmp_path, sample_documents())
+    folder = prepare(data, tmp_path / "cache").folder
+    before = files(folder)
+
+    def refuse(path: Path, *_: object) -> None:
+        raise DiskError(f"{path}: cannot be written (Read-only file system).")
+
+    monkeypatch.setattr("scaling.data.tokenised.exclusive", refuse)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for change in ({"validation_blocks": 3}, {"sequence_length": 16}):
+        other = dataclasses.replace(data, **change)
+        found = prepare(other, tmp_path / "cache")
+        assert files(folder) == before
+        split = Split(folder, found.index.validation, "uint16", other.sequence_length)
+        count = min(other.validation_blocks, split.n_blocks)
+        spread = [i * split.n_blocks // count for i in range(count)]
+        assert np.array_equal(found.validation, split.gather(spread))
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    with pytest.raises(DiskError):  # a full disk is no read-only one
+        prepare(dataclasses.replace(data, validation_blocks=2), tmp_path / "cache")
+
+
+def test_a_shard_that_loses_its_end_is_named_with_the_remedy(tmp_path: Path) -> None:
+    data = write_corpus(tmp_path, sample_documents())
+    prepared = prepare(data, tmp_path / "cache")
+    shard = prepared.folder / prepared.index.train.shards[0].file
+    last = prepared.train.n_blocks - 1
+    os.truncate(shard, 3 * T * 2)
+    with pytest.raises(LinscaleError, match=r"train-00000\.bin has become .*linscale data verify"):
+        prepared.train.gather([last])

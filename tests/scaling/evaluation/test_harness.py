@@ -78,7 +78,7 @@ def test_a_local_task_gives_numbers(make_toy, data):
     assert set(measures) == {"acc", "acc_norm"}
     assert measures["acc"].n == 2
     assert measures["acc"].value in (0, 0.5, 1)
-    assert harness.recorded("arc_easy", settings)["data"][0] == "arc_easy.jsonl"
+    assert harness.label("arc_easy", settings)["data"][0] == "arc_easy.jsonl"
 
 
 def test_damaged_local_files(data):
@@ -122,7 +122,7 @@ def test_the_harness_tasks_on_local_data_sets(make_toy, tmp_path, layout):
     by = {m.metric: m for m in harness.run_task("wikitext", Subject(make_toy("tnl"), settings))}
     assert set(by) == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
     assert by["word_perplexity"].n == 2
-    assert harness.recorded("wikitext", settings)["data"][0] == "wikitext"
+    assert harness.label("wikitext", settings)["data"][0] == "wikitext"
 
 
 def test_missing_data_say_how_to_prepare_them(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from scaling.evaluation import harness
 from scaling.evaluation.results import EvaluationError
-from scaling.evaluation.scrolls import TASKS, f1, normalised, questions, rouge
+from scaling.evaluation.scrolls import TASKS, f1, normalise, questions, rouge
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.tasks import Subject
 
@@ -50,7 +50,7 @@ def data(tmp_path):
 def theirs(monkeypatch):
     """The harness's own tasks, which look for a module that transformers 5 has no more."""
     squad = types.ModuleType("squad_metrics")
-    squad.normalize_answer = normalised
+    squad.normalize_answer = normalise
     package = types.ModuleType("transformers.data.metrics")
     package.squad_metrics = squad
     monkeypatch.setitem(sys.modules, "transformers.data.metrics", package)
@@ -94,7 +94,7 @@ def test_requests_are_the_harness_own(data, theirs, name):
 
 
 def test_metrics_by_hand():
-    assert normalised("The  Cat's, a dog!") == "cats dog"
+    assert normalise("The  Cat's, a dog!") == "cats dog"
     assert f1("the cat sat", ["A cat ran fast", "dog"]) == pytest.approx(100 * 2 / 5)
     assert f1("nothing", ["else"]) == 0
     found = rouge("the cat sat down", ["the cat ran", "sat"])

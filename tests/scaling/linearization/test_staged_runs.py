@@ -21,8 +21,9 @@ from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as linearization
 from scaling.plan.costs import stages, teacher_parameters
 from scaling.plan.memory import memory
+from scaling.record.checkpoints import load_model
 from scaling.record.pretrained import load_pretrained
-from scaling.record.record import RunRecord, load_model
+from scaling.record.record import RunRecord
 from scaling.system.errors import LinscaleError
 from scaling.training.module import TrainingModule
 from scaling.training.train import train

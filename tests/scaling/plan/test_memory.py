@@ -21,8 +21,8 @@ from models.config import ARCHS, ConfigError, ModelConfig, paper_config
 from models.language_model import LanguageModel, build
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
 from scaling.plan.kept import measured
-from scaling.plan.memory import USABLE, kept_by_block, memory, resolved
-from scaling.plan.plan import check_fits, placed, rung
+from scaling.plan.memory import USABLE, decide_strategy, kept_by_block, memory
+from scaling.plan.plan import check_fits, place, rung
 from scaling.system.devices import DEVICES, GIB, Device
 from scaling.training import fsdp, parallel
 from scaling.training.activations import checkpoint_blocks
@@ -227,13 +227,13 @@ def test_a_refusal_names_the_knob_that_makes_it_fit() -> None:
 
 def test_a_cluster_is_used_as_far_as_the_batch_is_shared_evenly() -> None:
     # 480 sequences: not by 64 or 56 devices, but by 48.
-    small = placed(paper_run("hgrn2", "70M"), DEVICES["h200"], 8, 8).parallel
+    small = place(paper_run("hgrn2", "70M"), DEVICES["h200"], 8, 8).parallel
     assert (small.nodes, small.devices, small.strategy) == (6, 8, "ddp")
     large = paper_run("hgrn2", "7B", micro_batch_sequences=1)
-    assert placed(large, DEVICES["h200"], 8, 8).parallel.strategy == "fsdp"
+    assert place(large, DEVICES["h200"], 8, 8).parallel.strategy == "fsdp"
     # A batch of 3 on a node of 8: three of its devices.
     few = make_run("tnl", TOY, 3)
-    assert placed(few, DEVICES["h200"], 1, 8).parallel.devices == 3
+    assert place(few, DEVICES["h200"], 1, 8).parallel.devices == 3
 
 
 @pytest.mark.parametrize(("room", "strategy"), [(1.01, "ddp"), (0.99, "fsdp")])
@@ -245,16 +245,16 @@ def test_a_run_decides_auto_as_its_plan_does(
     host = 2 * memory(run).total * room / USABLE
     machine = Device(name="CPU", peak_flops=1e9, memory=host, efficiency=0.4, is_host=True)
     monkeypatch.setattr(parallel, "host_memory", lambda: host)
-    assert parallel.decided(run).parallel.strategy == strategy
+    assert parallel.decide(run).parallel.strategy == strategy
     assert rung(run, machine).strategy == strategy
-    assert placed(run, machine, nodes=1, per_node=2).parallel.strategy == strategy
+    assert place(run, machine, nodes=1, per_node=2).parallel.strategy == strategy
     explicit = run.override(["parallel.strategy=ddp"])
-    assert parallel.decided(explicit) == explicit
+    assert parallel.decide(explicit) == explicit
 
 
 def test_one_device_is_single_even_where_it_does_not_fit() -> None:
     run = make_run("tnl", MIDDLE, 4)
-    assert resolved(run, 1.0).parallel.strategy == "single"
+    assert decide_strategy(run, 1.0).parallel.strategy == "single"
     large = paper_run("llama", "7B", micro_batch_sequences=1)
     planned = rung(large, DEVICES["h100"])
     assert planned.strategy == "fsdp"

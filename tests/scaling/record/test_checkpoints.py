@@ -15,9 +15,9 @@ import torch
 
 from scaling.config.run import RunConfig
 from scaling.config.schedule import segments
-from scaling.record.checkpoints import CheckpointError, Checkpoints
+from scaling.record.checkpoints import CheckpointError, Checkpoints, load_model
 from scaling.record.head import RecordError
-from scaling.record.record import RunRecord, load_model, read_states
+from scaling.record.record import RunRecord, read_states
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
 

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 CHAIN = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from scaling.system.claims import claim, handed_on
+from scaling.system.claims import claim, hand_on
 from scaling.system.orphans import die_with_parent
 
 folder, me = Path(sys.argv[1]), os.getpid()
 held = claim(folder)
-with handed_on():
+with hand_on():
     child = subprocess.Popen(
         ["bash", "-c", "trap 'touch told; while ! [ -e saved ]; do sleep 0.02; done; exit' TERM; "
          "touch ready; while :; do sleep 0.02; done"],

@@ -13,11 +13,11 @@ from torch.nn import functional
 from models.config import toy_config
 from models.language_model import build
 from scaling.config.linearize import LinearizeConfig
-from scaling.config.objectives import NEXT_TOKEN, OBJECTIVES, objective_of
+from scaling.config.objectives import NEXT_TOKEN, OBJECTIVES
 from scaling.config.run import BudgetConfig, DataConfig, OptimConfig, RunConfig, ScheduleConfig
 from scaling.config.schedule import changes, learning_rate, segments
 from scaling.linearization.objectives import FromTeacher
-from scaling.training.objective import Objective
+from scaling.training.objective import Objective, objective_of
 
 STEP = 4 * 64
 

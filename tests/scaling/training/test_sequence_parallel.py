@@ -13,7 +13,7 @@ from models.kernels import sequence
 from models.kernels.api import linear_attention
 from scaling.data.loader import DataModule
 from scaling.plan.memory import memory
-from scaling.plan.plan import placed
+from scaling.plan.plan import place
 from scaling.system.devices import DEVICES
 from scaling.training.parallel import accumulation
 
@@ -70,8 +70,8 @@ def test_a_device_holds_its_share_of_the_activations(make_run: Any) -> None:
     assert memory(split).activations < 0.6 * memory(eight).activations
     assert memory(split).states == memory(eight).states
     # Four sequences: four devices alone, eight where two share each.
-    assert placed(eight, DEVICES["h100"], 1, 8).parallel.world_size == 4
-    assert placed(split, DEVICES["h100"], 1, 8).parallel.world_size == 8
+    assert place(eight, DEVICES["h100"], 1, 8).parallel.world_size == 4
+    assert place(split, DEVICES["h100"], 1, 8).parallel.world_size == 8
 
 
 def test_packed_sequences_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:

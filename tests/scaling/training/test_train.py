@@ -23,7 +23,8 @@ from models.config import ARCHS, Arch
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
 from scaling.record import record
-from scaling.record.record import load_model, read_states
+from scaling.record.checkpoints import load_model
+from scaling.record.record import read_states
 from scaling.training import callbacks, parallel
 from scaling.training.train import train
 from tests.support.results import StopAfter, lines, result

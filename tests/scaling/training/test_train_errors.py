@@ -14,7 +14,8 @@ import torch
 
 from models.config import ConfigError
 from scaling.record import checkpoints, record
-from scaling.record.record import load_model, read_states
+from scaling.record.checkpoints import load_model
+from scaling.record.record import read_states
 from scaling.system import files
 from scaling.system.errors import LinscaleError
 from scaling.system.files import DiskError, append_line, write_json
