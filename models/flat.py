@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from models.architecture import BUILT_IN
 from models.errors import ConfigError
 from models.fields import identity
 
@@ -36,7 +35,7 @@ _LATER: dict[str, Any] = {
     "qkv_bias": False,
     "out_bias": False,
 }
-_PARTS = ("supra", "lolcats")
+_PARTS = {"supra": "supra", "lolcats": "lolcats"}  # architecture -> the part with its own options
 _LLAMA = {name: name for name in ("rope_base", *_LATER)}
 _BASED = {name: f"llama.{name}" for name in _LLAMA}
 # Architecture -> flat name -> dotted name below `options`.
@@ -70,7 +69,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     if "options" in values or not isinstance(arch, str) or not (set(values) & set(flat)):
         return dict(values)
     names = _NAMES.get(arch, {})
-    options: dict[str, Any] = dict(values.get(arch) or {}) if arch in _PARTS else {}
+    options: dict[str, Any] = dict(values.get(arch) or {})  # SUPRA's and LoLCATs' own part
     for name, default in flat.items():
         value = values.get(name, default)
         if name in names:
@@ -98,11 +97,8 @@ def flatten(config: Any) -> dict[str, Any]:
         if old in _FIRST or value != _LATER[old]:
             values[old] = value
     options.pop("llama", None)
-    if config.arch in _PARTS:
-        values[config.arch] = options
-    elif options:
-        values["options"] = options
-    return values
+    place = _PARTS.get(config.arch, "options")
+    return values | {place: options} if options else values
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -115,8 +111,8 @@ def settings(config: Any) -> dict[str, Any]:
     for old, new in _NAMES[config.arch].items():
         values[old] = _take(options, options, new)
     options.pop("llama", None)
-    if config.arch in _PARTS:
-        values[config.arch] = options
+    if options:
+        values[_PARTS[config.arch]] = options
     return json.loads(json.dumps(values))
 
 
@@ -130,7 +126,7 @@ def moved(path: str, arch: str) -> ConfigError | None:
         new = f"model.options.{rest}".rstrip(".")
         return ConfigError(f"{path}: is now {new}, with model.arch={group}.")
     tail = f".{rest}" if rest else ""
-    if arch in BUILT_IN and group in _NAMES[arch]:
+    if group in _NAMES.get(arch, {}):
         return ConfigError(f"{path}: is now model.options.{_NAMES[arch][group]}{tail}.")
     places = {f"model.options.{names[group]}{tail}" for names in _NAMES.values() if group in names}
     owners = ", ".join(name for name, names in _NAMES.items() if group in names)

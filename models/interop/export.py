@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from models import flat
-from models.architecture import BUILT_IN
+from models.architecture import BUILT_IN, file_of
 from models.architectures.llama import LlamaOptions, rope_scaling
 from models.config import ModelConfig
 from models.interop import fla_hgrn2, llama
@@ -143,11 +143,11 @@ def _own(
     config: ModelConfig, context: int, eos_id: int | None, tensors: dict[str, Callable[[], Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
     """config.json and the tensors of a model that carries its code with it."""
-    if config.arch not in BUILT_IN:
+    if file_of(config.arch) is not None:
         raise InteropError(
             f"model.arch={config.arch!r}: an export carries the code of a built-in architecture "
             f"({', '.join(BUILT_IN)}), and there is none for one of your own; load its checkpoint "
-            "with scaling.record.pretrained.load, or write your own code for transformers."
+            "with linscale.load_pretrained, or write your own code for transformers."
         )
     own = _own_config(config, context, eos_id)
     if linearized(config) is not None:

@@ -133,10 +133,14 @@ def written(model: LanguageModel) -> dict[str, Callable[[], Tensor]]:
         InteropError: the model is not an HGRN2 with a SwiGLU.
     """
     config = model.config
-    if not isinstance(model.blocks[0].mixer, GatedRecurrence) or not config.has_silu:
+    if (
+        not isinstance(model.blocks[0].mixer, GatedRecurrence)
+        or not config.has_silu
+        or config.glu_bias
+    ):
         raise InteropError(
             f"arch={config.arch!r} with glu_activation={config.glu_activation!r}: "
-            "flash-linear-attention's HGRN2 has a SwiGLU channel mixer; train with "
+            "flash-linear-attention's HGRN2 has a SwiGLU channel mixer without biases; train with "
             "model.arch=hgrn2 model.glu_activation=silu to export to it."
         )
     scale = 1 / _value_factor(config)

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from models.architecture import BUILT_IN, find
+from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, ModelConfig
 from models.fields import LATER, Part
 from scaling.config.objectives import NEXT_TOKEN
@@ -119,22 +120,23 @@ class LinearizeConfig(Part):
             for name in given:
                 self._require(name, False, "0 without a teacher")
             return
-        if model.arch not in STARTS:
+        start = model.architecture.starts_from
+        if start == "nothing":
             raise ConfigError(
                 f"model.arch={model.arch!r} with linearize.teacher={self.teacher!r}: it has no "
                 f"use for a transformer's weights; choose one of {', '.join(STARTS)}."
             )
-        if self.transfer_tokens and model.arch != "lolcats":
+        if self.transfer_tokens and not isinstance(model.options, LoLCATs):
             raise ConfigError(
                 f"linearize.transfer_tokens={self.transfer_tokens} with model.arch="
                 f"{model.arch!r}: attention transfer is LoLCATs' first stage; set "
                 "linearize.transfer_tokens=0, or linearize with lolcats."
             )
         wrong = {
-            "lora_rank": model.arch in STARTED,  # has other projections
-            "matrix_tokens": model.arch == "llama",  # has nothing to align
-            "hidden_tokens": model.arch == "llama",
-            "fit_sequences": model.arch == "llama",
+            "lora_rank": start == "attention",  # has other projections
+            "matrix_tokens": start == "itself",  # has nothing to align
+            "hidden_tokens": start == "itself",
+            "fit_sequences": start == "itself",
         }
         for name in (name for name in given if wrong.get(name)):
             raise ConfigError(
@@ -148,7 +150,7 @@ class LinearizeConfig(Part):
                     f"whole sequences, and rows of this corpus are packed; set "
                     f"linearize.{name}=0, or take plain text."
                 )
-        if strategy == "fsdp" and model.arch in STARTED:
+        if strategy == "fsdp" and start == "attention":
             raise ConfigError(
                 f"parallel.strategy='fsdp' with model.arch={model.arch!r} and linearize.teacher: "
                 "starting from attention weights needs the whole model on every device; choose "

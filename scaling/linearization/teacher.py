@@ -20,7 +20,6 @@ from models.architecture import Options
 from models.architectures.llama import LlamaBased, LlamaOptions
 from models.config import ConfigError, ModelConfig
 from models.linearize.options import linearized
-from scaling.config.linearize import STARTED
 from scaling.config.run import RunConfig
 from scaling.record.head import read_head
 from scaling.record.pretrained import find_checkpoint, load_pretrained
@@ -97,7 +96,7 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
 
 def _check_model(model: ModelConfig, theirs: ModelConfig, path: str) -> None:
     """Raise LinscaleError where a run's model is not its teacher with another attention."""
-    if model.arch in STARTED:
+    if model.architecture.starts_from == "attention":
         from models.linearize.initialise import gated_config
 
         started = gated_config(theirs, model.arch)
@@ -132,7 +131,7 @@ def adopt(student: LanguageModel, teacher: LanguageModel) -> None:
     from models.linearize.initialise import start_from
     from scaling.training.fsdp import share_of
 
-    if student.config.arch in STARTED:
+    if student.config.architecture.starts_from == "attention":
         start_from(student, teacher)
         return
     weights = student.state_dict()

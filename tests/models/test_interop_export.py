@@ -24,7 +24,7 @@ LINEAR: list[tuple[Arch, dict[str, Any]]] = [
     ("tnl", {"tie_embeddings": False, "lrpe": "first", "learn_decay": True, "gate_rank": 5}),
     ("tnl", {"lrpe": "all", "lrpe_learned": False, "decay_slopes": "linear"}),
     ("tnl", {"decay_slopes": "none", "heads": 3, "dim": 48}),
-    ("tnl", {"decay_slopes": "retnet"}),
+    ("tnl", {"decay_slopes": "retnet", "glu_bias": True}),
     ("hgrn2", {}),
     ("hgrn2", {"glu_activation": "silu", "tie_embeddings": False}),
     ("cosformer2", {}),

@@ -12,7 +12,7 @@ Rows may be padded on either side: a masked token leaves the state as it is and 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,26 @@ def head_slopes(settings: dict[str, Any], layer: int) -> list[float]:
     return [slope * (1 - layer / max(layers - 1, 1) + 1e-5) for slope in powers(heads)]
 
 
+class Kind(NamedTuple):
+    """What the mixers differ in."""
+
+    gated: bool = True
+    """Has a low-rank output gate."""
+    decays: bool = False
+    """Forgets at a fixed rate a head."""
+    forgets: bool = False
+    """Has forget gates with lower bounds, in the place of keys."""
+    rotates: bool = False
+    """Rotates q and k in every layer."""
+
+
+KINDS = {
+    "tnl": Kind(decays=True),
+    "hgrn2": Kind(gated=False, forgets=True),
+    "cosformer2": Kind(rotates=True),
+}
+
+
 class Vector(nn.Module):
     """Holds one learned vector under the name it has in checkpoints."""
 
@@ -128,31 +148,28 @@ class LinscaleMixer(nn.Module):
         super().__init__()
         self.settings, self.layer = settings, layer
         dim = settings["dim"]
-        self.arch, self.heads = settings["arch"], settings["heads"]
-        rotated = self.arch == "cosformer2" or (
-            self.arch == "tnl" and (settings["tnl_lrpe"], layer > 0) in (
-                ("all", True), ("all", False), ("first", False)
-            )
-        )  # fmt: skip
-        self.rotated = rotated
-        if self.arch == "hgrn2":
+        self.kind, self.heads = KINDS[settings["arch"]], settings["heads"]
+        lrpe = settings["tnl_lrpe"]
+        self.rotated = self.kind.rotates or lrpe == "all" or (lrpe == "first" and layer == 0)
+        if self.kind.forgets:
             self.qfv = nn.Linear(dim, 3 * dim, bias=False)
         else:
-            rank = settings["gate_rank"] or dim // self.heads
             self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        if self.kind.gated:
+            rank = settings["gate_rank"] or dim // self.heads
             self.gate = nn.ModuleDict(
                 {"down": nn.Linear(dim, rank, bias=False), "up": nn.Linear(rank, dim, bias=False)}
             )
         self.out = nn.Linear(dim, dim, bias=False)
-        self.angles = Vector("theta", dim) if rotated and settings["lrpe_learned"] else None
-        learned = self.arch == "tnl" and settings["learn_decay"]
+        self.angles = Vector("theta", dim) if self.rotated and settings["lrpe_learned"] else None
+        learned = self.kind.decays and settings["learn_decay"]
         self.decay = Vector("slopes", self.heads) if learned else None
 
     def forward(
         self, x: Tensor, mask: Tensor, positions: Tensor, bound: Tensor | None, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Mix x (B, T, d), normed; mask (B, T) is 0 at padding; bound (H, K) is HGRN2's."""
-        project = self.qfv if self.arch == "hgrn2" else self.qkv
+        project = self.qfv if self.kind.forgets else self.qkv
         q, k, v = project(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (B, T, H, K)
         q = F.silu(q)
         present = mask[..., None, None]  # (B, T, 1, 1)
@@ -165,7 +182,7 @@ class LinscaleMixer(nn.Module):
             k = (1 - bound) * torch.sigmoid(-wide)
         else:
             k = F.silu(k)
-        if self.arch == "tnl":
+        if self.kind.decays:
             decay = -self._slopes(x)[:, None] * torch.ones_like(present)
         if self.rotated:
             angles = positions[..., None, None] * self._theta(x)  # (B, T, H, K)
@@ -174,7 +191,7 @@ class LinscaleMixer(nn.Module):
         decay = None if decay is None else decay * present
         o, state = linear_attention(q, k * present.to(k.dtype), v, decay, state)
         o = normalize(o.flatten(-2), self.settings["norm_eps"])
-        if self.arch != "hgrn2":
+        if self.kind.gated:
             o = o * torch.sigmoid(self.gate["up"](self.gate["down"](x)))
         return self.out(o), state
 
@@ -211,9 +228,9 @@ class LinscaleBlock(nn.Module):
         self.mixer = LinscaleMixer(settings, layer)
         self.channel = nn.ModuleDict(
             {
-                "up": nn.Linear(dim, width, bias=False),
-                "gate": nn.Linear(dim, width, bias=False),
-                "down": nn.Linear(width, dim, bias=False),
+                "up": nn.Linear(dim, width, bias=settings["glu_bias"]),
+                "gate": nn.Linear(dim, width, bias=settings["glu_bias"]),
+                "down": nn.Linear(width, dim, bias=settings["glu_bias"]),
             }
         )
 
@@ -237,9 +254,9 @@ class LinscaleModel(nn.Module):
         dim, heads, layers = settings["dim"], settings["heads"], settings["layers"]
         self.embedding = nn.Embedding(settings["vocab_size"], dim)
         self.stem = nn.Module()
-        if settings["arch"] == "hgrn2":
+        if KINDS[settings["arch"]].forgets:
             self.stem = Vector("logits", layers * dim)
-        elif settings["arch"] == "cosformer2" and settings["tpe"]:
+        elif KINDS[settings["arch"]].rotates and settings["tpe"]:
             self.stem.tpe = Vector("pole", heads)
             weight = nn.Parameter(torch.empty(heads, dim // heads, dim // heads))
             self.stem.tpe.register_parameter("weight", weight)
@@ -281,7 +298,7 @@ class LinscaleModel(nn.Module):
     def _bounds(self) -> list[Tensor | None]:
         """HGRN2's lower bounds of the forget gates, (H, K) a layer."""
         layers = self.settings["layers"]
-        if self.settings["arch"] != "hgrn2":
+        if not KINDS[self.settings["arch"]].forgets:
             return [None] * layers
         share = self.stem.get_parameter("logits").view(layers, -1).softmax(0)
         bounds = share.cumsum(0) - share[:1]
