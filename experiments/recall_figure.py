@@ -23,11 +23,11 @@ from analysis.figures import style
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.sweep_files import names_of_runs, open_sweep
+from linscale.errors import LinscaleError
 from models.accounting import kv_cache_bytes, state_bytes
 from models.config import ARCHS
 from scaling.config.run import RunConfig
 from scaling.data.recall_tasks import SPECIAL, parse
-from scaling.system.errors import LinscaleError
 
 RESULTS = Path(__file__).parent / "results" / "recall"
 VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}

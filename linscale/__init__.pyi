@@ -8,6 +8,7 @@ from analysis.fit.fitting import fit_groups as fit_groups
 from analysis.fit.fitting import fit_law as fit_law
 from analysis.fit.isoflop import isoflop as isoflop
 from analysis.fit.law_fit import LawFit as LawFit
+from analysis.forecast.forecasting import forecast as forecast
 from analysis.io.frames import where as where
 from analysis.io.records import Conventions as Conventions
 from analysis.io.records import Sweep as Sweep

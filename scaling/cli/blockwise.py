@@ -37,9 +37,9 @@ def blockwise(
     Or go on with it: what is finished is kept. With --only, the groups can be trained by jobs of
     their own, at the same time, once the activations are there; assemble comes last.
     """
+    from linscale.errors import LinscaleError
     from scaling.linearization.blockwise.train_groups import run
     from scaling.record.pretrained import usable_device
-    from scaling.system.errors import LinscaleError
 
     transfers = {transfer.name: transfer for transfer in load(file, toy)}
     known = name in transfers if name else len(transfers) == 1
@@ -57,9 +57,9 @@ def load(file: Path, toy: bool) -> list[Blockwise]:
         LinscaleError: the file is missing, fails, or lists none.
         ConfigError: a transfer cannot work.
     """
+    from linscale.errors import LinscaleError
     from scaling.config.experiment import call
     from scaling.linearization.blockwise.transfer_config import Blockwise
-    from scaling.system.errors import LinscaleError
 
     transfers = call(file, "blockwise", toy)
     if not isinstance(transfers, list) or not transfers:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale.errors import LinscaleError
 from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
 from models.linearize.options import Linearized, linearized, linearized_config
 from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
-from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,6 +17,7 @@ from analysis.cli.fit import app as analysis_app
 from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
+from linscale.errors import LinscaleError
 from linscale.installation import missing, require, version
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
@@ -27,7 +28,6 @@ from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
-from scaling.system.errors import LinscaleError
 from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linscale.code_search import folders_of, search_also
+from linscale.errors import LinscaleError
 from linscale.installation import PACKAGES, missing
 from models.config import ConfigError
 from scaling.config.hyper_laws import Law, apply_law
 from scaling.config.run import RunConfig
-from scaling.system.errors import LinscaleError
 
 
 @dataclass(frozen=True, kw_only=True)

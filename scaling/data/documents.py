@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from scaling.system.errors import LinscaleError
+from linscale.errors import LinscaleError
 
 
 class BadRecords:

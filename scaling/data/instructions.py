@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from linscale.errors import LinscaleError
 from models.cross_entropy import IGNORE_INDEX
 from scaling.data.corpora.files import find_files, object_of, read_lines
 from scaling.data.corpora.hf import open_dataset
@@ -35,7 +36,6 @@ from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import Contents, Index
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
-from scaling.system.errors import LinscaleError
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from linscale.errors import LinscaleError
 from scaling.data.token_store import (
     INDEX,
     TRAINED,
@@ -24,7 +25,6 @@ from scaling.data.token_store import (
 )
 from scaling.data.tokenizers import load_json_tokenizer
 from scaling.system.devices import cores
-from scaling.system.errors import LinscaleError
 
 
 @dataclass(frozen=True, kw_only=True)

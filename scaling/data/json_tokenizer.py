@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from linscale.errors import LinscaleError
 from scaling.data.tokenizer_base import Tokenizer
-from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     import tokenizers

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from linscale.errors import LinscaleError
 from models.errors import ConfigError
 from scaling.data.mixture import PERIOD, Ingredient
 from scaling.data.prepared import PreparedData
 from scaling.data.sampler import BlockOrder, permute
 from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import Contents, Index, Source
-from scaling.system.errors import LinscaleError
 
 
 def quotas(weights: tuple[float, ...], total: int) -> NDArray[np.int64]:

@@ -28,9 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from linscale.errors import LinscaleError
 from models.file_names import find_inside
 from scaling.data.token_store import INDEX, TRAINED, Index, Shard, shard_problem
-from scaling.system.errors import LinscaleError
 from scaling.system.files import replacing, write_json
 
 VARIABLE = "LINSCALE_REMOTE"

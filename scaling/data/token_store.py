@@ -32,8 +32,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from linscale.errors import LinscaleError
 from models.file_names import find_inside
-from scaling.system.errors import LinscaleError
 from scaling.system.files import DiskError, read_json, sha256_of, write_json
 
 FORMAT = 1

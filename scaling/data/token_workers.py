@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from linscale.errors import LinscaleError
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
-from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
 
 Results = Iterator[tuple["Batch", "Encoded"]]

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from linscale.errors import LinscaleError
 from scaling.data import tokenizers
 from scaling.data.documents import Documents
 from scaling.data.reading_bar import ReadingBar, reading_bar
@@ -35,7 +36,6 @@ from scaling.data.token_store import TRAINED, Contents, Index, Shard, damaged, d
 from scaling.data.token_workers import Batch, Encoded, Encoder, Part, encoded, held_out
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
 from scaling.system.devices import cores
-from scaling.system.errors import LinscaleError
 from scaling.system.files import replacing
 
 CHUNK_BYTES = 256 * 2**20

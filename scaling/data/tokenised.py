@@ -24,6 +24,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from linscale.errors import LinscaleError
 from scaling.data import remote, tokenizers
 from scaling.data.documents import Documents
 from scaling.data.prepared import PreparedData
@@ -31,7 +32,6 @@ from scaling.data.settings import DataSettings, Work
 from scaling.data.token_store import FORMAT, SEAL, Index, Split, damaged, read_blocks, seal
 from scaling.data.tokenise import ShardWriter
 from scaling.system.claims import exclusive
-from scaling.system.errors import LinscaleError
 from scaling.system.files import DiskError, write_json
 
 LOCK = "lock"

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from linscale.errors import LinscaleError
 from models.errors import ConfigError
 from scaling.data.json_tokenizer import (
     END_OF_TEXT,
@@ -33,7 +34,6 @@ from scaling.data.json_tokenizer import (
     named_end,
 )
 from scaling.data.tokenizer_base import Tokenizer
-from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     import tiktoken

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from linscale.errors import LinscaleError
 from scaling.system.claims import exclusive
-from scaling.system.errors import LinscaleError
 from scaling.system.files import replacing
 
 EVALS = "evals.jsonl"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.evaluation import harness
@@ -24,7 +25,6 @@ from scaling.evaluation.results import EvaluationError, Measure, Results
 from scaling.evaluation.targets import Target, targets
 from scaling.evaluation.tasks import TASKS, Subject
 from scaling.record.pretrained import load_pretrained
-from scaling.system.errors import LinscaleError
 from scaling.system.files import append_line, write_json
 
 LOG = "log.txt"

@@ -16,6 +16,7 @@ from typing import cast
 
 import torch
 
+from linscale.errors import LinscaleError
 from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError
 from models.language_model import LanguageModel
@@ -28,7 +29,6 @@ from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as record
 from scaling.record.pretrained import load_pretrained
 from scaling.sweep.launch import launch
-from scaling.system.errors import LinscaleError
 from scaling.training.loss import block_means
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linscale.errors import LinscaleError
 from models.language_model import LanguageModel
 from scaling.config.run import RunConfig
 from scaling.data.loader import Batch, to_batch
@@ -24,7 +25,6 @@ from scaling.linearization import linearization_record as linearization
 from scaling.linearization.teacher import adopt, load_teacher
 from scaling.plan.accelerator import accelerator
 from scaling.record.record import RunRecord
-from scaling.system.errors import LinscaleError
 from scaling.training.loss import block_means
 from scaling.training.objective import Training
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
 from scaling.evaluation.evaluate import evaluate, expand
 from scaling.evaluation.request import Request
 from scaling.evaluation.settings import Settings
 from scaling.record.pretrained import find_checkpoint
-from scaling.system.errors import LinscaleError
 
 
 def request(tasks: str, data: Path | None, limit: int | None) -> Request:

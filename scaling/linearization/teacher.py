@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linscale.errors import LinscaleError
 from models.architecture import Options
 from models.architectures.llama import LlamaBased, LlamaOptions
 from models.config import ConfigError, ModelConfig
@@ -23,7 +24,6 @@ from models.linearize.options import linearized
 from scaling.config.run import RunConfig
 from scaling.record.head import read_head
 from scaling.record.pretrained import find_checkpoint, load_pretrained
-from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel

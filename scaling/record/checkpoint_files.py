@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
+from linscale.errors import LinscaleError
 from models.file_names import find_inside
-from scaling.system.errors import LinscaleError
 from scaling.system.files import HashingWriter, disk_errors, replacing, sha256_of, sync
 
 FORMAT = 1

@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from linscale.errors import LinscaleError
 from scaling.record.record import TOKENIZER, RunRecord
-from scaling.system.errors import LinscaleError
 
 CONSENT = "accept-data-change"
 """Name of the file by which a user agrees, in the run's directory."""

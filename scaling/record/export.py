@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linscale.errors import LinscaleError
 from scaling.data.tokenizers import (
     END_OF_TEXT,
     ByteTokenizer,
@@ -26,7 +27,6 @@ from scaling.data.tokenizers import (
 )
 from scaling.record.pretrained import Pretrained
 from scaling.record.record import TOKENIZER
-from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     import tiktoken

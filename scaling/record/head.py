@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
-from scaling.system.errors import LinscaleError
 from scaling.system.files import read_json
 
 SCHEMA = 1

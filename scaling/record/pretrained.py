@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linscale.errors import LinscaleError
 from models.file_names import find_inside
 from scaling.config.run import RunConfig
 from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
 from scaling.record.checkpoints import CheckpointError, load_model
 from scaling.record.head import read_head
 from scaling.record.record import TOKENIZER
-from scaling.system.errors import LinscaleError
 from scaling.system.files import read_json
 
 if TYPE_CHECKING:

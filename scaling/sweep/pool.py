@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from linscale.code_search import child_environment, python_command
+from linscale.errors import LinscaleError
 from scaling.record.head import read_head
 from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.task import Task
 from scaling.system.claims import claim, heartbeat, holder
-from scaling.system.errors import LinscaleError
 from scaling.system.orphans import KERNEL_TELLS
 
 MOST_DEATHS = 3

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from linscale.code_search import child_variables, search_also
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.plan.plan import rung
@@ -39,7 +40,6 @@ from scaling.record.head import read_head
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.devices import GIB, device_for
-from scaling.system.errors import LinscaleError
 from scaling.system.files import write_json
 
 SIGNAL_SECONDS = 180

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linscale.errors import LinscaleError
 from models.json_reader import (
     BadRecord,
     Fields,
@@ -22,7 +23,6 @@ from models.json_reader import (
     parse_lines,
 )
 from scaling.system.claims import STALE_SECONDS, holder
-from scaling.system.errors import LinscaleError
 from scaling.system.words import duration, nats, percent, si, speed
 
 if TYPE_CHECKING:

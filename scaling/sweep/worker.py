@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from linscale.code_search import search_also
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.system.claims import ClaimLost, claim
-from scaling.system.errors import LinscaleError
 
 GRACE_SECONDS = 120.0
 """How long a worker without a pool may take to save before it ends regardless."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scaling.system.errors import LinscaleError
+from linscale.errors import LinscaleError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

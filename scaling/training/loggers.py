@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from linscale.errors import LinscaleError
 from scaling.config.schedule import TRUNK
 from scaling.record.record import RunRecord
-from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

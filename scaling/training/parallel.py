@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linscale.code_search import child_environment, python_command
+from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
 from scaling.plan.accelerator import accelerator
 from scaling.plan.memory import decide_strategy
 from scaling.system.claims import ClaimLost, hand_on
 from scaling.system.devices import host_memory, reproducible_cuda
-from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
 from scaling.system.ranks import agree, is_rank, rank
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
 from scaling.config.schedule import changes
 from scaling.data.loader import DataModule
@@ -33,7 +34,6 @@ from scaling.record.record import RunRecord, State
 from scaling.system import ranks
 from scaling.system.background import begin
 from scaling.system.claims import StopEvent, watch
-from scaling.system.errors import LinscaleError
 from scaling.system.randomness import isolated_random
 from scaling.training import parallel
 from scaling.training.callbacks import (

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linscale.code_search import search_also
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.record.head import State, read_config
 from scaling.record.record import RunRecord
-from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
 from scaling.system.ranks import is_rank, rank
 from scaling.training import parallel

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
 from scaling.record.record import RunRecord
-from scaling.system.errors import LinscaleError
 from scaling.system.orphans import die_with_parent
 
 STEPS = 10

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from linscale.errors import LinscaleError
 from scaling.data.corpora.opening import COMPRESSED, not_utf8, open_bytes
 from scaling.data.documents import BadRecords, Documents
-from scaling.system.errors import LinscaleError
 
 UNPACKED = 4
 """Bytes of text that a byte of a compressed file is taken for, in progress displays."""

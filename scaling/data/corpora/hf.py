@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from linscale.errors import LinscaleError
 from scaling.data.corpora.corpus import Corpus, needs_argument
 from scaling.data.corpora.files import sign_files, text_of
 from scaling.data.documents import Documents
 from scaling.data.hub import fix_revision
 from scaling.data.settings import DataSettings, Work
 from scaling.system.devices import cores
-from scaling.system.errors import LinscaleError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,11 +8,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from linscale.errors import LinscaleError
 from scaling.data.corpora.corpus import Corpus, prepare_texts, without_argument
 from scaling.data.corpora.files import from_files
 from scaling.data.documents import Documents
 from scaling.data.settings import DataSettings
-from scaling.system.errors import LinscaleError
 
 
 def _documents(_: None, data: DataSettings) -> Documents:

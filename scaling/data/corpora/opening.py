@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from scaling.system.errors import LinscaleError
+from linscale.errors import LinscaleError
 
 COMPRESSED = (".gz", ".zst")
 """Endings of compressed files."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from linscale.errors import LinscaleError
 from scaling.data.corpora.corpus import Corpus, needs_argument, prepare_texts
 from scaling.data.corpora.files import find_files, from_files, text_of
 from scaling.data.documents import BadRecords, Documents
 from scaling.data.settings import DataSettings
-from scaling.system.errors import LinscaleError
 
 FORM = "parquet:PATH"
 ROWS = 1000

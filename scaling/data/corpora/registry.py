@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from linscale.errors import LinscaleError
 from models.errors import ConfigError
 from scaling.data.corpora import (
     hf,
@@ -34,7 +35,6 @@ from scaling.data.corpora import (
 from scaling.data.corpora.corpus import Corpus
 from scaling.data.documents import Documents
 from scaling.data.settings import DataSettings
-from scaling.system.errors import LinscaleError
 
 _SINGLE = (
     kjv.KIND,

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from linscale.errors import LinscaleError
 from models.layers import Span, make_span
 from scaling.data.prepare import prepare
 from scaling.data.prepared import PreparedData
@@ -27,7 +28,6 @@ from scaling.linearization.blockwise.teacher_layers import dtype_of, teacher_lay
 from scaling.linearization.blockwise.transfer_config import Blockwise
 from scaling.record.record import TOKENIZER
 from scaling.system.claims import exclusive
-from scaling.system.errors import LinscaleError
 from scaling.system.files import replacing, write_json
 
 MANIFEST = "manifest.json"

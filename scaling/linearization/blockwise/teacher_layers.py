@@ -13,13 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from linscale.errors import LinscaleError
 from models.interop import llama, read_source
 from models.interop.tensors import stored_tensors
 from models.language_model import Block, LanguageModel, build
 from models.linearize.lolcats import HybridAttention
 from models.linearize.surgery import take_over
 from scaling.linearization.blockwise.transfer_config import Blockwise
-from scaling.system.errors import LinscaleError
 
 
 def dtype_of(config: Blockwise) -> torch.dtype:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linscale.errors import LinscaleError
 from models.interop.export import export_tensors
 from models.interop.importing import read_source
 from models.language_model import Block, LanguageModel, build
@@ -47,7 +48,6 @@ from scaling.linearization.blockwise.teacher_layers import (
 )
 from scaling.linearization.blockwise.transfer_config import Blockwise
 from scaling.system.claims import Claim, claim, exclusive, holder
-from scaling.system.errors import LinscaleError
 from scaling.system.files import read_json, replacing, write_json
 
 CHECKPOINT_STEPS = 100

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.experiment import defines, load_experiment
-from scaling.system.errors import LinscaleError
 
 ROOT = Path(__file__).resolve().parents[3]
 

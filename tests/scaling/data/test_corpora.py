@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from linscale.errors import LinscaleError
 from scaling.config.run import DataConfig
 from scaling.data.corpora.registry import open_corpus
 from scaling.data.corpora.text import PIECE_CHARACTERS
-from scaling.system.errors import LinscaleError
 
 
 def documents(corpus: str, skip: int = 0, **options: str) -> list[str]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from linscale.errors import LinscaleError
 from scaling.config.run import DataConfig
 from scaling.data.corpora.registry import open_corpus
 from scaling.data.prepare import prepare
-from scaling.system.errors import LinscaleError
 from tests.support.small_corpora import all_tokens, sample_documents, write_corpus
 
 pyarrow = pytest.importorskip("pyarrow")

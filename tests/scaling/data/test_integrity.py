@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.cli.main import app
 from scaling.data import tokenise
 from scaling.data.integrity import check, prepared_folders
 from scaling.data.prepare import prepare
 from scaling.data.token_store import INDEX, Index
-from scaling.system.errors import LinscaleError
 from tests.support.small_corpora import T, sample_documents, write_corpus
 
 

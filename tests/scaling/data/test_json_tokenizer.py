@@ -13,10 +13,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linscale.errors import LinscaleError
 from scaling.data.json_tokenizer import JsonTokenizer, load_json_tokenizer
 from scaling.data.prepare import prepare
 from scaling.data.tokenizers import signature
-from scaling.system.errors import LinscaleError
 from tests.support.small_corpora import all_tokens, sample_documents, write_corpus
 
 ENDS = {"<|endoftext|>": 300, "</s>": 301}

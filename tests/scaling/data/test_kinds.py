@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import scaling
+from linscale.errors import LinscaleError
 from models.config import Arch, ConfigError, ModelConfig, toy_config
 from scaling.config.linearize import LinearizeConfig
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig
 from scaling.data.corpora.corpus import Corpus
 from scaling.data.corpora.registry import KINDS, kind_of, open_corpus
-from scaling.system.errors import LinscaleError
 
 ROOM = Path(scaling.__file__).parent
 EXAMPLES = {

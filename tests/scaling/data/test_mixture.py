@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import DataConfig, RunConfig
 from scaling.data.loader import DataModule
 from scaling.data.mixture import PERIOD, parse
 from scaling.data.mixture_data import MixtureOrder, quotas
 from scaling.data.prepare import prepare
-from scaling.system.errors import LinscaleError
 from scaling.training.train import train
 
 

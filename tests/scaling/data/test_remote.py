@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from linscale.errors import LinscaleError
 from scaling.config.run import DataConfig
 from scaling.data import remote
 from scaling.data import tokenised as shards
 from scaling.data.prepare import prepare
 from scaling.data.token_store import INDEX
-from scaling.system.errors import LinscaleError
 
 fsspec = pytest.importorskip("fsspec")
 

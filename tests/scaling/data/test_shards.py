@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from linscale.errors import LinscaleError
 from scaling.config.run import DataConfig
 from scaling.data.corpora.registry import open_corpus
 from scaling.data.prepare import default_cache, prepare
 from scaling.data.token_store import Split
-from scaling.system.errors import LinscaleError
 from scaling.system.files import DiskError
 from tests.support.small_corpora import (
     T,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from linscale.errors import LinscaleError
 from scaling.data.prepare import prepare
 from scaling.data.token_store import Index
-from scaling.system.errors import LinscaleError
 from tests.support.small_corpora import files, sample_documents, write_corpus
 
 

@@ -13,6 +13,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import DataConfig
 from scaling.data.corpora.registry import open_corpus
@@ -27,7 +28,6 @@ from scaling.data.tokenizers import (
     signature,
     train_bpe,
 )
-from scaling.system.errors import LinscaleError
 
 SAMPLE = [
     "The quick brown fox jumps over the lazy dog.\n",

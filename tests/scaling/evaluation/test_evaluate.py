@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.cli.evaluate import _by_reason
 from scaling.evaluation.evaluate import SUITES, evaluate, expand
@@ -20,7 +21,6 @@ from scaling.evaluation.settings import Settings
 from scaling.evaluation.targets import targets
 from scaling.evaluation.work import evaluate_targets
 from scaling.system.claims import claim
-from scaling.system.errors import LinscaleError
 
 
 def only_run(directory):

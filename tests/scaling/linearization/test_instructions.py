@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from linscale.errors import LinscaleError
 from models.cross_entropy import IGNORE_INDEX
 from scaling.config.run import DataConfig
 from scaling.data.instructions import (
@@ -26,7 +27,6 @@ from scaling.data.prepare import prepare
 from scaling.data.tokenizers import ByteTokenizer
 from scaling.record.checkpoints import load_model
 from scaling.record.pretrained import load_pretrained
-from scaling.system.errors import LinscaleError
 from scaling.training.loss import block_means, mean_loss, token_losses
 from scaling.training.train import train
 

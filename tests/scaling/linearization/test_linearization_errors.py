@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError, toy_config
 from scaling.config.run import LinearizeConfig, RunConfig
 from scaling.linearization.teacher import teacher_config
-from scaling.system.errors import LinscaleError
 from scaling.training.train import train
 
 STEP = 4 * 32

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.cli.main import app
 from scaling.record.export import export_pretrained
 from scaling.record.pretrained import load_pretrained
-from scaling.system.errors import LinscaleError
 
 STEP = 4 * 32
 SMALL = ["optim.lr=3e-3", "parallel.threads=1"]

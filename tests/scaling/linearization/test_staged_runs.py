@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from linscale.errors import LinscaleError
 from models.linearize.distill import distillation_loss, hidden_losses, matrix_losses
 from models.linearize.initialise import from_attention, gated_config
 from scaling.config.run import RunConfig
@@ -24,7 +25,6 @@ from scaling.plan.memory import memory
 from scaling.record.checkpoints import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.record.record import RunRecord
-from scaling.system.errors import LinscaleError
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
 

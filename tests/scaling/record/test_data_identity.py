@@ -13,11 +13,11 @@ import pytest
 import tokenizers
 
 from analysis.io.records import load_sweep
+from linscale.errors import LinscaleError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
 from scaling.record.data_identity import CONSENT, changes
 from scaling.sweep.launch import launch
-from scaling.system.errors import LinscaleError
 from scaling.training.train import train
 from tests.support.launches import FAKE
 from tests.support.results import StopAfter, result

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from linscale.errors import LinscaleError
 from models.architecture import BUILT_IN
 from models.config import ConfigError
 from scaling.cli.main import app
 from scaling.data.tokenizers import ByteTokenizer, TiktokenTokenizer, train_bpe
 from scaling.record.export import to_json_tokenizer
 from scaling.record.pretrained import load_pretrained, usable_device
-from scaling.system.errors import LinscaleError
 from scaling.training.train import train
 
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80)

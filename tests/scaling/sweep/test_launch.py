@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
 from scaling.sweep import launch as launching
 from scaling.sweep.launch import environments, launch
-from scaling.system.errors import LinscaleError
 from tests.support.launches import FAKE, STEPS, finish, gate, run_config, started, states, steps
 
 

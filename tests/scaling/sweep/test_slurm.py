@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError, toy_config
 from scaling.config.experiment import Experiment
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig
@@ -25,7 +26,6 @@ from scaling.record.record import RunRecord, read_states
 from scaling.sweep.launch import launch
 from scaling.sweep.slurm import SlurmOptions, SlurmRun, minutes, parse_extra, resources
 from scaling.system.claims import claim
-from scaling.system.errors import LinscaleError
 
 pytest.importorskip("submitit")
 

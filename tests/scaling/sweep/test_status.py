@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from linscale.errors import LinscaleError
 from scaling.cli.main import app
 from scaling.sweep import status as status_module
 from scaling.sweep.status import status_rows, status_table, summary, watch
 from scaling.system.claims import claim
-from scaling.system.errors import LinscaleError
 
 
 def write_run(sweep: Path, name: str, *, age: float = 0.0, **status: Any) -> Path:

@@ -11,8 +11,8 @@ import pytest
 
 from linscale import code_search
 from linscale.code_search import child_environment, folders_of, python_command, search_also
+from linscale.errors import LinscaleError
 from scaling.config.experiment import load_experiment
-from scaling.system.errors import LinscaleError
 
 RUNS = """
 from linscale import RunConfig, BudgetConfig, toy_config

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
 from scaling.data import token_store
 from scaling.data.prepare import prepare
 from scaling.data.token_store import STAMP, Index
-from scaling.system.errors import LinscaleError
 from scaling.training.train import train
 from tests.support.results import StopAfter, result
 

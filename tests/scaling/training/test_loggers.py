@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from lightning.pytorch import loggers as lightning_loggers
 
+from linscale.errors import LinscaleError
 from scaling.config.experiment import Experiment
 from scaling.sweep.launch import launch
-from scaling.system.errors import LinscaleError
 from scaling.training.train import train
 
 

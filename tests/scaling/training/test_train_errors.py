@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.record import checkpoints, record
 from scaling.record.checkpoints import load_model
 from scaling.record.record import read_states
 from scaling.system import files
-from scaling.system.errors import LinscaleError
 from scaling.system.files import DiskError, append_line, write_json
 from scaling.training.module import TrainingModule
 from scaling.training.train import train

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from linscale.errors import LinscaleError
 from models.accounting import parameters
 from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, toy_config
@@ -31,7 +32,6 @@ from scaling.linearization.blockwise.transfer_plan import plan, step_bytes
 from scaling.linearization.costs import lora_parameters
 from scaling.plan.plan import USABLE, rung
 from scaling.system.devices import find_device
-from scaling.system.errors import LinscaleError
 from scaling.system.live_memory import LiveBytes
 
 ROOT = Path(__file__).resolve().parents[4]

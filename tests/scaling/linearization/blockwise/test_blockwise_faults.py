@@ -11,12 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from linscale.errors import LinscaleError
 from models.interop import import_model
 from scaling.linearization.blockwise import train_groups as training
 from scaling.linearization.blockwise.hidden_cache import Boundary
 from scaling.linearization.blockwise.train_groups import run
 from scaling.system.claims import claim
-from scaling.system.errors import LinscaleError
 
 
 def quiet(_: str) -> None:
