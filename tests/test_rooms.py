@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "analysis", "scaling")
 """From the bottom up; of `scaling` only `cli` imports `analysis`, which reads what runs have
-recorded. The public face `linscale` is above them all, but for its root of exceptions."""
+recorded. The public face `linscale` is above them all, but for its files that all stand on."""
 FLOORS = {
     "scaling": (
         "system",

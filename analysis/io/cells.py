@@ -25,7 +25,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.units import Array
-from models.texts import quote
+from linscale.texts import quote
 
 UNITS = {
     "k": 1e3, "thousand": 1e3, "m": 1e6, "mn": 1e6, "mio": 1e6, "million": 1e6, "millions": 1e6,

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from analysis.io.sweep_files import Place
-from models.json_reader import BadRecord, find_object
-from models.texts import clean, quote
+from linscale.json_reader import BadRecord, find_object
+from linscale.texts import clean, quote
 
 HASHES = {
     "corpus_sha256": "corpus",

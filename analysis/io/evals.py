@@ -26,8 +26,8 @@ import pandas as pd
 from analysis.io.jsonlines import read_records
 from analysis.io.records import Sweep, path_flops
 from analysis.io.sweep_files import open_sweep
-from models.json_reader import BadRecord, Fields
-from models.texts import clean
+from linscale.json_reader import BadRecord, Fields
+from linscale.texts import clean
 
 CSR: dict[str, str] = {
     "boolq": "acc",

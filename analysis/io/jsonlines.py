@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from analysis.io.sweep_files import Place
-from models.json_reader import as_number, parse_lines
-from models.texts import clean
+from linscale.json_reader import as_number, parse_lines
+from linscale.texts import clean
 
 try:  # Optional: comes with `datasets`, which reading run records does not need.
     import pyarrow as pa

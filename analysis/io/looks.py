@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from models.texts import clean
+from linscale.texts import clean
 
 
 @dataclass(frozen=True)

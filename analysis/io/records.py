@@ -32,7 +32,7 @@ from analysis.io.jsonlines import read_records
 from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
 from analysis.io.sweep_files import Place, names_of_runs, open_sweep
-from models.json_reader import (
+from linscale.json_reader import (
     COUNT,
     BadRecord,
     Fields,
@@ -41,7 +41,7 @@ from models.json_reader import (
     is_name,
     read_object,
 )
-from models.texts import clean, quote
+from linscale.texts import clean, quote
 
 Parameters = Literal["non_embedding", "paper", "total"]
 Compute = Literal["exact", "paper", "6nd"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.units import Array
-from models.json_reader import BadRecord, parse_object
+from linscale.json_reader import BadRecord, parse_object
 
 _REMEDY = "give the text that `to_json` returned, whole and unchanged"
 

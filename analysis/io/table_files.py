@@ -28,7 +28,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import rows
-from models.texts import clean
+from linscale.texts import clean
 
 LARGEST = 2**32
 """Bytes after unpacking beyond which a file is refused."""

@@ -32,7 +32,7 @@ from analysis.io.columns import COUNTS, OPTIONS, Column, cells_of, listed
 from analysis.io.frames import numbers, rows, words
 from analysis.io.records import Sweep
 from analysis.io.table_files import read_file
-from models.texts import clean, quote
+from linscale.texts import clean, quote
 
 HIGHEST = 15.0
 """Nats per token: ln of a vocabulary of three million. No trained model has a higher loss."""

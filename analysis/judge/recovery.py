@@ -30,7 +30,7 @@ from analysis.io.frames import by, numbers, plain, rows, take, where, words
 from analysis.io.records import Sweep, load_sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.units import LEVEL
-from models.json_reader import BadRecord, find_object
+from linscale.json_reader import BadRecord, find_object
 
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
 

@@ -170,7 +170,7 @@ class Page:
 
 
 _MARKS = {"\ue000": "<strong>", "\ue001": "</strong>", "\ue002": "<code>", "\ue003": "</code>"}
-"""Private characters that `models.texts.clean` lets no file bring in."""
+"""Private characters that `linscale.texts.clean` lets no file bring in."""
 _LINK = re.compile("\ue004([^\ue004-\ue006]*)\ue005([^\ue004-\ue006]*)\ue006")
 
 

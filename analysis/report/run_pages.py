@@ -27,8 +27,8 @@ from analysis.io.records import Sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.report.page import Page, bold, link
 from analysis.units import si_text
-from models.json_reader import COUNT, BadRecord, as_number, find_object
-from models.texts import clean
+from linscale.json_reader import COUNT, BadRecord, as_number, find_object
+from linscale.texts import clean
 
 FOLDER = "runs"
 _MILESTONES = {

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from linscale.file_names import find_inside
 from models.config import ConfigError
-from models.file_names import find_inside
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

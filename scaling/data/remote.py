@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from linscale.errors import LinscaleError
-from models.file_names import find_inside
+from linscale.file_names import find_inside
 from scaling.data.token_store import INDEX, TRAINED, Index, Shard, shard_problem
 from scaling.system.files import replacing, write_json
 

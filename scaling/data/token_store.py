@@ -33,7 +33,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from linscale.errors import LinscaleError
-from models.file_names import find_inside
+from linscale.file_names import find_inside
 from scaling.system.files import DiskError, read_json, sha256_of, write_json
 
 FORMAT = 1

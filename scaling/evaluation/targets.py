@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.file_names import find_inside
+from linscale.file_names import find_inside
 from scaling.evaluation.results import EvaluationError, Origin
 from scaling.record.head import read_head
 

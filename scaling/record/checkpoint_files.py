@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from linscale.errors import LinscaleError
-from models.file_names import find_inside
+from linscale.file_names import find_inside
 from scaling.system.files import HashingWriter, disk_errors, replacing, sha256_of, sync
 
 FORMAT = 1

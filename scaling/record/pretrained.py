@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linscale.errors import LinscaleError
-from models.file_names import find_inside
+from linscale.file_names import find_inside
 from scaling.config.run import RunConfig
 from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
 from scaling.record.checkpoints import CheckpointError, load_model

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linscale.errors import LinscaleError
-from models.json_reader import (
+from linscale.json_reader import (
     BadRecord,
     Fields,
     as_number,

@@ -32,8 +32,8 @@ from analysis.io.looks import Look, learn, look
 from analysis.io.records import load_sweep
 from analysis.report.paper_tables import PaperTable
 from analysis.report.run_pages import write_runs
-from models.json_reader import BadRecord, parse_object
-from models.texts import clean
+from linscale.json_reader import BadRecord, parse_object
+from linscale.texts import clean
 from scaling.sweep.status import status_rows, status_table
 from tests.support.make_runs import write_sweep
 

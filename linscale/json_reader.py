@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from linscale.errors import LinscaleError
-from models.texts import clean, quote
+from linscale.texts import clean, quote
 
 LARGEST = 2**28
 """Bytes of JSON beyond which it is not parsed; a saved fit with its draws is the largest."""

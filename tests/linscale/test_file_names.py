@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.file_names import FileNameError, find_inside
+from linscale.file_names import FileNameError, find_inside
 from models.interop.tensors import shard_files
 from scaling.data.prepare import prepare
 from scaling.data.token_store import INDEX, Index
