@@ -109,8 +109,9 @@ def test_manifests(tmp_path: Path, place: str) -> None:
 
 def test_sweeps(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": ["../other"]}))
-    with pytest.raises(FileNameError):
-        status_rows(tmp_path)
+    (row,) = status_rows(tmp_path)  # shown as bad, and not followed
+    assert row["state"] == "unreadable"
+    assert row["run_id"] == "../other"
 
 
 def test_weight_maps(tmp_path: Path) -> None:

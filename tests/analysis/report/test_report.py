@@ -25,6 +25,7 @@ from analysis.report.narrative import (
     rolling_rows,
     summary,
 )
+from analysis.report.page import bold
 from analysis.report.report import write_report
 from tests.support.make_runs import LAWS, TASKS, Problem, write_sweep
 
@@ -319,14 +320,14 @@ def test_a_second_report_is_the_same(sweep_dir: Path, report: Path, tmp_path: Pa
 def test_an_undetermined_law_does_not_head_a_report(result: Study) -> None:
     """E at zero, or rolling forecasts that a pure power law beats, are the first sentence."""
     assert headline(result) is None
-    assert law_sentence(result, "hgrn2").startswith("**")
+    assert law_sentence(result, "hgrn2").startswith(bold("HGRN2"))
     zero = FitWarning("no_irreducible", "E went to zero.")
     law = replace(result.laws["hgrn2"], warnings=[zero])
     without_floor = replace(result, laws={**result.laws, "hgrn2": law})
     first = summary(without_floor)[0]
     assert first.startswith("The data do not determine the law of HGRN2")
     assert "E went to zero" in first
-    assert "**" not in law_sentence(without_floor, "hgrn2")
+    assert bold("HGRN2") not in law_sentence(without_floor, "hgrn2")
     assert "not determined" in law_sentence(without_floor, "hgrn2")
     rolling = result.rolling.copy()
     rolling.loc[rolling["arch"] == "llama", "error"] = 0.5

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.architectures.lolcats import LoLCATs
 from models.architectures.supra import Supra
+from models.contract import prefill, recur
 from models.language_model import LanguageModel
 from models.linearize.distill import distillation_loss, hidden_losses
 from models.linearize.initialise import fit_outputs, from_attention
@@ -26,7 +27,6 @@ from models.linearize.lora import add_lora, merge_lora
 from models.linearize.surgery import linearize
 from models.linearize.transfer import freeze_for_transfer, layer_losses
 from tests.support.linearize_oracles import teacher, tokens
-from tests.support.mixer_contract import prefill, recur
 
 OPTIONS = LoLCATs(feature_map="taylor", window=1, arrangement="sliding", window_factor=1 - 1e-13)
 

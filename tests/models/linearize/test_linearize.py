@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.architectures.lolcats import LoLCATs
 from models.architectures.supra import Supra
 from models.config import ConfigError, toy_config
+from models.contract import parallel, prefill, recur
 from models.language_model import build
 from models.layers import make_span
 from models.linearize.feature_maps import feature_map
@@ -21,7 +22,6 @@ from models.linearize.surgery import linearize
 from models.llama import SoftmaxAttention
 from models.rope import rotate
 from tests.support.linearize_oracles import dense_lolcats, mixer, teacher, teacher_config, tokens
-from tests.support.mixer_contract import parallel, prefill, recur
 
 MAPS: tuple[FeatureMapName, ...] = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor")
 

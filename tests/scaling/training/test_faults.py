@@ -94,7 +94,7 @@ def command(sweep: Path, *arguments: str) -> int:
     """Give the sweep's command and wait for its end; its exit status."""
     with (sweep / "output").open("a") as output:
         process = Forked(
-            [sys.executable, "-m", "tests.support.fault_training", str(sweep), *arguments],
+            [sys.executable, "-P", "-m", "tests.support.fault_training", str(sweep), *arguments],
             stdout=output,
             stderr=output,
             start_new_session=True,

@@ -210,7 +210,7 @@ def test_what_a_person_sees_while_it_trains(
         for line in (tmp_path / config.run_id / "log.txt").read_text().splitlines()
         if "trunk step 17/17 | 2,176 tokens | loss " in line
     )
-    assert all(part in line for part in (" bpb) | lr 0.003 | grad ", " tok/s | ETA 0:00:"))
+    assert all(part in line for part in (" bpb) | lr 0.003 | grad ", " tok/s | ", " s left"))
     assert config.name in capsys.readouterr().err
 
 

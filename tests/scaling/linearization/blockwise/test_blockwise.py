@@ -25,7 +25,11 @@ from scaling.config.experiment import load_experiment
 from scaling.config.parts import DataConfig
 from scaling.data.sampler import permute
 from scaling.linearization.blockwise.hidden_cache import Boundary, cache_activations, tokens_of
-from scaling.linearization.blockwise.teacher_layers import learned, student_layers, teacher_layers
+from scaling.linearization.blockwise.teacher_layers import (
+    learning_tensors,
+    student_layers,
+    teacher_layers,
+)
 from scaling.linearization.blockwise.train_groups import assemble, run, train_group
 from scaling.linearization.blockwise.transfer_config import Blockwise
 from scaling.linearization.blockwise.transfer_plan import plan, step_bytes
@@ -46,7 +50,7 @@ def jointly(config: Blockwise, text: torch.Tensor) -> tuple[Any, list[dict[int, 
     """All layers of the student at once, on the teacher's own hidden states."""
     layers = range(config.model.layers)
     student = student_layers(config, layers, outside=True)
-    parameters = list(learned(student, layers).values())
+    parameters = list(learning_tensors(student, layers).values())
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
@@ -204,7 +208,7 @@ def _peak_of_a_step(config: Blockwise, layers: range, keep: bool = False) -> flo
     from models.linearize.transfer import block_losses
 
     student = student_layers(config, layers)
-    parameters = list(learned(student, layers).values())
+    parameters = list(learning_tensors(student, layers).values())
     for parameter in parameters:
         parameter.requires_grad_(True)
     shape = config.data.batch_sequences, config.data.sequence_length
