@@ -62,6 +62,10 @@ def memory_peak(config: RunConfig) -> int:
     """Most bytes since `reset_memory_peak`: of tensors on the CUDA device, or of this process."""
     if accelerator(config) == "cuda":
         return torch.cuda.max_memory_allocated()
+    with suppress(OSError, StopIteration):
+        # Not `ru_maxrss`: a child begins with what its parent had, and nothing resets that.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
