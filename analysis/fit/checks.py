@@ -4,14 +4,13 @@ prepare(data, law, n=, d=, c=, u=, loss=, weights=, clusters=) -> Observations
     1. the columns the law needs; a missing D or C follows from C = 6 N D, and that is said
     2. rows that diverged, are not numbers, or are not positive: excluded, each with its reason
     3. identical rows are counted once
-    4. units: a column that mixes counts and billions is refused, suspicious sizes are warned
-    5. too few points, or one size only: refused with what is needed
-    6. rows of one run form a cluster, the unit of resampling (never the row)
+    4. rows of one run form a cluster, the unit of resampling (never the row)
+    5. `point_checks.judge_points`: units that are mixed, too few points, or one size only are
+       refused with what is needed; suspicious sizes are warned
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,12 @@ from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.divergence import find_diverged
-from analysis.laws.compute_model import SIX_ND, ComputeModel, fit_compute_model
+from analysis.fit.observations import AXES, Observations
+from analysis.fit.point_checks import judge_points
+from analysis.laws.compute_model import fit_compute_model
 from analysis.laws.power_sum import Law
-from analysis.units import PFLOP_S_DAY, Array
+from analysis.units import Array
 
-AXES = {"n": "N (parameters)", "d": "D (tokens)", "c": "C (FLOPs)", "u": "U (unique tokens)"}
-_UNIT_GAP = 10**4.5
-_SMALLEST = {"n": 1e4, "d": 1e6, "u": 1e6}
-"""A largest value below this is no count of parameters or tokens: perhaps millions or billions."""
-_RATIO = (0.2, 30.0)
-"""C / (6 N D) of real runs: attention over long contexts and large heads reach 10 or 20."""
-_COLLINEAR = 0.998
 _OPTIONS = {
     role: f". Name yours with {option}"
     for role, option in (("n_params", "--params"), ("tokens", "--tokens"), ("flops", "--compute"),
@@ -38,74 +32,6 @@ _OPTIONS = {
 }  # fmt: skip
 _NAMED = 3
 """Rows named for each reason."""
-
-
-@dataclass(frozen=True)
-class Observations:
-    """Clean points of one fit, arrays of one length m."""
-
-    columns: dict[str, Array]
-    """By role: "n", "d", "c", "u" as far as known; all positive."""
-    loss: Array
-    """Measured loss (m,), nats per token or any positive unit."""
-    weight: Array
-    """Weights (m,), mean 1."""
-    cluster: NDArray[np.int64]
-    """Index (m,) into `labels`: the run, or whatever was resampled."""
-    labels: list[str]
-    """Names of the clusters, sorted: fits with equal labels can be drawn in pairs."""
-    names: dict[str, str]
-    """Column names in the caller's table by role, "loss", "clusters" and "weights" too."""
-    rows: list[Any]
-    """Index labels of the caller's table (m,)."""
-    exclusions: pd.DataFrame
-    """Columns row, name, reason."""
-    warnings: list[FitWarning] = field(default_factory=list[FitWarning])
-    row_names: list[str] = field(default_factory=list[str])
-    """What to call each point (m,): its run, and its row where a run has several."""
-
-    @property
-    def compute(self) -> Array:
-        """C (m,): as given, else 6 N D, else NaN."""
-        return compute_of(self.columns, len(self.loss))
-
-    def take(self, keep: NDArray[np.bool_]) -> Observations:
-        """The points selected by a boolean mask; clusters are renumbered."""
-        labels, cluster = np.unique(np.array(self.labels)[self.cluster[keep]], return_inverse=True)
-        return Observations(
-            columns={k: v[keep] for k, v in self.columns.items()},
-            loss=self.loss[keep],
-            weight=self.weight[keep],
-            cluster=cluster.astype(np.int64),
-            labels=[str(v) for v in labels],
-            names=self.names,
-            rows=[r for r, k in zip(self.rows, keep, strict=True) if k],
-            exclusions=self.exclusions,
-            warnings=self.warnings,
-            row_names=[r for r, k in zip(self.row_names, keep, strict=True) if k],
-        )
-
-
-def compute_of(columns: dict[str, Array], length: int) -> Array:
-    """C of columns by role: given, else 6 N D, else NaN."""
-    if "c" in columns:
-        return columns["c"]
-    if "n" in columns and "d" in columns:
-        return 6.0 * columns["n"] * columns["d"]
-    return np.full(length, np.nan)
-
-
-def model_of(observations: Observations, *, accounting: bool = False) -> ComputeModel:
-    """C = f(N) D of the points: through their C, else 6 N D.
-
-    `accounting` says that C are exact counts of the runs' records.
-    """
-    columns, name = observations.columns, observations.names.get("c", "(")
-    if not {"n", "d", "c"} <= columns.keys() or name.startswith("("):
-        return SIX_ND
-    per_token = columns["c"] / columns["d"]
-    source = "accounting" if accounting else "column"
-    return fit_compute_model(columns["n"], per_token, source=source, column=name)
 
 
 def prepare(
@@ -193,9 +119,7 @@ def prepare(
         warnings=warnings,
         row_names=[c for c, k in zip(called, keep, strict=True) if k],
     )
-    _enough(observations, law)
-    _units(observations)
-    _separable(observations, law)
+    judge_points(observations, law)
     return observations
 
 
@@ -351,106 +275,3 @@ def _clusters(data: pd.DataFrame, clusters: str | None) -> tuple[NDArray[Any], s
     labels = data[name].astype(str).to_numpy(dtype=str)
     nameless = [f"row {i}" for i in range(len(data))]  # not one large run of all of them
     return np.where(data[name].isna(), nameless, labels), name
-
-
-def _enough(obs: Observations, law: Law) -> None:
-    count, excluded = len(obs.loss), len(obs.exclusions)
-    left = f" ({excluded} rows were excluded: {_first(obs.exclusions)})" if excluded else ""
-    if count <= law.size:
-        raise AnalysisError(
-            f"{law.name} has {law.size} parameters and {count} usable points{left}; it needs at "
-            f"least {law.size + 1}, and a useful interval needs several times as many"
-        )
-    if count < law.size + 3:
-        obs.warnings.append(
-            FitWarning(
-                "few_points",
-                f"{count} points for {law.size} parameters: the fit nearly interpolates them and "
-                "intervals are not to be trusted.",
-                {"points": count, "parameters": law.size},
-            )
-        )
-    needed = 3 if law.has_floor else 2
-    for role in law.columns:
-        if role == "u":
-            continue
-        distinct = len(np.unique(np.round(np.log(obs.columns[role]), 6)))
-        if distinct < needed:
-            raise AnalysisError(
-                f"{obs.names[role]} takes {distinct} distinct value(s){left}; {law.name} needs at "
-                f"least {needed} to see how loss depends on {AXES[role]}"
-                + (", or use a form without that variable" if len(law.columns) > 1 else "")
-            )
-        if distinct < 4:
-            obs.warnings.append(
-                FitWarning(
-                    "few_sizes",
-                    f"{AXES[role]} takes only {distinct} distinct values: its exponent rests on "
-                    "very little.",
-                    {"axis": role, "distinct": distinct},
-                )
-            )
-
-
-def _first(exclusions: pd.DataFrame) -> str:
-    counted = exclusions["reason"].value_counts()
-    return ", ".join(f"{v} x {k}" for k, v in list(counted.items())[:3])
-
-
-def _units(obs: Observations) -> None:
-    for role, least in _SMALLEST.items():
-        if role not in obs.columns:
-            continue
-        values = np.sort(obs.columns[role])
-        jump = values[1:] / values[:-1]
-        if len(jump) and jump.max() > _UNIT_GAP and values[0] < least:
-            at = int(jump.argmax())
-            raise AnalysisError(
-                f"{obs.names[role]} mixes units: it jumps from {values[at]:g} to "
-                f"{values[at + 1]:g}. Give {AXES[role]} as plain counts in every row"
-            )
-        if values[-1] < least:
-            obs.warnings.append(
-                FitWarning(
-                    "units_suspect",
-                    f"The largest {AXES[role]} is {values[-1]:g}: taken as a plain count. If it "
-                    f"is in millions or billions, multiply {obs.names[role]} by 1e6 or 1e9.",
-                    {"axis": role, "largest": float(values[-1])},
-                )
-            )
-    if not {"n", "d", "c"} <= set(obs.columns) or obs.names["c"].startswith("("):
-        return
-    ratio = obs.columns["c"] / (6.0 * obs.columns["n"] * obs.columns["d"])
-    middle = float(np.median(ratio))
-    if _RATIO[0] < middle * PFLOP_S_DAY < _RATIO[1]:
-        text, factor = "C is given in PFLOP/s-days; taken as it stands.", middle
-    elif not _RATIO[0] < middle < _RATIO[1]:
-        text, factor = "Check the units of C, N and D.", middle
-    elif ratio.max() / ratio.min() > _RATIO[1] / _RATIO[0]:
-        text, factor = "Rows seem to follow different conventions.", middle
-    else:
-        return
-    obs.warnings.append(
-        FitWarning(
-            "compute_inconsistent",
-            f"C / (6 N D) has median {factor:.3g} and ranges from {ratio.min():.3g} to "
-            f"{ratio.max():.3g}. {text}",
-            {"median": factor, "low": float(ratio.min()), "high": float(ratio.max())},
-        )
-    )
-
-
-def _separable(obs: Observations, law: Law) -> None:
-    if not {"n", "d"} <= set(law.columns):
-        return
-    correlation = float(np.corrcoef(np.log(obs.columns["n"]), np.log(obs.columns["d"]))[0, 1])
-    if abs(correlation) > _COLLINEAR:
-        obs.warnings.append(
-            FitWarning(
-                "collinear",
-                f"N and D move together (correlation {correlation:.4f} of their logarithms): the "
-                "separate exponents, and with them the optimal N and D, are not determined. Add "
-                "runs with other tokens-per-parameter ratios.",
-                {"correlation": correlation},
-            )
-        )

@@ -14,9 +14,11 @@ import numpy as np
 from analysis.errors import FitWarning
 from analysis.fit.problem import Problem
 from analysis.fit.solver import EXACT, GRADIENT_TOLERANCE, Solution
-from analysis.fit.uncertainty import jackknife
+from analysis.fit.uncertainty import FEW_CLUSTERS, Draws, jackknife
 from analysis.units import Array
 
+OF_DRAWS = ("few_clusters", "unstable_resamples", "one_run_decides")
+"""Warnings that belong to a bootstrap and are renewed with it."""
 _SAME_OPTIMUM = 1e-6
 _FLAT_E, _FLAT_EXPONENT = 0.15, 0.35
 _OUTLIER = 8.0
@@ -264,7 +266,33 @@ def _outliers(problem: Problem, residual: Array) -> list[FitWarning]:
     ]
 
 
-def decisive_run(problem: Problem, theta: Array) -> FitWarning | None:
+def diagnose_draws(problem: Problem, theta: Array, draws: Draws) -> list[FitWarning]:
+    """Warnings, of the codes `OF_DRAWS`, about the intervals of one estimate."""
+    found: list[FitWarning] = []
+    if len(draws.labels) < FEW_CLUSTERS:
+        found.append(
+            FitWarning(
+                "few_clusters",
+                f"Intervals rest on {len(draws.labels)} runs; with fewer than {FEW_CLUSTERS} "
+                "they tend to be too narrow.",
+                {"clusters": len(draws.labels)},
+            )
+        )
+    samples = len(draws.values)
+    if draws.unconverged > 0.01 * samples:
+        found.append(
+            FitWarning(
+                "unstable_resamples",
+                f"{draws.unconverged} of {samples} refits did not reach a stationary point: "
+                "the form is close to unidentified on resampled data.",
+                {"unconverged": draws.unconverged, "samples": samples},
+            )
+        )
+    decisive = _decisive_run(problem, theta)
+    return [*found, decisive] if decisive else found
+
+
+def _decisive_run(problem: Problem, theta: Array) -> FitWarning | None:
     """The run that makes up most of the jackknife variance of a parameter, if there is one."""
     labels, values = jackknife(problem, theta)
     full = problem.natural(theta)

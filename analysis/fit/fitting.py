@@ -19,9 +19,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
-from analysis.fit.checks import model_of, prepare
+from analysis.fit.checks import prepare
 from analysis.fit.diagnostics import diagnose, evidence
 from analysis.fit.law_fit import LawFit
+from analysis.fit.observations import model_of
 from analysis.fit.problem import Bounds, Problem
 from analysis.fit.robust import Objective, Robust
 from analysis.fit.uncertainty import Method, Progress

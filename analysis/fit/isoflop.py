@@ -19,35 +19,35 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
-from analysis.fit.checks import name_rows
-from analysis.fit.divergence import find_diverged
 from analysis.fit.drawing import figure_of
 from analysis.fit.fitting import fit_law
+from analysis.fit.isoflop_profiles import (
+    DEGREES,
+    Shape,
+    budget_table,
+    lowest,
+    minima_of,
+    without_outlying,
+)
 from analysis.fit.law_fit import LawFit
 from analysis.fit.lines import Line, batched_lines, fit_line, line_bands
 from analysis.fit.profile_summary import interval_of, summary
-from analysis.io.frames import rows
+from analysis.io.frames import numbers
 from analysis.io.saved import array, saved
-from analysis.laws.polynomials import find_outlying, polynomial_minimum, vertex
+from analysis.laws.polynomials import vertex
 from analysis.units import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Shape = Literal["parabola", "cubic"]
-_SAME_BUDGET = 0.12
-"""Points whose log compute is within this of their neighbour share a budget."""
 _WEBB = np.sqrt([0.5, 1.0, 1.5])
 _BIAS_EXPONENT, _BIAS_SIZE = 0.005, 0.02
-_FLOOR, _NOISE = 0.25, 3.0
-"""A floor below the lowest loss by more than this share of half the profile's rise, and by more
-than so many standard deviations, was not measured."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class IsoflopFit:
 
     def profiles(self, places: int = 60) -> pd.DataFrame:
         """The fitted polynomial of every accepted budget: columns budget, n, loss."""
-        degree = 2 if self.shape == "parabola" else 3
+        degree = DEGREES[self.shape]
         parts: list[pd.DataFrame] = []
-        for budget, count in zip(_column(self.minima, "budget"), _column(self.minima, "points"),
+        for budget, count in zip(numbers(self.minima, "budget"), numbers(self.minima, "points"),
                                  strict=True):  # fmt: skip
-            part = _lowest(self.points, float(budget), int(count))
+            part = lowest(self.points, float(budget), int(count))
             log_n = np.log(part["n"])
             centre = log_n.mean()
             fitted = np.polyfit(log_n - centre, part["loss"], degree)
@@ -169,22 +169,24 @@ def isoflop(
         law: L(N, D) used to measure the bias; default: Chinchilla's form fitted to the same points.
 
     Raises:
-        AnalysisError: columns absent or fewer than two budgets with a minimum.
+        AnalysisError: an unknown shape, columns absent, or fewer than two budgets with a minimum.
     """
-    table, unusable = _table(data, budget, c=c, n=n, d=d, loss=loss)
-    table, outlying = _without_outlying(table, shape)
+    if shape not in DEGREES:
+        raise AnalysisError(f"no profile of shape {shape!r}; choose {' or '.join(DEGREES)}")
+    table, unusable = budget_table(data, budget, c=c, n=n, d=d, loss=loss)
+    table, outlying = without_outlying(table, shape)
     if not len(table):
         raise AnalysisError(f"none of {len(data)} rows has positive numbers for N, loss and the "
                             "budget: IsoFLOP profiles need them")  # fmt: skip
-    minima, refused = _minima(table, shape, best)
+    minima, refused = minima_of(table, shape, best)
     if len(minima) < 2:
         reasons = "; ".join(_refusal_texts(refused))
         raise AnalysisError(
             f"{len(minima)} of {table['budget'].nunique()} budgets have an interior minimum, two "
             f"are needed ({reasons}). Add sizes on both sides of the minimum at each budget"
         )
-    n_line = fit_line(_column(minima, "budget"), _column(minima, "n"))
-    d_line = fit_line(_column(minima, "budget"), _column(minima, "d"))
+    n_line = fit_line(numbers(minima, "budget"), numbers(minima, "n"))
+    d_line = fit_line(numbers(minima, "budget"), numbers(minima, "d"))
     warnings = [
         *_warn_excluded(unusable, len(data)),
         *_warn_outlying(outlying),
@@ -215,18 +217,18 @@ def measure_bias(
     (default: 100 times the largest budget), all without noise and under the C = f(N) D of `truth`.
     """
     synthetic = table.copy()
-    n, d = _column(table, "n"), _column(table, "d")
+    n, d = numbers(table, "n"), numbers(table, "d")
     synthetic["loss"] = truth.predict(n=n, d=d, extrapolate=True)
-    minima, _ = _minima(synthetic, shape, best)
+    minima, _ = minima_of(synthetic, shape, best)
     if len(minima) < 2:
         raise AnalysisError("on noise-free losses of the fitted law fewer than two budgets have an "
                             "interior minimum")  # fmt: skip
-    place = float(_column(table, "budget").max()) * 100 if at is None else at
-    budgets = _column(minima, "budget")
+    place = float(numbers(table, "budget").max()) * 100 if at is None else at
+    budgets = numbers(minima, "budget")
     optima = truth.optimal(np.append(budgets, place), extrapolate=True)
     true = {axis: np.asarray(optima[axis], dtype=float) for axis in ("n", "d")}
-    n_line = fit_line(budgets, _column(minima, "n"))
-    d_line = fit_line(budgets, _column(minima, "d"))
+    n_line = fit_line(budgets, numbers(minima, "n"))
+    d_line = fit_line(budgets, numbers(minima, "d"))
     lines = {axis: fit_line(budgets, values[:-1]) for axis, values in true.items()}
     straight = {axis: float(line.predict(place)) for axis, line in lines.items()}
     return {
@@ -240,149 +242,16 @@ def measure_bias(
     }
 
 
-def _table(
-    data: pd.DataFrame, budget: str | None, *, c: str, n: str, d: str, loss: str
-) -> tuple[pd.DataFrame, int]:
-    """Columns budget, c, n, d, loss, sorted; and how many unusable rows were left out."""
-    columns: dict[str, Array] = {}
-    for key, name in (("c", c), ("n", n), ("d", d), ("loss", loss), ("budget", budget)):
-        if name is not None and name in data.columns:
-            given = pd.to_numeric(data[name], errors="coerce")
-            columns[key] = np.asarray(given, dtype=np.float64)
-    if budget is not None and "budget" not in columns:
-        raise AnalysisError(f"no column {budget!r} for the budget")
-    if "loss" not in columns or "n" not in columns or not columns.keys() & {"c", "d", "budget"}:
-        raise AnalysisError(f"IsoFLOP profiles need N, loss and C or D; the table has "
-                            f"{', '.join(map(str, data.columns))}")  # fmt: skip
-    if "c" not in columns:
-        columns["c"] = (
-            6 * columns["n"] * columns["d"] if "d" in columns else columns["budget"].copy()
-        )
-    if "d" not in columns:
-        columns["d"] = columns["c"] / (6 * columns["n"])
-    good = np.ones(len(data), dtype=bool)
-    for values in columns.values():
-        good &= np.isfinite(values) & (values > 0)
-    columns = {k: v[good] for k, v in columns.items()}
-    called = np.array(name_rows(data), dtype=object)[good]
-    if budget is None:
-        order = np.argsort(columns["c"], kind="stable")
-        columns, called = {k: v[order] for k, v in columns.items()}, called[order]
-        log_c = np.log(columns["c"])
-        label = np.cumsum(np.diff(log_c, prepend=-np.inf) > _SAME_BUDGET) - 1
-        if len(label):
-            mean = np.bincount(label, weights=log_c) / np.bincount(label)
-            columns["budget"] = np.exp(mean[label])
-        else:
-            columns["budget"] = columns["c"]
-    named = pd.DataFrame(columns).assign(name=called)
-    table = rows(named, ~named.duplicated(list(columns)))
-    return table.sort_values(["budget", "n"], ignore_index=True), int((~good).sum())
-
-
-def _without_outlying(table: pd.DataFrame, shape: Shape) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table without rows far above their neighbours, and those rows with a `reason`.
-
-    Rows far above all others in N and D diverged; rows far above the profile of their budget would
-    bend it.
-    """
-    if not len(table):
-        return table, table.assign(reason=[])
-    loss = _column(table, "loss")
-    far, usual = find_diverged([_column(table, "n"), _column(table, "d")], loss)
-    reason = np.where(far, [f"diverged: its neighbours have {u:.4g}" for u in usual], "").astype(
-        object
-    )
-    degree = 2 if shape == "parabola" else 3
-    for value in np.unique(_column(table, "budget")):
-        at = np.flatnonzero((_column(table, "budget") == value) & ~far)
-        above = find_outlying(np.log(_column(table, "n")[at]), loss[at], degree)
-        reason[at[above]] = f"far above the profile of {value:.3g} FLOPs"
-    out = reason != ""
-    return rows(table, ~out).reset_index(drop=True), rows(table, out).assign(reason=reason[out])
-
-
-def _warn_outlying(outlying: pd.DataFrame) -> list[FitWarning]:
-    if not len(outlying):
-        return []
-    listed = [f"{r['name']} with loss {r['loss']:.4g} ({r['reason']})"
-              for r in outlying.to_dict("records")]  # fmt: skip
-    return [
-        FitWarning(
-            "rows_excluded",
-            f"{len(outlying)} row(s) were left out: {'; '.join(listed)}.",
-            {"count": len(outlying), "names": [str(v) for v in outlying["name"]]},
-        )
-    ]
-
-
-def _minima(
-    table: pd.DataFrame, shape: Shape, best: int | None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Minimum of each budget, and the budgets without one."""
-    rows: list[dict[str, float]] = []
-    refused: list[dict[str, float | str]] = []
-    degree = 2 if shape == "parabola" else 3
-    for value in np.unique(_column(table, "budget")):
-        part = _lowest(table, float(value), best)
-        sizes = len(np.unique(part["n"]))
-        reason = ""
-        if sizes < degree + 2:
-            reason = f"{sizes} sizes; a {shape} needs {degree + 2}"
-        row: dict[str, float] = {"budget": float(value), "points": float(len(part["n"]))}
-        for axis in () if reason else ("n", "d"):
-            x, y = np.log(part[axis]), part["loss"]
-            place, height, se = polynomial_minimum(x, y, degree)
-            rest = _rest(x, y, degree)
-            if not np.isfinite(place):
-                reason = "the profile has no minimum (it does not curve upwards)"
-            elif not x.min() < place < x.max():
-                reason = "the minimum lies outside the sizes trained"
-            elif y.min() - height > max(_FLOOR * float(np.median(y) - y.min()), _NOISE * rest):
-                reason = (
-                    f"the floor of the {shape}, {height:.4g}, lies far below the lowest loss "
-                    f"measured, {y.min():.4g}"
-                )
-            elif int(y.argmin()) in (int(x.argmin()), int(x.argmax())):
-                reason = "the lowest loss is at an end of the sizes trained"
-            if reason:
-                break
-            row[axis], row[f"{axis}_se_log"] = float(np.exp(place)), se
-            row.setdefault("loss", height)
-        if reason:
-            refused.append({"budget": row["budget"], "reason": reason})
-        else:
-            rows.append(row)
-    return pd.DataFrame(rows), pd.DataFrame(refused, columns=["budget", "reason"])
-
-
-def _rest(x: Array, y: Array, degree: int) -> float:
-    """Standard deviation of y about its polynomial."""
-    residual = y - np.polyval(np.polyfit(x - x.mean(), y, degree), x - x.mean())
-    return float(np.sqrt(residual @ residual / max(1, len(y) - degree - 1)))
-
-
-def _column(table: pd.DataFrame, name: str) -> Array:
-    return np.asarray(table[name], dtype=np.float64)
-
-
-def _lowest(table: pd.DataFrame, budget: float, best: int | None) -> dict[str, Array]:
-    """The points of one budget by rising loss, at most `best` of them."""
-    rows = np.flatnonzero(_column(table, "budget") == budget)
-    rows = rows[np.argsort(_column(table, "loss")[rows], kind="stable")][:best]
-    return {k: _column(table, k)[rows] for k in ("n", "d", "loss")}
-
-
 def _bootstrap(
     table: pd.DataFrame, minima: pd.DataFrame, shape: Shape, best: int | None, samples: int,
     seed: int,
 ) -> dict[str, Array]:  # fmt: skip
     """Wild bootstrap within each accepted budget; refits without a minimum are dropped."""
     rng = np.random.default_rng(seed)
-    degree = 2 if shape == "parabola" else 3
+    degree = DEGREES[shape]
     places = {axis: np.empty((samples, len(minima))) for axis in ("n", "d")}
-    for column, value in enumerate(_column(minima, "budget")):
-        part = _lowest(table, float(value), best)
+    for column, value in enumerate(numbers(minima, "budget")):
+        part = lowest(table, float(value), best)
         sign = rng.choice([-1.0, 1.0], (samples, len(part["n"])))
         factor = sign * rng.choice(_WEBB, sign.shape)
         for axis in ("n", "d"):
@@ -393,7 +262,7 @@ def _bootstrap(
             hat = np.clip((design * inverse.T).sum(axis=1), 0, 0.9)
             redrawn = fitted + factor * (y - fitted) / (1 - hat)
             places[axis][:, column] = vertex(redrawn @ inverse.T) + x.mean()
-    log_c = np.log(_column(minima, "budget"))
+    log_c = np.log(numbers(minima, "budget"))
     draws: dict[str, Array] = {}
     good = np.ones(samples, dtype=bool)
     for axis, key in (("n", "a"), ("d", "b")):
@@ -420,6 +289,20 @@ def _warn_excluded(count: int, rows: int) -> list[FitWarning]:
         return []
     text = f"{count} of {rows} rows were left out: a value is no positive number."
     return [FitWarning("rows_excluded", text, {"count": count})]
+
+
+def _warn_outlying(outlying: pd.DataFrame) -> list[FitWarning]:
+    if not len(outlying):
+        return []
+    listed = [f"{r['name']} with loss {r['loss']:.4g} ({r['reason']})"
+              for r in outlying.to_dict("records")]  # fmt: skip
+    return [
+        FitWarning(
+            "rows_excluded",
+            f"{len(outlying)} row(s) were left out: {'; '.join(listed)}.",
+            {"count": len(outlying), "names": [str(v) for v in outlying["name"]]},
+        )
+    ]
 
 
 def _refusals(refused: pd.DataFrame, table: pd.DataFrame) -> list[FitWarning]:

@@ -7,7 +7,6 @@ B with beta) carry their correlation into predictions, optima and comparisons.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,13 +15,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
-from analysis.fit.checks import Observations, model_of
-from analysis.fit.diagnostics import Evidence, decisive_run
+from analysis.fit.diagnostics import OF_DRAWS, Evidence, diagnose_draws
 from analysis.fit.drawing import figure_of
+from analysis.fit.law_record import read, written
+from analysis.fit.observations import Observations
 from analysis.fit.problem import Problem
-from analysis.fit.robust import Robust
 from analysis.fit.uncertainty import (
-    FEW_CLUSTERS,
     Draws,
     Method,
     Progress,
@@ -32,17 +30,13 @@ from analysis.fit.uncertainty import (
     profile,
     quantiles,
 )
-from analysis.io.saved import array, saved
 from analysis.laws.compute_model import SIX_ND, ComputeModel, optimal_exponents, optimum
 from analysis.laws.power_sum import Law
-from analysis.laws.registry import get_law
 from analysis.units import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OF_DRAWS = ("few_clusters", "unstable_resamples", "one_run_decides")
-"""Warnings that belong to a bootstrap and are renewed with it."""
 EXTRAPOLATION_LIMIT = 10.0
 """Default factor in compute beyond the largest run up to which a forecast is given."""
 
@@ -263,31 +257,9 @@ class LawFit:
         draws = bootstrap(
             self.problem, self.theta, samples=samples, method=method, seed=seed, progress=progress
         )
-        added: list[FitWarning] = []
-        if len(draws.labels) < FEW_CLUSTERS:
-            added.append(
-                FitWarning(
-                    "few_clusters",
-                    f"Intervals rest on {len(draws.labels)} runs; with fewer than {FEW_CLUSTERS} "
-                    "they tend to be too narrow.",
-                    {"clusters": len(draws.labels)},
-                )
-            )
-        if draws.unconverged > 0.01 * samples:
-            added.append(
-                FitWarning(
-                    "unstable_resamples",
-                    f"{draws.unconverged} of {samples} refits did not reach a stationary point: "
-                    "the form is close to unidentified on resampled data.",
-                    {"unconverged": draws.unconverged, "samples": samples},
-                )
-            )
-        kept = [w for w in self.warnings if w.code not in _OF_DRAWS]
-        drawn = dataclasses.replace(self, draws=draws, warnings=[*kept, *added])
-        decisive = decisive_run(self.problem, self.theta)
-        if decisive is not None:
-            drawn.warnings.append(decisive)
-        return drawn
+        kept = [w for w in self.warnings if w.code not in OF_DRAWS]
+        added = diagnose_draws(self.problem, self.theta, draws)
+        return dataclasses.replace(self, draws=draws, warnings=[*kept, *added])
 
     def _need_draws(self) -> Draws:
         if self.draws is None:
@@ -376,32 +348,7 @@ class LawFit:
 
     def to_json(self) -> str:
         """Everything at full precision: parameters, points, draws, evidence, warnings."""
-        obs = self.observations
-        return json.dumps({
-            "schema": 1,
-            "form": self.form,
-            "formula": self.law.formula,
-            "parameters": self.params,
-            "intervals_90": None if self.draws is None else
-                            {p: list(self.interval(p)) for p in self.params},
-            "objective": {"name": self.problem.robust.name, "delta": self.problem.robust.delta,
-                          "below": self.problem.robust.below,
-                          "value": self.objective},
-            "theta": self.theta.tolist(),
-            "lower": self.problem.lower.tolist(), "upper": self.problem.upper.tolist(),
-            "evidence": dataclasses.asdict(self.evidence),
-            "criteria": self.criteria(),
-            "compute_model": self.compute_model.as_dict(),
-            "warnings": [w.as_dict() for w in self.warnings],
-            "columns": obs.names,
-            "points": {**{k: v.tolist() for k, v in obs.columns.items()},
-                       "loss": obs.loss.tolist(), "weight": obs.weight.tolist(),
-                       "cluster": obs.cluster.tolist(), "row": [str(r) for r in obs.rows],
-                       "name": obs.row_names},
-            "clusters": obs.labels,
-            "exclusions": obs.exclusions.astype(str).to_dict("records"),
-            "draws": self.draws.as_dict() if self.draws else None,
-        })  # fmt: skip
+        return written(self)
 
     @staticmethod
     def from_json(text: str) -> LawFit:
@@ -410,35 +357,7 @@ class LawFit:
         Raises:
             AnalysisError: the text is not what `to_json` wrote; a missing field is named.
         """
-        with saved(text, "LawFit") as record:
-            points = record["points"]
-            observations = Observations(
-                columns={k: array(points, k) for k in ("n", "d", "c", "u") if k in points},
-                loss=array(points, "loss"),
-                weight=array(points, "weight"),
-                cluster=array(points, "cluster").astype(np.int64),
-                labels=record["clusters"],
-                names=record["columns"],
-                rows=points["row"],
-                exclusions=pd.DataFrame(record["exclusions"], columns=["row", "name", "reason"]),
-                warnings=[],
-                row_names=points.get("name", points["row"]),
-            )
-            law = get_law(record["form"])
-            x, centres = law.features(observations.columns)
-            objective = record["objective"]
-            return LawFit(
-                problem=Problem(law, observations, Robust(objective["name"], objective["delta"],
-                                                        objective.get("below", 0.1)),
-                                x, centres, array(record, "lower"), array(record, "upper")),
-                theta=array(record, "theta"),
-                objective=objective["value"],
-                evidence=Evidence(**record["evidence"]),
-                warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
-                draws=Draws.from_dict(record["draws"]) if record["draws"] else None,
-                compute_model=ComputeModel.from_dict(record["compute_model"])
-                if "compute_model" in record else model_of(observations),
-            )  # fmt: skip
+        return LawFit(**read(text))
 
     def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
         """Contours over (N, D) with the optimal line, or loss against the form's one variable."""

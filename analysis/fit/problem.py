@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.fit.checks import Observations
+from analysis.fit.observations import Observations
 from analysis.fit.robust import Robust
 from analysis.fit.solver import Solution, minimise
 from analysis.laws.power_sum import Law

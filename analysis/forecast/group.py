@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fit.checks import model_of
+from analysis.fit.observations import model_of
 from analysis.forecast.predictive import Predictive, predict_from
 from analysis.forecast.rolling import mixture, roll, widened
 from analysis.forecast.rows import Rows

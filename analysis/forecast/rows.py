@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
-from analysis.fit.checks import Observations, prepare
+from analysis.fit.checks import prepare
+from analysis.fit.observations import Observations
 from analysis.forecast.gaussian_process import Groups
 from analysis.forecast.mean_law import Form, find_form
 from analysis.laws.registry import get_law
