@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.kernels import launch, selfcheck
-from models.kernels.tools.tune import sample
+from models.kernels.tools.measuring import sample
 
 DEVICE = "cuda"
 REPEATS = 20

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models.kernels.tools import tune
+from models.kernels.tools.rows import DIMS
 
 MOST, LEAST = 2.5, 2.3
 FAMILIES = {
@@ -65,7 +66,7 @@ def main(out: Path) -> int:
         name = f"{family} {dim}"
         if name in finished:
             continue
-        dims = [min((d for d in tune.DIMS if d >= dim), default=max(tune.DIMS))]
+        dims = [min((d for d in DIMS if d >= dim), default=max(DIMS))]
         tune.tune(families=(family,), dims=dims, output=folder, jobs=os.cpu_count() or 1)
         print(json.dumps({"part": "tune", "family": family, "dim": dim}), flush=True)
         with done.open("a") as file:

@@ -26,8 +26,7 @@ PROGRAM = """
 import json, sys
 from dataclasses import asdict
 import torch
-from models.kernels.tools import tune
-from models.kernels.tools import offline
+from models.kernels.tools import measuring, offline, rows
 from models.kernels.triton import common, decode
 
 arch, cases, dims = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -54,18 +53,19 @@ def allowed(mode, key_dim, value_dim, packed=False, *_):
 def launches():
     for mode, dtype, key_dim, value_dim, *rest in cases:
         wide = dtype == "float32"
-        run = step if mode == "step" else tune.call(
-            mode, getattr(torch, dtype), key_dim, value_dim, "meta", 2048, *rest
-        )
+        packed, segment = rest or (False, 512)
+        run = step if mode == "step" else measuring.runner(measuring.sample(
+            mode, getattr(torch, dtype), key_dim, value_dim, "meta", 2048, packed
+        ), segment)
         with common.assume_architecture(arch), offline.record() as recorded:
             run()
         for launch in recorded:
             most = allowed(mode, key_dim, value_dim, *rest)
             yield [mode, dtype, key_dim, value_dim, *rest], wide, most, launch
-    for entry in tune.entries(tuple(tune.KERNELS), arch, dims):
+    for entry in rows.entries(tuple(rows.KERNELS), arch, dims):
         wide = entry.dtype == torch.float32
         most = spills(entry.family).get(entry.key, 0)
-        for launch in tune.launches(entry, arch):
+        for launch in measuring.launches(entry, arch):
             yield entry.key, wide, most, launch
 
 seen = []

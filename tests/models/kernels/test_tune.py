@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from models.kernels.call import Call
-from models.kernels.tools import tune
+from models.kernels.tools import measuring, tune
+from models.kernels.tools.rows import Entry, candidates, entries
 from models.kernels.triton.common import ARCHS, TUNING, interpreted, table, tuned
 
 FAMILIES = ("scalar", "phase", "vector")
@@ -19,12 +20,12 @@ FAMILIES = ("scalar", "phase", "vector")
 
 def one(mode: str, dtype: torch.dtype, key_dim: int, value_dim: int, packed: bool = False) -> Call:
     """A call without memory."""
-    return tune.sample(mode, dtype, key_dim, value_dim, "meta", 64, packed)[0]
+    return measuring.sample(mode, dtype, key_dim, value_dim, "meta", 64, packed)[0]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tables_have_every_entry(arch: str) -> None:
-    for entry in tune.entries(FAMILIES, arch):
+    for entry in entries(FAMILIES, arch):
         for mode in entry.modes:
             call = one(mode, entry.dtype, entry.dim, entry.dim, packed=entry.general)
             constants = tuned(entry.family, entry.kernel, call, arch)
@@ -53,8 +54,8 @@ def test_a_mode_has_its_own_row_and_the_general_case_another() -> None:
 
 
 def test_candidates_are_distinct_and_fit_the_dimension() -> None:
-    for entry in tune.entries(FAMILIES, "sm_90"):
-        found = list(tune.candidates(entry))
+    for entry in entries(FAMILIES, "sm_90"):
+        found = list(candidates(entry))
         assert len(found) > 1
         assert all(found.count(c) == 1 for c in found)
         assert all(c.get(side, 0) <= entry.dim for c in found for side in ("BK", "BV"))
@@ -64,7 +65,7 @@ def test_least_spill_is_kept_and_recorded(tmp_path: Path, monkeypatch: pytest.Mo
     """All candidates of one kernel spill: the last, least, is kept; no key of the table goes."""
     spills = iter(range(1000, 0, -1))
 
-    def compiled(entry: tune.Entry, constants: dict[str, int], arch: str) -> int | None:
+    def compiled(entry: Entry, constants: dict[str, int], arch: str) -> int | None:
         return next(spills) if entry.kernel == "phase_read" else 0
 
     monkeypatch.setattr(tune, "judged", compiled)
@@ -73,10 +74,10 @@ def test_least_spill_is_kept_and_recorded(tmp_path: Path, monkeypatch: pytest.Mo
     before = json.loads((TUNING / "scalar.sm_90.json").read_text())
     assert rows.keys() - {"spills"} == before.keys() - {"spills"}
     assert rows["states/16/128"] == before["states/16/128"]
-    reads = [e for e in tune.entries(("phase",), "sm_90") if e.kernel == "phase_read"]
+    reads = [e for e in entries(("phase",), "sm_90") if e.kernel == "phase_read"]
     assert {e.key for e in reads} <= set(rows["spills"])
     for entry in reads:
-        tried = [c for c in tune.candidates(entry) if c != before[entry.key]]
+        tried = [c for c in candidates(entry) if c != before[entry.key]]
         assert rows[entry.key] == tried[-1]  # the last spilled least
 
 
@@ -114,7 +115,7 @@ def test_needs_a_gpu_or_an_architecture() -> None:
 
 def test_data_are_random_and_packed_sequences_real() -> None:
     for mode in ("none", "head", "head_t", "vector", "gate", "phase"):
-        call, do, dstate = tune.sample(mode, torch.float32, 16, 16, "cpu", 20, True, 2, 3)
+        call, do, dstate = measuring.sample(mode, torch.float32, 16, 16, "cpu", 20, True, 2, 3)
         assert call.mode == mode
         for x in (call.q, call.k, call.v, call.initial_state, do, dstate):
             assert x is not None
@@ -137,13 +138,13 @@ def test_one_kernel_is_timed_at_a_time(
     family: str, kernel: str, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the entry's launches, with the trial's constants, and each does its work again."""
-    monkeypatch.setattr(tune, "SHAPES", ((1, 600, 1),))
+    monkeypatch.setattr(measuring, "SHAPES", ((1, 600, 1),))
     [entry] = [
-        e for e in tune.entries((family,), "sm_90", (16,))
+        e for e in entries((family,), "sm_90", (16,))
         if e.kernel == kernel and e.dtype == torch.float32 and not e.general
     ][:1]  # fmt: skip
     entry = replace(entry, modes=("none", "head") if family == "scalar" else ("vector", "gate"))
-    constants = tune.table(family, "sm_90")[entry.key] | {"num_warps": 2}
+    constants = table(family, "sm_90")[entry.key] | {"num_warps": 2}
     timed: list[tuple[str, int]] = []
 
     def once(run: Any) -> float:
@@ -151,13 +152,13 @@ def test_one_kernel_is_timed_at_a_time(
         run()
         return 2.0
 
-    monkeypatch.setattr(tune, "milliseconds", once)
-    assert tune.seconds(entry, constants, "cpu") > 0
+    monkeypatch.setattr(measuring, "milliseconds", once)
+    assert measuring.seconds(entry, constants, "cpu") > 0
     assert timed == [(entry.function, 2)] * times
 
 
 def test_on_a_gpu_the_fastest_is_kept_even_if_it_spills(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = next(tune.entries(("scalar",), "sm_90"))
+    entry = next(entries(("scalar",), "sm_90"))
     tried = [({"C": 64}, 0), ({"C": 128}, 16), ({"C": 32}, 0)]
     times = {64: 3.0, 128: 1.0, 32: 2.0}
     monkeypatch.setattr(tune, "seconds", lambda entry, constants: times[constants["C"]])
@@ -166,8 +167,8 @@ def test_on_a_gpu_the_fastest_is_kept_even_if_it_spills(monkeypatch: pytest.Monk
 
 
 def test_larger_chunks_more_stages_and_four_warps_are_candidates() -> None:
-    for entry in tune.entries(FAMILIES, "sm_90", (128,)):
-        found = list(tune.candidates(entry))
+    for entry in entries(FAMILIES, "sm_90", (128,)):
+        found = list(candidates(entry))
         assert any(c["num_warps"] == 4 for c in found)
         if entry.dtype == torch.bfloat16 and entry.kernel != "decay":
             assert any(c["num_stages"] == 3 for c in found)
