@@ -10,9 +10,9 @@ from analysis.fit.isoflop import isoflop as isoflop
 from analysis.fit.law_fit import LawFit as LawFit
 from analysis.forecast.forecasting import forecast as forecast
 from analysis.io.frames import where as where
-from analysis.io.records import Conventions as Conventions
-from analysis.io.records import Sweep as Sweep
 from analysis.io.records import load_sweep as load_sweep
+from analysis.io.sweep import Conventions as Conventions
+from analysis.io.sweep import Sweep as Sweep
 from analysis.io.tables import load_table as load_table
 from analysis.judge.compare import compute_multiplier as compute_multiplier
 from analysis.judge.crossing import crossing as crossing

@@ -17,7 +17,7 @@ import typer
 if TYPE_CHECKING:
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
-    from analysis.io.records import Sweep
+    from analysis.io.sweep import Sweep
 
 app = typer.Typer(
     help="Scaling laws from run records or anybody's table.",
@@ -242,7 +242,8 @@ def _read(
         return load_table(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
         )
-    from analysis.io.records import Conventions, load_sweep
+    from analysis.io.records import load_sweep
+    from analysis.io.sweep import Conventions
 
     if tokens is not None or group is not None or any(chosen.values()):
         raise AnalysisError(

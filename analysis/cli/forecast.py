@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from analysis.forecast.targets import Target
-    from analysis.io.records import Sweep
+    from analysis.io.sweep import Sweep
 
 Planner = Callable[[Path, bool, Path | None], list[dict[str, Any]]]
 """Rungs of an experiment file (its small variant; the directory of its runs), as `linscale plan

@@ -24,7 +24,7 @@ from analysis.forecast.seal import digest
 from analysis.forecast.targets import Target
 from analysis.forecast.telling import tell
 from analysis.io.frames import groups, where
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 
 DEFAULT_FORM = "chinchilla"
 

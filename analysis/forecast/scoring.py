@@ -24,7 +24,7 @@ from analysis.forecast.baselines import NAMES, baselines
 from analysis.forecast.score import LEVELS, PINBALL_AT, binomial_interval, crps, pinball
 from analysis.forecast.seal import changed_inputs, holds_any
 from analysis.forecast.targets import SAME_POINT
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 
 
 @dataclass(frozen=True)

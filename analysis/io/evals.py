@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.io.jsonlines import read_records
-from analysis.io.records import Sweep, path_flops
+from analysis.io.records import path_flops
+from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import open_sweep
 from linscale.json_reader import BadRecord, Fields
 from linscale.texts import clean

@@ -30,7 +30,7 @@ from analysis.io import columns as choice
 from analysis.io.cells import read_cells
 from analysis.io.columns import COUNTS, OPTIONS, Column, cells_of, listed
 from analysis.io.frames import numbers, rows, words
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 from analysis.io.table_files import read_file
 from linscale.texts import clean, quote
 

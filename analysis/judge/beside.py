@@ -27,7 +27,7 @@ from analysis.units import LEVEL
 if TYPE_CHECKING:
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
-    from analysis.io.records import Sweep
+    from analysis.io.sweep import Sweep
 
 _BASELINE = "llama"
 

@@ -19,7 +19,7 @@ from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, rows, where, words
 from analysis.io.looks import look
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 from analysis.judge.checklist import TESTED, checklist
 from analysis.judge.frontier import compute_for_loss
 from analysis.judge.sensitivity import sensitivity

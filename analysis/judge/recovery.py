@@ -27,7 +27,8 @@ from scipy import stats
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import by, numbers, plain, rows, take, where, words
-from analysis.io.records import Sweep, load_sweep
+from analysis.io.records import load_sweep
+from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.units import LEVEL
 from linscale.json_reader import BadRecord, find_object

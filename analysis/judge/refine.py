@@ -24,7 +24,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.io.frames import groups, numbers, plain, rows, where, words
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 from analysis.judge.design import rank_rungs
 from analysis.units import LEVEL
 

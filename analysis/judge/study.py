@@ -30,7 +30,7 @@ from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import FEWEST_CLUSTERS
 from analysis.io.frames import groups, numbers, rows, where, words
 from analysis.io.looks import look
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.form_selection import holdout
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents

@@ -23,7 +23,8 @@ from analysis.figures import hover, style
 from analysis.io.evals import load_evals
 from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
-from analysis.io.records import Conventions, load_sweep
+from analysis.io.records import load_sweep
+from analysis.io.sweep import Conventions
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.judge.study import Progress, Study, study
 from analysis.report.narrative import (

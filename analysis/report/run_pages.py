@@ -23,7 +23,7 @@ from analysis.figures.hover import points, svg
 from analysis.io.frames import numbers, rows, take, where, words
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.report.page import Page, bold, link
 from analysis.units import si_text

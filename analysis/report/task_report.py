@@ -22,7 +22,7 @@ from analysis.figures.evaluations import needles, tasks_compute
 from analysis.io.evals import CSR, latest, load_evals
 from analysis.io.frames import rows, where, words
 from analysis.io.looks import look, ordered
-from analysis.io.records import Sweep
+from analysis.io.sweep import Sweep
 from analysis.judge.task_law import CHANCE, tasks_of
 from analysis.report.page import Page
 from analysis.report.paper_tables import FORMATS, PaperTable, paper_tables

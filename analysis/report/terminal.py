@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
-    from analysis.io.records import Sweep
+    from analysis.io.sweep import Sweep
     from analysis.judge.beside import Beside, Comparison
     from analysis.judge.refine import Refinement
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.io.records import Sweep, load_sweep
+from analysis.io.records import load_sweep
+from analysis.io.sweep import Sweep
 
 TOKENS, WIDTH, LAYERS = 16384, 256, 8
 

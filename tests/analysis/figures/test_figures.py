@@ -22,7 +22,8 @@ from analysis.errors import AnalysisError
 from analysis.figures import hover, style
 from analysis.figures.curves import frontier_mask, smooth
 from analysis.io.looks import look, ordered
-from analysis.io.records import Sweep, load_sweep
+from analysis.io.records import load_sweep
+from analysis.io.sweep import Sweep
 from tests.support.make_runs import LAWS, write_sweep
 
 ARCHS = list(LAWS)

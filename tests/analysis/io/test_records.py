@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.errors import AnalysisError
-from analysis.io.records import Conventions, Sweep, load_sweep
+from analysis.io.records import load_sweep
+from analysis.io.sweep import Conventions, Sweep
 from tests.support.make_runs import LAWS, Problem, parameter_count, write_sweep
 
 DIMS = (32, 64, 96, 128)

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.io.frames import where
-from analysis.io.records import Sweep, load_sweep
+from analysis.io.records import load_sweep
+from analysis.io.sweep import Sweep
 from analysis.judge.design import noise_of
 from analysis.judge.refine import candidates_of, refine
 from tests.support.make_runs import parameter_count, write_sweep
