@@ -128,6 +128,7 @@ def _fit(
     """Solve the output projections on the first sequences of the run."""
     from models.linearize.initialise import fit_outputs
 
+    prepared.verify_changed()  # the checkpoint of step 0 keeps what comes of them
     rows = prepared.train.gather(prepared.order(config.seed).blocks(0, sequences))
     fit_outputs(net, teacher, to_batch(rows)[0])
 

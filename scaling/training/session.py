@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext, suppress
 
 import lightning.pytorch as pl
@@ -53,6 +53,9 @@ from scaling.training.profiling import Profiler
 from scaling.training.progress import Progress
 
 log = logging.getLogger("linscale")
+
+PATIENCE_SECONDS = 5.0
+"""For which a checkpoint waits silently until the shards have been read."""
 
 
 def run_session(
@@ -214,10 +217,16 @@ class _Session:
 
     def _sound(self) -> None:
         """Before a checkpoint appears: the run is still this process's, and its data are those that
-        were written. What was trained on damaged data is not kept."""
+        were written. What was trained on damaged data is not kept; at step 0 nothing was."""
         self._still_ours()
-        if self._reading is not None:
-            self._reading.result()
+        if self._reading is None or not self._journal.step:
+            return
+        if wait([self._reading], PATIENCE_SECONDS).not_done:
+            self._say(
+                "No checkpoint is kept before the shards have been read against their hashes; this "
+                "one waits for that. Killed meanwhile, the run goes on from the one before."
+            )
+        self._reading.result()
 
     def _end(self, state: State, reason: str) -> None:
         journal = self._journal
@@ -234,7 +243,7 @@ class _Session:
         self._record.log(f"{state}: {reason}" if reason else state)
 
     def _say(self, text: str) -> None:
-        """Tell of a damaged checkpoint, aloud and in the log."""
+        """Tell what costs work, aloud and in the log."""
         log.warning(text)
         self._record.log(text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from scaling.config.run import RunConfig
 from scaling.data import token_store
 from scaling.data.prepare import prepare
 from scaling.data.token_store import STAMP, Index
+from scaling.record.record import RunRecord
+from scaling.training import session
 from scaling.training.train import train
 from tests.support.results import StopAfter, result
 
@@ -50,6 +53,33 @@ def test_flipped_tokens_fail_the_run_and_leave_no_trace(config: RunConfig, tmp_p
     (folder / "train-00000.bin").write_bytes(before)
     assert train(config, tmp_path / "pieces") == "done"
     assert result(config, tmp_path / "pieces") == result(config, tmp_path / "whole")
+
+
+def test_steps_are_made_while_shards_are_read(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a checkpoint waits, and log.txt says so."""
+    prepare(config.data)
+    waiting = threading.Event()
+    hashed, log = token_store.sha256_of, RunRecord.log
+    kept: list[list[int]] = []
+
+    def slow(path: Path) -> str:
+        assert waiting.wait(60)
+        return hashed(path)
+
+    def spy(record: RunRecord, text: str) -> None:
+        log(record, text)
+        if "read against their hashes" in text:
+            manifest = json.loads((record.checkpoints / "manifest.json").read_text())
+            kept.append([point["step"] for point in manifest["resume"]])
+            waiting.set()
+
+    monkeypatch.setattr(token_store, "sha256_of", slow)
+    monkeypatch.setattr(RunRecord, "log", spy)
+    monkeypatch.setattr(session, "PATIENCE_SECONDS", 0.0)
+    assert train(config, tmp_path) == "done"
+    assert kept == [[0]]  # the one that waited was of step 3
 
 
 def test_what_was_found_right_is_not_read_again(
