@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -43,7 +44,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         made = [
             Step(
                 part="first", name=name, command=(sys.executable, "-c", program),
-                minutes=0.03 if name == "long" else 1, resumable=name == "long",
+                minutes=0.005 if "sleep" in program else 1, resumable=name == "long",
             )
             for name, program in programs.items()
         ]  # fmt: skip
@@ -98,7 +99,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (config, "paper_config", small), (kernels_gpu, "DEVICE", "cpu"),
         (kernels_gpu, "quantiles", once), (kernels_gpu, "TOKENS", 16), (first, "DEVICE", "cpu"),
-        (first, "SHAPE", (1, 34, 1, 16)), (first, "REPEATS", 2), (serving, "LENGTHS", (5,)),
+        (first, "SHAPE", (1, 20, 1, 16)), (first, "REPEATS", 2), (serving, "LENGTHS", (5,)),
         (serving, "BATCH", 2), (training, "ACCELERATOR", "cpu"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
@@ -111,19 +112,41 @@ def test_first_minutes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.setattr(selfcheck, "versions", lambda device: found)
     assert first.main("versions") == 0
     assert len(json.loads(capsys.readouterr().out)["known"]) == 2
-    some = {mode: launch.KERNELS[mode] for mode in ("none", "vector", "gate")}
+    some = {mode: launch.KERNELS[mode] for mode in ("none", "gate")}  # one of each family
     monkeypatch.setattr(launch, "KERNELS", some)
-    modes = len(list(first.operations(tokens=20, dim=16)))
-    assert modes == 3
+    assert [row["right"] for row in first.operations(tokens=20, dim=16)] == [True, True]
     assert first.main("repeats") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == 2 * modes
+    assert [(row["mode"], row["packed"]) for row in rows] == [
+        ("none", False), ("none", True), ("gate", False), ("gate", True),
+    ]  # fmt: skip
     monkeypatch.setattr(selfcheck, "errors", lambda *_: {"none": 0.5})
     assert first.main("small") == 1  # a wrong kernel fails the piece
 
 
-def test_check_goes_on_after_what_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytest on a file without GPU tests: nothing is left, which counts as done."""
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (1, 1), (5, 0)])
+def test_check_goes_on_after_what_passed(
+    status: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What passed before is what pytest leaves out; that nothing is left counts as done."""
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        started.append((command, env))
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    (tmp_path / "passed.txt").write_text("one\n")
+    assert check.main(tmp_path) == expected
+    [(command, environment)] = started
+    assert command[1:6] == ["-m", "pytest", "-q", "-m", "gpu"]
+    assert Path(environment["LINSCALE_GPU_DONE"]).read_text() == "one\n"
+    assert environment["LINSCALE_GPU_RECORD"] == str(tmp_path / "passed.txt")
+
+
+@pytest.mark.slow
+def test_check_runs_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest on a file without GPU tests: nothing is left."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # one process
     assert check.main(tmp_path, "tests/models/kernels/test_reference.py") == 0
     assert (tmp_path / "done.txt").read_text() == ""
