@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from linscale.code_search import search_also, searched
 from models.errors import ConfigError
-from models.fields import Part
+from models.fields import Part, nearest_divisor
 
 BUILT_IN: dict[str, str] = {
     name: f"models.architectures.{name}"
@@ -70,11 +70,9 @@ class Options(Part):
             ConfigError: it is not a whole number.
         """
         if dim % heads:
-            divisors = [h for h in range(1, dim + 1) if dim % h == 0]
-            near = min(divisors, key=lambda h: (abs(h - heads), h))
             raise ConfigError(
                 f"model.heads={heads} does not divide model.dim={dim}; "
-                f"the nearest number that does is {near}."
+                f"the nearest number that does is {nearest_divisor(dim, heads)}."
             )
         return dim // heads
 
@@ -263,10 +261,11 @@ def search_beside(name: str, file: str) -> None:
 
 def _unknown(name: str) -> ConfigError:
     near = difflib.get_close_matches(name, BUILT_IN, n=1)
+    hint = f"did you mean {near[0]}?" if near else "no such architecture."
     paths = [*searched(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     looked = ", ".join(dict.fromkeys(paths)) or "the installed packages"
     return ConfigError(
-        f"model.arch={name!r}: {f'did you mean {near[0]}? ' if near else ''}Choose one of "
-        f"{', '.join(BUILT_IN)}, or the name of a module that defines ARCHITECTURE; looked for it "
-        f"in {looked}. Put its file beside the experiment file, or its folder on PYTHONPATH."
+        f"model.arch={name!r}: {hint} Choose one of {', '.join(BUILT_IN)}, or the name of a module "
+        f"that defines ARCHITECTURE; looked for it in {looked}. Put its file beside the experiment "
+        "file, or its folder on PYTHONPATH."
     )

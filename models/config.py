@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from models import flat
 from models.architecture import Architecture, Options, file_of, find, search_beside
 from models.errors import ConfigError
-from models.fields import LATER, Part, build, check, hints_for, unknown_name
+from models.fields import LATER, Part, build, check, hints_for, not_a_table, unknown_name
 
 Arch = str
 """Name of an architecture: built in, or a module of your own (`models.architecture.find`)."""
@@ -26,6 +26,11 @@ ARCHS: tuple[Arch, ...] = ("llama", "tnl", "hgrn2", "cosformer2")
 
 PAPER_VOCAB = 100_280
 """Vocabulary of every run in the paper (cl100k_base plus special tokens, padded)."""
+
+MOST_LAYERS = 10_000
+"""Costs are summed layer by layer."""
+MOST_WIDTH = 10**9
+"""Rows and columns of a matrix."""
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -81,7 +86,9 @@ class ModelConfig(Part):
 
     def _validate(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "glu_dim"):
-            self._require(name, getattr(self, name) >= 1, "a positive whole number")
+            most = MOST_LAYERS if name == "layers" else MOST_WIDTH
+            within = 1 <= getattr(self, name) <= most
+            self._require(name, within, f"a whole number from 1 to {most:,}")
         kind = self.architecture.options
         if type(self.options) is not kind:
             raise ConfigError(
@@ -92,7 +99,8 @@ class ModelConfig(Part):
         self.options.check(self)
         base = self.mup_base_dim
         self._require("mup_base_dim", base is None or base >= 1, "at least 1, or None")
-        self._require("norm_eps", self.norm_eps > 0, "above 0")
+        self._require("norm_eps", 0 < self.norm_eps < math.inf, "above 0 and finite")
+        self._require("init_std", 0 <= self.std < math.inf, "at least 0 and finite, or None")
 
     @property
     def architecture(self) -> Architecture:
@@ -177,10 +185,16 @@ class ModelConfig(Part):
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """A model's JSON as `models.fields.build` takes it: flat records get `options`, and the file of
-    an architecture is looked for."""
+    an architecture is looked for.
+
+    Raises:
+        ConfigError: there is something else than a table of fields.
+    """
+    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise not_a_table("model", values)
     table = dict(values)
-    file, arch = table.pop("file", None), table.get("arch")
-    if isinstance(file, str) and isinstance(arch, str):
+    file, arch = check(str | None, table.pop("file", None), "model.file"), table.get("arch")
+    if file is not None and isinstance(arch, str):
         search_beside(arch, file)
     return flat.nest(table)
 

@@ -9,7 +9,8 @@ them, so that a value from Python, from JSON or from the command line passes thr
 3. `build(cls, values, prefix)` makes a dataclass, nested ones included, from plain JSON types.
 4. `identity(part)` is what a configuration is hashed by: its values, less those later fields
    (`LATER`) that stand at their default.
-5. `unknown_name(path, known)` is the error for a name that does not exist, with the nearest one.
+5. `unknown_name(path, known)` is the error for a name that does not exist, with the nearest one;
+   `nearest_divisor` is the remedy for a number that divides another badly.
 
 How the text of a command line becomes values: `scaling.config.fields`.
 """
@@ -19,11 +20,13 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from linscale.json_reader import as_number
 from models.errors import ConfigError
 
 LATER = {"later": True}
@@ -82,8 +85,8 @@ def check(hint: Any, value: Any, path: str) -> Any:
             if len(items) == len(args):
                 return tuple(check(a, item, path) for a, item in zip(args, items, strict=True))
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+        if not math.isnan(number := as_number(value)):
+            return number
     elif hint is int:
         if isinstance(value, float) and value.is_integer():
             return int(value)
@@ -106,6 +109,13 @@ def unknown_name(path: str, known: Iterable[str]) -> ConfigError:
     ]
     remedy = f"did you mean {near[0]}?" if near else f"known names: {', '.join(sorted(names))}."
     return ConfigError(f"{path}: no such field; {remedy}")
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of a number that is nearest to the wanted one; the smaller of two."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    large = [number // n for n in small]
+    return min(small + large, key=lambda n: (abs(n - wanted), n))
 
 
 class Part:
@@ -141,6 +151,11 @@ def part_of(hint: Any) -> type[Any] | None:
     return next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)  # pyright: ignore[reportReturnType]
 
 
+def not_a_table(path: str, value: Any) -> ConfigError:
+    """The error for a value in the place of a part; an empty path is the whole configuration."""
+    return ConfigError(f"{path or 'configuration'}={value!r}: must be a table of fields.")
+
+
 def build(cls: type[Any], values: Any, prefix: str = "") -> Any:
     """A dataclass, nested ones included, from plain JSON types.
 
@@ -153,7 +168,7 @@ def build(cls: type[Any], values: Any, prefix: str = "") -> Any:
         ConfigError: an unknown field, a missing one, or a value that cannot work.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')}={values!r}: must be a table of fields.")
+        raise not_a_table(prefix.rstrip("."), values)
     table = cast("Mapping[str, Any]", values)
     known = {f.name: f for f in fields(cls)}
     types_of, arguments = hints_for(cls, table), dict[str, Any]()

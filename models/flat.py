@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from models.errors import ConfigError
-from models.fields import identity
+from models.fields import identity, not_a_table
 
 # Flat name -> default. The first seven are part of every model's identity; the others came later,
 # and enter it only where they differ.
@@ -62,14 +62,18 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     A flat value that the architecture never read is left out.
 
     Raises:
-        ConfigError: a flat value that was refused in that layout too.
+        ConfigError: a flat value that was refused in that layout too, or something else than a
+            table where one belongs.
     """
     flat = {**_FIRST, **_LATER, **dict.fromkeys(_PARTS)}
     arch = values.get("arch")
     if "options" in values or not isinstance(arch, str) or not (set(values) & set(flat)):
         return dict(values)
     names = _NAMES.get(arch, {})
-    options: dict[str, Any] = dict(values.get(arch) or {})  # SUPRA's and LoLCATs' own part
+    own = values.get(_PARTS[arch]) if arch in _PARTS else None  # SUPRA's and LoLCATs' own part
+    if not isinstance(own, Mapping | None):
+        raise not_a_table(f"model.{arch}", own)
+    options = dict[str, Any]()
     for name, default in flat.items():
         value = values.get(name, default)
         if name in names:
@@ -79,7 +83,8 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
                 f"model.{name}={value!r} with model.arch={arch!r}: it has no such option; leave "
                 "it out."
             )
-    return {k: v for k, v in values.items() if k not in flat} | {"options": options}
+    kept = {k: v for k, v in values.items() if k not in flat}
+    return kept | {"options": {**options, **(own or {})}}
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any, Literal, cast
 from models import config as model_config
 from models import flat
 from models.config import ConfigError, ModelConfig
-from models.fields import LATER, Part, build, identity, unknown_name
+from models.fields import LATER, Part, build, identity, nearest_divisor, unknown_name
 from scaling.config.fields import assign, leaves, parse
 from scaling.config.linearize import ALIGNMENTS, LinearizeConfig
 from scaling.config.objectives import Stage
@@ -158,11 +158,9 @@ class RunConfig(Part):
             )
         share, micro = batch // devices, self.parallel.micro_batch_sequences
         if micro is not None and share % micro:
-            divisors = [n for n in range(1, share + 1) if share % n == 0]
-            near = min(divisors, key=lambda n: abs(n - micro))
             raise ConfigError(
                 f"parallel.micro_batch_sequences={micro} does not divide the {share} sequences of "
-                f"each device; the nearest number that does is {near}."
+                f"each device; the nearest number that does is {nearest_divisor(share, micro)}."
             )
 
     def _validate_sequence(self) -> None:
@@ -315,7 +313,7 @@ class RunConfig(Part):
 
 def _split(assignment: str) -> tuple[str, str]:
     path, equals, text = assignment.partition("=")
-    if not equals:
+    if not equals or not path.strip():
         raise ConfigError(f"{assignment!r}: write an override as name=value.")
     return path.strip(), text.strip()
 

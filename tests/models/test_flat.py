@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,32 @@ def test_flat_options_find_their_places() -> None:
 def test_flat_values_that_were_refused_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.kv_heads=2 with model.arch='tnl'"):
         ModelConfig.from_json(OLD | {"arch": "tnl", "lolcats": None, "kv_heads": 2})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"decay_slops": "alibi"}, "model.decay_slops: no such field"),
+        ({"rope_base": "x"}, "model.options.llama.rope_base='x': must be a number."),
+        ({"lolcats": 3}, "model.lolcats=3: must be a table of fields."),
+        ({"lolcats": {"windw": 4}}, "model.options.windw: no such field; did you mean"),
+        ({"lolcats": {"llama": 3}}, "model.options.llama=3: must be a table of fields."),
+        ({"arch": "dim", "lolcats": None}, "model.arch='dim': no such architecture."),
+        ({"layers": 10**400}, "must be a whole number from 1 to 10,000."),
+        ({"norm_eps": 10**400}, "must be a number."),
+        ({"file": 3}, "model.file=3: must be text or none."),
+    ],
+)
+def test_bad_flat_records_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ModelConfig.from_json(OLD | values)
+
+
+@pytest.mark.parametrize("values", [None, 3, "x", [OLD]])
+def test_what_is_no_record_is_refused(values: Any) -> None:
+    for read in (ModelConfig.from_json, RunConfig.from_json):
+        with pytest.raises(ConfigError, match="must be a table of fields"):
+            read(values)
 
 
 @pytest.mark.parametrize("arch", BUILT_IN)
