@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.metadata
 import importlib.util
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +42,9 @@ class HiddenPackage(LinscaleError, ImportError):
 
 def version() -> str:
     """The version that pyproject.toml states: of the source tree this is, or as installed."""
+    import importlib.metadata  # these two take most of the time of `import linscale`
+    import tomllib
+
     source = _FOLDER.parent / "pyproject.toml"
     if source.is_file():
         project = tomllib.loads(source.read_text(encoding="utf-8")).get("project", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import tomllib
@@ -59,6 +60,7 @@ def test_unknown_names_are_refused() -> None:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
+        ("import linscale; dir(linscale)", "importlib.metadata tomllib"),
         ("import linscale; dir(linscale); linscale.__version__", "torch pandas matplotlib numpy"),
         ("from linscale import load_sweep, load_table, fit_law", "torch matplotlib"),
         ("from linscale import RunConfig, ModelConfig, toy_recipe", "torch pandas matplotlib"),
@@ -78,7 +80,7 @@ def test_version_is_that_of_the_project() -> None:
 def test_version_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a pyproject.toml beside it, or with somebody else's, the installation is asked."""
     monkeypatch.setattr(installation, "_FOLDER", tmp_path / "linscale")
-    monkeypatch.setattr(installation.importlib.metadata, "version", lambda name: f"{name} 9")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{name} 9")
     assert installation.version() == "linscale 9"
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\nversion = "3"\n')
     assert installation.version() == "linscale 9"
