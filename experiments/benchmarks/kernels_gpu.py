@@ -203,14 +203,13 @@ def training_step(trainee: Trainee, vocab_size: int) -> Callable[[], None]:
     return step
 
 
-_sizes: tuple[str, ...] = SIZES
-"""Of the part `train`, by --sizes."""
-PARTS: dict[str, Callable[[], Iterator[Row]]] = {
-    "standard": lambda: kernel_rows("standard", STANDARD),
-    "paper": lambda: kernel_rows("paper", PAPER),
-    "decode": lambda: decode_rows(CONTEXTS),
-    "train": lambda: train_rows(_sizes),
+PARTS: dict[str, Callable[[tuple[str, ...]], Iterator[Row]]] = {
+    "standard": lambda _: kernel_rows("standard", STANDARD),
+    "paper": lambda _: kernel_rows("paper", PAPER),
+    "decode": lambda _: decode_rows(CONTEXTS),
+    "train": train_rows,
 }
+"""The rows of each part, by the sizes of the models trained."""
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -308,8 +307,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sizes", default=",".join(SIZES), help="of the models trained")
     options = parser.parse_args(argv)
     parts = options.part.split(",")
-    global _sizes
-    _sizes = tuple(options.sizes.split(","))
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--part {unknown[0]}: choose from {', '.join(PARTS)}.")
     if not torch.cuda.is_available() and DEVICE == "cuda":
@@ -339,11 +336,16 @@ def main(argv: list[str] | None = None) -> int:
         output.write_text(render(records))
 
     with reproducible_cuda():  # as training runs
-        return _run(parts, options.part, device, date, keep, output)
+        return _run(parts, tuple(options.sizes.split(",")), device, date, keep, output)
 
 
 def _run(
-    parts: list[str], named: str, device: str, date: str, keep: Callable[[Row], None], output: Path
+    parts: list[str],
+    sizes: tuple[str, ...],
+    device: str,
+    date: str,
+    keep: Callable[[Row], None],
+    output: Path,
 ) -> int:
     """Measure the parts, and keep every row as soon as it is there."""
     import triton
@@ -352,12 +354,13 @@ def _run(
         {
             "part": "run", "device": device, "date": date, "torch": torch.__version__,
             "triton": triton.__version__, "python": platform.python_version(),
-            "command": f"python -m experiments.benchmarks.kernels_gpu --part {named}",
+            "command": f"python -m experiments.benchmarks.kernels_gpu --part {','.join(parts)} "
+            f"--sizes {','.join(sizes)}",
             "bandwidth": copy_bandwidth(), "matmul": matmul_rate(),
         }
     )  # fmt: skip
     for part in parts:
-        for row in PARTS[part]():
+        for row in PARTS[part](sizes):
             keep(row)
             print(json.dumps(row), flush=True)
     print(f"wrote {output}")

@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from experiments.gpu.steps import PARTS, SIZES, Step, steps
-
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.gpu.steps import PARTS, ROOT, SIZES, Step, from_source, steps
 
 
 def ended(out: Path) -> dict[str, int]:
@@ -40,7 +37,7 @@ def note(path: Path, row: dict[str, Any]) -> None:
 def run(step: Step, out: Path, seconds: float) -> int:
     """One piece; returns its exit status, -1 where the time ran out."""
     started = time.monotonic()
-    environment = os.environ | step.environment | {"PYTHONPATH": str(ROOT)}
+    environment = from_source(**step.environment)
     log = out / f"{step.name.replace(' ', '-')}.log"
     before = log.stat().st_size if log.exists() else 0
     with log.open("ab") as file:

@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.gpu.steps import ROOT, from_source
+
 WORKERS = 14
 
 
@@ -27,10 +28,7 @@ def main(out: Path, tests: str = "tests/models/kernels") -> int:
     if importlib.util.find_spec("xdist"):
         workers = min(WORKERS, os.cpu_count() or 1)
         command += ["-n", str(workers), "--maxschedchunk", "1"]
-    environment = os.environ | {
-        "LINSCALE_GPU_DONE": str(done), "LINSCALE_GPU_RECORD": str(passed),
-        "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+    environment = from_source(LINSCALE_GPU_DONE=str(done), LINSCALE_GPU_RECORD=str(passed))
     status = subprocess.run(command, cwd=ROOT, env=environment).returncode
     return 0 if status == 5 else status
 

@@ -13,6 +13,13 @@ PARTS = ("first", "check", "speed", "train", "tune", "serve", "ladder")
 MINUTES = 8
 """No piece may take longer."""
 SIZES = ("70M", "410M", "1B")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def from_source(**changes: str) -> dict[str, str]:
+    """The environment of a process that imports this source tree before all else."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | changes | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 
 from experiments.benchmarks import kernels_gpu
 from experiments.benchmarks.model_peers import trainees
+from experiments.gpu.steps import from_source
 from models import config as model_config
 from models.config import ARCHS
 from models.language_model import LanguageModel
@@ -27,7 +29,6 @@ from scaling.config.recipes import TOY_VOCAB, toy_recipe
 from scaling.config.run import RunConfig
 from scaling.system.devices import reproducible_cuda
 
-ROOT = Path(__file__).resolve().parents[2]
 TOP = 15
 """Kernels listed of a profile."""
 STEPS = 60
@@ -135,12 +136,13 @@ def train_apart(run: RunConfig, sweep: Path) -> subprocess.Popen[bytes]:
         "config = RunConfig.from_json(json.loads(Path(sys.argv[1]).read_text())); "
         "sys.exit(train(config, Path(sys.argv[2])) != 'done')"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", program, str(path), str(sweep)], env=environment)
+    command = [sys.executable, "-c", program, str(path), str(sweep)]
+    return subprocess.Popen(command, env=from_source())
 
 
 def resume(size: str, out: Path) -> Iterator[dict[str, Any]]:
-    """A run that is killed half way and started again ends bit for bit as one that was not."""
+    """A run that is killed half way and started again ends bit for bit as one that was not. One
+    that ended before it could be killed shows nothing, and is not right."""
     for arch in ARCHS:
         run = run_of(arch)
         straight, killed = out / "resume" / "straight", out / "resume" / "killed"
@@ -148,6 +150,7 @@ def resume(size: str, out: Path) -> Iterator[dict[str, Any]]:
             yield {"part": "resume", "arch": arch, "right": False, "failed": "the straight run"}
             continue
         expected = metrics(straight / run.run_id)
+        shutil.rmtree(killed / run.run_id, ignore_errors=True)  # of an earlier attempt
         process = train_apart(run, killed)
         while process.poll() is None and len(metrics(killed / run.run_id)) < len(expected) // 2:
             time.sleep(0.005)
@@ -162,7 +165,7 @@ def resume(size: str, out: Path) -> Iterator[dict[str, Any]]:
         weights = status == 0 and _same_weights(straight / run.run_id, killed / run.run_id)
         yield {
             "part": "resume", "arch": arch, "killed": died, "same_metrics": equal,
-            "same_weights": weights, "right": equal and weights,
+            "same_weights": weights, "right": died and equal and weights,
         }  # fmt: skip
 
 
