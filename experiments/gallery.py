@@ -1,8 +1,8 @@
 """Every figure of the suite from real data, on one page.
 
-python -m experiments.gallery [--data DIR] [--sweep DIR] [-o DIR]
+python -m experiments.gallery [--data DIR] [--sweep SWEEP] [-o DIR]
 
-DIR of --sweep   run records (default: the quickstart's, which are part of the project)
+SWEEP            run records (default: the quickstart's, which are part of the project)
 DIR of --data    public data sets, each in its folder; where one is absent, its section stays as it
                  was
     chinchilla_epoch/svg_extracted_data.csv      Besiroglu et al. 2404.10102
@@ -220,9 +220,10 @@ def write(sweep: Path, data: Path | None, out: Path) -> Path:
             print(name, flush=True)
         sections[title] = "\n".join([*lines, ""])
 
-    result = study(load_sweep(sweep), bootstrap=BOOTSTRAP)
+    found = load_sweep(sweep)
+    result = study(found, bootstrap=BOOTSTRAP)
     runs = sorted(set(words(result.points, "run_id")))
-    show(f"A sweep of the project: {sweep.name}", sweep_entries(result), runs)
+    show(f"A sweep of the project: {found.name}", sweep_entries(result), runs)
     for folder, entries in SOURCES.items():
         if data is not None and (data / folder).is_dir():
             show(f"Public data: {folder}", entries(data))

@@ -42,4 +42,4 @@ def test_sections_of_absent_data_stay(tmp_path: Path, monkeypatch: pytest.Monkey
     page.write_text(f"# Gallery\n{kept}", "utf-8")
     gallery.write(QUICKSTART, tmp_path / "nothing", tmp_path)
     assert kept in page.read_text("utf-8")
-    assert "## A sweep of the project: quickstart" in page.read_text("utf-8")
+    assert "## A sweep of the project: quickstart\n" in page.read_text("utf-8")
