@@ -29,7 +29,8 @@ def blockwise(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     toy: Annotated[bool, typer.Option("--toy", help="The small variant, for a CPU.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder (default: blockwise/<name>).")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder (default: blockwise/ and the transfer's name)."),
     ] = None,
 ) -> None:
     """Train LoLCATs' attentions in groups of layers, from the teacher's activations on disk.

@@ -159,14 +159,10 @@ def linearize_report(
     ] = None,
 ) -> None:
     """Report what linearization recovers, over tokens, size and compute, with controls."""
-    from analysis.errors import AnalysisError
     from analysis.io.sweep_files import report_folder
     from analysis.report.linearization_report import write
 
-    try:
-        path = write(directory, out or report_folder(directory), scratch_dir=from_scratch)
-    except AnalysisError as error:
-        raise LinscaleError(str(error)) from error
+    path = write(directory, out or report_folder(directory), scratch_dir=from_scratch)
     typer.echo(f"wrote {path}")
 
 

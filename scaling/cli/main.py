@@ -101,7 +101,8 @@ Overrides = Annotated[
     typer.Argument(help="Dotted overrides for every run, such as optim.lr=3e-4 seed=1."),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Sweep directory (default runs/<file stem>).")
+    Path | None,
+    typer.Option("--out", "-o", help="Sweep directory (default: runs/ and the file's name)."),
 ]
 Toy = Annotated[bool, typer.Option("--toy", help="The experiment's small variant, for a CPU.")]
 HyperLaw = Annotated[
@@ -261,7 +262,6 @@ def status(
     ] = None,
 ) -> None:
     """Show the state of every run of a sweep, with reasons for those that failed."""
-    from analysis.errors import AnalysisError
     from analysis.io.sweep_files import unpacked
     from scaling.sweep.status import status_rows, status_table, watch
     from scaling.sweep.status_page import write_page
@@ -269,11 +269,8 @@ def status(
     if live:
         watch(directory)
         return
-    try:
-        with unpacked(directory) as folder:
-            rows = status_rows(folder)
-    except AnalysisError as error:
-        raise LinscaleError(str(error)) from error
+    with unpacked(directory) as folder:
+        rows = status_rows(folder)
     if page is not None:
         write_page(directory, rows, page)
         typer.echo(f"wrote {page}")

@@ -7,12 +7,11 @@ read the same data, also on machines without network. `hf:NAME@REVISION` names a
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from scaling.system.claims import exclusive
-from scaling.system.files import write_json
+from scaling.system.files import read_json, write_json
 
 NOTES = "hub.json"
 """In the data cache: dataset and branch -> commit."""
@@ -59,10 +58,4 @@ def ask(dataset: str, revision: str | None) -> str | None:
 
 def _notes(path: Path) -> dict[str, str]:
     """What is known; nothing where the file cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(value, dict):
-        return {}
-    return {key: commit for key, commit in value.items() if isinstance(commit, str)}
+    return {key: commit for key, commit in read_json(path).items() if isinstance(commit, str)}

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from linscale.errors import LinscaleError
-from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.evaluation import harness
 from scaling.evaluation.request import Request
@@ -79,7 +78,7 @@ def evaluate_targets(
             with _in_words():
                 loaded = load_pretrained(target.path, device=request.device)
             subject = Subject(loaded, request.settings, say)
-        except (LinscaleError, ConfigError) as error:
+        except LinscaleError as error:
             failures.append(str(error))
             continue
         for task in missing:
@@ -89,7 +88,7 @@ def evaluate_targets(
                 with _in_words():
                     measures = _run(task, subject)
                 results.add(target.origin, task, labels[task], measures)
-            except (LinscaleError, ConfigError) as error:
+            except LinscaleError as error:
                 failures.append(f"{name}, {task}: {error}")
                 continue
             say(f"{name}  {task}  {measures[0].metric} {measures[0].value:.4f}")

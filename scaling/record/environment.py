@@ -27,7 +27,7 @@ def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: the run.
-        data: fingerprint of its data, from `scaling.data.prepare`.
+        data: fingerprint of its data, from `scaling.data.prepared`.
     """
     cuda = accelerator(config) == "cuda"
     return {

@@ -9,8 +9,8 @@
         status.json       state, reason, progress and a heartbeat; replaced as a whole
         metrics.jsonl     one line a recorded step: loss, rate, gradient norm, speed
         milestones.jsonl  one line a horizon: validation loss and the checkpoint's SHA-256
-        rewinds.jsonl     one line a return to a checkpoint after a loss spike
-        (scaling.training.guard)
+        rewinds.jsonl     one line a return to a checkpoint after a loss spike, see
+                          scaling.training.guard
         log.txt           the same for people
         checkpoints/      see scaling.record.checkpoints
 

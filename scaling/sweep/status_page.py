@@ -20,6 +20,7 @@ COLOURS = {
     "running": "#0969da",
     "diverged": "#8250df",
     "failed": "#cf222e",
+    "unreadable": "#cf222e",
     "interrupted": "#9a6700",
     "preempted": "#9a6700",
     "planned": "#6e7781",

@@ -28,7 +28,6 @@ from typing import Any
 
 from linscale.code_search import search_also
 from linscale.errors import LinscaleError
-from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.system.claims import ClaimLost, claim
 
@@ -65,7 +64,7 @@ def attempt(
             return Outcome(state=train(config, sweep_dir, stop_event=watched, progress=progress))
     except ClaimLost:
         return Outcome(state="busy")
-    except (LinscaleError, ConfigError) as error:
+    except LinscaleError as error:
         return Outcome(state="failed", reason=str(error))
     except Exception as error:
         traceback.print_exc()

@@ -55,10 +55,9 @@ def train(
         `done`; `diverged` (a result: such a run is not tried again); or `preempted`.
 
     Raises:
-        LinscaleError, ConfigError: what the user can mend: data, devices, disk, a foreign
-            directory. The state is then `failed` with the message as its reason, and what was
-            saved is intact. Other exceptions leave the state `failed` too, with the traceback in
-            log.txt.
+        LinscaleError: what the user can mend: data, devices, disk, a foreign directory. The state
+            is then `failed` with the message as its reason, and what was saved is intact. Other
+            exceptions leave the state `failed` too, with the traceback in log.txt.
     """
     record = RunRecord(config, Path(sweep_dir))
     state = record.state
@@ -77,7 +76,7 @@ def train(
     except KeyboardInterrupt:
         _mark(record, is_main, "preempted", "interrupted; run again to continue")
         raise
-    except (LinscaleError, ConfigError) as error:
+    except LinscaleError as error:
         _mark(record, is_main, "failed", str(error))
         raise
     except Exception as error:
@@ -130,7 +129,7 @@ def main() -> None:
     try:
         config = read_config(arguments.config)
         train(config, arguments.sweep_dir, stop_event=stop, progress=arguments.progress)
-    except (LinscaleError, ConfigError) as error:
+    except LinscaleError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -7,7 +7,7 @@
 | `text:GLOB`        | UTF-8 files; a long one is cut at line ends into pieces of 16384 characters |
 | `jsonl:GLOB`       | one JSON object a line; the text is in `data.text_field`                   |
 | `parquet:GLOB`     | Parquet files; the text is in the column `data.text_field`                 |
-| `hf:NAME[:CONFIG]` | the `train` split of a Hugging Face dataset, by name or by local folder    |
+| `hf:NAME`          | the `train` split of a Hugging Face dataset (`scaling.data.corpora.hf`)    |
 | `task:NAME:...`    | a synthetic recall task (`scaling.data.recall_tasks`); it has no tokenizer |
 | `instructions:...` | questions with answers, packed (`scaling.data.instructions`)               |
 | `mix:0.7 A + ...`  | several corpora by weight (`scaling.data.mixture`)                         |

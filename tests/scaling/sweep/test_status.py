@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from linscale.errors import LinscaleError
 from scaling.cli.main import app
 from scaling.sweep import status as status_module
-from scaling.sweep.status import status_rows, status_table, summary, watch
+from scaling.sweep.status import STYLES, status_rows, status_table, summary, watch
+from scaling.sweep.status_page import COLOURS
 from scaling.system.claims import claim
 
 
@@ -82,6 +83,10 @@ def test_a_static_page(tmp_path: Path) -> None:
     text = page.read_text()
     assert "1 running" in text
     assert '<meta http-equiv="refresh"' in text
+
+
+def test_page_and_table_know_the_same_states() -> None:
+    assert COLOURS.keys() == STYLES.keys()
 
 
 def test_milestones_give_the_validation_loss(tmp_path: Path) -> None:
