@@ -14,10 +14,14 @@ TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 Lines = list[dict[str, Any]]
 
 
+def read_lines(path: Path) -> Lines:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def lines(config: RunConfig, sweep: Path, name: str = "metrics.jsonl") -> Lines:
     """The lines of a record."""
-    path = sweep / config.run_id / name
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_lines(sweep / config.run_id / name)
 
 
 def metrics(config: RunConfig, sweep: Path) -> Lines:

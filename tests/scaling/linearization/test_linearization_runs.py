@@ -32,33 +32,17 @@ from scaling.record.record import RunRecord
 from scaling.training.loss import block_means
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
+from tests.support import results
+from tests.support.results import StopAfter, read_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = 4 * 32
-TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 METHODS = ("supra", "lolcats", "llama")
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def result(config: RunConfig, sweep: Path) -> tuple[Any, ...]:
-    folder = sweep / config.run_id
-    metrics = [
-        {k: v for k, v in line.items() if k not in TIMES}
-        for line in lines(folder / "metrics.jsonl")
-    ]
-    return metrics, lines(folder / "milestones.jsonl"), linearization.read(folder)
-
-
-class StopAfter:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
+    """As `results.result`, with linearization.json."""
+    return *results.result(config, sweep), linearization.read(sweep / config.run_id)
 
 
 def validation_loss(model: Any, config: RunConfig) -> float:
@@ -76,7 +60,7 @@ def test_losses_before_and_after(student: Any, tmp_path: Path, method: str) -> N
     original = load_pretrained(config.linearize.teacher).model
     # Another batch size sums in another order: float32 rounding, 1e-6 relative.
     assert found["teacher"]["loss"] == pytest.approx(validation_loss(original, config), rel=1e-6)
-    milestones = lines(folder / "milestones.jsonl")
+    milestones = read_lines(folder / "milestones.jsonl")
     for line in milestones:
         model, stored = load_model(folder / line["checkpoint"])
         assert stored == config
@@ -117,7 +101,7 @@ def test_stage_1_learns_every_layer_and_stage_2_the_rest(student: Any, tmp_path:
     assert len(before) == len(after) == config.model.layers
     assert all(b > a for b, a in zip(before, after, strict=True))
 
-    metrics = lines(folder / "metrics.jsonl")
+    metrics = read_lines(folder / "metrics.jsonl")
     transfer = [m for m in metrics if m["split"] == "transfer"]
     assert [m["step"] for m in transfer] == list(range(1, 9))
     assert {m["lr"] for m in transfer} == {config.linearize.transfer_lr}
@@ -129,7 +113,7 @@ def test_stage_1_learns_every_layer_and_stage_2_the_rest(student: Any, tmp_path:
     assert max(m["loss"] for m in rest) < 6  # nats, and not 1000 x the squared error
 
     # What is not trained is the teacher's to the bit; what is trained is not.
-    ours, _ = load_model(folder / lines(folder / "milestones.jsonl")[-1]["checkpoint"])
+    ours, _ = load_model(folder / read_lines(folder / "milestones.jsonl")[-1]["checkpoint"])
     theirs = load_pretrained(config.linearize.teacher).model.state_dict()
     weights = ours.state_dict()
     for name, tensor in theirs.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,10 @@ from scaling.record.checkpoints import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
+from tests.support.results import StopAfter, lines
 
 STEP = 4 * 32
 FSDP = ["parallel.strategy=fsdp", "parallel.devices=2", "parallel.micro_batch_sequences=2"]
-
-
-class StopAfter:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -53,11 +40,11 @@ def test_two_ranks_are_the_single_process(
     assert one.run_id == two.run_id
     assert train(one, tmp_path / "one") == "done"
     assert train(two, tmp_path / "two") == "done"
-    a, b = (lines(tmp_path / n / one.run_id / "metrics.jsonl") for n in ("one", "two"))
+    a, b = (lines(one, tmp_path / n) for n in ("one", "two"))
     for x, y in zip(a, b, strict=True):
         # Halves instead of one sum: rounding of float32 (of bf16 where an element tips over).
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5 if precision == "fp32" else 1e-3)
-    name = lines(tmp_path / "one" / one.run_id / "milestones.jsonl")[0]["checkpoint"]
+    name = lines(one, tmp_path / "one", "milestones.jsonl")[0]["checkpoint"]
     (x, _), (y, _) = (load_model(tmp_path / n / one.run_id / name) for n in ("one", "two"))
     theirs = load_pretrained(one.linearize.teacher).model.state_dict()
     for key, value in x.state_dict().items():
@@ -74,7 +61,7 @@ def test_goes_on_with_another_number_of_ranks(second: RunConfig, tmp_path: Path)
     assert train(second, tmp_path / "whole") == "done"
     assert train(second, tmp_path / "mixed", stop_event=StopAfter(4)) == "preempted"
     assert train(two, tmp_path / "mixed") == "done"
-    a, b = (lines(tmp_path / n / second.run_id / "metrics.jsonl") for n in ("whole", "mixed"))
+    a, b = (lines(second, tmp_path / n) for n in ("whole", "mixed"))
     for x, y in zip(a, b, strict=True):
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)
 

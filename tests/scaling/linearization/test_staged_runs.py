@@ -27,34 +27,18 @@ from scaling.record.pretrained import load_pretrained
 from scaling.record.record import RunRecord
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
+from tests.support import results
+from tests.support.results import StopAfter, read_lines
 
 STEP = 4 * 32
-TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 MOHAWK = (f"linearize.matrix_tokens={3 * STEP}", f"linearize.hidden_tokens={4 * STEP}",
           "linearize.temperature=2")  # fmt: skip
 LOLCATS = (f"linearize.hidden_tokens={3 * STEP}", "linearize.temperature=1", "linearize.hard=0.5")
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def result(config: RunConfig, sweep: Path) -> tuple[Any, ...]:
-    folder = sweep / config.run_id
-    metrics = [
-        {k: v for k, v in line.items() if k not in TIMES}
-        for line in lines(folder / "metrics.jsonl")
-    ]
-    return metrics, lines(folder / "milestones.jsonl"), linearization.read(folder)
-
-
-class StopAfter:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
+    """As `results.result`, with linearization.json."""
+    return *results.result(config, sweep), linearization.read(sweep / config.run_id)
 
 
 @pytest.fixture
@@ -81,7 +65,7 @@ def test_stages_lower_their_loss_in_every_layer(staged: Any, tmp_path: Path, arc
         assert len(before) == len(after) == config.model.layers
         assert sum(after) < sum(before)
     assert all(b > a for b, a in zip(before, after, strict=True))  # hidden: the last stage
-    splits = [line["split"] for line in lines(folder / "metrics.jsonl")]
+    splits = [line["split"] for line in read_lines(folder / "metrics.jsonl")]
     names = list(dict.fromkeys(splits))
     assert names == ["matrices", *(["transfer"] if arch == "lolcats" else []), "hidden", "train",
                      "validation"]  # fmt: skip
@@ -184,7 +168,7 @@ def test_stages_alone_are_a_run(staged: Any, tmp_path: Path) -> None:
                     f"linearize.transfer_tokens={24 * STEP}")  # fmt: skip
     assert train(config, tmp_path) == "done"
     folder = tmp_path / config.run_id
-    (milestone,) = lines(folder / "milestones.jsonl")
+    (milestone,) = read_lines(folder / "milestones.jsonl")
     assert milestone["train_loss"] is None
     assert not milestone["decayed"]
     content = linearization.read(folder)
@@ -206,9 +190,9 @@ def test_a_student_is_a_teacher(staged: Any, tmp_path: Path) -> None:
                     "linearize.transfer_tokens=0")  # fmt: skip
     assert train(second, tmp_path) == "done"
     found = linearization.read(tmp_path / second.run_id)["validation"]
-    before = lines(tmp_path / first.run_id / "milestones.jsonl")[-1]["val_loss"]
+    before = read_lines(tmp_path / first.run_id / "milestones.jsonl")[-1]["val_loss"]
     assert found["teacher"]["loss"] == found["surgery"]["loss"] == pytest.approx(before, rel=1e-5)
-    after = lines(tmp_path / second.run_id / "milestones.jsonl")[-1]
+    after = read_lines(tmp_path / second.run_id / "milestones.jsonl")[-1]
     assert after["val_loss"] < before
     assert not any("down" in name for name in
                    load_model(tmp_path / second.run_id / after["checkpoint"])[0].state_dict()

@@ -18,13 +18,7 @@ from scaling.system.background import Background, snapshot
 from scaling.system.claims import CLAIM, ClaimLost, claim
 from scaling.system.files import DiskError
 from scaling.training.train import train
-
-TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+from tests.support.results import metrics
 
 
 def test_training_goes_on_and_the_weights_are_those_of_the_step(
@@ -61,7 +55,7 @@ def test_training_goes_on_and_the_weights_are_those_of_the_step(
     # From the file of step 3, which was written two steps later.
     (folder / "checkpoints" / "resume-trunk-5.pt").unlink()
     assert train(run, tmp_path / "slow") == "done"
-    assert metrics(folder) == metrics(tmp_path / "undisturbed" / run.run_id)
+    assert metrics(run, folder.parent) == metrics(run, tmp_path / "undisturbed")
     assert "Falling back to step 3" in (folder / "log.txt").read_text()
 
 
@@ -86,7 +80,7 @@ def test_a_failed_write_ends_the_run_and_costs_the_way_to_the_checkpoint_before(
     assert manifest["resume"][-1]["step"] == 3
     monkeypatch.setattr(checkpoints, "write_checkpoint", plain)
     assert train(run, tmp_path / "full") == "done"
-    assert metrics(folder) == metrics(tmp_path / "undisturbed" / run.run_id)
+    assert metrics(run, folder.parent) == metrics(run, tmp_path / "undisturbed")
 
 
 def test_what_is_being_written_when_the_run_becomes_anothers_never_appears(

@@ -20,22 +20,11 @@ from scaling.record.head import RecordError
 from scaling.record.record import RunRecord, read_states
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
-
-
-class StopAfter:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
+from tests.support.results import StopAfter, metrics
 
 
 def outcome(config: RunConfig, sweep: Path) -> tuple[list[Any], str]:
-    folder = sweep / config.run_id
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    plain = [(m["segment"], m["step"], m["split"], m["loss"], m["grad_norm"]) for m in metrics]
-    return plain, (folder / "milestones.jsonl").read_text()
+    return metrics(config, sweep), (sweep / config.run_id / "milestones.jsonl").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -17,38 +17,16 @@ from scaling.config.run import RunConfig
 from scaling.training.guard import spike
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
+from tests.support import results
+from tests.support.results import Lines, StopAfter, read_lines
 
-TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 REWIND = ("divergence.policy=rewind", "divergence.window=8", "divergence.spike_sigmas=20")
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def result(config: RunConfig, sweep: Path) -> list[list[dict[str, Any]]]:
-    """Metrics without times, and milestones; equal for equal trajectories."""
-    folder = sweep / config.run_id
-    metrics = [
-        {k: v for k, v in m.items() if k not in TIMES} for m in lines(folder / "metrics.jsonl")
-    ]
-    rewinds = folder / "rewinds.jsonl"
-    return [
-        metrics,
-        lines(folder / "milestones.jsonl"),
-        lines(rewinds) if rewinds.exists() else [],
-    ]
-
-
-class StopAfter:
-    """A stop event that is set after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
+def result(config: RunConfig, sweep: Path) -> tuple[Lines, ...]:
+    """As `results.result`, with the rewinds."""
+    rewinds = sweep / config.run_id / "rewinds.jsonl"
+    return *results.result(config, sweep), read_lines(rewinds) if rewinds.exists() else []
 
 
 @pytest.fixture
@@ -108,7 +86,7 @@ def test_stop_is_the_default_and_says_what_happened(
     assert train(config, tmp_path / "poisoned") == "diverged"
     status = json.loads((tmp_path / "poisoned" / config.run_id / "status.json").read_text())
     assert "the loss became nan at step 10 of segment trunk" in status["reason"]
-    metrics = lines(tmp_path / "poisoned" / config.run_id / "metrics.jsonl")
+    metrics = read_lines(tmp_path / "poisoned" / config.run_id / "metrics.jsonl")
     assert metrics[-1]["step"] == 9
 
 
@@ -215,7 +193,7 @@ def test_a_rewind_survives_a_damaged_checkpoint(
     assert train(config, tmp_path / "whole") == "done"
     assert train(config, tmp_path / "hurt", stop_event=StopAfter(15)) == "preempted"
     folder = tmp_path / "hurt" / config.run_id
-    assert len(lines(folder / "rewinds.jsonl")) == 1
+    assert len(read_lines(folder / "rewinds.jsonl")) == 1
     checkpoint = folder / "checkpoints" / "resume-trunk-12.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     assert train(config, tmp_path / "hurt") == "done"

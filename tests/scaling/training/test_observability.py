@@ -20,10 +20,7 @@ from scaling.record.checkpoints import load_model
 from scaling.sweep.status import status_rows
 from scaling.training.norms import groups, norm
 from scaling.training.train import train
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from tests.support.results import lines
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -43,7 +40,7 @@ def test_norms_by_group_make_up_the_whole(make_run: Any, tmp_path: Path) -> None
     recorded step are those of the milestone's weights. Both to the rounding of float32."""
     run = make_run("schedule.kind=cosine", "budget.horizons=", "optim.clip_norm=0.1", arch="tnl")
     train(run, tmp_path)
-    trained = [line for line in lines(tmp_path / run.run_id) if line["split"] == "train"]
+    trained = [line for line in lines(run, tmp_path) if line["split"] == "train"]
     with_norms = [line for line in trained if "grad_norm_mixer" in line]
     assert [line["step"] for line in with_norms] == [5, 10, 15, 20, 24]
     for line in with_norms:
@@ -64,7 +61,7 @@ def test_waits_memory_and_a_profile_are_left(make_run: Any, tmp_path: Path) -> N
     assert run.run_id == make_run().run_id
     train(run, tmp_path)
     folder = tmp_path / run.run_id
-    trained = [line for line in lines(folder) if line["split"] == "train"]
+    trained = [line for line in lines(run, tmp_path) if line["split"] == "train"]
     assert all(0 < line["data_wait"] < 1 for line in trained)
     assert all(line["memory_peak"] > 50e6 for line in trained)  # torch alone takes more
     (row,) = status_rows(tmp_path)
