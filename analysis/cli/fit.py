@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale.paragraph import one_paragraph
+
 if TYPE_CHECKING:
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
@@ -39,6 +41,12 @@ _FIT_EXAMPLES = """Examples:
 
 - `linscale fit runs/isoflop --approaches --full`
 """
+
+OtherData = Annotated[
+    bool,
+    typer.Option("--other-data", help="Of a sweep: keep runs whose data changed while they were "
+                 "trained, or are not those of the other runs."),
+]  # fmt: skip
 
 
 @app.command(epilog=_FIT_EXAMPLES)
@@ -110,6 +118,7 @@ def fit(
     keep_diverged: Annotated[
         bool, typer.Option("--keep-diverged", help="Fit losses far above their neighbours, too.")
     ] = False,
+    other_data: OtherData = False,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Refits over runs for the intervals; 0 for none.")
     ] = 1000,
@@ -137,7 +146,8 @@ def fit(
     left out with their reason. Several groups are also compared: equal-loss compute, where their
     frontiers cross, and whether they share their exponents.
     """
-    with _one_paragraph():
+    with one_paragraph():
+        from analysis.cli.source import read_source
         from analysis.judge.beside import beside, compare_groups, record_of
         from analysis.report import terminal
 
@@ -149,8 +159,10 @@ def fit(
         _check_choices(form, objective, delta, below, bootstrap)
         chosen = {"unique": unique, "runs": runs, "where": where or (), "last_per": last_per,
                   "best_per": best_per}  # fmt: skip
-        sweep = _read(source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
-                      chosen=chosen)  # fmt: skip
+        sweep = read_source(
+            source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
+            chosen=chosen, other_data=other_data,
+        )  # fmt: skip
         options["accounting"] = len(sweep.runs) > 0
         unit = _clusters(sweep, clusters)
         with _progress(bootstrap, quiet=as_json) as progress:
@@ -183,11 +195,12 @@ def report(
     baseline: Annotated[
         str, typer.Option(help="Architecture that the others are compared with.")
     ] = "llama",
+    other_data: OtherData = False,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
-    with _one_paragraph():
+    with one_paragraph():
         from rich.console import Console
         from rich.markup import escape
 
@@ -197,8 +210,9 @@ def report(
         console = Console(stderr=True)
         with console.status("reading run records", spinner="dots") as status:
             page = write_report(
-                directory, out or report_folder(directory), baseline=baseline, bootstrap=bootstrap,
-                seed=seed, progress=lambda text: status.update(escape(text)),
+                directory, out or report_folder(directory), other_data=other_data,
+                baseline=baseline, bootstrap=bootstrap, seed=seed,
+                progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
@@ -216,7 +230,7 @@ def plan_refinement(
         budget: FLOPs to spend; None ranks only.
         as_json: print JSON.
     """
-    with _one_paragraph():
+    with one_paragraph():
         from analysis.io.records import load_sweep
         from analysis.judge.refine import candidates_of, refine
         from analysis.report import terminal
@@ -227,34 +241,6 @@ def plan_refinement(
             typer.echo(json.dumps(result.as_dict(), indent=1))
         else:
             terminal.refinement(sweep, result)
-
-
-def _read(
-    source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
-    group: str | None, chosen: dict[str, Any],
-) -> Sweep:  # fmt: skip
-    from analysis.errors import AnalysisError
-    from analysis.io.sweep_files import find_sweep
-
-    if find_sweep(source) is None:
-        from analysis.io.tables import load_table
-
-        return load_table(
-            source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
-        )
-    from analysis.io.records import load_sweep
-    from analysis.io.sweep import Conventions
-
-    if tokens is not None or group is not None or any(chosen.values()):
-        raise AnalysisError(
-            "--tokens, --group, --runs, --unique, --where, --last-per and --best-per are for the "
-            "columns and rows of a table; a sweep needs none of them, and "
-            "--params, --compute and --loss choose conventions there"
-        )
-    how: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
-    return load_sweep(
-        source, conventions=Conventions(**{k: v for k, v in how.items() if v is not None})
-    )
 
 
 def _held(texts: list[str]) -> dict[str, float | str]:
@@ -387,18 +373,3 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise AnalysisError(f"{path} cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def _one_paragraph() -> Iterator[None]:
-    """A problem that the user can mend becomes one paragraph and exit code 2."""
-    from analysis.errors import AnalysisError
-
-    try:
-        yield
-    except AnalysisError as error:
-        from rich.console import Console
-        from rich.text import Text
-
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
-        raise typer.Exit(2) from error

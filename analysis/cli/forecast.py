@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale.paragraph import one_paragraph
+
 if TYPE_CHECKING:
     from analysis.forecast.targets import Target
     from analysis.io.sweep import Sweep
@@ -92,12 +94,12 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
         --score, sealed forecasts are compared with what SOURCE holds now; a broken seal is said,
         and ends with exit code 1.
         """
-        from analysis.cli.fit import _one_paragraph, _read
+        from analysis.cli.source import read_source
         from analysis.errors import AnalysisError
         from analysis.report import forecast_terminal
 
-        with _one_paragraph():
-            sweep = _read(
+        with one_paragraph():
+            sweep = read_source(
                 source,
                 loss=loss,
                 params=params,

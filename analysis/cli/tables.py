@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from linscale.paragraph import one_paragraph
+
 if TYPE_CHECKING:
     from analysis.report.paper_tables import PaperTable
 
@@ -29,14 +31,13 @@ def tables(
 
     With --out, also figures: tasks against compute, accuracy against loss, heat maps of needles.
     """
-    from analysis.cli.fit import _one_paragraph
     from analysis.errors import AnalysisError
     from analysis.io.evals import load_evals
     from analysis.io.records import load_sweep
     from analysis.report.paper_tables import FORMATS, paper_table, paper_tables
     from analysis.report.task_report import evaluations
 
-    with _one_paragraph():
+    with one_paragraph():
         if kind not in ("text", *FORMATS):
             raise AnalysisError(f"--format {kind}: choose text, {', '.join(FORMATS)}")
         sweep = load_sweep(directory)

@@ -104,13 +104,12 @@ def _without_other_data(sweep: Sweep, root: Place) -> Sweep:
     reasons = data_identity.other_data(root, map(str, sweep.curves["run_id"].unique()))
     if not reasons:
         return sweep
-    rows = [{"run_id": r, "tokens": math.nan, "reason": why} for r, why in reasons.items()]
-    note = (
-        f"{len(reasons)} run(s) left out for their data: --other-data (other_data=True) keeps them"
-    )
+    rows = [
+        {"run_id": run_id, "tokens": math.nan, "reason": f"{why}; --other-data keeps it in a fit"}
+        for run_id, why in reasons.items()
+    ]
     return replace(
         sweep,
-        notes=[*sweep.notes, note],
         points=sweep.points[~sweep.points["run_id"].isin(reasons)].reset_index(drop=True),
         curves=sweep.curves[~sweep.curves["run_id"].isin(reasons)].reset_index(drop=True),
         exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),

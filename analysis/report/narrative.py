@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -247,3 +249,11 @@ def tasks_table(tasks: Tasks | None) -> pd.DataFrame:
         row["note"] = " ".join(str(w) for w in fit.warnings)
         table.append(row)
     return pd.DataFrame(table)
+
+
+def compute_words(result: Study) -> str:
+    """Under which C = f(N) D optima are taken; the scatter about f once, the largest."""
+    models = [fit.compute_model for fit in result.laws.values()]
+    told = " or ".join(dict.fromkeys(replace(m, scatter=0.0).describe() for m in models))
+    most = max((m.scatter for m in models if m.source != "6ND"), default=0.0)
+    return f"{told} (rows scatter by up to {most:.1%} about it)" if most > 0.001 else told

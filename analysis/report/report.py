@@ -29,6 +29,7 @@ from analysis.judge.choices import checklist_table, multiplier_table, sensitivit
 from analysis.judge.study import Progress, Study, study
 from analysis.report.narrative import (
     cautions,
+    compute_words,
     headline,
     law_rows,
     law_sentence,
@@ -48,6 +49,7 @@ def write_report(
     out: str | Path,
     *,
     conventions: Conventions | None = None,
+    other_data: bool = False,
     baseline: str = "llama",
     bootstrap: int = 2000,
     seed: int = 0,
@@ -59,6 +61,7 @@ def write_report(
         sweep_dir: what `linscale run` wrote, or a zip file of it.
         out: directory for the page, tables and figures; created.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
+        other_data: keep runs whose data are not those of the others (`load_sweep`).
         baseline: architecture that the others are compared with.
         bootstrap: refits of each law.
         seed: of the bootstrap.
@@ -69,7 +72,7 @@ def write_report(
     """
     out = Path(out)
     say = progress or (lambda _: None)
-    sweep = load_sweep(sweep_dir, conventions=conventions)
+    sweep = load_sweep(sweep_dir, conventions=conventions, other_data=other_data)
     result = study(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed,
         evals=load_evals(sweep_dir, sweep), progress=progress,
@@ -219,7 +222,7 @@ def _compose(
         law_rows(result),
         caption=f"L = E + A/N^α + B/D^β; in brackets {LEVEL:.0%} intervals from "
         f"{result.bootstrap} bootstrap refits over runs; a: mean "
-        f"exponent of N*(C) over the compute of the runs, under {_compute_words(result)}. A "
+        f"exponent of N*(C) over the compute of the runs, under {compute_words(result)}. A "
         "belongs to α and B to β: they cannot be read apart. Envelope: pure power law through the "
         f"lowest checkpoints at each C. Full precision in {code('fits.json')}.",
     )
@@ -310,8 +313,3 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
         take(linked(sweep.runs), columns),
         folded=f"All {len(sweep.runs)} runs",
     )
-
-
-def _compute_words(result: Study) -> str:
-    """Under which C = f(N) D optima are taken."""
-    return " or ".join(dict.fromkeys(f.compute_model.describe() for f in result.laws.values()))

@@ -36,9 +36,9 @@ BACKWARD = (
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state and what backward wants saved, of a call."""
     call = Call(*arguments)
-    if call.q.device.type == "cuda":
-        selfcheck.ensure(call.q.device)
     with torch.autocast(call.q.device.type, enabled=False):
+        if call.q.device.type == "cuda":
+            selfcheck.ensure(call.q.device, call.mode)
         return launch.kernels(call).forward(call)
 
 

@@ -17,8 +17,8 @@ from analysis.cli.fit import app as analysis_app
 from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
-from linscale.errors import LinscaleError
 from linscale.installation import missing, require, version
+from linscale.paragraph import one_paragraph, show_error
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.blockwise import show_plan
@@ -325,23 +325,16 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
 
 def main() -> None:
     """Run the command line; a problem that the user can mend is one paragraph and exit code 2."""
-    from rich.console import Console
-    from rich.text import Text
-
     os.environ["PYTHONSAFEPATH"] = "1"  # for every child, and theirs
     search_also(Path.cwd())
     try:
-        app()
-    except LinscaleError as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
-        sys.exit(2)
+        with one_paragraph():
+            app()
     except ModuleNotFoundError as error:
         sentence = missing(error)
         if sentence is None:
             raise
-        command = " ".join(["linscale", *sys.argv[1:2]])
-        problem = f"{command} {sentence}"
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
+        show_error(" ".join(["linscale", *sys.argv[1:2], sentence]))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -231,6 +231,7 @@ def test_a_group_that_cannot_be_fitted_does_not_stop_the_rest(table: Path, tmp_p
         (("fit", "TABLE", "--loss", "final", "--params", "size_m", "--delta", "-1"),
          "delta must be a positive number"),
         (("fit", "SWEEP", "--params", "active"), "choose non_embedding or paper or total"),
+        (("fit", "TABLE", "--other-data"), "a table tells nothing of their data"),
         (("fit", "SWEEP", "--tokens", "D"), "a sweep needs none of them"),
         (("fit", "SWEEP", "-o", "/dev/null/x.json"), "cannot be written"),
         (("report", "absent"), "neither a directory nor a zip"),
@@ -250,6 +251,21 @@ def test_errors_are_one_paragraph(
     assert out == ""
 
 
+def test_runs_on_other_data_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "demo", archs=("tnl",), dims=(32, 64, 96, 128), seeds=(0,),
+                        log_lines=2)  # fmt: skip
+    odd = min(path.parent for path in sweep.glob("*/config.json"))
+    environment = json.loads((odd / "environment.json").read_text())
+    changed = environment | {"data_changes": [{"step": 3}]}
+    (odd / "environment.json").write_text(json.dumps(changed))
+    words = ("fit", sweep, "--bootstrap", "0", "--json")
+    left, kept = (json.loads(call(*words, *more)[1]) for more in ((), ("--other-data",)))
+    assert [each["run_id"] for each in left["exclusions"]] == [odd.name]
+    assert "--other-data keeps it" in left["exclusions"][0]["reason"]
+    assert kept["exclusions"] == []
+    assert [each["fits"]["tnl"]["n_runs"] for each in (left, kept)] == [3, 4]
+
+
 def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Options arrive; the writing itself is the matter of test_report.py."""
     seen: dict[str, object] = {}
@@ -259,14 +275,16 @@ def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
         return out / "index.html"
 
     monkeypatch.setattr("analysis.report.report.write_report", write)
-    options = ("-o", tmp_path / "r", "--bootstrap", "150", "--seed", "3", "--baseline", "tnl")
+    options = ("-o", tmp_path / "r", "--bootstrap", "150", "--seed", "3", "--baseline", "tnl",
+               "--other-data")  # fmt: skip
     code, _, err = call("report", sweep_dir, *options)
     assert code == 0
     assert str(tmp_path / "r" / "index.html") in err
     assert callable(seen.pop("progress"))
     assert seen == {"directory": sweep_dir, "out": tmp_path / "r", "baseline": "tnl",
-                    "bootstrap": 150, "seed": 3}  # fmt: skip
+                    "bootstrap": 150, "seed": 3, "other_data": True}  # fmt: skip
     call("report", sweep_dir)
+    assert seen["other_data"] is False
     assert seen["out"] == sweep_dir / "report"
 
 

@@ -174,7 +174,9 @@ def test_garbled_records_are_excluded_not_raised(tmp_path: Path) -> None:
         sweep.require_points()
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(share=st.floats(0, 1))
 def test_a_file_cut_anywhere_gives_a_prefix(tmp_path: Path, share: float) -> None:
     root = tmp_path / "s"

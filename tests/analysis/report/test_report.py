@@ -20,6 +20,7 @@ from analysis.io.records import load_sweep
 from analysis.judge.study import Study, study
 from analysis.report.narrative import (
     cautions,
+    compute_words,
     headline,
     law_sentence,
     rolling_rows,
@@ -367,3 +368,13 @@ def test_a_report_that_cannot_be_written_says_so(sweep_dir: Path, tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(AnalysisError, match=r"cannot be written to .*file"):
         write_report(sweep_dir, tmp_path / "file" / "report", bootstrap=100)
+
+
+def test_where_flops_per_token_come_from_is_said_once(result: Study) -> None:
+    laws = {
+        arch: replace(law, compute_model=replace(law.compute_model, scatter=scatter))
+        for (arch, law), scatter in zip(result.laws.items(), (0.011, 0.005, 0.0), strict=True)
+    }
+    assert compute_words(replace(result, laws=laws)) == (
+        "C = f(N) D, f from the accounting of the runs (rows scatter by up to 1.1% about it)"
+    )

@@ -26,6 +26,7 @@ from scaling.record.record import RunRecord, read_states
 from scaling.sweep.launch import launch
 from scaling.sweep.slurm import SlurmOptions, SlurmRun, minutes, parse_extra, resources
 from scaling.system.claims import claim
+from tests.support.results import result
 
 pytest.importorskip("submitit")
 
@@ -186,14 +187,6 @@ def test_a_task_that_fails_fails_its_job(
     assert "the disk is made of cheese" in log.read_text()
 
 
-def _result(sweep: Path, config: RunConfig) -> tuple[list[dict[str, object]], str]:
-    folder = sweep / config.run_id
-    times = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in line.items() if k not in times} for line in metrics]
-    return timeless, (folder / "milestones.jsonl").read_text()
-
-
 def test_preemption_saves_requeues_and_goes_on(
     queue: Path, make: Callable[..., Experiment], tmp_path: Path
 ) -> None:
@@ -217,7 +210,7 @@ def test_preemption_saves_requeues_and_goes_on(
     codes = (queue / "job-100" / "100.exit").read_text().split()
     assert codes == ["255", "255", "0"]  # submitit leaves a requeued job with -1
     assert states(sweep) == {"tnl": "done"}
-    assert _result(sweep, config) == _result(tmp_path / "whole", config)
+    assert result(config, sweep) == result(config, tmp_path / "whole")
     log = (sweep / config.run_id / "log.txt").read_text()
     assert log.count("preempted: asked to stop") == 2
 

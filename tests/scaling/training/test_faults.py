@@ -20,9 +20,9 @@ import pytest
 from models.config import ARCHS, toy_config
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
 from scaling.record.record import read_states
+from tests.support.results import result
 from tests.support.zygote import Forked, Zygote
 
-TIMES = ("wall", "tokens_per_second", "mfu", "data_wait", "memory_peak")
 STEP = 32
 """Tokens of a step."""
 KINDS = (
@@ -104,15 +104,7 @@ def command(sweep: Path, *arguments: str) -> int:
 
 def results(sweep: Path, runs: list[RunConfig]) -> dict[str, Any]:
     """Metrics without times, and milestones as they are, of every run."""
-    found: dict[str, Any] = {}
-    for run in runs:
-        lines = (sweep / run.run_id / "metrics.jsonl").read_text().splitlines()
-        metrics = [json.loads(line) for line in lines]
-        for line in metrics:
-            for name in TIMES:
-                line.pop(name, None)
-        found[run.name] = metrics, (sweep / run.run_id / "milestones.jsonl").read_text()
-    return found
+    return {run.name: result(run, sweep) for run in runs}
 
 
 @pytest.mark.parametrize(

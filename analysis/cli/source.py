@@ -1,0 +1,49 @@
+"""What a command is given to read: a table or a sweep, with the options that go with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.io.sweep import Sweep
+
+
+def read_source(
+    source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
+    group: str | None, chosen: dict[str, Any], other_data: bool = False,
+) -> Sweep:  # fmt: skip
+    """Reads a table by its columns, or a sweep in the conventions that the same options name.
+
+    Args:
+        source: of `linscale fit` or `linscale forecast`.
+        chosen: further options of `load_table`, by its argument.
+        other_data: of `load_sweep`.
+
+    Raises:
+        AnalysisError: it cannot be read, or an option is for the other kind of source.
+    """
+    from analysis.errors import AnalysisError
+    from analysis.io.sweep_files import find_sweep
+
+    if find_sweep(source) is None:
+        from analysis.io.tables import load_table
+
+        if other_data:
+            raise AnalysisError("--other-data is for the runs of a sweep; a table tells nothing of "
+                                "their data")  # fmt: skip
+        return load_table(
+            source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
+        )
+    from analysis.io.records import load_sweep
+    from analysis.io.sweep import Conventions
+
+    if tokens is not None or group is not None or any(chosen.values()):
+        raise AnalysisError(
+            "--tokens, --group, --runs, --unique, --where, --last-per and --best-per are for the "
+            "columns and rows of a table; a sweep needs none of them, and "
+            "--params, --compute and --loss choose conventions there"
+        )
+    how: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
+    conventions = Conventions(**{k: v for k, v in how.items() if v is not None})
+    return load_sweep(source, conventions=conventions, other_data=other_data)

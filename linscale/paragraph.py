@@ -1,0 +1,26 @@
+"""How a command tells of a problem: one paragraph on stderr, and exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from linscale.errors import LinscaleError
+
+
+@contextmanager
+def one_paragraph() -> Iterator[None]:
+    """A problem that the user can mend ends the program, without a traceback."""
+    try:
+        yield
+    except LinscaleError as error:
+        show_error(str(error))
+        raise SystemExit(2) from error
+
+
+def show_error(problem: str) -> None:
+    """Prints it on stderr, as it stands: nothing in it is taken for markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
