@@ -20,7 +20,7 @@ from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
 from models.linearize.options import Linearized, linearized, linearized_config
-from models.linearize.recovery import WINDOW
+from models.linearize.recovery import WINDOW, zero_of
 from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 
@@ -298,6 +298,7 @@ def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
 
     from scaling.linearization.linearization_record import cost, describe, losses, read
+    from scaling.record.head import read_head
 
     content = read(run_dir)
     rows, spent = losses(run_dir), cost(run_dir)
@@ -313,7 +314,7 @@ def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
         f"{spent['device_hours']:.3g} device hours",
         soft_wrap=True,
     )
-    console.print(_table(run_dir, rows, content["counts_from"]))
+    console.print(_table(run_dir, rows, zero_of(read_head(run_dir).run_config().model.arch)))
     if results:
         console.print(_tasks_table(results))
 

@@ -94,7 +94,7 @@ def begin(run_dir: Path, config: RunConfig, teacher: dict[str, Any]) -> None:
                 "transfer": counted["transfer_tokens"],
                 "path": config.steps * config.tokens_per_step,
             },
-            "counts_from": zero_of(config.model),
+            "counts_from": zero_of(config.model.arch),
             "sinks": config.model.options.sink_tokens
             if isinstance(config.model.options, LoLCATs)
             else 0,
@@ -130,7 +130,8 @@ def losses(run_dir: Path) -> list[dict[str, Any]]:
     shares are None in rows that are no stage of the student.
     """
     content = read(run_dir)
-    known, size = reference(content), content.get("state_bytes", {})
+    arch = read_head(run_dir).run_config().model.arch
+    known, size = reference(content, arch), content.get("state_bytes", {})
     rows: list[dict[str, Any]] = []
 
     def add(what: str, tokens: int, loss: float, state: int | None, shares: bool = True) -> None:
