@@ -1,4 +1,4 @@
-"""Window dropout: in some steps a layer's window is masked, so that its linear part must carry more.
+"""Window dropout: in some steps a layer's window is masked, and its linear part is on its own.
 
 A window that sees nearly all of what matters leaves the linear part nothing to learn. Dropping the
 window at random while the student learns, less and less, is a published remedy (arXiv 2510.05901).

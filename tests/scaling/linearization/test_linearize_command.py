@@ -111,7 +111,12 @@ def test_other_mixers_and_stages(teacher: Any, tmp_path: Path) -> None:
     result = linscale(*command, *SMALL, *stages)
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout[result.stdout.index("{") :])
-    assert [row["what"] for row in values["losses"]] == [
+    # It has no window of its own: windows of equal state stand beside it.
+    (equal, sink) = [row for row in values["losses"] if row["what"].startswith("equal state")]
+    assert equal["state_bytes"] == sink["state_bytes"] <= values["state_bytes"]["student"]
+    stages = [row for row in values["losses"] if not row["what"].startswith("equal state")]
+    assert stages[-1]["recovered"] == stages[-1]["of_surgery"]
+    assert [row["what"] for row in stages] == [
         "teacher", "before fitting outputs", "after surgery", "after hidden states", "milestone",
     ]  # fmt: skip
     config = json.loads((Path(values["run"]) / "config.json").read_text())
