@@ -101,7 +101,8 @@ def flatten(config: Any) -> dict[str, Any]:
         value = _take(options, whole, new)
         if old in _FIRST or value != _LATER[old]:
             values[old] = value
-    options.pop("llama", None)
+    if not options.get("llama"):  # options of the transformer that came later stay
+        options.pop("llama", None)
     place = _PARTS.get(config.arch, "options")
     return values | {place: options} if options else values
 

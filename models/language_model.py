@@ -4,7 +4,8 @@
     logits = Norm(x) W_head^T
 
 `build(config)` takes the parts from the configuration's `Architecture` (`models.architecture`), so
-that a new architecture is one file, anywhere, that defines one.
+that a new architecture is one file, anywhere, that defines one. In a hybrid (`ModelConfig.mixers`)
+each layer's token mixer is that of the architecture that its pattern names.
 
 Three ways through one set of weights, which agree:
 
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 
 from models import width
 from models.architecture import part
-from models.config import ModelConfig
+from models.config import ModelConfig, layer_configs
 from models.cross_entropy import linear_cross_entropy
 from models.layers import GLU, LayerState, Shared, Span, Stem, TokenMixer, Trees, make_span
+from models.mixed_stem import make_stem
 
 
 class State(NamedTuple):
@@ -52,13 +54,12 @@ class Block(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        layer: int,
-        mixer: Callable[..., TokenMixer],
+        mixer: TokenMixer,
         norm: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
         self.mixer_norm = norm(config.dim, config.norm_eps)
-        self.mixer = mixer(config, layer)
+        self.mixer = mixer
         self.channel_norm = norm(config.dim, config.norm_eps)
         self.channel = GLU(config)
 
@@ -84,10 +85,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        mixer, norm = part(config.architecture.mixer), part(config.architecture.norm)
-        self.stem: Stem = part(config.architecture.stem)(config)
+        norm = part(config.architecture.norm)
+        self.stem: Stem = make_stem(config)
         self.blocks = nn.ModuleList(
-            Block(config, layer, mixer, norm) for layer in range(config.layers)
+            Block(config, part(own.architecture.mixer)(own, layer), norm)
+            for layer, own in enumerate(layer_configs(config))
         )
         self.norm: nn.Module = norm(config.dim, config.norm_eps)
         # A tied head is the embedding itself, not a second name for it: moving a model off the

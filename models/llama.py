@@ -54,12 +54,14 @@ QUERIES = 512
 
 
 class RotaryStem(Stem):
-    """Shares cos and sin of the rotary angles, each (B or 1, T, 1, K / 2)."""
+    """Shares cos and sin of the rotary angles, each (B or 1, T, 1, K / 2); nothing without RoPE."""
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None
     ) -> tuple[Tensor, list[Shared], LayerState]:
         config = self.config
+        if not llama_options(config).rope:
+            return x, [()] * config.layers, {}
         angles = rotary_angles(config, span.positions, sequence_lengths(span), x.dtype)
         return x, [angles] * config.layers, {}
 
@@ -67,6 +69,8 @@ class RotaryStem(Stem):
         self, x: Tensor, positions: Tensor, state: LayerState
     ) -> tuple[Tensor, list[Shared], LayerState]:
         config = self.config
+        if not llama_options(config).rope:
+            return x, [()] * config.layers, state
         angles = rotary_angles(config, positions[:, None], positions[:, None] + 1, x.dtype)
         return x, [angles] * config.layers, state
 
@@ -97,8 +101,12 @@ class SoftmaxAttention(TokenMixer):
     def _project(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q (B, T, H, K) and k, and v, (B, T, key-value heads, K)."""
         qk, v = self._heads(x)
-        q, k = rotate(qk, *shared).split((self.heads, self.kv_heads), dim=2)
+        q, k = self._rotated(qk, shared).split((self.heads, self.kv_heads), dim=2)
         return q, k, v
+
+    def _rotated(self, x: Tensor, shared: Shared) -> Tensor:
+        """x (B, T, ., K) by the angles of the stem, where it has any."""
+        return rotate(x, *shared) if shared else x
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention (B, T, H, K) of q over k, v (B, S, ., K); mask None: causal."""

@@ -43,6 +43,7 @@ from linscale.json_reader import (
     read_object,
 )
 from linscale.texts import clean, quote
+from models.layer_pattern import group
 
 SCHEMA = 1
 """Version of the run records that are understood."""
@@ -194,7 +195,9 @@ class _Reader:
         run: dict[str, Any] = {
             "run_id": run_id,
             "name": config.word("name", run_id),
-            "arch": _group(model.word("arch"), config.part("linearize", {})),
+            "arch": _group(
+                group(model.word("arch"), model.word("mixers", "")), config.part("linearize", {})
+            ),
             "size": config.word("size"),
             "seed": config.whole("seed", 0),
             "dim": model.whole("dim", 1),

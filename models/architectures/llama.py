@@ -8,14 +8,14 @@ part, `llama`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from models.architecture import Architecture, Kept, LayerCosts, Options, Softmax
-from models.config import ModelConfig
+from models.config import ModelConfig, layer_configs
 from models.errors import ConfigError
-from models.fields import Part
+from models.fields import LATER, Part
 
 RopeKind = Literal["linear", "dynamic", "yarn", "llama3"]
 
@@ -62,8 +62,9 @@ class RopeScaling(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaOptions(Options):
-    """Softmax attention with rotary positions."""
+    """Softmax attention with rotary positions, or without."""
 
+    softmax = True
     rope_base: float = 10_000.0
     """Base of the rotary frequencies."""
     kv_heads: int | None = None
@@ -79,12 +80,20 @@ class LlamaOptions(Options):
     """Biases of the query, key and value projections."""
     out_bias: bool = False
     """Bias of the attention output projection."""
+    rope: bool = field(default=True, metadata=LATER)
+    """Rotate queries and keys by their positions. False: none (NoPE), for hybrids, whose recurrent
+    layers know the order of tokens."""
 
     def _validate(self) -> None:
         for name in ("kv_heads", "head_size", "window"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "a positive whole number, or None")
         self._require("rope_base", 0 < self.rope_base < float("inf"), "above 0 and finite")
+        if not self.rope and self.rope_scaling is not None:
+            raise ConfigError(
+                f"{self._prefix}rope_scaling with {self._prefix}rope=False: there are no rotations "
+                "to stretch; leave one of the two out."
+            )
 
     def check(self, model: ModelConfig, where: str = Options._prefix) -> None:
         if model.heads % self.key_value_heads(model.heads):
@@ -92,7 +101,7 @@ class LlamaOptions(Options):
                 f"{where}kv_heads={self.kv_heads} does not divide model.heads={model.heads}; every "
                 "key-value head must serve equally many query heads."
             )
-        if model.head_dim % 2:
+        if self.rope and model.head_dim % 2:
             raise ConfigError(
                 f"model.dim={model.dim} with model.heads={model.heads} and {where}head_size="
                 f"{self.head_size} gives head dimension {model.head_dim}; rotary embeddings need "
@@ -101,9 +110,6 @@ class LlamaOptions(Options):
 
     def head_dim(self, dim: int, heads: int) -> int:
         return super().head_dim(dim, heads) if self.head_size is None else self.head_size
-
-    def with_softmax(self, layers: int) -> tuple[int, ...]:
-        return tuple(range(layers))
 
     def widened(self, factor: int) -> LlamaOptions:
         return replace(self, kv_heads=None if self.kv_heads is None else factor * self.kv_heads)
@@ -153,6 +159,18 @@ def rope_scaling(model: ModelConfig) -> RopeScaling | None:
     """How a model's rotary frequencies are stretched; None where they are not, or it has none."""
     based = isinstance(model.options, LlamaOptions | LlamaBased)
     return llama_options(model).rope_scaling if based else None
+
+
+def follows_length(model: ModelConfig) -> bool:
+    """Whether rotary angles of some layer depend on how long a sequence becomes."""
+    scalings = map(rope_scaling, layer_configs(model))
+    return any(scaling is not None and scaling.kind == "dynamic" for scaling in scalings)
+
+
+def angles(model: ModelConfig) -> Hashable:
+    """What the rotary angles of a model depend on; models that are equal in this share them."""
+    options = llama_options(model)
+    return options.rope, options.rope_base, options.rope_scaling, model.head_dim
 
 
 def key_value_heads(model: ModelConfig) -> int:
@@ -211,6 +229,7 @@ ARCHITECTURE = Architecture(
     mixer="models.llama:SoftmaxAttention",
     stem="models.llama:RotaryStem",
     activation="silu",
+    shares=angles,
     options=LlamaOptions,
     costs=costs,
     starts_from="itself",

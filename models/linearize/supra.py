@@ -26,7 +26,6 @@ from models.kernels.api import linear_attention, linear_attention_step
 from models.layers import LayerState, Shared, Span, TokenMixer, angle_dtype
 from models.linearize.feature_maps import feature_map, repeat_heads
 from models.llama import SoftmaxAttention
-from models.rope import rotate
 from models.tnl import HeadDecay
 
 NORM_EPS = 1e-5
@@ -56,7 +55,8 @@ class SupraAttention(SoftmaxAttention):
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
         q = self.feature_map(q) * self.head_dim**-0.5
         k = (self.key_feature_map or self.feature_map)(k)
-        q, k = rotate(torch.cat((q, k), 2), *shared).split((self.heads, self.kv_heads), dim=2)
+        qk = self._rotated(torch.cat((q, k), 2), shared)
+        q, k = qk.split((self.heads, self.kv_heads), dim=2)
         return q, repeat_heads(k, self.heads), repeat_heads(v, self.heads)
 
     def _output(self, o: Tensor) -> Tensor:
@@ -86,9 +86,3 @@ class SupraAttention(SoftmaxAttention):
     ) -> LayerState:
         shape = (batch_size, self.heads, self.head_dim, self.head_dim)
         return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
-
-
-def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `softmax_layers` keeps it."""
-    kept = layer in config.softmax_layers
-    return SoftmaxAttention(config, layer) if kept else SupraAttention(config, layer)

@@ -156,6 +156,7 @@ class Rung:
 
     run_id: str
     arch: str
+    """Architecture, or the pattern of a hybrid."""
     size: str
     params: int
     """Non-embedding parameters, `paper` convention."""
@@ -261,7 +262,7 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
     flops = training_flops(run, trained_tokens(run))
     return Rung(
         run_id=run.run_id,
-        arch=model.arch,
+        arch=model.group,
         size=run.size,
         params=non_embedding_parameters(model, "paper"),
         params_exact=non_embedding_parameters(model),
