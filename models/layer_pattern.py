@@ -114,6 +114,19 @@ def group(arch: str, mixers: str | None) -> str:
     return mixers if re.match(rf"{re.escape(arch)}\b", mixers) else f"{mixers} on {arch}"
 
 
+def softmax_share(name: str) -> tuple[str, float]:
+    """The base architecture of a group (`group`), and the share of softmax layers in one repetition
+    of its pattern.
+
+    Raises:
+        ConfigError: it is no name of a group.
+    """
+    pattern, _, base = name.partition(" on ")
+    base = base or re.split(r"\W", pattern, maxsplit=1)[0]
+    each = read(pattern, base, find(base).options())
+    return base, sum(mixer.options.softmax for mixer in each) / len(each)
+
+
 def _once(mixers: Sequence[Mixer]) -> tuple[Mixer, ...]:
     """The shortest repetition that makes up the mixers."""
     length = len(mixers)

@@ -34,6 +34,7 @@ from analysis.io.sweep import Sweep
 from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.form_selection import holdout
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
+from analysis.judge.shares import Shares, shares_of
 from analysis.judge.task_law import Tasks, tasks_of
 from analysis.units import LEVEL, Array
 
@@ -44,6 +45,8 @@ REACH = 3.0
 ENVELOPE = EnvelopeOptions(method="grid", points=200, interior=False, form="power_c")
 """Pure power law through every point of the envelope, as in arXiv 2406.16690, but of finished
 (decayed) checkpoints."""
+SHARE_DRAWS = 300
+"""Redraws of the law of shares, which takes a twentieth of a second each."""
 ENVELOPE_DRAWS = 100
 ROLLS = 4
 """Cuts of the rolling hold-out."""
@@ -74,6 +77,8 @@ class Study:
     """Shared against separate exponents; None for one architecture."""
     tasks: Tasks | None
     """Task accuracies; None without evaluations."""
+    shares: Shares
+    """Families of hybrids with several shares of softmax layers, and the law of each."""
     bootstrap: int
     seed: int
     failures: dict[str, str] = field(default_factory=dict[str, str])
@@ -261,6 +266,8 @@ def study(
         say("tasks")
         tasks = tasks_of(evals, points, bootstrap=bootstrap, seed=seed)
         failures |= {f"law of task {task}": why for task, why in tasks.failures.items()}
+    shares = shares_of(points, bootstrap=min(bootstrap, SHARE_DRAWS), seed=seed)
+    failures |= {f"law of shares of {family}": why for family, why in shares.failures.items()}
     spent = numbers(points, "flops")
     compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
     say("compute-optimal sizes")
@@ -281,6 +288,7 @@ def study(
         rolling=pd.concat(rolled, ignore_index=True) if rolled else pd.DataFrame(),
         shared=shared,
         tasks=tasks,
+        shares=shares,
         bootstrap=bootstrap,
         seed=seed,
         failures=failures,

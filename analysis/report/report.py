@@ -227,6 +227,14 @@ def _compose(
         f"lowest checkpoints at each C. Full precision in {code('fits.json')}.",
     )
     show("contours", "optimum", "valleys", "exponents")
+    if len(best := result.shares.best(LEVEL)):
+        page.heading("Share of softmax layers")
+        show("shares")
+        page.table(
+            best,
+            caption=f"Share of lowest loss at each budget with its {LEVEL:.0%} interval, and the "
+            "shares trained that cannot be told from the best of them.",
+        )
     page.section("Checks")
     show("holdout", "rolling")
     if len(result.rolling):

@@ -172,7 +172,8 @@ class RunConfig(Part):
             raise ConfigError(
                 f"parallel.sequence={split} with model.{field}={getattr(self.model, field)!r}: "
                 f"{whole[0]} does not say that sequences can be split "
-                "(Architecture.splits_sequences); set parallel.sequence=1, and use parallel.activation_checkpointing=block or a smaller "
+                "(Architecture.splits_sequences); set "
+                "parallel.sequence=1, and use parallel.activation_checkpointing=block or a smaller "
                 "parallel.micro_batch_sequences to save memory."
             )
         for name in ("matrix_tokens", "hidden_tokens", "temperature", "fit_sequences"):
