@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from models import flat
-from models.architecture import Architecture, Options, file_of, find, search_beside
+from models.architecture import Architecture, Options, file_of, find, find_recorded
 from models.errors import ConfigError
 from models.fields import LATER, Part, build, check, hints_for, not_a_table, unknown_name
 
@@ -185,17 +185,18 @@ class ModelConfig(Part):
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """A model's JSON as `models.fields.build` takes it: flat records get `options`, and the file of
-    an architecture is looked for.
+    an architecture goes, which is for messages only.
 
     Raises:
-        ConfigError: there is something else than a table of fields.
+        ConfigError: there is something else than a table of fields, or the architecture is not
+            found here.
     """
     if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise not_a_table("model", values)
     table = dict(values)
     file, arch = check(str | None, table.pop("file", None), "model.file"), table.get("arch")
     if file is not None and isinstance(arch, str):
-        search_beside(arch, file)
+        find_recorded(arch, file)
     return flat.nest(table)
 
 

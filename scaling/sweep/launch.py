@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.architecture import show_children
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
@@ -80,6 +81,8 @@ def launch(
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
+    for arch in dict.fromkeys(config.model.arch for config in experiment.runs):
+        show_children(arch)
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
