@@ -201,8 +201,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def carried(values: dict[str, Any], arch: Arch) -> dict[str, Any]:
-    """A model's JSON for another architecture: options that it has too are kept, and those that it
-    does not have are left out where they stand at their default.
+    """A model's JSON for another architecture: options that were set are kept where it has them
+    too; those that stand at their default give way to its own.
 
     Raises:
         ConfigError: an option that was set has no place in the other architecture.
@@ -216,7 +216,7 @@ def carried(values: dict[str, Any], arch: Arch) -> dict[str, Any]:
                 f"model.options.{name}={value!r} with model.arch={arch!r}: only "
                 f"{values['arch']} has this option; leave it out."
             )
-    kept = {name: value for name, value in own.items() if name in known}
+    kept = {n: value for n, value in own.items() if n in known and value != before[n]}
     return values | {"arch": arch, "options": kept}
 
 
