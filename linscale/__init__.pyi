@@ -49,7 +49,7 @@ from scaling.plan.plan import isoflop_horizons as isoflop_horizons
 from scaling.plan.plan import plan as plan
 from scaling.plan.plan import tokens_for_flops as tokens_for_flops
 from scaling.plan.plan import tokens_for_ratio as tokens_for_ratio
-from scaling.record.checkpoints import load_model as load_model
+from scaling.record.load_model import load_model as load_model
 from scaling.record.pretrained import load_pretrained as load_pretrained
 from scaling.sweep.launch import launch as launch
 

@@ -280,8 +280,8 @@ def find_recorded(name: str, file: str) -> Architecture:
             raise
         folder = clean(str(Path(file).parent))
         raise ConfigError(
-            f"{error} The record says that it was {clean(file)!r}; if you trust that file, give the "
-            f"command from {folder}, or put {folder} on PYTHONPATH."
+            f"{error} The record says that it was {clean(file)!r}; if you trust that file, give "
+            f"the command from {folder}, or put {folder} on PYTHONPATH."
         ) from error
 
 

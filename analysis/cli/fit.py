@@ -367,9 +367,9 @@ def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int]
 
 def _write(path: Path, text: str) -> None:
     from analysis.errors import AnalysisError
+    from analysis.io.staging import write_whole
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise AnalysisError(f"{path} cannot be written: {error.strerror}") from error

@@ -39,7 +39,7 @@ from scaling.sweep.task import Task
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import exclusive
 from scaling.system.devices import cores
-from scaling.system.files import read_json, write_json
+from scaling.system.files import read_json, remove_leftovers, write_json
 from scaling.training.loggers import check_installed
 
 LAUNCHERS = ("local", "inline", "slurm")
@@ -165,6 +165,7 @@ def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
     """Write sweep.json; runs of earlier launches with other overrides stay listed."""
     path = sweep_dir / "sweep.json"
     with exclusive(sweep_dir / "sweep.lock"):
+        remove_leftovers(sweep_dir)
         earlier = read_json(path).get("runs", [])
         runs = [*earlier, *(config.run_id for config in experiment.runs)]
         content = {
