@@ -193,8 +193,11 @@ def report(
         typer.Option("--out", "-o", help="Where to write (default DIR/report; beside a zip)."),
     ] = None,
     baseline: Annotated[
-        str, typer.Option(help="Architecture that the others are compared with.")
-    ] = "llama",
+        str | None,
+        typer.Option(
+            help="Architecture that the others are compared with (default llama, else the first)."
+        ),
+    ] = None,
     other_data: OtherData = False,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,

@@ -51,7 +51,7 @@ def write_report(
     *,
     conventions: Conventions | None = None,
     other_data: bool = False,
-    baseline: str = "llama",
+    baseline: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
     progress: Progress | None = None,
