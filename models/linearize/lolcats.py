@@ -39,7 +39,7 @@ from models.layers import (
 from models.linearize import blocks as tiles
 from models.linearize.blocks import Blocks
 from models.linearize.feature_maps import feature_map, repeat_heads
-from models.llama import SoftmaxAttention
+from models.llama import SoftmaxAttention, capped
 
 
 class WindowFactor(FullPrecision):
@@ -148,7 +148,8 @@ class HybridAttention(SoftmaxAttention):
         visible = held >= oldest.clamp(min=0)[:, None]
         groups = q.unflatten(1, (self.kv_heads, -1))  # (B, G, H / G, K)
         scores = torch.einsum("bgak,bsgk->bgas", groups, ring["k"].to(q.dtype)).flatten(1, 2)
-        near = _near_weights(scores, visible[:, None], self.factor()[:, None], q.shape[-1], wide)
+        scores = self.capped(scores.to(wide) * q.shape[-1] ** -0.5)
+        near = _near_weights(scores, visible[:, None], self.factor()[:, None])
         weights = near.to(v.dtype).unflatten(1, (self.kv_heads, -1))
         sums = torch.einsum("bgas,bsgv->bgav", weights, ring["v"].to(v.dtype)).flatten(1, 2)
         far = torch.einsum(
@@ -222,7 +223,8 @@ def hybrid_attention(
     visible = torch.cat((earlier, own.expand(earlier.shape)), -1)[:, :, None]
     both = torch.cat((tiles.before(k), k), 2)  # (R, n, 2w, H, K)
     scores = torch.einsum("rnihk,rnjhk->rnhij", q, both)
-    near = _near_weights(scores, visible, factor[:, None, None], q.shape[-1], wide)
+    scores = capped(scores.to(wide) * q.shape[-1] ** -0.5, options.llama.score_cap)
+    near = _near_weights(scores, visible, factor[:, None, None])
     v = torch.cat((tiles.before(values), values), 2)[..., :-1]
     sums = torch.einsum("rnhij,rnjhv->rnihv", near.to(v.dtype), v)
     weight = _far_factor(factor, options)[:, None]  # (H, 1)
@@ -272,12 +274,10 @@ def _final_states(k_map: Tensor, values: Tensor, far: Tensor, blocks: Blocks) ->
     return {"kv": far[blocks.row, last], "pending": pending}
 
 
-def _near_weights(
-    scores: Tensor, visible: Tensor, factor: Tensor, head_dim: int, wide: torch.dtype
-) -> Tensor:
-    """factor exp(score / sqrt(K) - row's largest), 0 where not visible."""
-    scores = (scores.to(wide) * head_dim**-0.5).masked_fill(~visible, -torch.inf)
-    return factor.to(wide) * (scores - scores.amax(-1, keepdim=True)).exp()
+def _near_weights(scores: Tensor, visible: Tensor, factor: Tensor) -> Tensor:
+    """factor exp(score - row's largest), 0 where not visible."""
+    scores = scores.masked_fill(~visible, -torch.inf)
+    return factor.to(scores.dtype) * (scores - scores.amax(-1, keepdim=True)).exp()
 
 
 def _far_factor(factor: Tensor, options: LoLCATs) -> Tensor:
