@@ -30,6 +30,8 @@ from models.generation import generate as generate
 from models.interop import import_model as import_model
 from models.kernels.api import linear_attention as linear_attention
 from models.kernels.api import linear_attention_step as linear_attention_step
+from models.kernels.delta.api import delta_attention as delta_attention
+from models.kernels.delta.api import delta_attention_step as delta_attention_step
 from models.language_model import LanguageModel as LanguageModel
 from models.language_model import build as build
 from scaling.config.experiment import load_experiment as load_experiment

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from models.architecture import Architecture, Kept, LayerCosts, Options
 from models.architectures import llama
-from models.architectures.tnl import DecayOptions
+from models.architectures.tnl import DecayOptions, DecaySlopes
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.linearize.options import Linearized
@@ -17,6 +17,9 @@ from models.linearize.options import Linearized
 class Supra(Linearized, DecayOptions):
     """SUPRA's attention."""
 
+    decay_slopes: DecaySlopes = "alibi-flat"
+    """As in the authors' code: ALiBi's slopes, the same in every layer. The others: see
+    `models.architectures.tnl.DecayOptions`."""
     norm: bool = True
     """Normalise each head's output, in the place of softmax's denominator. False: no norm and no
     denominator (an ablation)."""

@@ -5,10 +5,10 @@
 
 The projections of the transformer stay. New are the feature map phi, relu(W x + b) with one matrix
 over the channels of all query heads, shared by keys (under grouped-query attention the keys have a
-smaller one of their own), a decay per head (ALiBi-like with a layer factor, as in TNL; RetNet's;
-or none) and, in the place of softmax's denominator, a norm over each head's channels without
-weights: GroupNorm with a group a head, and PyTorch's eps for it. The rotary encoding R comes after
-phi.
+smaller one of their own), a decay per head (ALiBi's slopes, the same in every layer; those of TNL,
+with a layer factor; RetNet's; or none) and, in the place of softmax's denominator, a norm over each
+head's channels without weights: GroupNorm with a group a head, and PyTorch's eps for it. The rotary
+encoding R comes after phi.
 
 Data flow: 1. one product gives q, k, v; 2. feature map; 3. rotation; 4. `linear_attention` with the
 decay of the head; 5. norm and output projection.

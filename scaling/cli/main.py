@@ -219,6 +219,14 @@ def run(
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     law: HyperLaw = "constant",
+    in_order: Annotated[
+        bool,
+        typer.Option(
+            "--in-order",
+            help="Begin runs in the order of the file, so that what is finished is of use at any "
+            "time; otherwise the longest first, which ends soonest.",
+        ),
+    ] = False,
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
@@ -248,6 +256,7 @@ def run(
         jobs=jobs,
         slurm=cluster,
         accept_data_change=accept_data_change,
+        in_order=in_order,
     ):
         raise typer.Exit(1)
 

@@ -23,9 +23,8 @@ block keeps less, and kernels need some workspace: the estimate is meant to be w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from statistics import fmean
-from typing import Any
 
 from models.accounting import layer_costs, parameters
 from models.architecture import Kept
@@ -92,32 +91,12 @@ def _kept(model: ModelConfig) -> Kept | None:
     return Kept(**{name: fmean(getattr(k, name) for k in kept) for name in names})  # pyright: ignore[reportArgumentType]
 
 
-def decide_strategy(run: RunConfig, capacity: float) -> RunConfig:
-    """The run with strategy `auto` decided: what a plan shows and what a run does.
-
-    `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.
-
-    Args:
-        run: any other strategy stays as it is.
-        capacity: bytes of memory for each device.
-    """
-
-    def on(**changes: Any) -> RunConfig:
-        return replace(run, parallel=replace(run.parallel, **changes))
-
-    if run.parallel.strategy != "auto":
-        return run
-    if run.parallel.world_size == 1:
-        return on(strategy="single")
-    whole = on(strategy="ddp")
-    return whole if memory(whole).total <= USABLE * capacity else on(strategy="fsdp")
-
-
 def memory(run: RunConfig, devices: int | None = None) -> Memory:
     """Estimated bytes per device of a run.
 
     Args:
-        run: its `parallel` says how; strategy `auto` is read as `single` or `ddp`.
+        run: its `parallel` says how; strategy `auto` is read as `single` or `ddp`. The mode of
+            checkpointing must be decided.
         devices: None: those of the run. Otherwise as if `fsdp` shared the model out over so many.
     """
     model, parallel = run.model, run.parallel

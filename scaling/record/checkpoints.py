@@ -136,6 +136,10 @@ class Checkpoints:
             if not point.file:
                 return point, {}
             try:
+                if point.file.partition("/")[0] not in {n.partition("/")[0] for n in self.files}:
+                    raise CheckpointError(
+                        f"{self.folder / point.file}: the manifest has no hash of it."
+                    )
                 return point, self._read(point.file, verify)
             except CheckpointError as error:
                 bad = point.file
@@ -252,9 +256,14 @@ class Checkpoints:
         path = self.folder / name
         if path.suffix != ".dcp":
             return read_checkpoint(path, self.files[name])
+        from scaling.record.sharded_reader import METADATA, read_metadata
         from scaling.record.sharded_state import COMMON
 
         shares = {n: e for n, e in self.files.items() if n.startswith(f"{name}/")}
+        if path.is_dir() and (more := {f"{name}/{p.name}" for p in path.iterdir()} - set(shares)):
+            raise CheckpointError(
+                f"{self.folder / min(more)}: the manifest does not name this file."
+            )
         if verify:
             with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
                 list(
@@ -263,6 +272,10 @@ class Checkpoints:
                     )
                 )
         common = f"{name}/{COMMON}"
+        for needed in (common, f"{name}/{METADATA}"):
+            if needed not in shares:
+                raise CheckpointError(f"{path}: the manifest names no {needed}.")
+        read_metadata(path)
         return read_checkpoint(self.folder / common, shares[common]) | {"folder": str(path)}
 
     def _make_room(self, name: str) -> None:
@@ -288,6 +301,7 @@ class Checkpoints:
         import torch.distributed as dist
 
         from scaling.record import sharded_state
+        from scaling.record.sharded_reader import METADATA
 
         folder, rank, group = self.folder / name, dist.get_rank(), host_group()
         with disk_errors(folder):
@@ -297,7 +311,7 @@ class Checkpoints:
             for path in folder.glob(f"__{rank}_*"):
                 mine[f"{name}/{path.name}"] = flush(path)
             if rank == 0:
-                mine[f"{name}/.metadata"] = flush(folder / ".metadata")
+                mine[f"{name}/{METADATA}"] = flush(folder / METADATA)
                 common = folder / sharded_state.COMMON
                 mine[f"{name}/{common.name}"] = write_checkpoint(common, content)
         except DiskError as error:
