@@ -17,10 +17,10 @@ from models.architectures.llama import LlamaBased, LlamaOptions
 from models.config import ModelConfig
 from models.errors import ConfigError
 
-FeatureMapName = Literal["supra", "t2r", "hedgehog", "relu", "elu", "taylor", "identity"]
+FeatureMapName = Literal["supra", "t2r", "hedgehog", "relu", "elu", "taylor", "identity", "none"]
 SIZED = ("t2r", "hedgehog")
 """Feature maps whose learned matrix may have any number of columns."""
-POSITIVE = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor")
+POSITIVE = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor", "none")
 """Feature maps whose products q.k are never negative, as a denominator needs."""
 
 
@@ -70,6 +70,7 @@ class Linearized(LlamaBased):
             "t2r": lambda: self.columns(head_dim),
             "hedgehog": lambda: 2 * self.columns(head_dim),
             "taylor": lambda: 1 + head_dim + head_dim**2,
+            "none": lambda: 0,
         }
         return special.get(self.feature_map, lambda: head_dim)()
 

@@ -205,7 +205,7 @@ def attention_weights(
         oldest = (positions // options.window - 1) * options.window
     else:
         oldest = positions - options.window + 1
-    near = seen & (positions >= oldest[:, None])
+    near = seen & ((positions >= oldest[:, None]) | (positions < options.sink_tokens))
     factor = mixer.factor()[:, None, None].to(scores.dtype)
     scores = scores.masked_fill(~near, -torch.inf)
     weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
