@@ -97,7 +97,9 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     groups["head"] = 0 if config.tie_embeddings else config.vocab_size * d
     channel_bias = config.glu_bias * (2 * config.glu_dim + d)
     groups["channel_mixer"] = depth * (3 * d * config.glu_dim + channel_bias)
-    groups["norm"] = config.architecture.weighted_norm * (2 * depth + 1) * d
+    before, behind = config.norms != "post", config.norms != "pre"
+    groups["norm"] = config.architecture.weighted_norm * (2 * depth * before + 1) * d
+    groups["norm"] += behind * 2 * depth * d
     for part in (*layers, config.architecture.stem_costs(config)):
         _add(groups, part.parameters)
     return groups

@@ -94,11 +94,11 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     shape = (options.feature_map, options.arrangement, options.sink_tokens)
     published = shape == ("hedgehog", "terraced", 0)
     return LayerCosts(
-        parameters={"token_mixer": llama.projection_parameters(model), "feature_map": maps},
+        parameters={**llama.kept_parameters(model), "feature_map": maps},
         flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
         state=state,
         spare=state,
-        kept=kept if published else None,
+        kept=llama.counted(model, kept) if published else None,
         softmax=Softmax(
             query_width=model.heads * size,
             key_width=llama.key_value_heads(model) * size,

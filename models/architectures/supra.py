@@ -62,13 +62,13 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     )
     return LayerCosts(
         parameters={
-            "token_mixer": llama.projection_parameters(model),
+            **llama.kept_parameters(model),
             "decay": model.heads if options.learn_decay else 0,
             "feature_map": maps,
         },
         flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
         state=model.heads * size * size,
-        kept=kept if options.feature_map == Supra.feature_map else None,
+        kept=llama.counted(model, kept) if options.feature_map == Supra.feature_map else None,
         paper_parameters=llama.projections(model) - 4 * d * d + 4 * d + maps,
         paper_flops=paper,
     )

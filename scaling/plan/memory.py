@@ -77,7 +77,7 @@ def kept_by_block(
         products = kept.products + d + 2 * g
         return (4 * d + width * products + states) * tokens
     row = 4 * (kept.narrow if bf16 else kept.wide)
-    glu = (4 if model.has_silu else 3) * g
+    glu = (3 if model.gate_activation == "none" else 4) * g
     return (row + width * (glu + kept.gate) + states + 12) * tokens + 4 * kept.position * positions
 
 
