@@ -112,7 +112,8 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     groups["channel_mixer"] = depth * (3 * d * config.glu_dim + channel_bias)
     kind = config.architecture
     norm = kind.weighted_norm * d if kind.costs else measured.norm_parameters(config)
-    groups["norm"] = (2 * depth + 1) * norm
+    before, behind = config.norms != "post", config.norms != "pre"
+    groups["norm"] = (2 * depth * before + 1) * norm + behind * 2 * depth * d
     for part in (*layer_costs(config), *stem_costs(config)):
         _add(groups, part.parameters)
     return groups

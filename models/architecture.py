@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from linscale.code_search import search_also, searched
+from linscale.texts import clean
 from models.errors import ConfigError
 from models.fields import Part, nearest_divisor
 
@@ -260,11 +261,36 @@ def file_of(name: str) -> str | None:
     return getattr(sys.modules[name], "__file__", None)
 
 
-def search_beside(name: str, file: str) -> None:
-    """Search the folder that an architecture's module was once imported from."""
-    above = name.count(".") + (Path(file).name == "__init__.py")
-    if name not in BUILT_IN and above < len(Path(file).parents):
+def show_children(name: str) -> None:
+    """Let processes that this one starts find an architecture where this one found it."""
+    file = file_of(name)
+    above = name.count(".") + (file is not None and Path(file).name == "__init__.py")
+    if file is not None and above < len(Path(file).parents):
         search_also(Path(file).parents[above])
+
+
+def find_recorded(name: str, file: str) -> Architecture:
+    """The architecture that a record names.
+
+    A record is data: that it names a file does not make the file's folder one whose code is run.
+
+    Args:
+        name: of the architecture.
+        file: what the record says that it was imported from; for the message only.
+
+    Raises:
+        ConfigError: it is not found where this process searches, or cannot be imported.
+    """
+    try:
+        return find(name)
+    except ConfigError as error:
+        if name in BUILT_IN or name in sys.modules:
+            raise
+        folder = clean(str(Path(file).parent))
+        raise ConfigError(
+            f"{error} The record says that it was {clean(file)!r}; if you trust that file, give "
+            f"the command from {folder}, or put {folder} on PYTHONPATH."
+        ) from error
 
 
 def _unknown(name: str) -> ConfigError:

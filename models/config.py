@@ -34,12 +34,17 @@ MOST_LAYERS = 10_000
 MOST_WIDTH = 10**9
 """Rows and columns of a matrix."""
 
+Activation = Literal["silu", "none", "gelu", "gelu_tanh", "relu"]
+"""What the gate of a channel mixer may pass through."""
+NormPlaces = Literal["pre", "post", "both"]
+"""Where the norms of a block may stand."""
+
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Part):
-    """One language model: a pre-norm stack of (token mixer, channel mixer) blocks.
+    """One language model: a stack of (token mixer, channel mixer) blocks with residuals.
 
     Raises:
         ConfigError: a value is out of range or two values contradict each other.
@@ -68,9 +73,21 @@ class ModelConfig(Part):
     state its initialisation; the authors' released configurations have 0.02)."""
     glu_bias: bool = field(default=False, metadata=LATER)
     """Biases of the channel mixer."""
-    glu_activation: Literal["silu", "none"] | None = field(default=None, metadata=LATER)
-    """Activation of the channel mixer's gate. None: that of the architecture, SiLU for `llama` and
-    its linearized forms, none for the other linear models of the paper."""
+    glu_activation: Activation | None = field(default=None, metadata=LATER)
+    """Activation of the channel mixer's gate (`gelu_tanh`: GELU by its tanh formula). None: that
+    of the architecture, SiLU for `llama` and its linearized forms, none for the other linear
+    models of the paper."""
+    norms: NormPlaces = field(default="pre", metadata=LATER)
+    """Where a block norms: what each mixer reads (`pre`), what each mixer returns, before it is
+    added (`post`), or both."""
+    norm_offset: bool = field(default=False, metadata=LATER)
+    """Norms multiply by one plus their weights, which start at zero."""
+    residual_scale: float = field(default=1.0, metadata=LATER)
+    """Factor on what each mixer adds to the residual stream."""
+    logit_scale: float = field(default=1.0, metadata=LATER)
+    """Factor on the logits."""
+    logit_cap: float | None = field(default=None, metadata=LATER)
+    """Logits z become c tanh(z / c) with c this number (after `logit_scale`). None: they stay."""
     mup_base_dim: int | None = field(default=None, metadata=LATER)
     """Width whose learning rate, initial spread and weight decay are given; at other widths they
     follow by muP (`models.width`). None: they are used as they are."""
@@ -109,6 +126,15 @@ class ModelConfig(Part):
         self._require("mup_base_dim", base is None or base >= 1, "at least 1, or None")
         self._require("norm_eps", 0 < self.norm_eps < math.inf, "above 0 and finite")
         self._require("init_std", 0 <= self.std < math.inf, "at least 0 and finite, or None")
+        for name in ("residual_scale", "logit_scale"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
+        cap = self.logit_cap
+        self._require("logit_cap", cap is None or 0 < cap < math.inf, "above 0 and finite, or None")
+        if self.norm_offset and not self.architecture.weighted_norm:
+            raise ConfigError(
+                f"model.norm_offset=True with model.arch={self.arch!r}: its norms have no weights; "
+                "leave it out."
+            )
 
     def _set_mixers(self, pattern: str | tuple[str, ...]) -> None:
         """Put the one text of a pattern in its place, and check that its mixers fit the model."""
@@ -134,8 +160,14 @@ class ModelConfig(Part):
 
     def _with_mixer(self, arch: Arch, options: Options) -> ModelConfig:
         """The model with mixers of one architecture in all layers, and this one's activation."""
-        activation = "silu" if self.has_silu else "none"
-        return replace(self, arch=arch, options=options, mixers=None, glu_activation=activation)
+        return replace(
+            self,
+            arch=arch,
+            options=options,
+            mixers=None,
+            glu_activation=self.gate_activation,
+            norm_offset=self.norm_offset and find(arch).weighted_norm,
+        )
 
     @property
     def architecture(self) -> Architecture:
@@ -192,10 +224,15 @@ class ModelConfig(Part):
         return 0.02 if self.init_std is None else self.init_std
 
     @property
-    def has_silu(self) -> bool:
-        """Whether the channel mixer's gate has an activation, with the default resolved."""
+    def gate_activation(self) -> Activation:
+        """Activation of the channel mixer's gate, with the default resolved."""
         chosen = self.glu_activation
-        return (self.architecture.activation if chosen is None else chosen) == "silu"
+        return self.architecture.activation if chosen is None else chosen
+
+    @property
+    def plain_blocks(self) -> bool:
+        """Whether blocks are the paper's: one norm before each mixer, which is added as it is."""
+        return self.norms == "pre" and self.residual_scale == 1
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed, validated again.

@@ -3,6 +3,9 @@
     x = Stem(embedding[tokens]);   x += TokenMixer(Norm(x));   x += ChannelMixer(Norm(x));   ...
     logits = Norm(x) W_head^T
 
+Imported models differ in details that `ModelConfig` names: norms behind the mixers too or instead
+(`norms`), factors on residuals and logits, capped logits.
+
 `build(config)` takes the parts from the configuration's `Architecture` (`models.architecture`), so
 that a new architecture is one file, anywhere, that defines one. In a hybrid (`ModelConfig.mixers`)
 each layer's token mixer is that of the architecture that its pattern names.
@@ -29,7 +32,18 @@ from models import width
 from models.architecture import part
 from models.config import ModelConfig, layer_configs
 from models.cross_entropy import linear_cross_entropy
-from models.layers import GLU, LayerState, Shared, Span, Stem, TokenMixer, Trees, make_span
+from models.layers import (
+    GLU,
+    LayerState,
+    OffsetRMSNorm,
+    RMSNorm,
+    Shared,
+    Span,
+    Stem,
+    TokenMixer,
+    Trees,
+    make_span,
+)
 from models.mixed_stem import make_stem
 
 
@@ -49,7 +63,11 @@ class State(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x))."""
+    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x)).
+
+    In full, with s the `residual_scale` and norms where `norms` puts them:
+    x + s PostNorm(TokenMixer(Norm(x))), then x + s PostNorm(ChannelMixer(Norm(x))).
+    """
 
     def __init__(
         self,
@@ -58,24 +76,39 @@ class Block(nn.Module):
         norm: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
-        self.mixer_norm = norm(config.dim, config.norm_eps)
+        self.scale = config.residual_scale
+
+        def placed(norm: Callable[..., nn.Module], here: bool) -> nn.Module:
+            return norm(config.dim, config.norm_eps) if here else nn.Identity()
+
+        # What comes with a transformer's weights has weights, also where other norms have none.
+        behind = OffsetRMSNorm if config.norm_offset else RMSNorm
+        self.mixer_norm = placed(norm, config.norms != "post")
         self.mixer = mixer
-        self.channel_norm = norm(config.dim, config.norm_eps)
+        self.mixer_post_norm = placed(behind, config.norms != "pre")
+        self.channel_norm = placed(norm, config.norms != "post")
         self.channel = GLU(config)
+        self.channel_post_norm = placed(behind, config.norms != "pre")
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output, from its input and what its token mixer made of that."""
+        x = self._add(x, self.mixer_post_norm(mixed))
+        return self._add(x, self.channel_post_norm(self.channel(self.channel_norm(x))))
+
+    def _add(self, x: Tensor, more: Tensor) -> Tensor:
+        return x + more if self.scale == 1 else torch.add(x, more, alpha=self.scale)
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         mixed, kept = self.mixer(self.mixer_norm(x), span, shared, state)
-        x = x + mixed
-        return x + self.channel(self.channel_norm(x)), kept
+        return self.finish(x, mixed), kept
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         mixed, kept = self.mixer.step(self.mixer_norm(x), positions, shared, state)
-        x = x + mixed
-        return x + self.channel(self.channel_norm(x)), kept
+        return self.finish(x, mixed), kept
 
 
 class LanguageModel(nn.Module):
@@ -85,7 +118,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        norm = part(config.architecture.norm)
+        norm = OffsetRMSNorm if config.norm_offset else part(config.architecture.norm)
         self.stem: Stem = make_stem(config)
         self.blocks = nn.ModuleList(
             Block(config, part(own.architecture.mixer)(own, layer), norm)
@@ -162,9 +195,20 @@ class LanguageModel(nn.Module):
         return x, State(_advance(tokens, offset, cu_seqlens), stem_state, block_states)
 
     def _last_norm(self, x: Tensor) -> Tensor:
-        """The last norm, divided by muP's multiplier."""
+        """The last norm, with the factors on the logits: one over muP's multiplier, and its own."""
         x, m = self.norm(x), width.multiplier(self.config)
-        return x if m == 1 else x / m
+        x = x if m == 1 else x / m
+        return x if self.config.logit_scale == 1 else x * self.config.logit_scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of what `hidden` returns, (..., d)."""
+        logits = nn.functional.linear(hidden, self.head_weight)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats of targets (...), from what `hidden` returns, (..., d)."""
+        return linear_cross_entropy(hidden, self.head_weight, targets, self.config.logit_cap)
 
     def forward(
         self,
@@ -186,7 +230,7 @@ class LanguageModel(nn.Module):
             logits (B, T, V), or (logits, state).
         """
         x, kept = self.hidden(tokens, state, keep_state=return_state, cu_seqlens=cu_seqlens)
-        logits = nn.functional.linear(x, self.head_weight)
+        logits = self.logits(x)
         return logits if kept is None else (logits, kept)
 
     def loss(self, tokens: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -198,7 +242,7 @@ class LanguageModel(nn.Module):
             cu_seqlens: as in `forward`.
         """
         x, _ = self.hidden(tokens, cu_seqlens=cu_seqlens)
-        return linear_cross_entropy(x, self.head_weight, targets)
+        return self.losses(x, targets)
 
     def initial_state(
         self,
@@ -243,7 +287,7 @@ class LanguageModel(nn.Module):
         for block, here, before in zip(self._stack, shared, state.blocks, strict=True):
             x, after = block.step(x, state.position, here, before)
             block_states.append(after)
-        logits = nn.functional.linear(self._last_norm(x), self.head_weight)
+        logits = self.logits(self._last_norm(x))
         return logits, State(state.position + 1, stem_state, block_states)
 
     def reserve(self, state: State, tokens: int) -> State:

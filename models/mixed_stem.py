@@ -16,13 +16,13 @@ from models.stems import StemPart, stem_parts
 
 
 class MixedStem(Stem):
-    """The first stem may change x and carry a state; the others only prepare for their layers."""
+    """The stem of the base architecture may change x and carry a state; others only share."""
 
     def __init__(self, config: ModelConfig, parts: Sequence[StemPart]) -> None:
         super().__init__(config)
         self.parts = nn.ModuleList(part(p.config.architecture.stem)(p.config) for p in parts)
         self._layers = [p.layers for p in parts]
-        self._acts = [p.config.architecture.shares is None for p in parts]
+        self._acts = [p.config == config for p in parts]
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None
@@ -77,9 +77,9 @@ def make_stem(config: ModelConfig) -> Stem:
     parts = stem_parts(config)
     if not parts:
         return Stem(config)
-    for own in parts if len(parts) > 1 else ():
+    for own in (other for other in parts if other.config != config):
         kept = getattr(part(own.config.architecture.stem), "initial_state", Stem.initial_state)
-        if own.config.architecture.shares is not None and kept is not Stem.initial_state:
+        if kept is not Stem.initial_state:
             raise ConfigError(
                 f"model.mixers: the stem of {own.config.arch} carries a state, so that it is none "
                 "that only shares; leave Architecture.shares out."

@@ -8,35 +8,36 @@ from dataclasses import asdict
 from typing import Any
 
 from models import flat
-from models.architecture import find, search_beside
+from models.architecture import find, find_recorded
 from models.errors import ConfigError
 from models.fields import check, hints_for, not_a_table
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's JSON as `models.fields.build` takes it: flat records get `options`, and the file of
-    an architecture is looked for.
+    """A model's JSON as `models.fields.build` takes it: flat records get `options`, and the files
+    of architectures go, which are for messages only.
 
     Raises:
-        ConfigError: there is something else than a table of fields.
+        ConfigError: there is something else than a table of fields, or an architecture is not found
+            here.
     """
     if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise not_a_table("model", values)
     table = dict(values)
     file, arch = check(str | None, table.pop("file", None), "model.file"), table.get("arch")
     if file is not None and isinstance(arch, str):
-        search_beside(arch, file)
+        find_recorded(arch, file)
     others = table.pop("files", {})
     if not isinstance(others, Mapping):
         raise not_a_table("model.files", others)
     for name, path in others.items():
-        search_beside(name, check(str, path, f"model.files.{name}"))
+        find_recorded(name, check(str, path, f"model.files.{name}"))
     return flat.nest(table)
 
 
 def carried(values: dict[str, Any], arch: str) -> dict[str, Any]:
-    """A model's JSON for another architecture: options that it has too are kept, and those that it
-    does not have are left out where they stand at their default.
+    """A model's JSON for another architecture: options that were set are kept where it has them
+    too; those that stand at their default give way to its own.
 
     Raises:
         ConfigError: an option that was set has no place in the other architecture.
@@ -50,5 +51,5 @@ def carried(values: dict[str, Any], arch: str) -> dict[str, Any]:
                 f"model.options.{name}={value!r} with model.arch={arch!r}: only "
                 f"{values['arch']} has this option; leave it out."
             )
-    kept = {name: value for name, value in own.items() if name in known}
+    kept = {n: value for n, value in own.items() if n in known and value != before[n]}
     return values | {"arch": arch, "options": kept}

@@ -193,8 +193,11 @@ def report(
         typer.Option("--out", "-o", help="Where to write (default DIR/report; beside a zip)."),
     ] = None,
     baseline: Annotated[
-        str, typer.Option(help="Architecture that the others are compared with.")
-    ] = "llama",
+        str | None,
+        typer.Option(
+            help="Architecture that the others are compared with (default llama, else the first)."
+        ),
+    ] = None,
     other_data: OtherData = False,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
@@ -367,9 +370,9 @@ def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int]
 
 def _write(path: Path, text: str) -> None:
     from analysis.errors import AnalysisError
+    from analysis.io.staging import write_whole
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise AnalysisError(f"{path} cannot be written: {error.strerror}") from error

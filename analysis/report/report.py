@@ -24,6 +24,7 @@ from analysis.io.evals import load_evals
 from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
 from analysis.io.records import load_sweep
+from analysis.io.staging import staged
 from analysis.io.sweep import Conventions
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.judge.study import Progress, Study, study
@@ -50,7 +51,7 @@ def write_report(
     *,
     conventions: Conventions | None = None,
     other_data: bool = False,
-    baseline: str = "llama",
+    baseline: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -81,33 +82,34 @@ def write_report(
     say("sensitivity")
     tables = _tables(result)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "tables").mkdir(exist_ok=True)
-        for name, table in tables.items():
-            table.to_csv(out / "tables" / f"{name}.csv", index=False)
-        (out / "fits.json").write_text(json.dumps(_record(result), indent=1), encoding="utf-8")
-        page = Page(f"Scaling laws of {sweep.name}")
-        drawn = {d.name: d for d in draw(result)}
-        runs = sorted(set(words(result.points, "run_id")))
-        for each in drawn.values():
-            say(f"drawing {each.name}")
-            style.save(
-                each.figure,
-                out / "figures" / each.name,
-                title=f"{sweep.name}: {each.name}",
-                caption=f"{each.caption} {basis(result)}",
-                runs=runs,
+        with staged(out) as folder:
+            (folder / "tables").mkdir(exist_ok=True)
+            for name, table in tables.items():
+                table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+            (folder / "fits.json").write_text(
+                json.dumps(_record(result), indent=1), encoding="utf-8"
             )
-        pages = write_runs(sweep, sweep_dir, out, say)
-        _compose(page, result, tables, drawn, pages)
-        if len(found.evals):
-            found.save(out / "evaluations")
-            add_to(page, found, "evaluations")
-        path = out / "index.html"
-        path.write_text(page.render(), encoding="utf-8")
+            page = Page(f"Scaling laws of {sweep.name}")
+            drawn = {d.name: d for d in draw(result)}
+            runs = sorted(set(words(result.points, "run_id")))
+            for each in drawn.values():
+                say(f"drawing {each.name}")
+                style.save(
+                    each.figure,
+                    folder / "figures" / each.name,
+                    title=f"{sweep.name}: {each.name}",
+                    caption=f"{each.caption} {basis(result)}",
+                    runs=runs,
+                )
+            pages = write_runs(sweep, sweep_dir, folder, say)
+            _compose(page, result, tables, drawn, pages)
+            if len(found.evals):
+                found.save(folder / "evaluations")
+                add_to(page, found, "evaluations")
+            (folder / "index.html").write_text(page.render(), encoding="utf-8")
     except OSError as error:
         raise AnalysisError(f"the report cannot be written to {out}: {error.strerror}") from error
-    return path
+    return out / "index.html"
 
 
 def _tables(result: Study) -> dict[str, pd.DataFrame]:

@@ -2,7 +2,7 @@
 
 | model                        | what is written                                                |
 |------------------------------|----------------------------------------------------------------|
-| llama                        | a plain Llama (Mistral, Qwen2) checkpoint; no code             |
+| llama                        | a plain Llama checkpoint, or of a relative; no code            |
 | tnl, hgrn2, cosformer2       | config.json with `auto_map`, the code of `models.interop.remote`|
 | supra, lolcats               | the same; LoRA has to be merged first                          |
 | hgrn2, layout `fla`          | flash-linear-attention's HGRN2 (`models.interop.fla_hgrn2`)    |
@@ -25,7 +25,8 @@ from models import flat
 from models.architecture import BUILT_IN, file_of
 from models.architectures.llama import LlamaOptions, rope_scaling
 from models.config import ModelConfig
-from models.interop import fla_hgrn2, llama
+from models.interop import fla_hgrn2, llama, parameter_names
+from models.interop.families import FAMILIES
 from models.interop.importing import LINSCALE
 from models.interop.tensors import SHARD_BYTES, InteropError, write_tensors
 from models.language_model import LanguageModel
@@ -78,7 +79,8 @@ def export_model(
         tensors = fla_hgrn2.written(model)
     elif isinstance(model.config.options, LlamaOptions):
         content = llama.config_json(model.config, context, eos_id)
-        tensors = _made(llama.views(model))
+        family = FAMILIES[content["model_type"]]
+        tensors = {n: slot.written for n, slot in parameter_names.slots(model, family).items()}
     else:
         named = {name: parameter.detach() for name, parameter in model.named_parameters()}
         content, tensors = _own(model.config, context, eos_id, _made(named))

@@ -135,7 +135,7 @@ def written(model: LanguageModel) -> dict[str, Callable[[], Tensor]]:
     config = model.config
     if (
         not isinstance(model.blocks[0].mixer, GatedRecurrence)
-        or not config.has_silu
+        or config.gate_activation != "silu"
         or config.glu_bias
     ):
         raise InteropError(

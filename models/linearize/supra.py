@@ -5,10 +5,10 @@
 
 The projections of the transformer stay. New are the feature map phi, relu(W x + b) with one matrix
 over the channels of all query heads, shared by keys (under grouped-query attention the keys have a
-smaller one of their own), a decay per head (ALiBi-like with a layer factor, as in TNL; RetNet's;
-or none) and, in the place of softmax's denominator, a norm over each head's channels without
-weights: GroupNorm with a group a head, and PyTorch's eps for it. The rotary encoding R comes after
-phi.
+smaller one of their own), a decay per head (ALiBi's slopes, the same in every layer; those of TNL,
+with a layer factor; RetNet's; or none) and, in the place of softmax's denominator, a norm over each
+head's channels without weights: GroupNorm with a group a head, and PyTorch's eps for it. The rotary
+encoding R comes after phi.
 
 Data flow: 1. one product gives q, k, v; 2. feature map; 3. rotation; 4. `linear_attention` with the
 decay of the head; 5. norm and output projection.
@@ -26,6 +26,7 @@ from models.kernels.api import linear_attention, linear_attention_step
 from models.layers import LayerState, Shared, Span, TokenMixer, angle_dtype
 from models.linearize.feature_maps import feature_map, repeat_heads
 from models.llama import SoftmaxAttention
+from models.rope import rotate
 from models.tnl import HeadDecay
 
 NORM_EPS = 1e-5
@@ -55,8 +56,7 @@ class SupraAttention(SoftmaxAttention):
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
         q = self.feature_map(q) * self.head_dim**-0.5
         k = (self.key_feature_map or self.feature_map)(k)
-        qk = self._rotated(torch.cat((q, k), 2), shared)
-        q, k = qk.split((self.heads, self.kv_heads), dim=2)
+        q, k = rotate(torch.cat((q, k), 2), *shared[:2]).split((self.heads, self.kv_heads), dim=2)
         return q, repeat_heads(k, self.heads), repeat_heads(v, self.heads)
 
     def _output(self, o: Tensor) -> Tensor:

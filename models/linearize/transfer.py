@@ -163,8 +163,7 @@ def block_losses(
         del loss
         if layer + 1 < first + len(blocks):
             with torch.no_grad():
-                x = x + mixer.out(teacher.flatten(-2))
-                x = x + block.channel(block.channel_norm(x))
+                x = block.finish(x, mixer.out(teacher.flatten(-2)))
 
 
 def attention_transfer_loss(
@@ -198,7 +197,7 @@ def attention_weights(
         theirs = softmax_weights(mixer, q, k, span)
     k = repeat_heads(k, mixer.heads)
     scores = torch.einsum("bihk,bjhk->bhij", q, k) * mixer.head_dim**-0.5
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = mixer.capped(scores.to(torch.promote_types(scores.dtype, torch.float32)))
     seen = positions <= positions[:, None]  # (T, T): key j is not after query i
     if span.sequence is not None:
         seen = seen & (span.sequence == span.sequence[:, None])
@@ -206,7 +205,7 @@ def attention_weights(
         oldest = (positions // options.window - 1) * options.window
     else:
         oldest = positions - options.window + 1
-    near = seen & (positions >= oldest[:, None])
+    near = seen & ((positions >= oldest[:, None]) | (positions < options.sink_tokens))
     factor = mixer.factor()[:, None, None].to(scores.dtype)
     scores = scores.masked_fill(~near, -torch.inf)
     weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
@@ -223,4 +222,5 @@ def softmax_weights(mixer: SoftmaxAttention, q: Tensor, k: Tensor, span: Span) -
     """
     scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
+    scores = mixer.capped(scores)
     return scores.masked_fill(~call_mask(span, mixer.window), -torch.inf).softmax(-1)

@@ -20,6 +20,7 @@ from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
 from models.linearize.options import Linearized, linearized, linearized_config
+from models.linearize.recovery import WINDOW
 from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 
@@ -92,6 +93,10 @@ def linearize(
     limit: Annotated[
         int | None, typer.Option(help="With --tasks: first so many questions.")
     ] = None,
+    no_controls: Annotated[
+        bool,
+        typer.Option(help="Do not train teacher and window as the student is trained, to compare."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seeds new weights and data order.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
@@ -107,8 +112,10 @@ def linearize(
     fit_sequences. The same command goes on with a run that was stopped.
     """
     from scaling.config.experiment import Experiment
+    from scaling.linearization.controls import run_controls
     from scaling.linearization.kept_layers import keep_costliest_layers
     from scaling.linearization.tasks_beside import before_and_after, request
+    from scaling.linearization.teacher import teacher_config
     from scaling.sweep.launch import launch
 
     options: dict[str, Any] = {
@@ -137,6 +144,8 @@ def linearize(
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
+    if not no_controls and linearized(teacher_config(config.linearize.teacher)) is None:
+        run_controls(config, out, command)
     results = []
     if asked is not None:
         say = functools.partial(typer.echo, err=True)
@@ -227,7 +236,7 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
     """The teacher's text and shape of a batch, or the published shape for a foreign model."""
     from scaling.config.run import DataConfig
     from scaling.linearization import recipes
-    from scaling.record.checkpoints import load_model
+    from scaling.record.load_model import load_model
     from scaling.record.pretrained import find_checkpoint
 
     checkpoint = find_checkpoint(teacher)
@@ -288,33 +297,57 @@ def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
     """What is trained, and losses and tasks before and after, to standard output."""
     from rich.console import Console
 
-    from scaling.linearization.linearization_record import describe, losses, read
+    from scaling.linearization.linearization_record import cost, describe, losses, read
 
     content = read(run_dir)
-    rows = losses(run_dir)
+    rows, spent = losses(run_dir), cost(run_dir)
     if as_json:
-        shown = {"run": str(run_dir), **content, "losses": rows, "tasks": results}
+        shown = {"run": str(run_dir), **content, "losses": rows, "cost": spent, "tasks": results}
         typer.echo(json.dumps(shown, indent=1))
         return
     console = Console(highlight=False)
     for line in describe(content):
         console.print(line, soft_wrap=True)
-    console.print(_table(run_dir, rows))
+    console.print(
+        f"cost: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, "
+        f"{spent['device_hours']:.3g} device hours",
+        soft_wrap=True,
+    )
+    console.print(_table(run_dir, rows, content["counts_from"]))
     if results:
         console.print(_tasks_table(results))
 
 
-def _table(run_dir: Path, rows: list[dict[str, Any]]) -> Table:
+def _table(run_dir: Path, rows: list[dict[str, Any]], zero: str) -> Table:
+    """Losses and shares: of a method with a window, beyond that is the headline."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(title=str(run_dir), title_justify="left", box=SIMPLE_HEAD)
-    for title in ("", "tokens", "validation loss", "of the gap recovered"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    for row in rows:
-        recovered = "" if row["recovered"] is None else f"{row['recovered']:.1%}"
-        table.add_row(row["what"], f"{row['tokens']:,}", f"{row['loss']:.4f}", recovered)
+    shares = {"of surgery's gap": "of_surgery"}
+    if zero == WINDOW:
+        shares = {"recovered beyond window": "recovered", **shares}
+    cells = [
+        (
+            row["what"],
+            f"{row['tokens']:,}" if row["tokens"] else "",
+            "" if row["state_bytes"] is None else f"{row['state_bytes']:,}",
+            f"{row['loss']:.4f}",
+            *(_percent(row[name]) for name in shares.values()),
+        )
+        for row in rows
+    ]
+    titles = ("", "tokens", "state bytes", "loss", *shares)
+    for title, column in zip(titles, zip(*cells, strict=True), strict=True):
+        widest = max(map(len, column))
+        table.add_column(title, justify="right" if title else "left", min_width=widest)
+    for row in cells:
+        table.add_row(*row)
     return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _tasks_table(lines: list[dict[str, Any]]) -> Table:

@@ -28,6 +28,7 @@ from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
+from scaling.cli.verify import app as verify_app
 from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app)
+app.add_typer(verify_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)
@@ -219,6 +221,14 @@ def run(
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     law: HyperLaw = "constant",
+    in_order: Annotated[
+        bool,
+        typer.Option(
+            "--in-order",
+            help="Begin runs in the order of the file, so that what is finished is of use at any "
+            "time; otherwise the longest first, which ends soonest.",
+        ),
+    ] = False,
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
@@ -248,6 +258,7 @@ def run(
         jobs=jobs,
         slurm=cluster,
         accept_data_change=accept_data_change,
+        in_order=in_order,
     ):
         raise typer.Exit(1)
 

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
+from linscale.horizons import whole_steps
 from models import flat, model_json
 from models.config import ConfigError, ModelConfig
 from models.fields import LATER, Part, build, identity, nearest_divisor, unknown_name
@@ -249,20 +250,33 @@ class RunConfig(Part):
         return self.passes(step, self.budget.keep_every_tokens)
 
     def _to_steps(self, tokens: int) -> int:
-        return max(1, (2 * tokens + self.tokens_per_step) // (2 * self.tokens_per_step))
+        return whole_steps(tokens, self.tokens_per_step)
 
     @property
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
+        return f"{self.name}-{_digest(self._semantic())}"
+
+    @property
+    def trunk_id(self) -> str | None:
+        """Hash of the fields that change the trunk, which are not the budget and its horizons. Runs
+        of one trunk share its checkpoints (`scaling.record.trunk`). None: the learning rate depends
+        on the budget from the start, or checkpoints are no function of the step."""
+        cosine, rewinds = self.schedule.kind == "cosine", self.divergence.policy == "rewind"
+        if cosine or rewinds or self.linearize.teacher:
+            return None
+        return _digest(self._semantic() | {"budget": {}})
+
+    def _semantic(self) -> dict[str, Any]:
         semantic = identity(self) | {"model": flat.flatten(self.model)}
         semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
+        semantic["budget"].pop("keep_trunk", None)
         if self.divergence.policy != "rewind":  # which goes back to a checkpoint
             for name in ("checkpoint_every_tokens", "keep_every_tokens"):
                 semantic["budget"].pop(name, None)
-        canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
-        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+        return semantic
 
     def to_json(self) -> dict[str, Any]:
         """Every resolved value as plain JSON types."""
@@ -310,6 +324,11 @@ class RunConfig(Part):
                 moved = flat.moved(path, values["model"]["arch"])
                 raise moved or unknown_name(path, known)
         return RunConfig.from_json(values)
+
+
+def _digest(semantic: dict[str, Any]) -> str:
+    canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
 def _split(assignment: str) -> tuple[str, str]:

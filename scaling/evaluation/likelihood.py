@@ -253,7 +253,7 @@ def _scores(
 
 def _likelihood(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-likelihoods of targets (n,), and whether they are the likeliest tokens."""
-    logits = torch.nn.functional.linear(hidden, model.head_weight)  # (n, V)
+    logits = model.logits(hidden)  # (n, V)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logs = -torch.nn.functional.cross_entropy(wide, targets, reduction="none")
     return logs.double(), logits.argmax(-1) == targets

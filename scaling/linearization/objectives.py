@@ -64,6 +64,12 @@ class FromTeacher(Objective):
         if self.asks_teacher and module.teacher is None:
             lend(module, self.config, record, prepared)
 
+    def on_end(self, module: Training, record: RunRecord, validation: list[Batch]) -> None:
+        from scaling.linearization.start import measure_parts
+
+        if module.segment.milestone:
+            measure_parts(module, self.config, record, validation)
+
     def accept(self, net: LanguageModel, weights: Mapping[str, Tensor]) -> None:
         from scaling.linearization.low_rank import match
 
@@ -168,6 +174,7 @@ class Alignment(FromTeacher):
         from scaling.linearization.start import end_alignment
 
         end_alignment(self.name, self.layer_losses, module, self.config, record, validation)
+        super().on_end(module, record, validation)
 
 
 class Transfer(Alignment):

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import Any
 
 from models.accounting import layer_costs, parameters
 from models.architecture import Kept
@@ -78,7 +77,7 @@ def kept_by_block(
         products = kept.products + d + 2 * g
         return (4 * d + width * products + states) * tokens
     row = 4 * (kept.narrow if bf16 else kept.wide)
-    glu = (4 if model.has_silu else 3) * g
+    glu = (3 if model.gate_activation == "none" else 4) * g
     return (row + width * (glu + kept.gate) + states + 12) * tokens + 4 * kept.position * positions
 
 
@@ -101,32 +100,12 @@ def _kept(model: ModelConfig) -> Kept | None:
     return Kept(**{name: fmean(getattr(k, name) for k in kept) for name in names})  # pyright: ignore[reportArgumentType]
 
 
-def decide_strategy(run: RunConfig, capacity: float) -> RunConfig:
-    """The run with strategy `auto` decided: what a plan shows and what a run does.
-
-    `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.
-
-    Args:
-        run: any other strategy stays as it is.
-        capacity: bytes of memory for each device.
-    """
-
-    def on(**changes: Any) -> RunConfig:
-        return replace(run, parallel=replace(run.parallel, **changes))
-
-    if run.parallel.strategy != "auto":
-        return run
-    if run.parallel.world_size == 1:
-        return on(strategy="single")
-    whole = on(strategy="ddp")
-    return whole if memory(whole).total <= USABLE * capacity else on(strategy="fsdp")
-
-
 def memory(run: RunConfig, devices: int | None = None) -> Memory:
     """Estimated bytes per device of a run.
 
     Args:
-        run: its `parallel` says how; strategy `auto` is read as `single` or `ddp`.
+        run: its `parallel` says how; strategy `auto` is read as `single` or `ddp`. The mode of
+            checkpointing must be decided.
         devices: None: those of the run. Otherwise as if `fsdp` shared the model out over so many.
     """
     model, parallel = run.model, run.parallel

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.language_model import LanguageModel
+    from scaling.config.schedule import Segment
     from scaling.data.loader import Batch
     from scaling.data.prepared import PreparedData
     from scaling.record.record import RunRecord
@@ -29,6 +30,7 @@ class Training(Protocol):
     """What an objective may touch of what trains (`scaling.training.module.TrainingModule`)."""
 
     net: LanguageModel
+    segment: Segment
     step: int
     """Optimizer steps along the path, from initialisation."""
 

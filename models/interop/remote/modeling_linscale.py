@@ -96,7 +96,7 @@ def normalize(x: Tensor, eps: float) -> Tensor:
 
 
 def head_slopes(settings: dict[str, Any], layer: int) -> list[float]:
-    """TNL's decay of each head of a layer, in nats a step."""
+    """Decay of each head of a layer of TNL or SUPRA, in nats a step."""
     heads, layers = settings["heads"], settings["layers"]
     if settings["decay_slopes"] == "none":
         return [0.0] * heads
@@ -110,6 +110,8 @@ def head_slopes(settings: dict[str, Any], layer: int) -> list[float]:
         slopes = [2 ** (-8 * (head + 1) / below) for head in range(below)]
         return slopes if below == count else slopes + powers(2 * below)[::2][: count - below]
 
+    if settings["decay_slopes"] == "alibi-flat":
+        return powers(heads)
     return [slope * (1 - layer / max(layers - 1, 1) + 1e-5) for slope in powers(heads)]
 
 

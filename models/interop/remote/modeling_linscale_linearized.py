@@ -58,6 +58,8 @@ class FeatureMap(nn.Module):
                 self.bias = nn.Parameter(torch.empty(heads * columns))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "none":
+            return x[..., :0]
         if self.kind == "supra":
             return F.relu(self.project(x.flatten(-2))).view(x.shape)
         if self.kind in ("t2r", "hedgehog"):
@@ -171,7 +173,7 @@ class LinearizedMixer(nn.Module):
     def _lolcats(
         self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, state: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        window = self.options["window"]
+        window, sinks = self.options["window"], self.options["sink_tokens"]
         wide = torch.promote_types(q.dtype, torch.float32)
         factor = torch.sigmoid(self.factor.get_parameter("logit").to(wide))[:, None, None]
         weight = 1 - factor if self.options["affine"] else torch.ones_like(factor)
@@ -185,7 +187,8 @@ class LinearizedMixer(nn.Module):
             values = F.pad(self._repeat(cache["v"]).to(wide), (0, 1), value=1)  # [v, 1]
             q_map, k_map = self.query_map(q[:, part]).to(wide), self.key_map(keys).to(wide)
             seen = (where >= 0)[:, None] & (where[:, None] <= now[..., None])  # (B, C, S)
-            near = seen & (where[:, None] >= self._oldest(now)[..., None])
+            near = where[:, None] >= self._oldest(now)[..., None]
+            near = seen & (near | (where < sinks)[:, None])
             far = (seen & ~near)[:, None]
             near = never_empty(near)[:, None]
             scores = torch.einsum("bchk,bshk->bhcs", q[:, part], keys).to(wide) * self.size**-0.5
@@ -199,13 +202,13 @@ class LinearizedMixer(nn.Module):
             outputs.append(total[..., :-1] / total[..., -1:])
             # Keys that no later window holds join the sums; two windows' worth stay.
             oldest = self._oldest(where.amax(1, keepdim=True) + 1)
-            gone = (where >= 0) & (where < oldest)
+            gone = (where >= sinks) & (where < oldest)
             joined = torch.einsum("bshf,bs,bshv->bhfv", k_map, gone.to(wide), values)
             order = where.masked_fill(gone, -1).sort(dim=1, stable=True)
-            kept = order.indices[:, -2 * window :]
+            kept = order.indices[:, -2 * window - sinks :]
             rows = torch.arange(q.shape[0], device=q.device)[:, None]
             state = {name: cache[name][rows, kept] for name in ("k", "v")}
-            state["position"] = order.values[:, -2 * window :]
+            state["position"] = order.values[:, -2 * window - sinks :]
             state["kv"] = joined if sums is None else sums + joined
         return torch.cat(outputs, 1), state
 
