@@ -75,8 +75,8 @@ def make_stem(config: ModelConfig) -> Stem:
         ConfigError: a stem that is said to share alone carries a state.
     """
     parts = stem_parts(config)
-    if not parts:
-        return Stem(config)
+    if not is_mixed(config):
+        return part(parts[0].config.architecture.stem)(config) if parts else Stem(config)
     for own in (other for other in parts if other.config != config):
         kept = getattr(part(own.config.architecture.stem), "initial_state", Stem.initial_state)
         if kept is not Stem.initial_state:
@@ -84,6 +84,10 @@ def make_stem(config: ModelConfig) -> Stem:
                 f"model.mixers: the stem of {own.config.arch} carries a state, so that it is none "
                 "that only shares; leave Architecture.shares out."
             )
-    if len(parts) == 1 and parts[0].config == config:
-        return part(config.architecture.stem)(config)
     return MixedStem(config, parts)
+
+
+def is_mixed(config: ModelConfig) -> bool:
+    """Whether a model's stem is made of parts: it is not its base architecture's alone, or none."""
+    parts = stem_parts(config)
+    return len(parts) > 1 or any(stem.config != config for stem in parts)

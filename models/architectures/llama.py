@@ -256,7 +256,10 @@ def follows_length(model: ModelConfig) -> bool:
 
 def angles(model: ModelConfig) -> Hashable:
     """What the rotary angles of a model depend on; models that are equal in this share them."""
-    return llama_options(model), model.head_dim
+    options = replace(llama_options(model), kv_heads=None, head_size=None)
+    if options.local_rope_base is None:  # no layer's angles go by its window
+        options = replace(options, window=None, full_layers=())
+    return options, model.head_dim
 
 
 def key_value_heads(model: ModelConfig) -> int:
