@@ -215,9 +215,7 @@ class _Reader:
         run: dict[str, Any] = {
             "run_id": run_id,
             "name": config.word("name", run_id),
-            "arch": _group(
-                group(model.word("arch"), model.word("mixers", "")), config.part("linearize", {})
-            ),
+            "arch": _group(model, config.part("linearize", {})),
             "size": config.word("size"),
             "seed": config.whole("seed", 0),
             "dim": model.whole("dim", 1),
@@ -356,11 +354,20 @@ def _stages(record: Fields) -> dict[str, Any]:
     }
 
 
-def _group(arch: str, linearize: Fields) -> str:
-    """The architecture, and whether its weights are a transformer's."""
+def _group(model: Fields, linearize: Fields) -> str:
+    """The architecture, and whether its weights are a transformer's: linearized, trained on whole
+    (`continued`) or as a student is (`trained alike`), or with a window alone."""
+    arch = group(model.word("arch"), model.word("mixers", ""))
     if not linearize.word("teacher", ""):
         return arch
-    return f"{arch} ({'continued' if arch == 'llama' else 'linearized'})"
+    if arch == "llama":
+        low_rank = linearize.whole("lora_rank", 0, default=0)
+        return f"{arch} ({'trained alike' if low_rank else 'continued'})"
+    options = model.part("options", model.part("lolcats", {}).values)
+    if arch == "lolcats" and options.word("feature_map", "") == "none":
+        sinks = options.whole("sink_tokens", 0, default=0)
+        return f"{arch} (window of {options.whole('window', 1)}{' + sink' if sinks else ''})"
+    return f"{arch} (linearized)"
 
 
 def path_flops(tokens: Any, run: dict[str, Any], compute: Compute) -> Any:
