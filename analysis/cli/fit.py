@@ -1,4 +1,4 @@
-"""`linscale fit` and `linscale report`; also `python -m analysis`, which needs no torch.
+"""`linscale fit`; also `python -m analysis`, which needs no torch.
 
 Everything heavy is imported inside the commands, so that --help answers at once.
 """
@@ -183,38 +183,6 @@ def fit(
             terminal.fits(sweep, fits, failures, extras, full=full)
             terminal.comparison(compared)
             terminal.approaches(other)
-
-
-@app.command(epilog="Example: `linscale report runs/quickstart -o report`")
-def report(
-    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Where to write (default DIR/report; beside a zip)."),
-    ] = None,
-    baseline: Annotated[
-        str, typer.Option(help="Architecture that the others are compared with.")
-    ] = "llama",
-    other_data: OtherData = False,
-    bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
-) -> None:
-    """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
-    with one_paragraph():
-        from rich.console import Console
-        from rich.markup import escape
-
-        from analysis.io.sweep_files import report_folder
-        from analysis.report.report import write_report
-
-        console = Console(stderr=True)
-        with console.status("reading run records", spinner="dots") as status:
-            page = write_report(
-                directory, out or report_folder(directory), other_data=other_data,
-                baseline=baseline, bootstrap=bootstrap, seed=seed,
-                progress=lambda text: status.update(escape(text)),
-            )  # fmt: skip
-        console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def plan_refinement(

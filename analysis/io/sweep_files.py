@@ -138,8 +138,10 @@ def names_of_runs(sweep: Place) -> list[str]:
 
 
 def report_folder(path: Path) -> Path:
-    """Where a report of a sweep goes by default: into its folder, or beside its zip file."""
+    """Where a report goes by default: into the sweep's folder, or beside its zip file or table."""
     found = find_sweep(path)
+    if found is None and path.is_file():
+        return path.with_name(f"{path.name.partition('.')[0]}-report")
     if found is None or found.is_dir():
         return path / "report"
     return found.with_name(f"{found.stem}-report")
