@@ -50,21 +50,21 @@ def report(
         from rich.markup import escape
 
         from analysis.cli.source import read_source
-        from analysis.io.sweep_files import find_sweep, report_folder
+        from analysis.io.sweep_files import is_table, report_folder
         from analysis.report.report import write_report
 
         chosen: dict[str, Any] = {"runs": runs, "where": where or (), "last_per": last_per,
                                   "best_per": best_per}  # fmt: skip
         named = {"loss": loss, "params": params, "tokens": tokens, "compute": compute,
                  "group": group}  # fmt: skip
-        is_table = find_sweep(source) is None
+        of_table = is_table(source)
         console = Console(stderr=True)
         with console.status("reading", spinner="dots") as status:
             given = None
-            if is_table or any(named.values()) or any(chosen.values()):
+            if of_table or any(named.values()) or any(chosen.values()):
                 given = read_source(source, chosen=chosen, other_data=other_data, **named)
             page = write_report(
-                source, out or report_folder(source), given=given if is_table else None,
+                source, out or report_folder(source), given=given if of_table else None,
                 other_data=other_data, baseline=baseline, bootstrap=bootstrap, seed=seed,
                 progress=lambda text: status.update(escape(text)),
             )  # fmt: skip

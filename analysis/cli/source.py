@@ -24,9 +24,9 @@ def read_source(
         AnalysisError: it cannot be read, or an option is for the other kind of source.
     """
     from analysis.errors import AnalysisError
-    from analysis.io.sweep_files import find_sweep
+    from analysis.io.sweep_files import is_table
 
-    if find_sweep(source) is None:
+    if is_table(source):
         from analysis.io.tables import load_table
 
         if other_data:

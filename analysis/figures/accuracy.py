@@ -50,10 +50,10 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
                     own["loss"],
                     own["accuracy"],
                     group=group,
+                    among=groups,
                     texts=texts,
                     label=label,
                     s=14,
-                    among=groups,
                 )
             _chance(axes, chance[task])
             axes.invert_xaxis()
@@ -93,10 +93,10 @@ def accuracy_compute(
                     own["flops"],
                     own["accuracy"],
                     group=group,
+                    among=groups,
                     texts=texts,
                     label=label,
                     s=14,
-                    among=groups,
                 )
             _chance(axes, chance[task])
             style.log_axis(axes, "x")

@@ -103,12 +103,12 @@ def fit_law(
         observations = replace(observations, weight=weight / weight.mean())
     held = {k: float(v) for k, v in (fix or {}).items() if not isinstance(v, str)}
     problem = Problem.build(law, observations, robust, bounds, held)
-    theta, objective, facts = _minimum(problem, starts)
+    theta, lowest, facts = _minimum(problem, starts)
     model = model_of(observations, accounting=accounting)
     fit = LawFit(
         problem=problem,
         theta=theta,
-        objective=objective,
+        objective=lowest,
         evidence=facts,
         warnings=[*observations.warnings, *diagnose(problem, theta, facts), *_scatter(law, model)],
         compute_model=model,

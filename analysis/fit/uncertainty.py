@@ -256,7 +256,7 @@ def _first_order(problem: Problem, theta: Array) -> Array:
     force = slope[0] * jacobian[0]
     by_run = np.stack([np.bincount(obs.cluster, row, len(obs.labels)) for row in force], axis=1)
     free = problem.lower < problem.upper
-    step = np.zeros_like(by_run)
+    step = np.zeros(by_run.shape)
     step[:, free] = by_run[:, free] @ np.linalg.pinv(hessian[np.ix_(free, free)])
     return step
 

@@ -82,6 +82,13 @@ class Sweep:
     """What was assumed or mended while reading."""
     environments: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Distinct environment records of the usable runs, with the number of runs of each."""
+    assumed_compute: bool = False
+    """Whether `flops` of the points is 6 N D because a table has no compute."""
+
+    @property
+    def compute_column(self) -> str:
+        """Column of C; "" where `points` have 6 N D because nothing told it."""
+        return "" if self.assumed_compute else "flops"
 
     @property
     def recorded(self) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from analysis.errors import AnalysisError
+from analysis.io.tracker_folders import tracker_of
 
 SUFFIX = ".zip"
 LARGEST = 2**30
@@ -105,6 +106,11 @@ def find_sweep(path: str | Path) -> Path | None:
         if found.suffix.lower() == SUFFIX and found.is_file():
             return found
     return None
+
+
+def is_table(path: Path) -> bool:
+    """Whether a source is a table, or a tracker's folder, and no sweep."""
+    return find_sweep(path) is None or bool(tracker_of(path))
 
 
 def open_sweep(path: str | Path) -> Place:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.io import columns as choice
 from analysis.io.cells import read_cells
 from analysis.io.columns import Column, simplify
-from analysis.io.frames import numbers, rows
+from analysis.io.frames import by, numbers
 
 _MANY = 10
 """Losses of one model at so many token counts, falling all along, look like one run's log."""
@@ -23,6 +24,9 @@ SETTINGS = (
 """Names of hyper-parameters that people sweep."""
 _ACTIVE = ("active_params", "params_active", "n_active", "active_parameters", "n_params_active")
 _EPOCHS = ("epochs", "num_epochs", "n_epochs", "num_train_epochs", "passes")
+_CELL = ("arch", "n_params", "tokens")
+_SWEPT = 0.3
+"""Share of the models that several values of a setting must have been tried with."""
 _AGAIN = 1.5
 """Passes over the data from which they are called repeated."""
 
@@ -47,15 +51,24 @@ def like_a_log(kept: pd.DataFrame, frame: pd.DataFrame, step: Column | None) -> 
 
 def _falling(kept: pd.DataFrame) -> int:
     """Models with many token counts, over which the loss falls nearly all the way."""
-    table = kept[["arch", "n_params", "tokens", "loss"]]
-    many = table.groupby(["arch", "n_params"])["tokens"].transform("nunique") >= _MANY
-    ordered = rows(table, many).sort_values(["arch", "n_params", "tokens"], kind="stable")
-    if not len(ordered):
-        return 0
-    step = ordered.groupby(["arch", "n_params"])["loss"].diff()
-    fell = (step < 0).where(step.notna()).astype(float)
-    shares = fell.groupby([ordered["arch"], ordered["n_params"]]).mean()
-    return int((shares > 0.9).sum())
+    ordered = by(kept, "arch", "n_params", "tokens")
+    model = _codes(ordered, "arch", "n_params")
+    tokens, losses = numbers(ordered, "tokens"), numbers(ordered, "loss")
+    within = model[1:] == model[:-1]  # neighbours of one model
+    size = int(model.max(initial=-1)) + 1
+    more = np.bincount(model[1:][within & (np.diff(tokens) > 0)], minlength=size)
+    steps = np.bincount(model[1:][within], minlength=size)
+    falls = np.bincount(model[1:][within & (np.diff(losses) < 0)], minlength=size)
+    return int(((more + 1 >= _MANY) & (falls > 0.9 * steps)).sum())
+
+
+def _codes(frame: pd.DataFrame, *names: str) -> NDArray[np.int64]:
+    """A number for each distinct combination of columns."""
+    code = np.zeros(len(frame), dtype=np.int64)
+    for name in names:
+        own, distinct = pd.factorize(frame[name])
+        code = code * (len(distinct) + 1) + own
+    return np.unique(code, return_inverse=True)[1].astype(np.int64)
 
 
 def swept(points: pd.DataFrame) -> list[str]:
@@ -66,8 +79,9 @@ def swept(points: pd.DataFrame) -> list[str]:
     for name in points.columns:
         if choice.bare(str(name)) not in SETTINGS:
             continue
-        cells = points.groupby(["arch", "n_params", "tokens"])[name].nunique()
-        if len(cells) and float((cells > 1).mean()) > 0.3:
+        cell, value = _codes(points, *_CELL), _codes(points, name)
+        pairs = np.unique(np.stack([cell, value]), axis=1)[0]
+        if len(pairs) and float((np.bincount(pairs) > 1).mean()) > _SWEPT:
             found.append(str(name))
     return found
 
@@ -78,7 +92,7 @@ def like_a_sweep(kept: pd.DataFrame) -> list[str]:
     if not names:
         return []
     quoted = " and ".join(repr(n) for n in names)
-    cells = kept.groupby(["arch", "n_params", "tokens"]).ngroups
+    cells = len(set(_codes(kept, *_CELL)))
     return [
         f"WARNING: {quoted} takes several values at one N and D: a sweep, {len(kept)} rows of "
         f"{cells} models. A law through all of them lies above the tuned runs: keep the best of "
@@ -124,7 +138,8 @@ def experts(frame: pd.DataFrame, n_column: Column | None) -> list[str]:
     if not np.nanmax(n / some, initial=1.0) > 1.01:
         return []
     return [
-        f"a mixture of experts: {active[0]!r} is up to {np.nanmax(n / some):.3g} times smaller than "
-        f"N = {n_column.name!r}. Compute follows the active parameters (--params {active[0]}, or a "
-        "column of C); models of another number of experts need a law of their own (--group)"
+        f"a mixture of experts: {active[0]!r} is up to {np.nanmax(n / some):.3g} times smaller "
+        f"than N = {n_column.name!r}. Compute follows the active parameters (--params "
+        f"{active[0]}, or a column of C); models of another number of experts need a law of "
+        "their own (--group)"
     ]

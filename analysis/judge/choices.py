@@ -105,7 +105,7 @@ def _under(result: Study, group: str, variant: _Variant) -> LawFit | None:
             points,
             clusters=result.sweep.unit,
             accounting=result.sweep.recorded,
-            **variant.options,
+            **{"c": result.sweep.compute_column, **variant.options},
         )
     except AnalysisError:
         return None
@@ -134,6 +134,7 @@ def sensitivity_table(result: Study) -> pd.DataFrame:
             reference=result.laws[group],
             clusters=result.sweep.unit,
             accounting=result.sweep.recorded,
+            c=result.sweep.compute_column,
         )
         table.insert(0, "arch", group)
         parts.append(table)

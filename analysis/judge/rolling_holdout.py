@@ -103,7 +103,7 @@ def roll(fit: LawFit, data: pd.DataFrame, *, steps: int = 4, **options: Any) -> 
     """
     if not {"n", "d"} <= set(fit.law.columns):
         raise AnalysisError(f"{fit.form} has no N and D: no hold-out over compute is made")
-    options = {"starts": STARTS, **options}
+    options.setdefault("starts", STARTS)
     if len(fit.observations.loss) > MOST:
         data = data.loc[fit.problem.thinned(MOST).observations.rows]
         fit = fit_law(fit.form, data, **options)

@@ -213,6 +213,7 @@ def study(
                 own,
                 clusters=unit,
                 accounting=sweep.recorded,
+                c=sweep.compute_column,
                 bootstrap=bootstrap,
                 seed=seed,
             )
@@ -307,7 +308,7 @@ def _with_compute(sweep: Sweep) -> Sweep:
     if "flops" in points:
         return sweep
     flops = 6.0 * numbers(points, "n_params") * numbers(points, "tokens")
-    return replace(sweep, points=points.assign(flops=flops),
+    return replace(sweep, points=points.assign(flops=flops), assumed_compute=True,
                    conventions=f"{sweep.conventions}; C = 6 N D (assumed)")  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fit.uncertainty import quantiles
-from analysis.io.frames import numbers, rows
+from analysis.io.frames import by, numbers, rows
 from analysis.units import LEVEL, Array
 
 _OPEN = 0.6
@@ -127,8 +127,8 @@ def tuning_law(
     if len(used) < _FEWEST:
         why = "; ".join(f"N={v.n:.3g}, D={v.d:.3g}: {v.note}" for v in valleys[:4] if v.note)
         raise AnalysisError(
-            f"{len(used)} of {len(valleys)} sweeps over {setting} have their best value inside what "
-            f"was tried; a law needs {_FEWEST}" + (f" ({why})" if why else "")
+            f"{len(used)} of {len(valleys)} sweeps over {setting} have their best value inside "
+            f"what was tried; a law needs {_FEWEST}" + (f" ({why})" if why else "")
         )
     x, names, notes = _axes(used)
     outside = len(valleys) - len(used)
@@ -151,13 +151,15 @@ def find_valleys(table: pd.DataFrame, setting: str) -> list[Valley]:
     columns = ["n_params", "tokens", setting, "loss"]
     good = np.all([np.isfinite(numbers(table, c)) & (numbers(table, c) > 0) for c in columns],
                   axis=0)  # fmt: skip
-    lowest = rows(table, good).groupby(columns[:3], as_index=False)["loss"].min()
+    lowest = by(rows(table, good), "loss").drop_duplicates(columns[:3])
     found: list[Valley] = []
-    for _, own in lowest.groupby(columns[:2]):
+    n_all, d_all = numbers(lowest, "n_params"), numbers(lowest, "tokens")
+    for n, d in sorted(set(zip(n_all.tolist(), d_all.tolist(), strict=True))):
+        own = by(rows(lowest, (n_all == n) & (d_all == d)), setting)
         tried, loss = numbers(own, setting), numbers(own, "loss")
         if len(tried) > 1:
             best, scatter, note = _bottom(np.log(tried), np.log(loss))
-            found.append(Valley(float(own["n_params"].iloc[0]), float(own["tokens"].iloc[0]), tried,
+            found.append(Valley(float(n), float(d), tried,
                                 loss, float(np.exp(best)), scatter, note))  # fmt: skip
     return sorted(found, key=lambda v: v.n * v.d)
 
@@ -215,5 +217,5 @@ def _draws(used: list[Valley], x: Array, samples: int, seed: int) -> Array:
             shaken = np.log(valley.loss) + spread * rng.standard_normal(len(valley.loss))
             best = _bottom(np.log(valley.setting), shaken)[0]
             y[place] = best if np.isfinite(best) else np.log(valley.setting)[int(shaken.argmin())]
-        found.append(np.linalg.lstsq(x[chosen], y, rcond=None)[0])
+        found.append(np.linalg.lstsq(x[chosen], y, rcond=None)[0].astype(np.float64))
     return np.stack(found)

@@ -28,6 +28,7 @@ from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
+from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
 from scaling.system.words import duration, si, size
@@ -72,6 +73,7 @@ app = typer.Typer(
 app.add_typer(analysis_app)
 app.add_typer(report_app)
 app.add_typer(laws_app)
+app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
