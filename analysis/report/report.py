@@ -1,7 +1,7 @@
-"""A sweep's report: one self-contained page, and the tables and figures behind it.
+"""A report of a sweep or a table: one self-contained page, and the tables and figures behind it.
 
     write_report(sweep_dir, out) -> out/index.html
-        1. records.load_sweep    runs, points, exclusions
+        1. records.load_sweep    runs, points, exclusions; a table's are given
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
         4. out/runs/*.html       a page for every run
@@ -25,7 +25,7 @@ from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
 from analysis.io.records import load_sweep
 from analysis.io.staging import staged
-from analysis.io.sweep import Conventions
+from analysis.io.sweep import Conventions, Sweep
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.judge.study import Progress, Study, study
 from analysis.report.narrative import (
@@ -49,6 +49,7 @@ def write_report(
     sweep_dir: str | Path,
     out: str | Path,
     *,
+    given: Sweep | None = None,
     conventions: Conventions | None = None,
     other_data: bool = False,
     baseline: str | None = None,
@@ -61,6 +62,7 @@ def write_report(
     Args:
         sweep_dir: what `linscale run` wrote, or a zip file of it.
         out: directory for the page, tables and figures; created.
+        given: what `load_table` read, for a report of a table; `sweep_dir` is then not read.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
         other_data: keep runs whose data are not those of the others (`load_sweep`).
         baseline: architecture that the others are compared with.
@@ -73,12 +75,13 @@ def write_report(
     """
     out = Path(out)
     say = progress or (lambda _: None)
-    sweep = load_sweep(sweep_dir, conventions=conventions, other_data=other_data)
+    sweep = given or load_sweep(sweep_dir, conventions=conventions, other_data=other_data)
+    evals = None if given else load_evals(sweep_dir, sweep)
     result = study(
-        sweep, baseline=baseline, bootstrap=bootstrap, seed=seed,
-        evals=load_evals(sweep_dir, sweep), progress=progress,
+        sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,
     )  # fmt: skip
-    found = evaluations(sweep_dir, sweep, loss=False)
+    sweep = result.sweep
+    found = None if given else evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")
     tables = _tables(result)
     try:
@@ -101,9 +104,9 @@ def write_report(
                     caption=f"{each.caption} {basis(result)}",
                     runs=runs,
                 )
-            pages = write_runs(sweep, sweep_dir, folder, say)
+            pages = {} if given else write_runs(sweep, sweep_dir, folder, say)
             _compose(page, result, tables, drawn, pages)
-            if len(found.evals):
+            if found is not None and len(found.evals):
                 found.save(folder / "evaluations")
                 add_to(page, found, "evaluations")
             (folder / "index.html").write_text(page.render(), encoding="utf-8")
@@ -122,7 +125,7 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
     )
     multipliers = [r.frame.assign(arch=g) for g, r in result.comparisons.items()]
     tables: dict[str, pd.DataFrame] = {
-        "points": result.residuals().drop(columns="size_seed"),
+        "points": result.residuals().drop(columns="size_seed", errors="ignore"),
         "runs": result.sweep.runs,
         "exclusions": result.sweep.exclusions,
         "laws": pd.concat([law.table(LEVEL).assign(arch=g) for g, law in result.laws.items()]),
@@ -274,8 +277,9 @@ def _compose(
             caption="Accuracy = chance + (1 - chance) / (1 + exp(slope (loss - midpoint))); in "
             f"brackets {LEVEL:.0%} intervals over runs.",
         )
-    page.section("Throughput")
-    show("throughput")
+    if sweep.recorded:
+        page.section("Throughput")
+        show("throughput")
     page.section("Records")
     _records(page, result, run_pages)
     page.section("Method and environment")
@@ -312,10 +316,15 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
              "tokens": "D (tokens)", "flops": "C (FLOPs)", "loss": "loss",
              "loss_stderr": "± (blocks)", "bpb": "bits/byte", "predicted": "law"}  # fmt: skip
     points = pd.concat([where(result.residuals(), arch=g) for g in result.groups])
+    own = {"run_id": "run", **names}
+    names = names if sweep.recorded else {k: v for k, v in own.items() if k in points}
     page.table(
         take(points, names), folded=f"All {len(points)} checkpoints",
-        caption="±: standard error over validation blocks, which is not the noise between runs.",
+        caption="±: standard error over validation blocks, which is not the noise between runs."
+        if "loss_stderr" in names else "",
     )  # fmt: skip
+    if not sweep.recorded:
+        return
     columns = {"run_id": "run", "state": "state", "n_params": "N", "tokens": "tokens",
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip

@@ -15,6 +15,8 @@ import typer
 
 from analysis.cli.fit import app as analysis_app
 from analysis.cli.forecast import forecast_app
+from analysis.cli.laws import app as laws_app
+from analysis.cli.report import app as report_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
 from linscale.installation import missing, require, version
@@ -26,6 +28,7 @@ from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
+from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.tune import app as tune_app
 from scaling.cli.verify import app as verify_app
@@ -69,6 +72,9 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(analysis_app)
+app.add_typer(report_app)
+app.add_typer(laws_app)
+app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
