@@ -30,6 +30,7 @@ from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
+from scaling.cli.log_to import app as log_to_app
 from scaling.cli.tune import app as tune_app
 from scaling.cli.verify import app as verify_app
 from scaling.system.words import duration, si, size
@@ -81,6 +82,7 @@ app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app)
 app.add_typer(verify_app)
+app.add_typer(log_to_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)

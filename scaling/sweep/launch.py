@@ -40,7 +40,7 @@ from scaling.sweep.worker import attempt, find
 from scaling.system.claims import exclusive
 from scaling.system.devices import cores
 from scaling.system.files import read_json, remove_leftovers, write_json
-from scaling.training.loggers import check_installed
+from scaling.training.loggers import check_installed, check_servers
 
 LAUNCHERS = ("local", "inline", "slurm")
 TRAIN = "scaling.training.train:train"
@@ -95,7 +95,10 @@ def launch(
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
-    check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
+    loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
+    check_installed(loggers)
+    for warning in check_servers(loggers, sweep_dir):
+        print(warning, file=sys.stderr)
     for data in dict.fromkeys(task.config.data for task in left):
         prepared = prepare(data, progress=sys.stderr.isatty())
         for task in left:
