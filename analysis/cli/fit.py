@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale import selection
 from linscale.paragraph import one_paragraph
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ def report(
         ),
     ] = None,
     other_data: OtherData = False,
+    only: Annotated[str | None, typer.Option(help=selection.HELP)] = None,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
@@ -213,7 +215,7 @@ def report(
         console = Console(stderr=True)
         with console.status("reading run records", spinner="dots") as status:
             page = write_report(
-                directory, out or report_folder(directory), other_data=other_data,
+                directory, out or report_folder(directory), other_data=other_data, only=only,
                 baseline=baseline, bootstrap=bootstrap, seed=seed,
                 progress=lambda text: status.update(escape(text)),
             )  # fmt: skip

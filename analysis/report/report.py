@@ -50,6 +50,7 @@ def write_report(
     *,
     conventions: Conventions | None = None,
     other_data: bool = False,
+    only: str | None = None,
     baseline: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
@@ -62,6 +63,7 @@ def write_report(
         out: directory for the page, tables and figures; created.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
         other_data: keep runs whose data are not those of the others (`load_sweep`).
+        only: which runs, as in `arch=llama|tnl seed=0` (`linscale.selection`).
         baseline: architecture that the others are compared with.
         bootstrap: refits of each law.
         seed: of the bootstrap.
@@ -72,7 +74,7 @@ def write_report(
     """
     out = Path(out)
     say = progress or (lambda _: None)
-    sweep = load_sweep(sweep_dir, conventions=conventions, other_data=other_data)
+    sweep = load_sweep(sweep_dir, conventions=conventions, other_data=other_data, only=only)
     result = study(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed,
         evals=load_evals(sweep_dir, sweep), progress=progress,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ def launch(
     slurm: SlurmOptions | None = None,
     train: str = TRAIN,
     accept_data_change: bool = False,
+    dry_run: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -66,6 +68,7 @@ def launch(
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
         accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
             them out of fits.
+        dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
         True if every run ended, in a result or in divergence, or is submitted; False if one failed
@@ -88,6 +91,11 @@ def launch(
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
+    options = slurm or SlurmOptions()
+    if dry_run:
+        for array in submit([t.config for t in left], sweep_dir, options, train, dry_run=True):
+            print(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
+        return True
     check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
     for data in dict.fromkeys(task.config.data for task in left):
         prepared = prepare(data, progress=sys.stderr.isatty())
@@ -99,7 +107,7 @@ def launch(
             consent(sweep_dir / task.run_id)
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
-        _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
+        _submit([task.config for task in left], sweep_dir, options, train)
         return True
     with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
         if len(left) < len(tasks):
@@ -176,6 +184,11 @@ def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, tr
         print(describe(array))
     submitted = sum(len(array.run_ids) for array in arrays)
     print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
+
+
+def indented(text: str) -> str:
+    """A paragraph under its heading."""
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ")
 
 
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
