@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def launch(
     train: str = TRAIN,
     accept_data_change: bool = False,
     in_order: bool = False,
+    dry_run: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -69,6 +71,7 @@ def launch(
         accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
             them out of fits.
         in_order: begin runs in the order of the experiment, not the longest first.
+        dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
         True if every run ended, in a result or in divergence, or is submitted; False if one failed
@@ -95,6 +98,11 @@ def launch(
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
+    options = slurm or SlurmOptions()
+    if dry_run:
+        for array in submit([t.config for t in left], sweep_dir, options, train, dry_run=True):
+            print(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
+        return True
     loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
     check_installed(loggers)
     for warning in check_servers(loggers, sweep_dir):
@@ -109,7 +117,7 @@ def launch(
             consent(sweep_dir / task.run_id)
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
-        _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
+        _submit([task.config for task in left], sweep_dir, options, train)
         return True
     if not in_order:
         left.sort(key=lambda task: -task.flops)  # the end is then reached soonest
@@ -189,6 +197,11 @@ def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, tr
         print(describe(array))
     submitted = sum(len(array.run_ids) for array in arrays)
     print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
+
+
+def indented(text: str) -> str:
+    """A paragraph under its heading."""
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ")
 
 
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
