@@ -82,6 +82,8 @@ class Sweep:
     """What was assumed or mended while reading."""
     environments: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Distinct environment records of the usable runs, with the number of runs of each."""
+    live: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """As `curves`, of runs that have not ended in a result, as far as they are."""
 
     def require_points(self) -> pd.DataFrame:
         """The points.
