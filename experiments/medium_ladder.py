@@ -8,9 +8,13 @@ leaks):
 
     nice linscale run experiments/medium_ladder.py --in-order --jobs 1    (resumable)
 
+Forecasts are sealed in experiments/forecasts before the runs that they predict are begun:
+medium_ladder_from_small.json from the small ladder, which read another text, so that its losses are
+not expected to hold; then, each time that a size is finished, one from this ladder's own records.
+
 Expected: 52 runs, 208 decayed models. Runs are in the order of their compute, so that what is
 finished is a ladder at any time: the three smallest sizes, which cost at most a 64th of the
-largest runs, then their other seeds, then the others by size. A forecast is sealed before each.
+largest runs, then their other seeds, then the others by size.
 
 Seven sizes of 27 thousand to 2.7 million parameters besides the embedding; from the fifth on, the
 longest run of LLaMA costs 1.5e14 FLOPs. All architectures see the same bytes, at most two thirds
