@@ -8,7 +8,7 @@ decay_forecast(sweep, hide) -> body of a seal, as `forecasting.forecast` gives i
        trunk: the errors there are the interval here
 
 Interval: Student's t with as many degrees of freedom as there were sizes to test on, scaled by the
-root of their mean squared errors in ln L.
+root mean squared error in ln L of the worst of them: the errors grow towards new sizes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from analysis.errors import AnalysisError
 from analysis.forecast.paths import KNOTS, Stretch, stretches
 from analysis.forecast.score import LEVELS, binomial_interval
 from analysis.forecast.seal import digest
-from analysis.forecast.trajectory_fit import Trajectory, fit_trajectory
-from analysis.forecast.trajectory_law import NAMES, Rates
+from analysis.forecast.trajectory_fit import FORM, Trajectory, fit_trajectory
+from analysis.forecast.trajectory_law import Rates, values
 from analysis.io.frames import groups, numbers, where, words
 from analysis.io.sweep import Sweep
 from analysis.units import Array
@@ -205,8 +205,9 @@ class _Group:
         """Law, tests and notes, as `telling.tell` gives them."""
         sizes = {s.size for s in self.own if s.is_decay}
         errors = max(self.tests.values(), key=len, default=[])
-        inside, count = _inside(errors)
-        low, high = binomial_interval(inside, count)
+        inside, count, tested = coverage(errors)
+        # Losses of one size err alike: they count as one.
+        low, high = binomial_interval(round(inside * tested / max(count, 1)), tested)
         few = len(errors) < FEWEST_SIZES
         return {
             "rows": len(self.rows), "sizes": len(sizes),
@@ -215,12 +216,12 @@ class _Group:
                 "weight": 1.0, "noise": self.law.noise,
                 "misfit": scale_of(errors) if errors else math.nan,
                 "parameters": {
-                    name: {"value": float(np.exp(v)), "lo": None, "hi": None}
-                    for name, v in zip(NAMES, self.law.theta, strict=True)
+                    name: {"value": v, "lo": None, "hi": None}
+                    for name, v in values(self.law.theta).items()
                 },
             }},
             "calibration": {
-                "forecasts": count, "independent": len(errors), "inside_90%": inside,
+                "forecasts": count, "independent": tested, "inside_90%": inside,
                 "binomial_90%": [low, high], "largest_leap": 1.0, "widen": 1.0,
                 "too_few": f"only {len(errors)} size(s) to test on: no interval" if few else None,
             },
@@ -291,20 +292,21 @@ def decay_of(trunk: Stretch, start: float, horizon: float, final: float) -> Stre
 
 
 def scale_of(errors: Sequence[Array]) -> float:
-    """Root of the mean over sizes of the mean squared error."""
-    return math.sqrt(float(np.mean([np.mean(e**2) for e in errors])))
+    """Root mean squared error of the worst size, and what any law of this form misses."""
+    return math.sqrt(max(float(np.mean(e**2)) for e in errors) + FORM**2)
 
 
-def _inside(errors: Sequence[Array]) -> tuple[int, int]:
-    """How many errors lie within the 90 % interval that the other sizes' errors give."""
-    inside = count = 0
-    for i, own in enumerate(errors):
-        others = [e for j, e in enumerate(errors) if j != i]
-        if len(others) < FEWEST_SIZES:
-            continue
-        bound = scale_of(others) * float(student.ppf(0.95, len(others)))
-        inside, count = inside + int((np.abs(own) <= bound).sum()), count + len(own)
-    return inside, count
+def coverage(errors: Sequence[Array]) -> tuple[int, int, int]:
+    """How the 90 % intervals did as sizes were added: losses inside, losses, sizes tested.
+
+    Each size is held against the interval that the errors of the smaller ones give.
+    """
+    inside = count = sizes = 0
+    for i in range(FEWEST_SIZES, len(errors)):
+        bound = scale_of(errors[:i]) * float(student.ppf(0.95, i))
+        inside, count = inside + int((np.abs(errors[i]) <= bound).sum()), count + len(errors[i])
+        sizes += 1
+    return inside, count, sizes
 
 
 def _trunk(own: Sequence[Stretch], run_id: str) -> Stretch:

@@ -34,7 +34,7 @@ class Trajectory:
     """A fitted law of loss over tokens of one architecture."""
 
     theta: Array
-    """Logarithms of the parameters (`trajectory_law.NAMES`)."""
+    """The parameters, as `trajectory_law.START` has them."""
     ratio: float
     """ln of training over validation loss."""
     luck: dict[str, tuple[float, float]]
@@ -120,8 +120,8 @@ def _log_loss(theta: Array, stretch: Stretch, tokens: Array) -> Array:
     k *= (stretch.n / N_UNIT) ** theta[9]
     n = np.full(len(tokens), stretch.n)
     loss = trunk_loss(n, stretch.rates.at(tokens), theta)
-    floor = np.exp(theta[0])
-    return np.log(np.maximum(loss - k * gain(stretch.rates, tokens, c, beta, gamma), 0.5 * floor))
+    won = k * gain(stretch.rates, tokens, c, beta, gamma)
+    return np.log(np.maximum(loss - won, loss / 2))  # while a fit still looks for its way
 
 
 def _noise(stretches: Sequence[Stretch]) -> float:
