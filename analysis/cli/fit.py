@@ -198,6 +198,10 @@ def report(
     other_data: OtherData = False,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    forecasts: Annotated[
+        list[Path] | None,
+        typer.Option("--forecast", help="Show and score this sealed forecast; repeatable."),
+    ] = None,
 ) -> None:
     """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
     with one_paragraph():
@@ -211,7 +215,7 @@ def report(
         with console.status("reading run records", spinner="dots") as status:
             page = write_report(
                 directory, out or report_folder(directory), other_data=other_data,
-                baseline=baseline, bootstrap=bootstrap, seed=seed,
+                baseline=baseline, bootstrap=bootstrap, seed=seed, seals=forecasts or (),
                 progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

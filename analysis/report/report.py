@@ -13,6 +13,7 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from analysis.io.records import load_sweep
 from analysis.io.sweep import Conventions
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.judge.study import Progress, Study, study
+from analysis.report.forecast_section import Sealed, add_health
 from analysis.report.narrative import (
     cautions,
     compute_words,
@@ -53,6 +55,7 @@ def write_report(
     baseline: str = "llama",
     bootstrap: int = 2000,
     seed: int = 0,
+    seals: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a sweep and returns the path of its page.
@@ -65,6 +68,7 @@ def write_report(
         baseline: architecture that the others are compared with.
         bootstrap: refits of each law.
         seed: of the bootstrap.
+        seals: files of sealed forecasts, to be shown with what came of them.
         progress: told in words what is being done.
 
     Raises:
@@ -78,6 +82,7 @@ def write_report(
         evals=load_evals(sweep_dir, sweep), progress=progress,
     )  # fmt: skip
     found = evaluations(sweep_dir, sweep, loss=False)
+    sealed = Sealed(seals, sweep) if seals else None
     say("sensitivity")
     tables = _tables(result)
     try:
@@ -88,6 +93,9 @@ def write_report(
         (out / "fits.json").write_text(json.dumps(_record(result), indent=1), encoding="utf-8")
         page = Page(f"Scaling laws of {sweep.name}")
         drawn = {d.name: d for d in draw(result)}
+        if sealed is not None:
+            drawn["forecasts"] = sealed.drawn
+            sealed.scores.table.to_csv(out / "tables" / "forecasts.csv", index=False)
         runs = sorted(set(words(result.points, "run_id")))
         for each in drawn.values():
             say(f"drawing {each.name}")
@@ -99,7 +107,7 @@ def write_report(
                 runs=runs,
             )
         pages = write_runs(sweep, sweep_dir, out, say)
-        _compose(page, result, tables, drawn, pages)
+        _compose(page, result, tables, drawn, pages, sealed)
         if len(found.evals):
             found.save(out / "evaluations")
             add_to(page, found, "evaluations")
@@ -187,6 +195,7 @@ def _compose(
     tables: dict[str, pd.DataFrame],
     drawn: dict[str, Drawn],
     run_pages: dict[str, str],
+    sealed: Sealed | None,
 ) -> None:
     sweep = result.sweep
 
@@ -216,6 +225,10 @@ def _compose(
         page.heading("Do they share their exponents?")
         page.text(result.shared.verdict)
         page.table(result.shared.words(), folded="Differences of exponents, pair by pair")
+    if sealed is not None:
+        page.section("Sealed forecasts")
+        page.bullets(sealed.words)
+        show("forecasts")
     page.section("Laws")
     page.bullets(law_sentence(result, g) for g in result.groups)
     page.table(
@@ -267,6 +280,7 @@ def _compose(
     page.section("Throughput")
     show("throughput")
     page.section("Records")
+    add_health(page, sweep)
     _records(page, result, run_pages)
     page.section("Method and environment")
     for group in result.groups:

@@ -97,7 +97,8 @@ def test_a_run_outside_its_band_is_marked(tmp_path: Path) -> None:
     console.print(status_table(tmp_path, rows))
     text = console.export_text()
     assert "off law" in text
-    assert "-0.4%" in text and "-0.4%!" not in text
+    assert "-0.4%" in text
+    assert "-0.4%!" not in text
     assert "+7.2%!" in text
     assert "+7.2%!</b>" in status_page(tmp_path, rows)
 
