@@ -14,6 +14,7 @@ from analysis.figures.fit_checks import bootstrap_cloud, holdout, residuals, rol
 from analysis.figures.laws_in_compute import loss_compute, optimum
 from analysis.figures.multipliers import multipliers, throughput
 from analysis.figures.sealed import sealed_forecasts
+from analysis.figures.shares import shares
 from analysis.figures.surface import contours, valleys
 from analysis.figures.varied import varied
 
@@ -31,6 +32,7 @@ __all__ = [
     "rolling",
     "scaling_collapse",
     "sealed_forecasts",
+    "shares",
     "throughput",
     "valleys",
     "varied",

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.architecture import show_children
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
@@ -38,8 +39,8 @@ from scaling.sweep.task import Task
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import exclusive
 from scaling.system.devices import cores
-from scaling.system.files import read_json, write_json
-from scaling.training.loggers import check_installed
+from scaling.system.files import read_json, remove_leftovers, write_json
+from scaling.training.loggers import check_installed, check_servers
 
 LAUNCHERS = ("local", "inline", "slurm")
 TRAIN = "scaling.training.train:train"
@@ -84,6 +85,8 @@ def launch(
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
     if in_order and launcher == "slurm":
         raise ConfigError("--in-order with --launcher slurm: a cluster chooses its own order.")
+    for arch in dict.fromkeys(config.model.arch for config in experiment.runs):
+        show_children(arch)
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
@@ -92,7 +95,10 @@ def launch(
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
-    check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
+    loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
+    check_installed(loggers)
+    for warning in check_servers(loggers, sweep_dir):
+        print(warning, file=sys.stderr)
     for data in dict.fromkeys(task.config.data for task in left):
         prepared = prepare(data, progress=sys.stderr.isatty())
         for task in left:
@@ -162,6 +168,7 @@ def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
     """Write sweep.json; runs of earlier launches with other overrides stay listed."""
     path = sweep_dir / "sweep.json"
     with exclusive(sweep_dir / "sweep.lock"):
+        remove_leftovers(sweep_dir)
         earlier = read_json(path).get("runs", [])
         runs = [*earlier, *(config.run_id for config in experiment.runs)]
         content = {
