@@ -44,6 +44,10 @@ def report(
     only: Annotated[str | None, typer.Option(help=selection.HELP)] = None,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    forecasts: Annotated[
+        list[Path] | None,
+        typer.Option("--forecast", help="Show and score this sealed forecast; repeatable."),
+    ] = None,
 ) -> None:  # fmt: skip
     """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
     with one_paragraph():
@@ -69,6 +73,6 @@ def report(
             page = write_report(
                 source, out or report_folder(source), given=given if of_table else None,
                 other_data=other_data, only=only, baseline=baseline, bootstrap=bootstrap, seed=seed,
-                progress=lambda text: status.update(escape(text)),
+                seals=forecasts or (), progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -134,7 +134,8 @@ def _fields(root: Place, run_id: str) -> dict[str, object]:
         config = find_object(root / run_id / "config.json").values
         state = find_object(root / run_id / "status.json").word("state", "planned")
     except BadRecord:
-        return dict.fromkeys(("arch", "size", "seed", "name"), "") | {"run_id": run_id, "state": ""}
+        names = ("arch", "size", "seed", "name", "state")
+        return {**dict.fromkeys(names, ""), "run_id": run_id}
     return fields_of(config, run_id=run_id, state=state)
 
 
@@ -175,6 +176,7 @@ class _Reader:
         self.runs: list[dict[str, Any]] = []
         self.points: list[dict[str, Any]] = []
         self.curves: list[dict[str, Any]] = []
+        self.live: list[dict[str, Any]] = []
         self.exclusions: list[dict[str, Any]] = []
         self.notes = notes
         self.environments: dict[str, dict[str, Any]] = {}
@@ -213,12 +215,13 @@ class _Reader:
         logged = columns["tokens"][np.isfinite(columns["tokens"])]
         run["tokens"] = float(logged.max()) if len(logged) else 0.0
         self.runs.append(run)
+        keys = {k: run[k] for k in ("run_id", "arch", "size", "seed", "n_params")}
+        columns["flops"] = path_flops(columns["tokens"], run, self.how.compute)
         if state != "done":
+            self.live.append(keys | dict(columns))
             why = _UNFINISHED.get(state, f"in state {state!r}")
             return self.exclude(run_id, f"{why}: {run['reason']}" if run["reason"] else why)
         self._milestones(path, run, columns, expected)
-        keys = {k: run[k] for k in ("run_id", "arch", "size", "seed", "n_params")}
-        columns["flops"] = path_flops(columns["tokens"], run, self.how.compute)
         self.curves.append(keys | dict(columns))
         self._count(environment)
         return None
@@ -248,6 +251,9 @@ class _Reader:
             "batch_tokens": data.whole("sequence_length", 1) * data.whole("batch_sequences", 1),
             "lr": config.part("optim").number("lr"),
             "schedule": schedule.word("kind"),
+            "decay_fraction": schedule.number("decay_fraction", default=math.nan),
+            "final_lr_ratio": schedule.number("final_lr_ratio", default=0.0),
+            "horizons": _horizons(config.part("budget")),
             "tokens_total": config.part("budget").number("tokens", above=0.0),
             "corpus": data.word("corpus"),
             "tokenizer": data.word("tokenizer"),
@@ -341,11 +347,20 @@ class _Reader:
             runs=pd.DataFrame(self.runs),
             points=points,
             curves=_stack(self.curves),
+            live=_stack(self.live),
             exclusions=pd.DataFrame(self.exclusions, columns=["run_id", "tokens", "reason"]),
             conventions=self.how.describe(),
             notes=self.notes,
             environments=list(self.environments.values()),
         )
+
+
+def _horizons(budget: Fields) -> tuple[float, ...]:
+    """Tokens of each milestone, the end of the run among them."""
+    values = budget.values.get("horizons")
+    listed = [as_number(v) for v in values] if isinstance(values, list) else []
+    known = {v for v in listed if 0 < v <= COUNT}
+    return tuple(sorted({*known, budget.number("tokens", above=0.0)}))
 
 
 def _environment(record: Fields) -> dict[str, Any]:

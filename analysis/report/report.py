@@ -13,6 +13,7 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from analysis.io.staging import staged
 from analysis.io.sweep import Conventions, Sweep
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.judge.study import Progress, Study, study
+from analysis.report.forecast_section import Sealed, add_health
 from analysis.report.narrative import (
     cautions,
     compute_words,
@@ -56,6 +58,7 @@ def write_report(
     baseline: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    seals: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a sweep and returns the path of its page.
@@ -70,6 +73,7 @@ def write_report(
         baseline: architecture that the others are compared with.
         bootstrap: refits of each law.
         seed: of the bootstrap.
+        seals: files of sealed forecasts, to be shown with what came of them.
         progress: told in words what is being done.
 
     Raises:
@@ -85,6 +89,7 @@ def write_report(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,
     )  # fmt: skip
     sweep = result.sweep
+    sealed = Sealed(seals, sweep) if seals else None
     found = None if given else evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")
     tables = _tables(result)
@@ -98,6 +103,10 @@ def write_report(
             )
             page = Page(f"Scaling laws of {sweep.name}")
             drawn = {d.name: d for d in draw(result)}
+            if sealed is not None:
+                drawn["forecasts"] = sealed.drawn
+                scored = folder / "tables" / "forecasts.csv"
+                sealed.scores.table.to_csv(scored, index=False)
             runs = sorted(set(words(result.points, "run_id")))
             for each in drawn.values():
                 say(f"drawing {each.name}")
@@ -109,7 +118,7 @@ def write_report(
                     runs=runs,
                 )
             pages = {} if given else write_runs(sweep, sweep_dir, folder, say)
-            _compose(page, result, tables, drawn, pages)
+            _compose(page, result, tables, drawn, pages, sealed)
             if found is not None and len(found.evals):
                 found.save(folder / "evaluations")
                 add_to(page, found, "evaluations")
@@ -196,6 +205,7 @@ def _compose(
     tables: dict[str, pd.DataFrame],
     drawn: dict[str, Drawn],
     run_pages: dict[str, str],
+    sealed: Sealed | None,
 ) -> None:
     sweep = result.sweep
 
@@ -225,6 +235,10 @@ def _compose(
         page.heading("Do they share their exponents?")
         page.text(result.shared.verdict)
         page.table(result.shared.words(), folded="Differences of exponents, pair by pair")
+    if sealed is not None:
+        page.section("Sealed forecasts")
+        page.bullets(sealed.words)
+        show("forecasts")
     page.section("Laws")
     page.bullets(law_sentence(result, g) for g in result.groups)
     page.table(
@@ -285,6 +299,7 @@ def _compose(
         page.section("Throughput")
         show("throughput")
     page.section("Records")
+    add_health(page, sweep)
     _records(page, result, run_pages)
     page.section("Method and environment")
     for group in result.groups:

@@ -124,16 +124,22 @@ def status(
         Path | None, typer.Option("--html", help="Write a static page to this file.")
     ] = None,
 ) -> None:
-    """Show the state of every run of a sweep, with reasons for those that failed."""
+    """Show the state of every run of a sweep, with reasons for those that failed.
+
+    A live run's latest losses are held against a law of loss over tokens, fitted to the finished
+    runs of its architecture: "off law" is how far they are off, marked where they leave their band.
+    """
     from analysis.io.sweep_files import unpacked
+    from scaling.cli.health import Judge
     from scaling.sweep.status import status_rows, status_table, watch
     from scaling.sweep.status_page import write_page
 
     if live:
-        watch(directory, only=only)
+        watch(directory, only=only, judge=Judge(directory))
         return
     with unpacked(directory) as folder:
         rows: list[dict[str, Any]] = status_rows(folder, only)
+        Judge(folder)(rows)
     if page is not None:
         write_page(directory, rows, page)
         typer.echo(f"wrote {page}")
