@@ -21,6 +21,7 @@ from analysis.figures import hover, style
 from analysis.figures import recovery_figures as figures
 from analysis.io.frames import numbers, plain, rows, take, where, words
 from analysis.io.records import load_sweep
+from analysis.io.staging import staged
 from analysis.judge.comparison import compare, layers
 from analysis.judge.linearization_law import NAMES, Law, fit
 from analysis.judge.recovery import (
@@ -77,22 +78,24 @@ def write(sweep_dir: str | Path, out: str | Path, *, scratch_dir: str | Path | N
     if laws:
         drawn.append(("law", figures.laws(laws), _LAW))
     try:
-        (out / "tables").mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            table.to_csv(out / "tables" / f"{name}.csv", index=False)
-        (out / "law.json").write_text(json.dumps([_law_record(law) for law in laws], indent=1))
-        page = Page(f"Linearization: {recovery.name}")
-        _compose(page, recovery, size, tables, laws, failed)
-        page.section("Figures")
-        for name, figure, caption in drawn:
-            style.save(figure, out / "figures" / name, title=name, caption=caption)
-            files = {kind: f"figures/{name}.{kind}" for kind in ("png", "pdf")}
-            page.figure(hover.svg(figure, name), caption, wide=True, files=files)
-        path = out / "index.html"
-        path.write_text(page.render(), encoding="utf-8")
+        with staged(out) as folder:
+            (folder / "tables").mkdir(parents=True, exist_ok=True)
+            for name, table in tables.items():
+                table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+            (folder / "law.json").write_text(
+                json.dumps([_law_record(law) for law in laws], indent=1)
+            )
+            page = Page(f"Linearization: {recovery.name}")
+            _compose(page, recovery, size, tables, laws, failed)
+            page.section("Figures")
+            for name, figure, caption in drawn:
+                style.save(figure, folder / "figures" / name, title=name, caption=caption)
+                files = {kind: f"figures/{name}.{kind}" for kind in ("png", "pdf")}
+                page.figure(hover.svg(figure, name), caption, wide=True, files=files)
+            (folder / "index.html").write_text(page.render(), encoding="utf-8")
     except OSError as error:
         raise AnalysisError(f"the report cannot be written to {out}: {error.strerror}") from error
-    return path
+    return out / "index.html"
 
 
 _RECOVERED = (

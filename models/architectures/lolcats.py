@@ -72,8 +72,6 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     """One layer: linear attention with a state that has one more value channel, the denominator's,
     and is kept twice; softmax attention to a window, whose cache has two of them."""
     options, d, size = model.options_as(LoLCATs), model.dim, model.head_dim
-    if layer in model.softmax_layers:
-        return llama.costs(model, layer)
     maps = 2 * options.map_parameters(model.heads, size) + model.heads
     map_flops = 2 * options.map_flops(model.heads, size)
     features = options.features(size)
@@ -94,11 +92,11 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     shape = (options.feature_map, options.arrangement, options.sink_tokens)
     published = shape == ("hedgehog", "terraced", 0)
     return LayerCosts(
-        parameters={"token_mixer": llama.projection_parameters(model), "feature_map": maps},
+        parameters={**llama.kept_parameters(model), "feature_map": maps},
         flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
         state=state,
         spare=state,
-        kept=kept if published else None,
+        kept=llama.counted(model, kept) if published else None,
         softmax=Softmax(
             query_width=model.heads * size,
             key_width=llama.key_value_heads(model) * size,
@@ -113,8 +111,9 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
 ARCHITECTURE = Architecture(
     label="LoLCATs",
-    mixer="models.linearize.lolcats:mixer",
+    mixer="models.linearize.lolcats:HybridAttention",
     stem="models.llama:RotaryStem",
+    shares=llama.angles,
     activation="silu",
     options=LoLCATs,
     costs=costs,

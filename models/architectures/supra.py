@@ -41,8 +41,6 @@ class Supra(Linearized, DecayOptions):
 def costs(model: ModelConfig, layer: int) -> LayerCosts:
     """One layer; queries and keys share a map where they have as many heads."""
     options, d, size = model.options_as(Supra), model.dim, model.head_dim
-    if layer in model.softmax_layers:
-        return llama.costs(model, layer)
     keys = llama.key_value_heads(model)
     maps = options.map_parameters(model.heads, size)
     if keys != model.heads:
@@ -62,13 +60,13 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     )
     return LayerCosts(
         parameters={
-            "token_mixer": llama.projection_parameters(model),
+            **llama.kept_parameters(model),
             "decay": model.heads if options.learn_decay else 0,
             "feature_map": maps,
         },
         flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
         state=model.heads * size * size,
-        kept=kept if options.feature_map == Supra.feature_map else None,
+        kept=llama.counted(model, kept) if options.feature_map == Supra.feature_map else None,
         paper_parameters=llama.projections(model) - 4 * d * d + 4 * d + maps,
         paper_flops=paper,
     )
@@ -76,8 +74,9 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
 ARCHITECTURE = Architecture(
     label="SUPRA",
-    mixer="models.linearize.supra:mixer",
+    mixer="models.linearize.supra:SupraAttention",
     stem="models.llama:RotaryStem",
+    shares=llama.angles,
     activation="silu",
     options=Supra,
     costs=costs,

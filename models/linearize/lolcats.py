@@ -45,7 +45,7 @@ from models.layers import (
 from models.linearize import blocks as tiles
 from models.linearize.blocks import Blocks
 from models.linearize.feature_maps import feature_map, repeat_heads
-from models.llama import SoftmaxAttention
+from models.llama import SoftmaxAttention, capped
 
 Reads = Literal["both", "window", "past"]
 """What a query reads: both parts; its window and the sinks alone; or the linear part alone."""
@@ -194,7 +194,8 @@ class HybridAttention(SoftmaxAttention):
             visible = torch.cat((index < oldest[:, None], visible), 1)
         groups = q.unflatten(1, (self.kv_heads, -1))  # (B, G, H / G, K)
         scores = torch.einsum("bgak,bsgk->bgas", groups, keys.to(q.dtype)).flatten(1, 2)
-        near = _near_weights(scores, visible[:, None], self.factor()[:, None], q.shape[-1], wide)
+        scores = self.capped(scores.to(wide) * q.shape[-1] ** -0.5)
+        near = _near_weights(scores, visible[:, None], self.factor()[:, None])
         near = near * (self.reads != "past")
         weights = near.to(v.dtype).unflatten(1, (self.kv_heads, -1))
         sums = torch.einsum("bgas,bsgv->bgav", weights, values.to(v.dtype)).flatten(1, 2)
@@ -287,7 +288,8 @@ def hybrid_attention(
         beside = torch.einsum("rnihk,rnjhk->rnhij", q, sinks.k.expand(-1, q.shape[1], -1, -1, -1))
         scores = torch.cat((beside, scores), -1)
         v = torch.cat((sinks.v.expand(-1, q.shape[1], -1, -1, -1), v), 2)
-    near = _near_weights(scores, visible, factor[:, None, None], q.shape[-1], wide)
+    scores = capped(scores.to(wide) * q.shape[-1] ** -0.5, options.llama.score_cap)
+    near = _near_weights(scores, visible, factor[:, None, None])
     if reads == "past":
         near = torch.zeros_like(near)
     sums = torch.einsum("rnhij,rnjhv->rnihv", near.to(v.dtype), v)
@@ -342,12 +344,10 @@ def _final_states(k_map: Tensor, values: Tensor, far: Tensor, blocks: Blocks) ->
     return {"kv": far[blocks.row, last], "pending": pending}
 
 
-def _near_weights(
-    scores: Tensor, visible: Tensor, factor: Tensor, head_dim: int, wide: torch.dtype
-) -> Tensor:
-    """factor exp(score / sqrt(K) - row's largest), 0 where not visible."""
-    scores = (scores.to(wide) * head_dim**-0.5).masked_fill(~visible, -torch.inf)
-    return factor.to(wide) * (scores - scores.amax(-1, keepdim=True)).exp()
+def _near_weights(scores: Tensor, visible: Tensor, factor: Tensor) -> Tensor:
+    """factor exp(score - row's largest), 0 where not visible."""
+    scores = scores.masked_fill(~visible, -torch.inf)
+    return factor.to(scores.dtype) * (scores - scores.amax(-1, keepdim=True)).exp()
 
 
 def _far_factor(factor: Tensor, options: LoLCATs) -> Tensor:
@@ -358,9 +358,3 @@ def _in_full(equation: str, x: Tensor, y: Tensor) -> Tensor:
     """A product in y's dtype (float32 or wider), also under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return torch.einsum(equation, x.to(y.dtype), y)
-
-
-def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `softmax_layers` keeps it."""
-    kept = layer in config.softmax_layers
-    return SoftmaxAttention(config, layer) if kept else HybridAttention(config, layer)

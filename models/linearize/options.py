@@ -56,8 +56,8 @@ class Linearized(LlamaBased):
                 f"{model.layers - 1}."
             )
 
-    def with_softmax(self, layers: int) -> tuple[int, ...]:
-        return self.softmax_layers
+    def instead(self, layer: int) -> tuple[str, Options] | None:
+        return ("llama", self.llama) if layer in self.softmax_layers else None
 
     def columns(self, head_dim: int) -> int:
         """Columns of the learned matrix of `t2r` and `hedgehog`."""
@@ -108,8 +108,8 @@ def linearized_config(config: ModelConfig, options: Linearized) -> ModelConfig:
     if not isinstance(config.options, LlamaOptions):
         what = "is linearized already" if linearized(config) else "has no softmax attention"
         raise ConfigError(
-            f"model.arch={config.arch!r} {what}; only llama (and Llama, Mistral and Qwen2 "
-            "checkpoints, which are imported as llama) can be linearized."
+            f"model.arch={config.arch!r} {what}; only llama (and imported checkpoints "
+            "of its relatives, such as Qwen3 or Gemma 3) can be linearized."
         )
     arch = next(name for name in BUILT_IN if find(name).options is type(options))
     return config.replace(arch=arch, options=replace(options, llama=config.options))

@@ -171,8 +171,7 @@ def block_losses(
         del loss
         if layer + 1 < first + len(blocks):
             with torch.no_grad():
-                x = x + mixer.out(teacher.flatten(-2))
-                x = x + block.channel(block.channel_norm(x))
+                x = block.finish(x, mixer.out(teacher.flatten(-2)))
 
 
 def attention_transfer_loss(
@@ -207,7 +206,7 @@ def attention_weights(
         theirs = softmax_weights(mixer, q, k, span)
     k = repeat_heads(k, mixer.heads)
     scores = torch.einsum("bihk,bjhk->bhij", q, k) * mixer.head_dim**-0.5
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = mixer.capped(scores.to(torch.promote_types(scores.dtype, torch.float32)))
     seen, near = visible_keys(mixer, span)
     factor = mixer.factor()[:, None, None].to(scores.dtype)
     scores = scores.masked_fill(~near, -torch.inf)
@@ -248,6 +247,7 @@ def far_error(mixer: HybridAttention, x: Tensor, span: Span, shared: Shared) -> 
         some = beyond.any(-1)  # (T,)
         scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
+        scores = mixer.capped(scores)
         weights = scores.masked_fill(~(beyond | ~some[:, None]), -torch.inf).softmax(-1)
         target = torch.einsum("bhij,bjhv->bihv", weights.to(v.dtype), repeat_heads(v, mixer.heads))
     before, mixer.reads = mixer.reads, "past"
@@ -267,4 +267,5 @@ def softmax_weights(mixer: SoftmaxAttention, q: Tensor, k: Tensor, span: Span) -
     """
     scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
+    scores = mixer.capped(scores)
     return scores.masked_fill(~call_mask(span, mixer.window), -torch.inf).softmax(-1)

@@ -249,7 +249,7 @@ def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
     """The teacher's text and shape of a batch, or the published shape for a foreign model."""
     from scaling.config.run import DataConfig
     from scaling.linearization import recipes
-    from scaling.record.checkpoints import load_model
+    from scaling.record.load_model import load_model
     from scaling.record.pretrained import find_checkpoint
 
     checkpoint = find_checkpoint(teacher)

@@ -155,8 +155,8 @@ def _softmax(config: ModelConfig, path: Path | str) -> ModelConfig:
     if config.architecture.starts_from not in ("itself", "surgery"):
         raise ConfigError(
             f"linearize.teacher={path}: is a model of arch={config.arch!r}; only a transformer "
-            "with rotary softmax attention can be a teacher (llama here; Llama, Mistral and Qwen2 "
-            "in Hugging Face's layout), or one that is linearized already."
+            "with rotary softmax attention can be a teacher (llama here; its relatives in Hugging "
+            "Face's layout, such as Qwen3 or Gemma 3), or one that is linearized already."
         )
     return config
 

@@ -20,8 +20,9 @@ from linscale.errors import LinscaleError
 from linscale.file_names import find_inside
 from scaling.config.run import RunConfig
 from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
-from scaling.record.checkpoints import CheckpointError, load_model
+from scaling.record.checkpoint_files import CheckpointError
 from scaling.record.head import read_head
+from scaling.record.load_model import load_model
 from scaling.record.record import TOKENIZER
 from scaling.system.files import read_json
 

@@ -88,12 +88,12 @@ class LinearizedMixer(nn.Module):
         dim, self.heads = settings["dim"], settings["heads"]
         self.groups = settings["kv_heads"] or self.heads
         self.size = settings["head_size"] or dim // self.heads
-        self.options: dict[str, Any] = settings[settings["arch"]]
+        self.options: dict[str, Any] = settings.get(settings["arch"]) or {"softmax_layers": [layer]}
         width = (self.heads + 2 * self.groups) * self.size
         self.qkv = nn.Linear(dim, width, bias=settings["qkv_bias"])
         self.out = nn.Linear(self.heads * self.size, dim, bias=settings["out_bias"])
         kept = layer in self.options["softmax_layers"]
-        self.method = "softmax" if kept else settings["arch"]
+        self.method = "softmax" if kept else settings["arch"]  # of a llama's layer: softmax
         if self.method == "supra":
             self.feature_map = FeatureMap(self.options, self.heads, self.size)
             if self.groups < self.heads:
@@ -240,6 +240,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
+def rotary_angles(
+    rotary: dict[str, Any], positions: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (B, T, 1, K / 2), of positions (B, T) by a configuration's `rotary`."""
+    turns = torch.tensor(rotary["frequencies"], dtype=dtype, device=positions.device)
+    turned = positions.to(dtype)[..., None, None] * turns
+    return turned.cos() * rotary["scale"], turned.sin() * rotary["scale"]
+
+
 class Norm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
@@ -306,10 +315,7 @@ class LinearizedModel(nn.Module):
         states["count"] = count[:, -1:]
         positions = (count - 1).masked_fill(~present, -1)
         wide = torch.promote_types(x.dtype, torch.float32)
-        turns = torch.tensor(self.rotary["frequencies"], dtype=wide, device=x.device)
-        turned = positions.to(wide)[..., None, None] * turns  # (B, T, 1, K / 2)
-        scale = self.rotary["scale"]
-        angles = turned.cos() * scale, turned.sin() * scale
+        angles = rotary_angles(self.rotary, positions, wide)
         for layer, block in enumerate(self.blocks):
             prefix = f"block {layer} "
             before = {n[len(prefix) :]: s for n, s in states.items() if n.startswith(prefix)}
