@@ -31,8 +31,8 @@ no closed form found in l, d, h, g meets that cell together with the other five.
 
 Everything is a sum over layers: what one layer's token mixer costs, its architecture says
 (`models.architecture.LayerCosts`); what all share stands here. An architecture that says nothing is
-counted by `models.measured`; the `paper` convention, which has no row for it, is then the exact one
-without the head.
+counted by `models.measured`. Where the paper's table has no row, the `paper` convention is the
+exact one without the head.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 def non_embedding_parameters(config: ModelConfig, convention: Convention = "exact") -> int:
     """N without embedding and head: the N of the paper's fits."""
-    layers = layer_costs(config)
+    layers = _paper_rows(config)
     if convention == "exact" or layers is None:
         groups = parameters(config)
         return sum(groups.values()) - groups["embedding"] - groups["head"]
@@ -182,15 +182,22 @@ def train_flops_per_token(
 
 def _paper_flops(config: ModelConfig, n: int) -> dict[str, float]:
     """Table 1 of arXiv 2406.16690 per token: 72 l d^2 and what the mixers add to it."""
-    layers = layer_costs(config)
+    layers = _paper_rows(config)
     if layers is None:
         terms = forward_flops_per_token(config, mean_keys(n))
         return {name: 3 * value for name, value in terms.items() if name != "head"}
     dense = 72.0 * config.layers * config.dim**2
     terms = {"projections_and_channel_mixer": dense}
     for layer in layers:
+        assert layer.paper_flops is not None
         _add(terms, layer.paper_flops(n))
     return terms
+
+
+def _paper_rows(config: ModelConfig) -> tuple[LayerCosts, ...] | None:
+    """`layer_costs` where the paper's table has a row for every layer, else None."""
+    layers = layer_costs(config) or ()
+    return layers if layers and all(layer.paper_flops for layer in layers) else None
 
 
 def paper_pflops_per_step(config: ModelConfig) -> float:
