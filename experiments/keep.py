@@ -26,6 +26,7 @@ from analysis.io.sweep_files import pack
 RESULTS = Path(__file__).parent / "results"
 WHOLE = (
     "config.json", "accounting.json", "milestones.jsonl", "evals.jsonl", "linearization.json",
+    "origin.json",
 )  # fmt: skip
 PRIVATE = ("hostname", "pid", "argv")
 

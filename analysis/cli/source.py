@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from analysis.io.sweep import Sweep
+
+OtherData = Annotated[
+    bool,
+    typer.Option("--other-data", help="Of a sweep: keep runs whose data changed while they were "
+                 "trained, or are not those of the other runs."),
+]  # fmt: skip
 
 
 def read_source(
@@ -24,9 +32,9 @@ def read_source(
         AnalysisError: it cannot be read, or an option is for the other kind of source.
     """
     from analysis.errors import AnalysisError
-    from analysis.io.sweep_files import find_sweep
+    from analysis.io.sweep_files import is_table
 
-    if find_sweep(source) is None:
+    if is_table(source):
         from analysis.io.tables import load_table
 
         if other_data:

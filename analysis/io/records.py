@@ -27,10 +27,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.io import data_identity
-from analysis.io.jsonlines import read_records
+from analysis.io import data_identity, milestones
+from analysis.io.jsonlines import Columns, read_records
 from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
+from analysis.io.origins import shared_milestones
 from analysis.io.sweep import Compute, Conventions, Parameters, Sweep
 from analysis.io.sweep_files import Place, names_of_runs, open_sweep
 from linscale.json_reader import (
@@ -43,6 +44,7 @@ from linscale.json_reader import (
     read_object,
 )
 from linscale.texts import clean, quote
+from models.layer_pattern import group
 
 SCHEMA = 1
 """Version of the run records that are understood."""
@@ -95,8 +97,26 @@ def load_sweep(
     for run_id in dict.fromkeys([*planned, *found]):
         reader.read(run_id)
     reader.metrics.save()
-    sweep = reader.sweep(name)
+    sweep = _once(reader.sweep(name), root)
     return sweep if other_data else _without_other_data(sweep, root)
+
+
+def _once(sweep: Sweep, root: Place) -> Sweep:
+    """The sweep without the milestones of a run that a longer one has taken over."""
+    shared = shared_milestones(root, sweep.points)
+    if not shared:
+        return sweep
+    keys = zip(sweep.points["run_id"].astype(str), sweep.points["tokens"], strict=True)
+    stays = [key not in shared for key in keys]
+    rows = [
+        {"run_id": run_id, "tokens": tokens, "reason": f"counted with {by}, which went on from it"}
+        for (run_id, tokens), by in shared.items()
+    ]
+    return replace(
+        sweep,
+        points=sweep.points[stays].reset_index(drop=True),
+        exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),
+    )
 
 
 def _without_other_data(sweep: Sweep, root: Place) -> Sweep:
@@ -157,6 +177,7 @@ class _Reader:
                                     f"of run records; this version reads {SCHEMA}")  # fmt: skip
             accounting = read_object(path / "accounting.json")
             run = self._describe(run_id, config, accounting)
+            expected = milestones.horizons(config)
             learn(run["arch"], accounting.values.get("architecture"))
             status = find_object(path / "status.json")
             state = status.word("state", "running")
@@ -176,7 +197,7 @@ class _Reader:
         if state != "done":
             why = _UNFINISHED.get(state, f"in state {state!r}")
             return self.exclude(run_id, f"{why}: {run['reason']}" if run["reason"] else why)
-        self._milestones(path, run)
+        self._milestones(path, run, columns, expected)
         keys = {k: run[k] for k in ("run_id", "arch", "size", "seed", "n_params")}
         columns["flops"] = path_flops(columns["tokens"], run, self.how.compute)
         self.curves.append(keys | dict(columns))
@@ -194,7 +215,7 @@ class _Reader:
         run: dict[str, Any] = {
             "run_id": run_id,
             "name": config.word("name", run_id),
-            "arch": _group(model.word("arch"), config.part("linearize", {})),
+            "arch": _group(model, config.part("linearize", {})),
             "size": config.word("size"),
             "seed": config.whole("seed", 0),
             "dim": model.whole("dim", 1),
@@ -219,15 +240,21 @@ class _Reader:
         run["flops_per_token"] = run[f"flops_per_token_{self.how.compute}"]
         return run
 
-    def _milestones(self, path: Place, run: dict[str, Any]) -> None:
-        records, torn = read_records(path / "milestones.jsonl")
+    def _milestones(
+        self, path: Place, run: dict[str, Any], columns: Columns, expected: list[int] | None
+    ) -> None:
+        records, torn = read_records(path / milestones.FILE)
         run_id = run["run_id"]
         if torn:
             self.notes.append(f"{run_id}: {torn} torn line(s) of milestones.jsonl dropped")
         if not records:
             return self.exclude(run_id, "finished, but milestones.jsonl is missing or empty")
         # A horizon recorded twice (killed between two writes) counts once, as last written.
-        for record in {as_number(r.get("tokens")): r for r in records}.values():
+        records = list({as_number(r.get("tokens")): r for r in records}.values())
+        wrong = dict(milestones.problems(records, columns, expected, run["batch_tokens"]))
+        for tokens in wrong.keys() - {as_number(r.get("tokens")) for r in records}:
+            self.exclude(run_id, wrong[tokens], tokens)
+        for record in records:
             tokens = as_number(record.get("tokens"))
             values = {k: as_number(record.get(f"{k}_loss")) for k in ("val", "train")}
             loss = values["val" if self.how.loss == "validation" else "train"]
@@ -240,6 +267,8 @@ class _Reader:
                              "false", tokens)  # fmt: skip
             elif not (math.isfinite(loss) and loss > 0):
                 self.exclude(run_id, f"the {self.how.loss} loss is {loss}", tokens)
+            elif tokens in wrong:
+                self.exclude(run_id, wrong[tokens], tokens)
             elif self.how.checkpoints == "decayed" and not decayed:
                 self.exclude(run_id, "the learning rate was not decayed at this point", tokens)
             else:
@@ -325,11 +354,20 @@ def _stages(record: Fields) -> dict[str, Any]:
     }
 
 
-def _group(arch: str, linearize: Fields) -> str:
-    """The architecture, and whether its weights are a transformer's."""
+def _group(model: Fields, linearize: Fields) -> str:
+    """The architecture, and whether its weights are a transformer's: linearized, trained on whole
+    (`continued`) or as a student is (`trained alike`), or with a window alone."""
+    arch = group(model.word("arch"), model.word("mixers", ""))
     if not linearize.word("teacher", ""):
         return arch
-    return f"{arch} ({'continued' if arch == 'llama' else 'linearized'})"
+    if arch == "llama":
+        low_rank = linearize.whole("lora_rank", 0, default=0)
+        return f"{arch} ({'trained alike' if low_rank else 'continued'})"
+    options = model.part("options", model.part("lolcats", {}).values)
+    if arch == "lolcats" and options.word("feature_map", "") == "none":
+        sinks = options.whole("sink_tokens", 0, default=0)
+        return f"{arch} (window of {options.whole('window', 1)}{' + sink' if sinks else ''})"
+    return f"{arch} (linearized)"
 
 
 def path_flops(tokens: Any, run: dict[str, Any], compute: Compute) -> Any:

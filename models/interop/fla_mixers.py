@@ -8,6 +8,7 @@ and one short convolution, theirs in three; their convolutions have a dimension 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,12 @@ def config_json(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
         InteropError: they have no such model.
     """
     options = config.options
-    if config.arch not in CLASSES or not config.has_silu or config.glu_bias:
+    if config.mixers is not None or config.arch not in CLASSES:
         raise InteropError(
-            f"arch={config.arch!r} with glu_activation={config.glu_activation!r}: "
-            "flash-linear-attention's models have SwiGLU channel mixers without biases, and of the "
-            f"mixers of this layout there are hgrn2, {', '.join(CLASSES)}."
+            f"model {config.group}: of flash-linear-attention's models there are hgrn2, "
+            f"{', '.join(CLASSES)} in this layout."
         )
+    _check_plain(config)
     if isinstance(options, GLAOptions):
         if (options.rank, options.temperature) != (16, 16.0):
             raise InteropError(
@@ -161,6 +162,23 @@ def config_json(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
         **_PLAIN_ALL,
         **own,
     }
+
+
+def _check_plain(config: ModelConfig) -> None:
+    """Refuse what their models have no place for: all later fields but how weights start."""
+    if config.gate_activation != "silu":
+        raise InteropError(
+            f"model.glu_activation={config.glu_activation!r}: flash-linear-attention's models have "
+            "SwiGLU channel mixers; only silu can be exported to them."
+        )
+    for known in fields(config):
+        if known.name in ("glu_activation", "mup_base_dim") or not known.metadata.get("later"):
+            continue
+        if (value := getattr(config, known.name)) != known.default:
+            raise InteropError(
+                f"model.{known.name}={value!r}: flash-linear-attention's models do not have it; "
+                f"only {known.default!r} can be exported to them."
+            )
 
 
 def read(model: LanguageModel, tensors: Iterable[StoredTensor], values: dict[str, Any]) -> Names:

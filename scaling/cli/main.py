@@ -15,6 +15,8 @@ import typer
 
 from analysis.cli.fit import app as analysis_app
 from analysis.cli.forecast import forecast_app
+from analysis.cli.laws import app as laws_app
+from analysis.cli.report import app as report_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
 from linscale.installation import missing, require, version
@@ -26,8 +28,11 @@ from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
+from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
+from scaling.cli.log_to import app as log_to_app
 from scaling.cli.tune import app as tune_app
+from scaling.cli.verify import app as verify_app
 from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
@@ -68,11 +73,16 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(analysis_app)
+app.add_typer(report_app)
+app.add_typer(laws_app)
+app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app)
+app.add_typer(verify_app)
+app.add_typer(log_to_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)
@@ -219,6 +229,14 @@ def run(
         list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
     ] = None,
     law: HyperLaw = "constant",
+    in_order: Annotated[
+        bool,
+        typer.Option(
+            "--in-order",
+            help="Begin runs in the order of the file, so that what is finished is of use at any "
+            "time; otherwise the longest first, which ends soonest.",
+        ),
+    ] = False,
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
@@ -248,6 +266,7 @@ def run(
         jobs=jobs,
         slurm=cluster,
         accept_data_change=accept_data_change,
+        in_order=in_order,
     ):
         raise typer.Exit(1)
 

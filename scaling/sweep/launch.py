@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.architecture import show_children
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
@@ -38,8 +39,8 @@ from scaling.sweep.task import Task
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import exclusive
 from scaling.system.devices import cores
-from scaling.system.files import read_json, write_json
-from scaling.training.loggers import check_installed
+from scaling.system.files import read_json, remove_leftovers, write_json
+from scaling.training.loggers import check_installed, check_servers
 
 LAUNCHERS = ("local", "inline", "slurm")
 TRAIN = "scaling.training.train:train"
@@ -54,6 +55,7 @@ def launch(
     slurm: SlurmOptions | None = None,
     train: str = TRAIN,
     accept_data_change: bool = False,
+    in_order: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -66,6 +68,7 @@ def launch(
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
         accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
             them out of fits.
+        in_order: begin runs in the order of the experiment, not the longest first.
 
     Returns:
         True if every run ended, in a result or in divergence, or is submitted; False if one failed
@@ -80,6 +83,10 @@ def launch(
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
+    if in_order and launcher == "slurm":
+        raise ConfigError("--in-order with --launcher slurm: a cluster chooses its own order.")
+    for arch in dict.fromkeys(config.model.arch for config in experiment.runs):
+        show_children(arch)
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
@@ -88,7 +95,10 @@ def launch(
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
-    check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
+    loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
+    check_installed(loggers)
+    for warning in check_servers(loggers, sweep_dir):
+        print(warning, file=sys.stderr)
     for data in dict.fromkeys(task.config.data for task in left):
         prepared = prepare(data, progress=sys.stderr.isatty())
         for task in left:
@@ -101,6 +111,8 @@ def launch(
     if launcher == "slurm":
         _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
         return True
+    if not in_order:
+        left.sort(key=lambda task: -task.flops)  # the end is then reached soonest
     with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
         if len(left) < len(tasks):
             display.say(f"{len(tasks) - len(left)} of {len(tasks)} runs have ended before")
@@ -156,6 +168,7 @@ def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
     """Write sweep.json; runs of earlier launches with other overrides stay listed."""
     path = sweep_dir / "sweep.json"
     with exclusive(sweep_dir / "sweep.lock"):
+        remove_leftovers(sweep_dir)
         earlier = read_json(path).get("runs", [])
         runs = [*earlier, *(config.run_id for config in experiment.runs)]
         content = {
@@ -179,11 +192,11 @@ def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, tr
 
 
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
-    """Train here, longest first. The first interrupt saves at the next step."""
+    """Train here, one after the other. The first interrupt saves at the next step."""
     function = find(train)
     stop = threading.Event()
     with _stopping(stop):
-        for task in sorted(tasks, key=lambda task: -task.flops):
+        for task in tasks:
             if stop.is_set():
                 return
             task.state = "running"

@@ -239,6 +239,7 @@ def submit(
             refuses.
         ConfigError: a time limit that is none.
     """
+    _refuse_lines(sweep_dir, options)
     executor_class = _executor_class()
     limit = None if options.time is None else minutes(options.time)
     groups: dict[Resources, list[tuple[RunConfig, int]]] = {}
@@ -278,6 +279,29 @@ def submit(
         array = Submitted(job_id=job_id, resources=needs, minutes=time_limit, run_ids=ids)
         arrays.append(array)
     return arrays
+
+
+def _refuse_lines(sweep_dir: Path, options: SlurmOptions) -> None:
+    """submitit writes options and paths into a shell script, a line each: what holds a line end, or
+    another control character, would be lines of its own there, which are run.
+
+    Raises:
+        ConfigError: one does.
+    """
+    named = {
+        "--out": str(sweep_dir.resolve()),
+        "--partition": options.partition or "",
+        "--time": options.time or "",
+        "the Python interpreter": sys.executable,
+        **{f"--slurm {name}": value for name, value in options.extra.items()},
+        **child_variables(),
+    }
+    for name, value in named.items():
+        if bad := next((c for c in value if not c.isprintable()), None):
+            raise ConfigError(
+                f"{name}={value!r}: holds {bad!r}, and would end a line of the batch script; "
+                "leave it out, or rename the folder."
+            )
 
 
 def describe(array: Submitted) -> str:

@@ -22,6 +22,7 @@ from linscale.json_reader import (
     is_name,
     parse_lines,
 )
+from models.layer_pattern import group
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.words import duration, nats, percent, si, speed
 
@@ -100,9 +101,10 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
     elif state == "running" and _age(updated) > STALE_SECONDS:
         state, reason = "interrupted", "the process is gone; run again to continue"
     live = state == "running"
+    model = config.part("model", {})
     return {
         "run_id": run_dir.name,
-        "arch": config.part("model", {}).word("arch", ""),
+        "arch": group(model.word("arch", ""), model.word("mixers", "")),
         "size": config.word("size", ""),
         "state": state,
         "reason": reason,

@@ -178,9 +178,19 @@ def test_errors(arch: str, changes: dict[str, Any], message: str, tmp_path: Path
 
 def test_what_has_no_layout(tmp_path: Path) -> None:
     for arch, layout, message in [
-        ("mamba2", "fla", "of the mixers of this layout there are hgrn2, gla, gated_deltanet, kda"),
+        ("mamba2", "fla", "there are hgrn2, gla, gated_deltanet, kda in this layout"),
         ("kda", "transformers", "use layout='fla'"),
     ]:
         model = build(toy_config(arch, 32, vocab_size=61, layers=1))
         with pytest.raises(InteropError, match=message):
             export_model(model, tmp_path / "out", context=8, eos_id=0, layout=layout)
+    kda = toy_config("kda", 32, vocab_size=61, layers=2)
+    for changes, message in [
+        ({"mixers": "kda+llama"}, r"in this layout"),
+        ({"norms": "both"}, r"model\.norms='both'.*only 'pre' can"),
+        ({"glu_bias": True}, r"model\.glu_bias=True.*only False can"),
+        ({"glu_activation": "none"}, r"only silu can"),
+    ]:
+        model = build(kda.replace(**changes))
+        with pytest.raises(InteropError, match=message):
+            export_model(model, tmp_path / "out", context=8, eos_id=0, layout="fla")

@@ -24,7 +24,14 @@ from scaling.config.experiment import Experiment
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig
 from scaling.record.record import RunRecord, read_states
 from scaling.sweep.launch import launch
-from scaling.sweep.slurm import SlurmOptions, SlurmRun, minutes, parse_extra, resources
+from scaling.sweep.slurm import (
+    SlurmOptions,
+    SlurmRun,
+    minutes,
+    parse_extra,
+    resources,
+    submit,
+)
 from scaling.system.claims import claim
 from tests.support.results import result
 
@@ -302,6 +309,25 @@ def test_time_limits(text: str, expected: int) -> None:
 def test_a_time_limit_that_is_none(text: str) -> None:
     with pytest.raises(ConfigError, match="write minutes"):
         minutes(text)
+
+
+@pytest.mark.parametrize("bad", ["a\nrm -rf ~", "a\rb", "a\x00b", "a\u2028b"])
+@pytest.mark.parametrize("place", ["partition", "extra", "out"])
+def test_lines_in_an_option_or_a_path_are_refused(
+    queue: Path, make: Callable[..., Experiment], tmp_path: Path, place: str, bad: str
+) -> None:
+    """submitit would write them into the batch script, where they are run."""
+    if place == "out" and "\x00" in bad:
+        pytest.skip("no path holds a null")
+    options = {
+        "partition": SlurmOptions(partition=bad),
+        "extra": SlurmOptions(extra={"comment": bad}),
+        "out": SlurmOptions(),
+    }[place]
+    sweep = tmp_path / (bad if place == "out" else "sweep")
+    with pytest.raises(ConfigError, match=r"would end a line of the batch script"):
+        submit(make("one").runs, sweep, options, FAKE)
+    assert scripts(queue) == []
 
 
 def test_extra_options_are_checked() -> None:
