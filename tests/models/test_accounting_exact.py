@@ -29,7 +29,7 @@ GROUPS = {
     "norm": "norm.",
     "feature_map": ("_map.", ".factor."),
     "position": ("theta", "tpe."),
-    "decay": ("slopes", "stem.logits"),
+    "decay": ("slopes", ".logits"),
     "token_mixer": ".mixer.",
 }
 
