@@ -48,6 +48,8 @@ class Pretrained:
     """Tokens that end a text."""
     run: RunConfig | None
     """The run that trained it; None for a foreign model."""
+    run_dir: Path | None = None
+    """The directory of that run."""
 
 
 def load_pretrained(
@@ -155,6 +157,7 @@ def _from_run(
         context=config.data.sequence_length,
         eos_ids=(tokenizer.eos_id,),
         run=config,
+        run_dir=checkpoint.parent.parent,
     )
 
 
