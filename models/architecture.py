@@ -23,7 +23,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,8 @@ class Options(Part):
     """
 
     _prefix = "model.options."
+    softmax = False
+    """Whether its mixer is softmax attention over all keys (or over LLaMA's window)."""
 
     def check(self, model: Any, where: str = _prefix) -> None:
         """Rules that take in the rest of the model; the base has none.
@@ -77,9 +79,10 @@ class Options(Part):
             )
         return dim // heads
 
-    def with_softmax(self, layers: int) -> tuple[int, ...]:
-        """Layers, of so many, with softmax attention over all keys (or over LLaMA's window)."""
-        return ()
+    def instead(self, layer: int) -> tuple[str, Options] | None:
+        """Architecture and options of the mixer that a layer has in the place of this one's; None:
+        this one's."""
+        return None
 
     def widened(self, factor: int) -> Options:
         """These options for a model with `factor` times as many heads; most are the same."""
@@ -183,6 +186,11 @@ class Architecture:
     """Activation of the channel mixer's gate branch; none: SGLU."""
     stem: Component = "models.layers:Stem"
     """Builds what runs once a call before the blocks, a `models.layers.Stem`, from (config)."""
+    shares: Callable[..., Hashable] | None = None
+    """For a stem that only prepares what its mixers get as `shared`, leaves x alone and carries no
+    state: says from (config) what its work depends on. Such a stem stands in every hybrid with
+    these mixers (`models.stems`), once for those to whom it gives the same. None: only models with
+    this base architecture have the stem."""
     options: type[Options] = Options
     """Its options, `model.options`."""
     splits_sequences: bool = False

@@ -198,7 +198,7 @@ class MixerContract:
 
     def test_splits_sequences_if_it_says_so(self) -> None:
         """On two ranks with half of every sequence each, losses and gradients are those of one."""
-        if not self.config.architecture.splits_sequences:
+        if self.config.whole_sequences:
             return
         tokens, targets = self.tokens(2, 96), self.tokens(2, 96)
         whole = self.model.loss(tokens, targets)
@@ -216,9 +216,9 @@ class MixerContract:
 
         losses = torch.cat(as_ranks(2, work), dim=1)
         assert losses.allclose(whole, rtol=0, atol=EXACT), (
-            f"{self.config.arch} declares splits_sequences=True, and split over two devices it has "
-            f"other losses, by up to {float((losses - whole).abs().max()):.3g}: it reads earlier "
-            "tokens by another way than the primitives of models.kernels.api; declare False"
+            f"{self.config.group} declares splits_sequences=True, and split over two devices it "
+            f"has other losses, by up to {float((losses - whole).abs().max()):.3g}: it reads "
+            "earlier tokens by another way than the primitives of models.kernels.api; declare False"
         )
         parameters = zip(*(twin.parameters() for twin in twins), expected, strict=True)
         for first, second, wanted in parameters:

@@ -2,7 +2,7 @@
 
     model, source = import_model("path/to/checkpoint", dtype=torch.float32)
 
-1. config.json decides the family: Llama, Mistral, Qwen2 (`models.interop.llama`), HGRN2 of
+1. config.json decides the family: one of `models.interop.families`, HGRN2 of
    flash-linear-attention (`models.interop.fla_hgrn2`), or our own exports.
 2. The model is built without memory, then given some, on the wanted device in the wanted dtype.
 3. Whole tensors of the file become parameters without being copied, parts of fused ones are copied
@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from models.config import ConfigError, ModelConfig
-from models.interop import fla_hgrn2, llama
+from models.interop import fla_hgrn2, llama, parameter_names
+from models.interop.families import FAMILIES
 from models.interop.tensors import (
     InteropError,
     Names,
@@ -119,7 +120,7 @@ def _read(model: LanguageModel, tensors: list[StoredTensor], values: dict[str, A
         return _read_own(model, tensors)
     if values["model_type"] == "hgrn2":
         return fla_hgrn2.read(model, tensors, values)
-    return llama.read(model, tensors)
+    return parameter_names.read(model, FAMILIES[values["model_type"]], tensors)
 
 
 def _with_memory(

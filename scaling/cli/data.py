@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from scaling.cli.options import File
+
 app = typer.Typer(help="Tokenise corpora ahead of training, and check what was tokenised.")
 
 
@@ -24,7 +26,7 @@ AcceptDataChange = Annotated[
 
 @app.command(epilog="Example: linscale data prepare experiments/quickstart.py --workers 16")
 def prepare(
-    file: Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")],
+    file: File,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Dotted overrides for every run, such as data.tokenizer=bpe:8192."),

@@ -3,7 +3,8 @@
 A file whose question can also be asked of small models on a CPU takes `runs(toy: bool = False)`.
 
 A file is loaded by its path, so it may live anywhere; its stem names the sweep. It may import
-modules that lie beside it; a name that is also installed means what is installed. Overrides from
+modules that lie beside it; a name that is also installed means what is installed. Those that come
+with Linscale are also found by their names, from any folder (`linscale.shipped`). Overrides from
 the command line are applied to every run, after the file.
 """
 
@@ -24,6 +25,8 @@ from pathlib import Path
 from linscale.code_search import folders_of, search_also
 from linscale.errors import LinscaleError
 from linscale.installation import PACKAGES, missing
+from linscale.selection import chosen, fields_of
+from linscale.shipped import experiment_file
 from models.config import ConfigError
 from scaling.config.hyper_laws import Law, apply_law
 from scaling.config.run import RunConfig
@@ -54,21 +57,25 @@ def load_experiment(
     toy: bool = False,
     law: Law = "constant",
     devices: int = 1,
+    only: str | None = None,
 ) -> Experiment:
     """Read an experiment file and apply dotted overrides to each of its runs.
 
     Args:
-        path: the file.
+        path: the file, or the name of an experiment that comes with Linscale.
         overrides: `field=value`, for every run; they have the last word.
         toy: take the file's small variant, in a sweep of its own (`<stem>-toy`).
         law: sets learning rate and batch of each run by its size and budget
             (`scaling.config.hyper_laws`).
         devices: the batch of a law is a multiple of so many sequences.
+        only: which of the runs, overrides applied (`linscale.selection`); None: all.
 
     Raises:
-        LinscaleError: the file is missing, fails to run, or does not list distinct runs.
+        LinscaleError: the file is missing, fails to run, or does not list distinct runs; or the
+            selection leaves none.
         ConfigError: a configuration or an override cannot work.
     """
+    path = experiment_file(path)
     runs = call(path, "runs", toy)
     text = _text(path)
     if not isinstance(runs, list) or not all(isinstance(run, RunConfig) for run in runs):
@@ -89,7 +96,8 @@ def load_experiment(
             "that sets the field the runs differ in (model.arch, seed, ...) makes them equal."
         )
     name = f"{path.stem}-toy" if toy else path.stem
-    return Experiment(name=name, path=path, text=text, runs=configs)
+    kept = chosen(configs, only, lambda r: fields_of(r.to_json(), run_id=r.run_id, size=r.size))
+    return Experiment(name=name, path=path, text=text, runs=kept)
 
 
 def _text(path: Path) -> str:
@@ -122,7 +130,7 @@ def _configured(run: RunConfig, overrides: list[str], law: Law, devices: int) ->
 def defines(path: Path, function: str) -> bool:
     """Whether a file has this function at its top level; nothing of it is run."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = experiment_file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
     return re.search(rf"^def {function}\(", text, re.MULTILINE) is not None
@@ -135,6 +143,7 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         LinscaleError: the file is missing or fails, or has no such function.
         ConfigError: a configuration in it cannot work.
     """
+    path = experiment_file(path)
     if "=" in path.name and not path.exists():
         raise LinscaleError(f"{path}: the experiment file comes first, overrides after it.")
     if path.is_dir():

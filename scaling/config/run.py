@@ -27,8 +27,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
 from linscale.horizons import whole_steps
-from models import config as model_config
-from models import flat
+from models import flat, model_json
 from models.config import ConfigError, ModelConfig
 from models.fields import LATER, Part, build, identity, nearest_divisor, unknown_name
 from scaling.config.fields import assign, leaves, parse
@@ -170,10 +169,12 @@ class RunConfig(Part):
         split, length = self.parallel.sequence, self.data.sequence_length
         if split == 1:
             return
-        if not self.model.architecture.splits_sequences:
+        if whole := self.model.whole_sequences:
+            field = "mixers" if self.model.mixers else "arch"
             raise ConfigError(
-                f"parallel.sequence={split} with model.arch={self.model.arch!r}: its architecture "
-                "does not say that sequences can be split (Architecture.splits_sequences); set "
+                f"parallel.sequence={split} with model.{field}={getattr(self.model, field)!r}: "
+                f"{whole[0]} does not say that sequences can be split "
+                "(Architecture.splits_sequences); set "
                 "parallel.sequence=1, and use parallel.activation_checkpointing=block or a smaller "
                 "parallel.micro_batch_sequences to save memory."
             )
@@ -268,7 +269,7 @@ class RunConfig(Part):
         return _digest(self._semantic() | {"budget": {}})
 
     def _semantic(self) -> dict[str, Any]:
-        semantic = identity(self) | {"model": model_config.identity(self.model)}
+        semantic = identity(self) | {"model": flat.flatten(self.model)}
         semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
@@ -293,7 +294,7 @@ class RunConfig(Part):
         """
         model = values.get("model") if isinstance(values, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if isinstance(model, Mapping):
-            values = {**values, "model": model_config.nested(cast("Mapping[str, Any]", model))}
+            values = {**values, "model": model_json.nested(cast("Mapping[str, Any]", model))}
         return build(cls, values)
 
     def override(self, assignments: Sequence[str]) -> RunConfig:
@@ -310,7 +311,7 @@ class RunConfig(Part):
         values = self.to_json()
         for path, text in given:
             if path == "model.arch" and text != values["model"]["arch"]:
-                values["model"] = model_config.carried(values["model"], text)
+                values["model"] = model_json.carried(values["model"], text)
         known = dotted_names(values)
         groups = {path[:at] for path in known for at, letter in enumerate(path) if letter == "."}
         for path, text in given:

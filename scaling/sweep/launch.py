@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ def launch(
     slurm: SlurmOptions | None = None,
     train: str = TRAIN,
     accept_data_change: bool = False,
+    in_order: bool = False,
+    dry_run: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -67,6 +70,8 @@ def launch(
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
         accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
             them out of fits.
+        in_order: begin runs in the order of the experiment, not the longest first.
+        dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
         True if every run ended, in a result or in divergence, or is submitted; False if one failed
@@ -81,6 +86,8 @@ def launch(
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
+    if in_order and launcher == "slurm":
+        raise ConfigError("--in-order with --launcher slurm: a cluster chooses its own order.")
     for arch in dict.fromkeys(config.model.arch for config in experiment.runs):
         show_children(arch)
     tasks: list[Task] = []
@@ -91,6 +98,11 @@ def launch(
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
+    options = slurm or SlurmOptions()
+    if dry_run:
+        for array in submit([t.config for t in left], sweep_dir, options, train, dry_run=True):
+            print(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
+        return True
     loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
     check_installed(loggers)
     for warning in check_servers(loggers, sweep_dir):
@@ -105,8 +117,10 @@ def launch(
             consent(sweep_dir / task.run_id)
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
-        _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
+        _submit([task.config for task in left], sweep_dir, options, train)
         return True
+    if not in_order:
+        left.sort(key=lambda task: -task.flops)  # the end is then reached soonest
     with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
         if len(left) < len(tasks):
             display.say(f"{len(tasks) - len(left)} of {len(tasks)} runs have ended before")
@@ -191,15 +205,20 @@ def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, tr
     print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
 
 
+def indented(text: str) -> str:
+    """A paragraph under its heading."""
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ")
+
+
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
-    """Train here, longest first. The first interrupt saves at the next step.
+    """Train here, one after the other. The first interrupt saves at the next step.
 
     A run that another process has, perhaps one of a pool that was killed and is saving, is tried
     again until it is free or has ended.
     """
     function = find(train)
     stop = threading.Event()
-    left = deque(sorted(tasks, key=lambda task: -task.flops))
+    left = deque(tasks)
     with _stopping(stop):
         while left and not stop.is_set():
             task = left.popleft()

@@ -1,6 +1,6 @@
 """The local pool: worker processes, and who trains what next.
 
-The pool hands runs to `scaling.sweep.worker` processes, longest first. A worker that dies is
+The pool hands runs to `scaling.sweep.worker` processes, in the order given. A worker that dies is
 replaced and its run goes on from its last checkpoint; so is one whose heartbeat stops. A run that
 kills its worker again and again without getting further has failed. A run that another launch has
 claimed is looked at again every few seconds, and taken over if it is given up. The first interrupt
@@ -70,13 +70,13 @@ class Pool:
     ) -> None:
         """
         Args:
-            tasks: the runs; their state is kept up to date.
+            tasks: the runs, in the order in which they are begun; their state is kept up to date.
             sweep_dir: directory of the sweep.
             environments: one worker each, with these variables on top of our own.
             train: `MODULE:FUNCTION` that trains one run.
             display: shows what happens.
         """
-        self._tasks = sorted(tasks, key=lambda task: -task.flops)
+        self._tasks = tasks
         self._sweep_dir, self._train, self._display = sweep_dir, train, display
         self._slots = [
             _Slot(environment=extra, log=sweep_dir / f"worker-{i}.log")
@@ -144,7 +144,7 @@ class Pool:
             self._display.say(waits_for(task, held))
 
     def _fill(self) -> None:
-        """Give free workers a run, the longest first, and start workers that are missing."""
+        """Give free workers the next run, and start workers that are missing."""
         waiting = deque(task for task in self._tasks if task.state == "waiting")
         for slot in self._slots:
             if slot.ready and waiting:

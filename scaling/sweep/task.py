@@ -16,7 +16,7 @@ class Task:
 
     config: RunConfig
     flops: float
-    """Training compute; orders the runs."""
+    """Training compute; the longest run is begun first unless another order is asked for."""
     state: str = "waiting"
     """`waiting`, `running` (here), `elsewhere`, or how it ended: see `FINAL`."""
     reason: str = ""

@@ -36,6 +36,18 @@ def test_every_run_is_trained_once_longest_first(
     assert [r.rpartition("-")[0] for r in record["runs"]] == ["a", "b", "c"]
 
 
+def test_runs_begin_in_the_order_of_the_experiment_if_asked(
+    make_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    for launcher in ("local", "inline"):
+        sweep = tmp_path / launcher
+        experiment = make_experiment("b", "c", "a")
+        assert launch(experiment, sweep, launcher=launcher, jobs=1, train=FAKE, in_order=True)
+        assert started(sweep) == ["b", "c", "a"]
+    with pytest.raises(ConfigError, match="--in-order with --launcher slurm"):
+        launch(experiment, tmp_path / "slurm", launcher="slurm", in_order=True)
+
+
 def test_again_changes_nothing(make_experiment: Callable[..., Experiment], tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     assert launch(make_experiment("a", "diverges"), sweep, jobs=2, train=FAKE)
