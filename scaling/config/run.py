@@ -18,6 +18,7 @@ can move. Its content is fingerprinted in the run record.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -252,7 +253,7 @@ class RunConfig(Part):
     def _to_steps(self, tokens: int) -> int:
         return whole_steps(tokens, self.tokens_per_step)
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
         return f"{self.name}-{_digest(self._semantic())}"
