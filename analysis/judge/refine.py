@@ -28,7 +28,6 @@ from analysis.io.sweep import Sweep
 from analysis.judge.design import rank_rungs
 from analysis.units import LEVEL
 
-
 _DATA = ("corpus", "tokenizer", "sequence_length")
 """Fields of `data` that finished runs and candidates must share."""
 
