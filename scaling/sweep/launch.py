@@ -19,7 +19,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +34,11 @@ from scaling.plan.plan import trained_tokens
 from scaling.record.data_identity import consent
 from scaling.record.head import SCHEMA, read_head
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.pool import Pool
+from scaling.sweep.pool import RETRY_SECONDS, Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
-from scaling.sweep.task import Task
+from scaling.sweep.task import Task, waits_for
 from scaling.sweep.worker import attempt, find
-from scaling.system.claims import exclusive
+from scaling.system.claims import exclusive, holder
 from scaling.system.devices import cores
 from scaling.system.files import read_json, remove_leftovers, write_json
 from scaling.training.loggers import check_installed, check_servers
@@ -173,20 +173,26 @@ def _flops(config: RunConfig) -> float:
 
 
 def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
-    """Write sweep.json; runs of earlier launches with other overrides stay listed."""
+    """Write sweep.json; runs of earlier launches, and the files that made them, stay listed."""
     path = sweep_dir / "sweep.json"
     with exclusive(sweep_dir / "sweep.lock"):
         remove_leftovers(sweep_dir)
-        earlier = read_json(path).get("runs", [])
-        runs = [*earlier, *(config.run_id for config in experiment.runs)]
+        before = read_json(path)
+        runs = [*before.get("runs", []), *(config.run_id for config in experiment.runs)]
+        texts = before.get("experiments", [])
+        if (former := before.get("experiment")) and not texts:  # of an earlier version
+            texts = [{"text": former, "argv": before.get("argv", [])}]
+        if experiment.text not in [each.get("text") for each in texts]:
+            texts = [*texts, {"text": experiment.text, "argv": sys.argv}]
         content = {
             "schema": SCHEMA,
             "sweep": sweep_dir.name,
             "experiment": experiment.text,
             "argv": sys.argv,
             "runs": list(dict.fromkeys(runs)),
+            "experiments": texts,
         }
-        if read_json(path) != content:
+        if before != content:
             write_json(path, content)
 
 
@@ -205,18 +211,28 @@ def indented(text: str) -> str:
 
 
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
-    """Train here, one after the other. The first interrupt saves at the next step."""
+    """Train here, one after the other. The first interrupt saves at the next step.
+
+    A run that another process has, perhaps one of a pool that was killed and is saving, is tried
+    again until it is free or has ended.
+    """
     function = find(train)
     stop = threading.Event()
+    left = deque(tasks)
     with _stopping(stop):
-        for task in tasks:
-            if stop.is_set():
-                return
+        while left and not stop.is_set():
+            task = left.popleft()
             task.state = "running"
             outcome = attempt(task.config, sweep_dir, function, stop, progress=True)
             if outcome.state == "busy":
                 task.state = "elsewhere"
-                display.say(f"{task.run_id}: another process is training it; left to that one")
+                held = holder(sweep_dir / task.run_id, glance=False)
+                if held is not None and not task.told:
+                    task.told = True
+                    display.say(waits_for(task, held))
+                left.append(task)
+                if all(other.state == "elsewhere" for other in left):
+                    stop.wait(RETRY_SECONDS)
                 continue
             task.state = outcome.state
             task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason

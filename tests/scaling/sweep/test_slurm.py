@@ -29,6 +29,7 @@ from scaling.sweep.launch import launch
 from scaling.sweep.slurm import SlurmOptions, SlurmRun, parse_extra, resources, submit
 from scaling.sweep.slurm_queue import longest, minutes
 from scaling.sweep.status import status_rows, summary
+from scaling.system import claims
 from scaling.system.claims import claim
 from tests.support.results import result
 
@@ -281,15 +282,19 @@ def test_submitits_local_executor_requeues_too(
     assert steps(sweep, "waits") == STEPS
 
 
-def test_the_claim_of_a_dead_node_runs_out(make: Callable[..., Experiment], tmp_path: Path) -> None:
-    """A job that is requeued after its node died finds a young claim of that node, and waits."""
+def test_the_claim_of_a_dead_node_runs_out(
+    make: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is requeued after its node died finds a claim of that node, and waits, whatever
+    that node's clock was."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 3.0)
     (config,) = make("a").runs
     folder = tmp_path / "sweep" / config.run_id
     folder.mkdir(parents=True)
     held = {"hostname": "node-7", "pid": 1, "since": time.time()}
     (folder / "claim").write_text(json.dumps(held))
-    almost_stale = time.time() - 57
-    os.utime(folder / "claim", (almost_stale, almost_stale))
+    ahead = time.time() + 3600
+    os.utime(folder / "claim", (ahead, ahead))
     assert SlurmRun(config, tmp_path / "sweep", FAKE)() == "done"
     assert RunRecord(config, tmp_path / "sweep").state == "done"
 
