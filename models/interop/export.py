@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models import flat
 from models.architecture import BUILT_IN, file_of
-from models.architectures.llama import LlamaOptions, rope_scaling
+from models.architectures.llama import LlamaOptions, RopeUse, llama_options, rope_scaling
 from models.config import ModelConfig
 from models.interop import fla_hgrn2, llama, parameter_names
 from models.interop.families import FAMILIES
@@ -46,10 +46,11 @@ def export_model(
     directory: Path | str,
     *,
     context: int,
-    eos_id: int | None,
+    eos_id: int | Sequence[int] | None,
     vocab_size: int | None = None,
     layout: str = "transformers",
     shard_bytes: int = SHARD_BYTES,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights, configuration, generation configuration and, where needed, code.
 
@@ -57,11 +58,12 @@ def export_model(
         model: any of ours.
         directory: where to; made if need be, must be empty or absent.
         context: tokens of the sequences it was trained on.
-        eos_id: token that ends a text.
+        eos_id: token that ends a text, or all that do.
         vocab_size: tokens of the tokenizer, where the embedding is padded beyond them: generation
             is told never to draw the rows of the padding. None: all rows.
         layout: `transformers`, or `fla` for an HGRN2 of flash-linear-attention.
         shard_bytes: largest size of a file of weights.
+        generation: settings of generation to keep, as in a `generation_config.json`.
 
     Raises:
         InteropError: the directory is not empty, or the layout cannot hold the model.
@@ -74,6 +76,8 @@ def export_model(
             "models.linearize.lora.merge_lora(model) first."
         )
     model = unscaled(model)  # no layout knows muP
+    every = None if isinstance(eos_id, int | None) else list(eos_id)
+    eos_id = eos_id if isinstance(eos_id, int | None) else eos_id[0]
     if layout == "fla":
         content = fla_hgrn2.config_json(model.config, context, eos_id)
         tensors = fla_hgrn2.written(model)
@@ -85,7 +89,9 @@ def export_model(
         named = {name: parameter.detach() for name, parameter in model.named_parameters()}
         content, tensors = _own(model.config, context, eos_id, _made(named))
     content["dtype"] = _name(model.embedding.weight.dtype)
-    _write(Path(directory), content, tensors, vocab_size, shard_bytes)
+    if every is not None:
+        content["eos_token_id"] = every
+    _write(Path(directory), content, tensors, vocab_size, shard_bytes, generation)
 
 
 def export_tensors(
@@ -123,6 +129,7 @@ def _write(
     tensors: dict[str, Callable[[], Tensor]],
     vocab_size: int | None,
     shard_bytes: int,
+    given: Mapping[str, Any] | None = None,
 ) -> None:
     """All files of an export; `content` is config.json."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -130,8 +137,12 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory, tensors, shard_bytes)
     _write_json(directory / "config.json", content)
-    end = content["eos_token_id"]
-    generation: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end, "do_sample": False}
+    end = {"eos_token_id": content["eos_token_id"], "pad_token_id": content["pad_token_id"]}
+    generation: dict[str, Any] = end | {"do_sample": False}
+    if given is not None:  # its own padding stays, and what ends a text is all that may
+        own = ("transformers_version", "_from_model_config")
+        kept = {name: value for name, value in given.items() if name not in own}
+        generation |= kept | {"eos_token_id": end["eos_token_id"]}
     if vocab_size is not None and vocab_size < content["vocab_size"]:
         generation["suppress_tokens"] = list(range(vocab_size, content["vocab_size"]))
     _write_json(directory / "generation_config.json", generation)
@@ -152,6 +163,13 @@ def _own(
             "with linscale.load_pretrained, or write your own code for transformers."
         )
     own = _own_config(config, context, eos_id)
+    activation = config.gate_activation in ("silu", "none")
+    if linearized(config) is None and not (config.plain_blocks and activation):
+        raise InteropError(
+            f"model.norms={config.norms!r}, model.residual_scale={config.residual_scale}, "
+            f"model.glu_activation={config.glu_activation!r} with model.arch={config.arch!r}: the "
+            "exported code of this architecture has pre-norms, plain residuals, and SiLU or none."
+        )
     if linearized(config) is not None:
         own["architectures"] = ["LinearizedForCausalLM"]
         code = _LINEARIZED_CODE.removesuffix(".py")
@@ -164,21 +182,30 @@ def _own(
 
 
 def _rotary(config: ModelConfig) -> dict[str, Any]:
-    """Angles a position of the rotary encoding, (K / 2,), and the factor on their cosines."""
-    scaling = rope_scaling(config)
-    if scaling is not None and scaling.kind == "dynamic":
+    """How queries and keys rotate, as the exported code of linearized models reads it."""
+    options, scaling = llama_options(config), rope_scaling(config)
+    if scaling is not None and scaling.by_length:
         raise InteropError(
-            "model.options.llama.rope_scaling.kind='dynamic': its angles change with the length of "
-            "the text, which the exported code of linearized models does not follow; linearize the "
-            "model without scaling, or with linear, yarn or llama3."
+            f"model.options.llama.rope_scaling.kind={scaling.kind!r}: its angles change with the "
+            "length of the text, which the exported code of linearized models does not follow; "
+            "linearize the model without scaling, or with linear, yarn or llama3."
         )
     # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
     # frequencies never exceed one radian a position.
     one = torch.ones(1, 1, dtype=torch.float64)
-    cos, sin = rotary_angles(config, one, one, torch.float64)
+    layers: list[RopeUse] = [options.rope_of(layer) for layer in range(config.layers)]
+    uses: dict[str, Any] = {}
+    for use in dict.fromkeys(layers):
+        cos, sin = (x.flatten() for x in rotary_angles(config, one, one, torch.float64, use))
+        frequencies, scales = torch.atan2(sin, cos), torch.hypot(sin, cos)
+        uses[use] = {"frequencies": frequencies.tolist(), "scales": scales.tolist()}
+    growth = 0.0 if scaling is None else scaling.query_growth
     return {
-        "frequencies": torch.atan2(sin, cos).flatten().tolist(),
-        "scale": float(torch.hypot(sin, cos).flatten()[0]),
+        "uses": uses,
+        "layers": layers,
+        "query_scale": options.queries_factor(config.head_dim),
+        "query_growth": growth,
+        "query_length": 1 if scaling is None else scaling.original_length or 1,
     }
 
 

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 from linscale.errors import LinscaleError
 from linscale.file_names import find_inside
 from scaling.config.run import RunConfig
-from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
+from scaling.data.json_tokenizer import more_ends
+from scaling.data.tokenizers import (
+    JsonTokenizer,
+    Tokenizer,
+    load_json_tokenizer,
+    load_tokenizer,
+)
 from scaling.record.checkpoints import CheckpointError, load_model
 from scaling.record.head import read_head
 from scaling.record.record import TOKENIZER
@@ -47,6 +53,11 @@ class Pretrained:
     """Tokens that end a text."""
     run: RunConfig | None
     """The run that trained it; None for a foreign model."""
+
+    @property
+    def files(self) -> Path | None:
+        """The folder with its tokenizer's files as they came with it or its teacher."""
+        return self.tokenizer.folder if isinstance(self.tokenizer, JsonTokenizer) else None
 
 
 def load_pretrained(
@@ -152,9 +163,16 @@ def _from_run(
         model=model.to(device=device, dtype=dtype),
         tokenizer=tokenizer,
         context=config.data.sequence_length,
-        eos_ids=(tokenizer.eos_id,),
+        eos_ids=_ends(tokenizer),
         run=config,
     )
+
+
+def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end a text: the tokenizer's own first, and those that came with it."""
+    folder = tokenizer.folder if isinstance(tokenizer, JsonTokenizer) else None
+    more = () if folder is None else more_ends(folder)
+    return tuple(dict.fromkeys((tokenizer.eos_id, *more)))
 
 
 def _foreign(path: Path, device: torch.device | str, dtype: torch.dtype | None) -> Pretrained:

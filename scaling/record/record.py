@@ -36,6 +36,7 @@ from models.config import ConfigError
 from scaling.config.objectives import NEXT_TOKEN
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, segments
+from scaling.data.json_tokenizer import FILES, KEPT
 from scaling.data.tokenizers import JsonTokenizer, Tokenizer
 from scaling.plan.costs import stages
 from scaling.record.head import SCHEMA, RecordError, State, label, read_head
@@ -45,6 +46,17 @@ TOKENIZER = "tokenizer.json"
 """The tokenizer of a run, in its directory."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 """Beside it: which token ends a document."""
+
+
+def copy_files(folder: Path, to: Path) -> None:
+    """Copy the files of a tokenizer as they are."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (folder / name).is_file():
+            with replacing(to / name) as file:
+                file.write((folder / name).read_bytes())
+
+
 RECORDS = 500
 """About how many training lines metrics.jsonl gets on the longest path."""
 
@@ -147,6 +159,8 @@ class RunRecord:
                 file.write(tokenizer.to_config().encode())
             with replacing(self.path / TOKENIZER) as file:
                 file.write(tokenizer.to_json().encode())
+            if tokenizer.folder is not None and tokenizer.folder != self.path / KEPT:
+                copy_files(tokenizer.folder, self.path / KEPT)
 
     def write_status(
         self,
