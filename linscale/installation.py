@@ -27,6 +27,7 @@ EXTRAS = {
     "torch": "train",
     "triton": "train",
     "lm_eval": "eval",
+    "gguf": "gguf",
     "submitit": "slurm",
 }
 """Modules that the plain installation lacks, and the extra of pyproject.toml that brings each."""

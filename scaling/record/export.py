@@ -94,8 +94,12 @@ def _copy_tokenizer(folder: Path, directory: Path) -> None:
     (directory / GENERATION).write_bytes(generation)
     path = directory / TOKENIZER_CONFIG
     settings = read_json(path) | {"model_input_names": INPUTS}
-    if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 4 does not know it
+    # What transformers 5 has its own words for, in those that 4 knows too.
+    if settings.pop("backend", None) == "tokenizers":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(more := settings.get("extra_special_tokens"), list):
+        del settings["extra_special_tokens"]
+        settings["additional_special_tokens"] = more
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -7,6 +7,7 @@
 | `runs/S/R/checkpoints/milestone-N.pt`   | that checkpoint                                        |
 | `runs/S/R`                              | the last milestone of the run                          |
 | a directory with a foreign config.json  | what `models.interop` imports, and its tokenizer.json  |
+| a GGUF file                             | the same, converted once to a directory beside it      |
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from scaling.record.checkpoints import CheckpointError, load_model
 from scaling.record.head import read_head
 from scaling.record.record import TOKENIZER
 from scaling.system.files import read_json
+
+GGUF = ".gguf"
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +93,8 @@ def find_checkpoint(path: Path | str) -> Path | None:
         LinscaleError: there is no model at the path.
     """
     path = Path(path)
+    if path.suffix == GGUF and path.is_file():
+        return None
     if path.is_file():
         return path
     head = read_head(path)
@@ -107,6 +112,10 @@ def find_checkpoint(path: Path | str) -> Path | None:
             f"{path / 'config.json'}: is not a JSON object; restore it, or delete {path} and make "
             "it again."
         )
+    if not path.is_dir() or (path / "adapter_config.json").is_file():
+        from models.interop.importing import check_folder
+
+        check_folder(path)
     raise LinscaleError(
         f"{path}: holds no model; give a checkpoint (.pt), the directory of a run, or a directory "
         "with config.json and safetensors files."
@@ -177,7 +186,9 @@ def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _foreign(path: Path, device: torch.device | str, dtype: torch.dtype | None) -> Pretrained:
     from models.interop import import_model
+    from models.interop.gguf import folder_of
 
+    path = folder_of(path)
     tokenizer_path = path / TOKENIZER
     if not tokenizer_path.is_file():
         raise LinscaleError(
