@@ -60,8 +60,8 @@ def windows(config: RunConfig, teacher: ModelConfig) -> dict[str, Baseline]:
     linear = model.layers - len(kept)
     if not linear:
         return {}
-    kept_bytes = held_bytes(teacher, config) * len(kept) // model.layers
-    key = 2 * softmax(teacher).key_width * itemsize(config)  # one key with its value, a layer
+    key = 2 * softmax(teacher, 0).key_width * itemsize(config)  # one key with its value, a layer
+    kept_bytes = sum(key * softmax(teacher, layer).held(length) for layer in kept)
 
     def alone(window: int, sinks: int, arrangement: Any) -> LoLCATs:
         return LoLCATs(

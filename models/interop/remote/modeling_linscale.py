@@ -330,11 +330,15 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
     _is_stateful = True
     supports_gradient_checkpointing = True
     _no_split_modules = ["LinscaleBlock"]  # noqa: RUF012 (transformers' protocol)
-    _keep_in_fp32_modules_strict = ["stem", "angles", "decay"]  # noqa: RUF012
+    wide_modules = ("stem", "angles", "decay")
+    """Modules whose tensors stay in float32 where the model has them."""
 
     def __init__(self, config: LinscaleConfig) -> None:
         super().__init__(config)
         self.model: LinscaleModel = self.make_model(config)
+        # transformers takes the names of modules that are there, and refuses others.
+        there = {part for name, _ in self.named_parameters() for part in name.split(".")}
+        self._keep_in_fp32_modules_strict = {n for n in self.wide_modules if n in there}
         self.post_init()
 
     @staticmethod

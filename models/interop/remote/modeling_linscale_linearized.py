@@ -396,7 +396,7 @@ class LinearizedForCausalLM(LinscaleForCausalLM):
 
     config_class = LinearizedConfig
     _no_split_modules = ["LinearizedBlock"]  # noqa: RUF012 (transformers' protocol)
-    _keep_in_fp32_modules_strict = ["factor", "decay"]  # noqa: RUF012
+    wide_modules = ("factor", "decay")
 
     @staticmethod
     def make_model(config: LinscaleConfig) -> Any:
