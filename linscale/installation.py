@@ -28,7 +28,9 @@ EXTRAS = {
     "triton": "train",
     "lm_eval": "eval",
     "gguf": "gguf",
+    "openpyxl": "tables",
     "submitit": "slurm",
+    "tensorboard": "tables",
 }
 """Modules that the plain installation lacks, and the extra of pyproject.toml that brings each."""
 
@@ -91,7 +93,10 @@ def missing(error: ModuleNotFoundError) -> str | None:
     extra = EXTRAS.get(package)
     if extra is None:
         return None
-    return f"needs {package}; install it with: pip install 'linscale[{extra}]'"
+    return (
+        f"needs {package}, which the extra `{extra}` brings; in the folder of Linscale's sources: "
+        f"pip install '.[{extra}]'"
+    )
 
 
 def require(what: str, *modules: str) -> None:

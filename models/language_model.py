@@ -7,7 +7,8 @@ Imported models differ in details that `ModelConfig` names: norms behind the mix
 (`norms`), factors on residuals and logits, capped logits.
 
 `build(config)` takes the parts from the configuration's `Architecture` (`models.architecture`), so
-that a new architecture is one file, anywhere, that defines one.
+that a new architecture is one file, anywhere, that defines one. In a hybrid (`ModelConfig.mixers`)
+each layer's token mixer is that of the architecture that its pattern names.
 
 Three ways through one set of weights, which agree:
 
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from models import width
 from models.architecture import part
-from models.config import ModelConfig
+from models.config import ModelConfig, layer_configs
 from models.cross_entropy import linear_cross_entropy
 from models.layers import (
     GLU,
@@ -43,6 +44,7 @@ from models.layers import (
     Trees,
     make_span,
 )
+from models.mixed_stem import make_stem
 
 
 class State(NamedTuple):
@@ -70,8 +72,7 @@ class Block(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        layer: int,
-        mixer: Callable[..., TokenMixer],
+        mixer: TokenMixer,
         norm: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Block(nn.Module):
         # What comes with a transformer's weights has weights, also where other norms have none.
         behind = OffsetRMSNorm if config.norm_offset else RMSNorm
         self.mixer_norm = placed(norm, config.norms != "post")
-        self.mixer = mixer(config, layer)
+        self.mixer = mixer
         self.mixer_post_norm = placed(behind, config.norms != "pre")
         self.channel_norm = placed(norm, config.norms != "post")
         self.channel = GLU(config)
@@ -117,11 +118,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        mixer, norm = part(config.architecture.mixer), part(config.architecture.norm)
-        norm = OffsetRMSNorm if config.norm_offset else norm
-        self.stem: Stem = part(config.architecture.stem)(config)
+        norm = OffsetRMSNorm if config.norm_offset else part(config.architecture.norm)
+        self.stem: Stem = make_stem(config)
         self.blocks = nn.ModuleList(
-            Block(config, layer, mixer, norm) for layer in range(config.layers)
+            Block(config, part(own.architecture.mixer)(own, layer), norm)
+            for layer, own in enumerate(layer_configs(config))
         )
         self.norm: nn.Module = norm(config.dim, config.norm_eps)
         # A tied head is the embedding itself, not a second name for it: moving a model off the

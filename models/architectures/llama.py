@@ -9,12 +9,12 @@ part, `llama`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from models.architecture import Architecture, Kept, LayerCosts, Options, Softmax
-from models.config import ModelConfig
+from models.config import ModelConfig, layer_configs
 from models.errors import ConfigError
 from models.fields import LATER, Part
 
@@ -91,8 +91,9 @@ RopeUse = Literal["global", "local", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaOptions(Options):
-    """Softmax attention with rotary positions."""
+    """Softmax attention with rotary positions, or without."""
 
+    softmax = True
     rope_base: float = 10_000.0
     """Base of the rotary frequencies."""
     kv_heads: int | None = None
@@ -111,7 +112,8 @@ class LlamaOptions(Options):
     full_layers: tuple[int, ...] = field(default=(), metadata=LATER)
     """Layers, counted from 0, whose queries see all keys although there is a `window`."""
     rope_share: float = field(default=1.0, metadata=LATER)
-    """Share of a head's channels that rotate."""
+    """Share of a head's channels that rotate. 0: none (NoPE), for hybrids, whose recurrent layers
+    know the order of tokens."""
     rope_free_layers: tuple[int, ...] = field(default=(), metadata=LATER)
     """Layers, counted from 0, without rotary positions."""
     local_rope_base: float | None = field(default=None, metadata=LATER)
@@ -137,7 +139,7 @@ class LlamaOptions(Options):
             value = getattr(self, name)
             fits = value is None or 0 < value < float("inf")
             self._require(name, fits, "above 0 and finite, or None")
-        self._require("rope_share", 0 < self.rope_share <= 1, "above 0 and at most 1")
+        self._require("rope_share", 0 <= self.rope_share <= 1, "between 0 and 1")
         for name in ("full_layers", "rope_free_layers"):
             layers = list(getattr(self, name))
             ordered = layers == sorted(set(layers)) and all(layer >= 0 for layer in layers)
@@ -158,7 +160,8 @@ class LlamaOptions(Options):
                 f"{self.head_size} gives head dimension {model.head_dim}; rotary embeddings need "
                 "an even one."
             )
-        if self.rotated(model.head_dim) % 2 or not self.rotated(model.head_dim):
+        turning = self.rotated(model.head_dim)
+        if turning % 2 or (self.rope_share > 0 and not turning):
             raise ConfigError(
                 f"{where}rope_share={self.rope_share} of {model.head_dim} channels: channels "
                 "rotate in pairs; choose a share that is an even number of them."
@@ -179,9 +182,6 @@ class LlamaOptions(Options):
     def head_dim(self, dim: int, heads: int) -> int:
         return super().head_dim(dim, heads) if self.head_size is None else self.head_size
 
-    def with_softmax(self, layers: int) -> tuple[int, ...]:
-        return tuple(range(layers))
-
     def widened(self, factor: int) -> LlamaOptions:
         return replace(self, kv_heads=None if self.kv_heads is None else factor * self.kv_heads)
 
@@ -199,7 +199,7 @@ class LlamaOptions(Options):
 
     def rope_of(self, layer: int) -> RopeUse:
         """Which rotary angles a layer has."""
-        if layer in self.rope_free_layers:
+        if self.rope_share == 0 or layer in self.rope_free_layers:
             return "none"
         local = self.local_rope_base is not None and self.window_of(layer) is not None
         return "local" if local else "global"
@@ -246,6 +246,20 @@ def rope_scaling(model: ModelConfig) -> RopeScaling | None:
     """How a model's rotary frequencies are stretched; None where they are not, or it has none."""
     based = isinstance(model.options, LlamaOptions | LlamaBased)
     return llama_options(model).rope_scaling if based else None
+
+
+def follows_length(model: ModelConfig) -> bool:
+    """Whether rotary angles of some layer depend on how long a sequence becomes."""
+    scalings = map(rope_scaling, layer_configs(model))
+    return any(scaling is not None and scaling.kind == "dynamic" for scaling in scalings)
+
+
+def angles(model: ModelConfig) -> Hashable:
+    """What the rotary angles of a model depend on; models that are equal in this share them."""
+    options = replace(llama_options(model), kv_heads=None, head_size=None)
+    if options.local_rope_base is None:  # no layer's angles go by its window
+        options = replace(options, window=None, full_layers=())
+    return options, model.head_dim
 
 
 def key_value_heads(model: ModelConfig) -> int:
@@ -324,6 +338,7 @@ ARCHITECTURE = Architecture(
     mixer="models.llama:SoftmaxAttention",
     stem="models.llama:RotaryStem",
     activation="silu",
+    shares=angles,
     options=LlamaOptions,
     costs=costs,
     starts_from="itself",

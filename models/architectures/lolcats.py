@@ -72,8 +72,6 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     """One layer: linear attention with a state that has one more value channel, the denominator's,
     and is kept twice; softmax attention to a window, whose cache has two of them."""
     options, d, size = model.options_as(LoLCATs), model.dim, model.head_dim
-    if layer in model.softmax_layers:
-        return llama.costs(model, layer)
     maps = 2 * options.map_parameters(model.heads, size) + model.heads
     map_flops = 2 * options.map_flops(model.heads, size)
     features = options.features(size)
@@ -113,8 +111,9 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
 ARCHITECTURE = Architecture(
     label="LoLCATs",
-    mixer="models.linearize.lolcats:mixer",
+    mixer="models.linearize.lolcats:HybridAttention",
     stem="models.llama:RotaryStem",
+    shares=llama.angles,
     activation="silu",
     options=LoLCATs,
     costs=costs,

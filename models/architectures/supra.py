@@ -41,8 +41,6 @@ class Supra(Linearized, DecayOptions):
 def costs(model: ModelConfig, layer: int) -> LayerCosts:
     """One layer; queries and keys share a map where they have as many heads."""
     options, d, size = model.options_as(Supra), model.dim, model.head_dim
-    if layer in model.softmax_layers:
-        return llama.costs(model, layer)
     keys = llama.key_value_heads(model)
     maps = options.map_parameters(model.heads, size)
     if keys != model.heads:
@@ -76,8 +74,9 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
 ARCHITECTURE = Architecture(
     label="SUPRA",
-    mixer="models.linearize.supra:mixer",
+    mixer="models.linearize.supra:SupraAttention",
     stem="models.llama:RotaryStem",
+    shares=llama.angles,
     activation="silu",
     options=Supra,
     costs=costs,

@@ -5,7 +5,11 @@
 | llama                        | a plain Llama checkpoint, or of a relative; no code            |
 | tnl, hgrn2, cosformer2       | config.json with `auto_map`, the code of `models.interop.remote`|
 | supra, lolcats               | the same; LoRA has to be merged first                          |
+| a hybrid of these            | the same, with the code of all its mixers                      |
 | hgrn2, layout `fla`          | flash-linear-attention's HGRN2 (`models.interop.fla_hgrn2`)    |
+| gla, gated_deltanet, kda,    | flash-linear-attention's models of these names                 |
+| layout `fla`                 | (`models.interop.fla_mixers`); there is no other layout for    |
+|                              | them, and none for mamba2                                      |
 
 The tokenizer is the caller's to write: this package knows no text.
 """
@@ -23,16 +27,15 @@ from torch import Tensor
 
 from models import flat
 from models.architecture import BUILT_IN, file_of
-from models.architectures.llama import LlamaOptions, RopeUse, llama_options, rope_scaling
+from models.architectures.llama import LlamaOptions, rope_scaling
 from models.config import ModelConfig
-from models.interop import fla_hgrn2, llama, parameter_names
+from models.interop import fla_hgrn2, fla_mixers, hybrid, llama, parameter_names
 from models.interop.families import FAMILIES
 from models.interop.importing import LINSCALE
 from models.interop.tensors import SHARD_BYTES, InteropError, write_tensors
 from models.language_model import LanguageModel
 from models.linearize.lora import LoRALinear
 from models.linearize.options import linearized
-from models.rope import rotary_angles
 from models.width import unscaled
 
 Layout = Literal["transformers", "fla"]
@@ -61,7 +64,7 @@ def export_model(
         eos_id: token that ends a text, or all that do.
         vocab_size: tokens of the tokenizer, where the embedding is padded beyond them: generation
             is told never to draw the rows of the padding. None: all rows.
-        layout: `transformers`, or `fla` for an HGRN2 of flash-linear-attention.
+        layout: `transformers`, or `fla` for a model of flash-linear-attention.
         shard_bytes: largest size of a file of weights.
         generation: settings of generation to keep, as in a `generation_config.json`.
 
@@ -78,10 +81,13 @@ def export_model(
     model = unscaled(model)  # no layout knows muP
     every = None if isinstance(eos_id, int | None) else list(eos_id)
     eos_id = eos_id if isinstance(eos_id, int | None) else eos_id[0]
-    if layout == "fla":
+    if layout == "fla" and model.config.arch != "hgrn2":
+        content = fla_mixers.config_json(model.config, context, eos_id)
+        tensors = fla_mixers.written(model)
+    elif layout == "fla":
         content = fla_hgrn2.config_json(model.config, context, eos_id)
         tensors = fla_hgrn2.written(model)
-    elif isinstance(model.config.options, LlamaOptions):
+    elif isinstance(model.config.options, LlamaOptions) and not hybrid.is_hybrid(model.config):
         content = llama.config_json(model.config, context, eos_id)
         family = FAMILIES[content["model_type"]]
         tensors = {n: slot.written for n, slot in parameter_names.slots(model, family).items()}
@@ -147,8 +153,9 @@ def _write(
         generation["suppress_tokens"] = list(range(vocab_size, content["vocab_size"]))
     _write_json(directory / "generation_config.json", generation)
     if content["model_type"] == LINSCALE:
-        linearized = "rotary" in content
-        for name in (*_CODE_FILES, _LINEARIZED_CODE) if linearized else _CODE_FILES:
+        more = {"rotary": (_LINEARIZED_CODE,), "hybrid": (_LINEARIZED_CODE, hybrid.CODE)}
+        needed = [name for field, names in more.items() if field in content for name in names]
+        for name in (*_CODE_FILES, *needed):
             shutil.copyfile(_CODE / name, directory / name)
 
 
@@ -156,11 +163,17 @@ def _own(
     config: ModelConfig, context: int, eos_id: int | None, tensors: dict[str, Callable[[], Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
     """config.json and the tensors of a model that carries its code with it."""
-    if file_of(config.arch) is not None:
+    if own := [arch for arch in config.archs if file_of(arch) is not None]:
         raise InteropError(
-            f"model.arch={config.arch!r}: an export carries the code of a built-in architecture "
+            f"model.arch={own[0]!r}: an export carries the code of a built-in architecture "
             f"({', '.join(BUILT_IN)}), and there is none for one of your own; load its checkpoint "
             "with linscale.load_pretrained, or write your own code for transformers."
+        )
+    if config.mixers is None and config.arch not in hybrid.KINDS:
+        raise InteropError(
+            f"model.arch={config.arch!r}: an export carries the code of {', '.join(hybrid.KINDS)}, "
+            f"and there is none for {config.arch}; use layout='fla' for "
+            f"{', '.join(fla_mixers.CLASSES)}, or load a checkpoint with linscale.load_pretrained."
         )
     own = _own_config(config, context, eos_id)
     activation = config.gate_activation in ("silu", "none")
@@ -170,7 +183,9 @@ def _own(
             f"model.glu_activation={config.glu_activation!r} with model.arch={config.arch!r}: the "
             "exported code of this architecture has pre-norms, plain residuals, and SiLU or none."
         )
-    if linearized(config) is not None:
+    if hybrid.is_hybrid(config):
+        own |= hybrid.config_fields(config)
+    elif linearized(config) is not None:
         own["architectures"] = ["LinearizedForCausalLM"]
         code = _LINEARIZED_CODE.removesuffix(".py")
         own["auto_map"] = {
@@ -183,30 +198,14 @@ def _own(
 
 def _rotary(config: ModelConfig) -> dict[str, Any]:
     """How queries and keys rotate, as the exported code of linearized models reads it."""
-    options, scaling = llama_options(config), rope_scaling(config)
+    scaling = rope_scaling(config)
     if scaling is not None and scaling.by_length:
         raise InteropError(
             f"model.options.llama.rope_scaling.kind={scaling.kind!r}: its angles change with the "
             "length of the text, which the exported code of linearized models does not follow; "
             "linearize the model without scaling, or with linear, yarn or llama3."
         )
-    # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
-    # frequencies never exceed one radian a position.
-    one = torch.ones(1, 1, dtype=torch.float64)
-    layers: list[RopeUse] = [options.rope_of(layer) for layer in range(config.layers)]
-    uses: dict[str, Any] = {}
-    for use in dict.fromkeys(layers):
-        cos, sin = (x.flatten() for x in rotary_angles(config, one, one, torch.float64, use))
-        frequencies, scales = torch.atan2(sin, cos), torch.hypot(sin, cos)
-        uses[use] = {"frequencies": frequencies.tolist(), "scales": scales.tolist()}
-    growth = 0.0 if scaling is None else scaling.query_growth
-    return {
-        "uses": uses,
-        "layers": layers,
-        "query_scale": options.queries_factor(config.head_dim),
-        "query_growth": growth,
-        "query_length": 1 if scaling is None else scaling.original_length or 1,
-    }
+    return hybrid.rotary(config)
 
 
 def _made(tensors: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
@@ -232,7 +231,7 @@ def _own_config(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
         "bos_token_id": None,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
-        "linscale": flat.settings(config),
+        "linscale": flat.settings(config) if not hybrid.is_hybrid(config) else {},
     }
 
 

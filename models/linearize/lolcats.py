@@ -358,9 +358,3 @@ def _in_full(equation: str, x: Tensor, y: Tensor) -> Tensor:
     """A product in y's dtype (float32 or wider), also under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return torch.einsum(equation, x.to(y.dtype), y)
-
-
-def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `softmax_layers` keeps it."""
-    kept = layer in config.softmax_layers
-    return SoftmaxAttention(config, layer) if kept else HybridAttention(config, layer)

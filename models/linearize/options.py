@@ -56,8 +56,8 @@ class Linearized(LlamaBased):
                 f"{model.layers - 1}."
             )
 
-    def with_softmax(self, layers: int) -> tuple[int, ...]:
-        return self.softmax_layers
+    def instead(self, layer: int) -> tuple[str, Options] | None:
+        return ("llama", self.llama) if layer in self.softmax_layers else None
 
     def columns(self, head_dim: int) -> int:
         """Columns of the learned matrix of `t2r` and `hedgehog`."""

@@ -86,9 +86,3 @@ class SupraAttention(SoftmaxAttention):
     ) -> LayerState:
         shape = (batch_size, self.heads, self.head_dim, self.head_dim)
         return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
-
-
-def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `softmax_layers` keeps it."""
-    kept = layer in config.softmax_layers
-    return SoftmaxAttention(config, layer) if kept else SupraAttention(config, layer)

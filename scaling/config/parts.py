@@ -135,6 +135,9 @@ class BudgetConfig(Part):
     keep_every_tokens: int | None = field(default=None, metadata=LATER)
     """Tokens between resume checkpoints of the trunk that are kept for good. None: those that are
     no longer of use are removed; milestones are kept anyway."""
+    keep_trunk: bool = field(default=True, metadata=LATER)
+    """Whether the trunk's last checkpoint, with optimizer, stays when the run is done, so that a
+    run of the same trunk with a larger budget goes on from it. Not part of the identity."""
 
     _prefix = "budget."
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map
 
-from models.architectures.llama import rope_scaling
+from models.architectures.llama import follows_length
 from models.generation import read
 from models.language_model import LanguageModel, State
 from models.layers import Trees
@@ -127,8 +127,7 @@ def score(
         inputs = [*context, *continuation][:-1]
         texts.append(Text(number, inputs[-max_length:], continuation))
     scores: list[Score] = [(0.0, False)] * len(pairs)
-    scaling = rope_scaling(model.config)
-    if scaling is not None and scaling.kind == "dynamic":  # angles depend on what a call reads
+    if follows_length(model.config):  # angles depend on what a call reads
         groups = [Group(len(text.inputs), [text]) for text in texts]
     else:
         groups = _groups(texts)

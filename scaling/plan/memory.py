@@ -23,13 +23,13 @@ block keeps less, and kernels need some workspace: the estimate is meant to be w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
 from models.accounting import layer_costs, parameters
 from models.architecture import Kept
 from models.chunk_sizes import PLAIN_LOGITS, STATE_INTERVAL
-from models.config import ModelConfig
+from models.config import ModelConfig, layer_configs
 from scaling.config.run import RunConfig
 from scaling.plan.costs import learning_parameters, teacher_parameters
 from scaling.plan.kept import measured
@@ -82,10 +82,19 @@ def kept_by_block(
 
 
 def _kept(model: ModelConfig) -> Kept | None:
-    """The mean layer's; None where the architecture has no closed form for some layer."""
-    found = [None] if (layers := layer_costs(model)) is None else [c.kept for c in layers]
-    kept = [k for k in found if k is not None]
-    if len(kept) < len(found):
+    """The mean layer's; None where the architecture has no closed form for some layer.
+
+    A layer's own architecture says what is kept with its own norms: those with weights keep their
+    results twice in float32, before and after.
+    """
+    found = [costs.kept for costs in layer_costs(model)]
+    own = [config.architecture.weighted_norm for config in layer_configs(model)]
+    kept = [
+        replace(k, wide=k.wide + 2 * model.dim * (model.architecture.weighted_norm - weighted))
+        for k, weighted in zip(found, own, strict=True)
+        if k is not None
+    ]
+    if len(kept) < len(found) or not model.architecture.costs:
         return None
     names = [f.name for f in fields(Kept)]
     return Kept(**{name: fmean(getattr(k, name) for k in kept) for name in names})  # pyright: ignore[reportArgumentType]

@@ -84,14 +84,14 @@ def test_the_mixer_is_the_papers_recurrence() -> None:
 
 
 def test_an_empty_state_needs_closed_forms(module: types.ModuleType) -> None:
-    measured.costs.cache_clear()
+    measured.layer_costs.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             module.GatedLinearAttention, "initial_state", lambda self, n, device, dtype: {}
         )
         with pytest.raises(ConfigError, match=r"model.arch='my_gla' starts with an empty state"):
             accounting.parameters(toy_config("my_gla", 48, vocab_size=61))
-    measured.costs.cache_clear()
+    measured.layer_costs.cache_clear()
 
 
 def run(arch: str, *overrides: str, **parts: Any) -> RunConfig:

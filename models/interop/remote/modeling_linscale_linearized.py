@@ -33,6 +33,8 @@ from .modeling_linscale import (
 FLOOR = 1e-12
 PIECE = 64
 """Queries that LoLCATs' attention works on at a time, at least."""
+PLAIN = {"full_layers": [], "score_cap": None, "qk_norm": "none"}
+"""Later options of a transformer where its settings do not have them."""
 _POSITIVE = ("t2r", "hedgehog", "relu", "elu")
 
 
@@ -91,11 +93,11 @@ class LinearizedMixer(nn.Module):
         dim, self.heads = settings["dim"], settings["heads"]
         self.groups = settings["kv_heads"] or self.heads
         self.size = settings["head_size"] or dim // self.heads
-        self.options: dict[str, Any] = settings[settings["arch"]]
+        self.options: dict[str, Any] = settings.get(settings["arch"]) or {"softmax_layers": [layer]}
         width = (self.heads + 2 * self.groups) * self.size
         self.qkv = nn.Linear(dim, width, bias=settings["qkv_bias"])
         self.out = nn.Linear(self.heads * self.size, dim, bias=settings["out_bias"])
-        more: dict[str, Any] = self.options["llama"]
+        more: dict[str, Any] = self.options.get("llama", PLAIN)
         self.window = None if layer in more["full_layers"] else settings["window"]
         self.cap, self.qk_norm = more["score_cap"], more["qk_norm"]
         if self.qk_norm != "none":
@@ -104,7 +106,7 @@ class LinearizedMixer(nn.Module):
                 make_norm(settings, count * self.size) for count in counts
             )
         kept = layer in self.options["softmax_layers"]
-        self.method = "softmax" if kept else settings["arch"]
+        self.method = "softmax" if kept else settings["arch"]  # of a llama's layer: softmax
         if self.method == "supra":
             self.feature_map = FeatureMap(self.options, self.heads, self.size)
             if self.groups < self.heads:
@@ -267,10 +269,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
+def rotary_angles(
+    rotary: dict[str, Any], positions: Tensor, dtype: torch.dtype
+) -> dict[str, tuple[Tensor, ...]]:
+    """By a configuration's `rotary`, for each use of the rotary encoding: cosines and sines,
+    (B, T, 1, K / 2), of positions (B, T), and the factor on queries, (B, T, 1, 1)."""
+    where, found = positions.to(dtype)[..., None, None], {}
+    for use, table in rotary["uses"].items():
+        turns, scales = (
+            torch.tensor(table[name], dtype=dtype, device=positions.device)
+            for name in ("frequencies", "scales")
+        )
+        turned = where * turns  # (B, T, 1, K / 2)
+        found[use] = turned.cos() * scales, turned.sin() * scales
+    stretches = torch.floor(where.clamp(min=0) / rotary["query_length"])
+    scale = rotary["query_scale"] * (1 + rotary["query_growth"] * stretches.log1p())
+    return {use: (*angles, scale) for use, angles in found.items()}
+
+
 class Norm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * (offset + weight), the offset being 0 or 1."""
 
-    def __init__(self, dim: int, eps: float, offset: bool) -> None:
+    def __init__(self, dim: int, eps: float, offset: bool = False) -> None:
         super().__init__()
         self.eps, self.offset = eps, offset
         self.weight = nn.Parameter(torch.empty(dim))
@@ -364,7 +384,7 @@ class LinearizedModel(nn.Module):
         states["count"] = count[:, -1:]
         positions = (count - 1).masked_fill(~present, -1)
         wide = torch.promote_types(x.dtype, torch.float32)
-        angles = self._angles(positions, wide)
+        angles = rotary_angles(self.rotary, positions, wide)
         seen: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             seen.append(x)
@@ -375,20 +395,6 @@ class LinearizedModel(nn.Module):
         cache.seen += x.shape[1]
         x = self.norm(x)
         return x, (*seen, x)
-
-    def _angles(self, positions: Tensor, wide: torch.dtype) -> dict[str, tuple[Tensor, ...]]:
-        """Cosines, sines and the factor on queries, for each use of the rotary encoding."""
-        where, found = positions.to(wide)[..., None, None], {}
-        for use, table in self.rotary["uses"].items():
-            turns, scales = (
-                torch.tensor(table[name], dtype=wide, device=positions.device)
-                for name in ("frequencies", "scales")
-            )
-            turned = where * turns  # (B, T, 1, K / 2)
-            found[use] = turned.cos() * scales, turned.sin() * scales
-        stretches = torch.floor(where.clamp(min=0) / self.rotary["query_length"])
-        scale = self.rotary["query_scale"] * (1 + self.rotary["query_growth"] * stretches.log1p())
-        return {use: (*angles, scale) for use, angles in found.items()}
 
 
 class LinearizedForCausalLM(LinscaleForCausalLM):

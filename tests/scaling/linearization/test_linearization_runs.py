@@ -29,7 +29,7 @@ from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as linearization
 from scaling.linearization.costs import lora_parameters
 from scaling.plan.costs import stages
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.record.record import RunRecord
 from scaling.training.loss import block_means

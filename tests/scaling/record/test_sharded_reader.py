@@ -67,7 +67,7 @@ def test_code_in_a_description_is_not_run(folder: Path, tmp_path: Path) -> None:
     sound = pickle.loads((folder / METADATA).read_bytes())
     for content in (Trap(sprung), [sound, Trap(sprung)]):
         (folder / METADATA).write_bytes(pickle.dumps(content))
-        with pytest.raises(CheckpointError, match="names .*mkdir.*nothing of it was run"):
+        with pytest.raises(CheckpointError, match=r"names .*mkdir.*nothing of it was run"):
             read_metadata(folder)
     sound.planner_data = Trap(sprung)
     (folder / METADATA).write_bytes(pickle.dumps(sound))
