@@ -14,16 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.architectures.lolcats import LoLCATs
-from models.config import ModelConfig
-
 WINDOW, SURGERY = "the window alone", "after surgery"
 """What a share counts from."""
+WINDOWED = ("lolcats",)
+"""Architectures with softmax attention to a window beside their linear part."""
 
 
-def zero_of(model: ModelConfig) -> str:
-    """What the recovered share of a student counts from: `WINDOW` or `SURGERY`."""
-    return WINDOW if isinstance(model.options, LoLCATs) else SURGERY
+def zero_of(arch: str) -> str:
+    """What the recovered share of an architecture counts from: `WINDOW` or `SURGERY`."""
+    return WINDOW if arch in WINDOWED else SURGERY
 
 
 def recovered(loss: float, zero: float | None, teacher: float | None) -> float | None:
@@ -36,12 +35,12 @@ def recovered(loss: float, zero: float | None, teacher: float | None) -> float |
     return (zero - loss) / (zero - teacher)
 
 
-def reference(content: Mapping[str, Any]) -> dict[str, float | None]:
-    """The losses that shares are taken of, from what linearization.json holds.
+def reference(content: Mapping[str, Any], arch: str) -> dict[str, float | None]:
+    """The losses that shares are taken of, from what a student's linearization.json holds.
 
     `teacher`: of the softmax model. `window`: of the student's window alone. `surgery`: right after
     it. `zero`: the one of these two that the headline counts from. None where the record does not
-    have it; one from before windows were measured has no zero.
+    have it: a student with a window, from before windows were measured, has no zero.
     """
     found, baselines = content.get("validation", {}), content.get("baselines", {})
     own = baselines.get("window + sink" if content.get("sinks") else "window", {})
@@ -51,4 +50,4 @@ def reference(content: Mapping[str, Any]) -> dict[str, float | None]:
         "surgery": found.get("surgery", {}).get("loss"),
     }
     zeros = {WINDOW: losses["window"], SURGERY: losses["surgery"]}
-    return losses | {"zero": zeros.get(content.get("counts_from", ""))}
+    return losses | {"zero": zeros[zero_of(arch)]}

@@ -20,7 +20,7 @@ from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
 from models.linearize.options import Linearized, linearized, linearized_config
-from models.linearize.recovery import WINDOW
+from models.linearize.recovery import WINDOW, zero_of
 from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 
@@ -77,13 +77,16 @@ def linearize(
     keep_softmax: Annotated[
         str, typer.Option(help="Layers that keep their softmax, such as 0,15.")
     ] = "",
-    keep_costliest: Annotated[
-        int | None,
-        typer.Option(
-            help="LoLCATs: how many layers keep their softmax, those whose loss without it is "
-            "largest after attention transfer; a run of its own measures that first."
-        ),
+    keep: Annotated[
+        int | None, typer.Option(help="How many layers keep their softmax; --keep-by says which.")
     ] = None,
+    keep_by: Annotated[
+        str,
+        typer.Option(
+            help="cost: whose loss rises most without it; kl: whose outputs change most (both "
+            "LoLCATs, measured first by a run of attention transfer); position: evenly spread."
+        ),
+    ] = "cost",
     tasks: Annotated[
         str, typer.Option(help="Tasks of linscale evaluate for teacher and result, with commas.")
     ] = "",
@@ -113,7 +116,7 @@ def linearize(
     """
     from scaling.config.experiment import Experiment
     from scaling.linearization.controls import run_controls
-    from scaling.linearization.kept_layers import keep_costliest_layers
+    from scaling.linearization.kept_layers import keep_layers
     from scaling.linearization.tasks_beside import before_and_after, request
     from scaling.linearization.teacher import teacher_config
     from scaling.sweep.launch import launch
@@ -139,8 +142,8 @@ def linearize(
     transfer = [] if transfer_tokens is None else [f"linearize.transfer_tokens={transfer_tokens}"]
     config = config.override([*transfer, *(overrides or [])])
     command = f"linscale linearize {model} --method {method}"
-    if keep_costliest is not None:
-        config = keep_costliest_layers(config, out, keep_costliest, command)
+    if keep is not None:
+        config = keep_layers(config, out, keep, keep_by, command)
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
@@ -190,9 +193,11 @@ def _config(
     from scaling.linearization import recipes
     from scaling.linearization.teacher import teacher_config
 
-    methods = (*recipes.METHODS, *STARTED)
-    if method not in methods:
-        raise ConfigError(f"method={method!r}: choose one of {', '.join(methods)}.")
+    if method not in (*recipes.METHODS, *STARTED) and not _is_started(method):
+        raise ConfigError(
+            f"method={method!r}: choose one of {', '.join((*recipes.METHODS, *STARTED))}, or your "
+            "own architecture that starts from attention weights."
+        )
     theirs = teacher_config(teacher)
     student = _student(theirs, method, options, no_decay)
     data = _override_data(_data(teacher, method, corpus), overrides)
@@ -218,7 +223,7 @@ def _student(
                 f"{teacher.arch}, without options of the attention."
             )
         return teacher
-    if method in STARTED:
+    if _is_started(method):
         from models.linearize.initialise import gated_config
 
         if options:
@@ -230,6 +235,14 @@ def _student(
     if wrong := [name for name in options if name not in hints(part)]:
         raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
     return linearized_config(teacher, part(**options, **slopes))
+
+
+def _is_started(method: str) -> bool:
+    """Whether a method is a linear model that starts from attention weights."""
+    try:
+        return find(method).starts_from == "attention"
+    except ConfigError:
+        return False
 
 
 def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
@@ -298,6 +311,7 @@ def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
 
     from scaling.linearization.linearization_record import cost, describe, losses, read
+    from scaling.record.head import read_head
 
     content = read(run_dir)
     rows, spent = losses(run_dir), cost(run_dir)
@@ -313,9 +327,11 @@ def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
         f"{spent['device_hours']:.3g} device hours",
         soft_wrap=True,
     )
-    console.print(_table(run_dir, rows, content["counts_from"]))
+    console.print(_table(run_dir, rows, zero_of(read_head(run_dir).run_config().model.arch)))
     if results:
         console.print(_tasks_table(results))
+        for line in _truncated(results):
+            console.print(line, soft_wrap=True)
 
 
 def _table(run_dir: Path, rows: list[dict[str, Any]], zero: str) -> Table:
@@ -367,6 +383,19 @@ def _tasks_table(lines: list[dict[str, Any]]) -> Table:
     for (task, metric), row in cells.items():
         table.add_row(task, metric, *(row.get(column, "") for column in columns))
     return table
+
+
+def _truncated(lines: list[dict[str, Any]]) -> list[str]:
+    """How many prompts of each task lost their beginning, of teacher and student."""
+    counts: dict[tuple[str, str], int] = {}
+    for line in lines:
+        if "truncated" in line:
+            counts[line["task"], _column(line)] = line["truncated"]
+    return [
+        f"{task}, {column}: {count:,} prompts lost their beginning"
+        for (task, column), count in counts.items()
+        if count
+    ]
 
 
 def _column(line: dict[str, Any]) -> str:

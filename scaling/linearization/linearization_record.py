@@ -1,6 +1,7 @@
 """linearization.json in a run's directory: what the surgery cost and what the stages gave back.
 
-    teacher      name, path; tokens, FLOPs and SHA-256 where it is a run of ours
+    teacher      name, path, context (tokens that it can take in); tokens, FLOPs and SHA-256 where
+                 it is a run of ours
     parameters   total, and how many learn while layers are aligned (`transfer`) and after it
     tokens       of the aligning stages (`transfer`), and of the whole path
     validation   loss of the teacher, of the model after surgery, and after each aligning stage:
@@ -15,7 +16,8 @@
     controls     runs of teacher and window with the same training as the student's (their ids,
                  tokens and losses)
     layers       validation loss of each layer in an aligning stage, before and after
-    costs        what each linear layer costs, in a run that was made to choose softmax layers
+    costs, divergences   what each linear layer costs, in a run that was made to choose softmax
+                 layers: nats of the text's loss, or of divergence from the teacher
 
 Written as a whole at the start, and once more at the end of each aligning stage; both can be
 repeated, so that a run that was killed in between writes the same.
@@ -34,9 +36,10 @@ from scaling.config.run import RunConfig
 from scaling.linearization.baselines import Baseline, held_bytes
 from scaling.plan.costs import stages
 from scaling.record.head import read_head
+from scaling.record.pretrained import LINEARIZATION
 from scaling.system.files import write_json
 
-FILE = "linearization.json"
+FILE = LINEARIZATION
 EVENTS = {
     "teacher": "teacher",
     "softmax": "before it was linearized",
@@ -94,7 +97,7 @@ def begin(run_dir: Path, config: RunConfig, teacher: dict[str, Any]) -> None:
                 "transfer": counted["transfer_tokens"],
                 "path": config.steps * config.tokens_per_step,
             },
-            "counts_from": zero_of(config.model),
+            "counts_from": zero_of(config.model.arch),
             "sinks": config.model.options.sink_tokens
             if isinstance(config.model.options, LoLCATs)
             else 0,
@@ -130,7 +133,8 @@ def losses(run_dir: Path) -> list[dict[str, Any]]:
     shares are None in rows that are no stage of the student.
     """
     content = read(run_dir)
-    known, size = reference(content), content.get("state_bytes", {})
+    arch = read_head(run_dir).run_config().model.arch
+    known, size = reference(content, arch), content.get("state_bytes", {})
     rows: list[dict[str, Any]] = []
 
     def add(what: str, tokens: int, loss: float, state: int | None, shares: bool = True) -> None:

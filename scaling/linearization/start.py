@@ -82,7 +82,8 @@ def begin(
         for name, layer_losses in alignments.items():
             layers[name] = _layers(layer_losses, net, teacher.model, config, validation)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        linearization.begin(record.path, config, {"name": teacher.name, **teacher.cost})
+        known = {"name": teacher.name, "context": teacher.context, **teacher.cost}
+        linearization.begin(record.path, config, known)
         for name, losses in measured.items():
             linearization.note(record.path, "validation", name, _summary(losses))
         for name, (baseline, losses) in windows.items():

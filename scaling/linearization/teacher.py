@@ -38,6 +38,8 @@ class Teacher:
     """Run and checkpoint, or the directory's name."""
     model: LanguageModel
     """On the CPU, in evaluation mode."""
+    context: int | None
+    """Tokens that it can take in; None where that is not known."""
     cost: dict[str, Any]
     """`tokens`, `flops`, `flops_paper` and `sha256` of its milestone; empty for a foreign model."""
 
@@ -90,6 +92,7 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
     return Teacher(
         name=loaded.name,
         model=loaded.model,
+        context=loaded.context,
         cost={} if checkpoint is None else _cost(checkpoint),
     )
 

@@ -79,6 +79,11 @@ class Objective:
 
         return mean_loss(net, batch) if share is None else token_losses(net, batch).mean()
 
+    def before_batch(self, net: LanguageModel, step: int) -> None:
+        """Before the loss of each micro-batch of the step after `step`; a function of the run's
+        configuration and the step alone, so that a run that was stopped goes on as it would have.
+        """
+
     def learns(self, net: LanguageModel) -> None:
         """Let those parameters learn that the objective trains, and freeze the others.
 

@@ -46,8 +46,8 @@ from scaling.training.callbacks import (
     TokenCheckpoint,
     save,
 )
+from scaling.training.follower import attach
 from scaling.training.guard import DivergenceGuard, find_rewinds, write_rewind
-from scaling.training.loggers import attach
 from scaling.training.milestones import SegmentEnd
 from scaling.training.module import TrainingModule
 from scaling.training.norms import Norms
