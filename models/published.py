@@ -7,7 +7,7 @@ mixture of experts, Mamba-2 in a model without channel mixers; neither is a mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.architecture import Options
 from models.architectures.gated_deltanet import GatedDeltaNetOptions
@@ -22,7 +22,7 @@ class _Shape:
     dim: int
     heads: int
     glu_dim: int
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
 
 PUBLISHED: dict[str, _Shape] = {

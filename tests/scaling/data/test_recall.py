@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,18 @@ def test_a_toy_learns_to_recall(tmp_path: Path) -> None:
     train(config, tmp_path)
     out = evaluate(tmp_path / config.run_id, recall())
     assert out.lines[0]["value"] > 0.95
+
+
+@pytest.mark.slow
+def test_only_reflections_learn_parity(tmp_path: Path) -> None:
+    """Sixteen bits: the delta rule with beta up to 2 learns them all, that with beta up to 1 does
+    not come near in as many steps."""
+    found: dict[bool, float] = {}
+    for reflects in (False, True):
+        config = run("gated_deltanet", "task:parity:steps=16", length=16, steps=600, batch=32)
+        model = config.model.with_options(negative_eigenvalues=reflects)
+        config = replace(config, model=model, optim=OptimConfig(lr=5e-3))
+        train(config, tmp_path)
+        found[reflects] = evaluate(tmp_path / config.run_id, recall()).lines[0]["value"]
+    assert found[True] > 0.99
+    assert found[False] < 0.95
