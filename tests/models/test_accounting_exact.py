@@ -30,7 +30,7 @@ GROUPS = {
     "norm": "norm.",
     "feature_map": ("_map.", ".factor."),
     "position": ("theta", "tpe."),
-    "decay": ("slopes", "stem.logits", ".decay."),
+    "decay": ("slopes", ".logits", ".decay."),
     "token_mixer": ".mixer.",
 }
 
