@@ -377,15 +377,14 @@ def _environment(record: Fields) -> dict[str, Any]:
 
 
 def _stages(record: Fields) -> dict[str, Any]:
-    """Tokens of attention transfer, and FLOPs a token of it and of what follows."""
-    costs = ("transfer_flops_per_token", "flops_per_token")
-    return {
-        "transfer_tokens": record.number("transfer_tokens", above=-1.0),
-        **{
-            name: {k: record.part(name).number(k, above=0.0) for k in ("exact", "paper")}
-            for name in costs
-        },
+    """Tokens of attention transfer, and FLOPs a token of it (0 without one) and of what follows."""
+    tokens = record.number("transfer_tokens", above=-1.0)
+    least = {"transfer_flops_per_token": 0.0 if tokens else -1.0, "flops_per_token": 0.0}
+    costs = {
+        name: {k: record.part(name).number(k, above=low) for k in ("exact", "paper")}
+        for name, low in least.items()
     }
+    return {"transfer_tokens": tokens, **costs}
 
 
 def _group(model: Fields, linearize: Fields) -> str:

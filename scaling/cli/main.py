@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.fit import app as analysis_app
+from analysis.cli.commands import app as analysis_app
 from analysis.cli.forecast import forecast_app
-from analysis.cli.laws import app as laws_app
-from analysis.cli.report import app as report_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
 from linscale.installation import missing, version
@@ -76,8 +74,6 @@ app = typer.Typer(
 )
 app.add_typer(run_app)
 app.add_typer(analysis_app)
-app.add_typer(report_app)
-app.add_typer(laws_app)
 app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)

@@ -41,6 +41,7 @@ from scaling.config.parts import (
     ParallelConfig,
     ScheduleConfig,
 )
+from scaling.data.tokenizers import vocabulary_of
 
 __all__ = [
     "BudgetConfig",
@@ -301,7 +302,8 @@ class RunConfig(Part):
         """A copy with dotted assignments applied together, for example `["optim.lr=3e-4"]`.
 
         Names may be of any depth, such as `model.options.rope_scaling.factor=2`. A new `model.arch`
-        keeps those options that both architectures have.
+        keeps those options that both architectures have. A new `data.tokenizer` sets
+        `model.vocab_size` to its vocabulary, unless that is given, too.
 
         Raises:
             ConfigError: an unknown name (the nearest is suggested), a value of the wrong type, or
@@ -324,6 +326,12 @@ class RunConfig(Part):
             else:
                 moved = flat.moved(path, values["model"]["arch"])
                 raise moved or unknown_name(path, known)
+        named = [path for path, _ in given]
+        teacher = self.linearize != LinearizeConfig()  # its vocabulary stays
+        if "data.tokenizer" in named and "model.vocab_size" not in named and not teacher:
+            rows = vocabulary_of(values["data"]["tokenizer"])
+            if rows is not None and values["data"]["tokenizer"] != self.data.tokenizer:
+                values["model"]["vocab_size"] = rows
         return RunConfig.from_json(values)
 
 

@@ -199,6 +199,10 @@ class Rung:
     params_total: int
     """All parameters."""
     params_by_group: dict[str, int]
+    corpus: str
+    tokenizer: str
+    sequence_length: int
+    """Tokens in a training sequence."""
     tokens: int
     """Budget rounded to whole steps."""
     horizons: list[int]
@@ -326,6 +330,9 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
         params_exact=non_embedding_parameters(model),
         params_total=sum(groups.values()),
         params_by_group=groups,
+        corpus=run.data.corpus,
+        tokenizer=run.data.tokenizer,
+        sequence_length=length,
         tokens=run.steps * run.tokens_per_step,
         horizons=[h * run.tokens_per_step for h in run.horizon_steps],
         steps=run.steps,

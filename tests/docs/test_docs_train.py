@@ -48,7 +48,8 @@ INSTEAD = {
     r"schedule.warmup_tokens=100000000": "schedule.warmup_tokens=4096",
     r"--tokens 2e5": "--tokens 2e4",
     r"hidden_tokens=5e4": "hidden_tokens=5e3",
-    r"--nodes [24] ": "",  # the stand-in for SLURM is one machine,
+    r"run quickstart --minutes 10": "run experiments/quickstart.py",
+    r"--nodes [124] ": "",  # the stand-in for SLURM is one machine,
     r"--device h200": "--device cpu",  # whose runs are set to its CPU
     r"size=1B arch=llama": "size=d16 arch=llama",
     r"--refine runs/paper_ladder": "seed=1 --refine runs/paper_ladder",  # and has done its ladder
