@@ -7,16 +7,16 @@
 # `linscale forecast SWEEP --decays`, and `linscale forecast --score f.json SWEEP`.
 
 # %%
+# %matplotlib inline
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from analysis import figures
 from analysis.forecast.decays import decay_forecast
 from analysis.forecast.forecasting import forecast
 from analysis.forecast.scoring import Seal, score, score_words, stars
 from analysis.forecast.seal import seal
 from analysis.forecast.targets import Target
-from linscale import attempt, load_sweep, records
+from linscale import attempt, figures, load_sweep, records
 
 SWEEP = records("quickstart")  # your own: records("runs/quickstart")
 
