@@ -25,9 +25,10 @@ SHARES = (0, 1, 2, 4, 8)
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20, 3e20)
 SHAPES = ((384, 8), (512, 8), (640, 16), (768, 16), (1024, 24), (1280, 24), (1536, 32), (2048, 40))
 """Width and depth, which is a multiple of `PERIOD`."""
-TOY_BUDGETS = (8e10, 1.6e11, 3.2e11)
-TOY_SHAPES = ((16, 8), (24, 8), (32, 8), (40, 8))
-TOKENS_PER_PARAMETER = (1.0, 200.0)
+TOY_BUDGETS = (2.5e10, 5e10, 1e11)
+TOY_SHAPES = ((12, 8), (16, 8), (24, 8))
+TOY_HEAD_DIM = 4
+TOKENS_PER_PARAMETER = (1.5, 200.0)
 
 
 def runs(toy: bool = False) -> list[RunConfig]:
@@ -54,7 +55,7 @@ def runs(toy: bool = False) -> list[RunConfig]:
 
 def hybrid(family: Arch, softmax: int, dim: int, layers: int, toy: bool) -> ModelConfig:
     """A stack with so many softmax layers of every `PERIOD`, the last of equal parts of it."""
-    vocab, head_dim = (TOY_VOCAB, None) if toy else (PAPER_VOCAB, 128)
+    vocab, head_dim = (TOY_VOCAB, TOY_HEAD_DIM) if toy else (PAPER_VOCAB, 128)
     model = toy_config(family, dim, vocab_size=vocab, layers=layers, head_dim=head_dim)
     return model.replace(mixers=pattern(family, softmax))  # <- the intervention
 

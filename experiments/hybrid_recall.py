@@ -29,7 +29,7 @@ from scaling.config.run import (
 TASKS = {"mqar": "pairs=64,vocab=8192", "copying": "items=16,vocab=18", "induction": "vocab=16"}
 TOY_TASKS = {"mqar": "pairs=8,vocab=34", "copying": "items=4,vocab=10", "induction": "vocab=16"}
 TOY_LENGTHS = {"mqar": 32, "copying": 12, "induction": 16}
-TOY_STEPS = {"mqar": 900, "copying": 500, "induction": 500}
+TOY_STEPS = {"mqar": 1200, "copying": 400, "induction": 400}
 
 
 def runs(toy: bool = False) -> list[RunConfig]:
@@ -47,7 +47,7 @@ def _run(task: str, family: Arch, softmax: int, toy: bool) -> RunConfig:
     settings = (TOY_TASKS if toy else TASKS)[task]
     vocab = int(settings.rpartition("vocab=")[2])
     length, steps = (TOY_LENGTHS[task], TOY_STEPS[task]) if toy else (512, 20_000)
-    batch, dim, lr = (32, 32, 3e-3) if toy else (256, 128, 2e-3)
+    batch, dim, lr = (32, 32, 6e-3) if toy else (256, 128, 2e-3)
     model = toy_config(family, dim, vocab_size=vocab, layers=PERIOD)
     config = RunConfig(
         name=f"{task}-{family}-s{softmax}of{PERIOD}",

@@ -31,8 +31,8 @@ no closed form found in l, d, h, g meets that cell together with the other five.
 
 Everything is a sum over layers: what one layer's token mixer costs, its architecture says
 (`models.architecture.LayerCosts`), in a hybrid each layer's own; what all share stands here. An
-architecture that says nothing is counted by `models.measured`; the `paper` convention, which has no
-row for it, is then the exact one without the head.
+architecture that says nothing is counted by `models.measured`. Where the paper's table has no row
+for a layer, the `paper` convention is the exact one without the head.
 """
 
 from __future__ import annotations
@@ -97,11 +97,6 @@ def stem_costs(config: ModelConfig) -> tuple[StemCosts, ...]:
     )
 
 
-def has_closed_forms(config: ModelConfig) -> bool:
-    """Whether the architectures of all layers say what they cost."""
-    return all(own.architecture.costs for own in layer_configs(config))
-
-
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Parameters by group (`GROUPS`), equal to those of the built model."""
     d, depth = config.dim, config.layers
@@ -121,7 +116,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 def non_embedding_parameters(config: ModelConfig, convention: Convention = "exact") -> int:
     """N without embedding and head: the N of the paper's fits."""
-    if convention == "exact" or not has_closed_forms(config):
+    if convention == "exact" or not _has_paper_rows(config):
         groups = parameters(config)
         return sum(groups.values()) - groups["embedding"] - groups["head"]
     d = config.dim
@@ -201,14 +196,20 @@ def train_flops_per_token(
 
 def _paper_flops(config: ModelConfig, n: int) -> dict[str, float]:
     """Table 1 of arXiv 2406.16690 per token: 72 l d^2 and what the mixers add to it."""
-    if not has_closed_forms(config):
+    if not _has_paper_rows(config):
         terms = forward_flops_per_token(config, mean_keys(n))
         return {name: 3 * value for name, value in terms.items() if name != "head"}
     dense = 72.0 * config.layers * config.dim**2
     terms = {"projections_and_channel_mixer": dense}
     for layer in layer_costs(config):
+        assert layer.paper_flops is not None
         _add(terms, layer.paper_flops(n))
     return terms
+
+
+def _has_paper_rows(config: ModelConfig) -> bool:
+    """Whether the paper's table has a row for every layer."""
+    return all(layer.paper_flops for layer in layer_costs(config))
 
 
 def paper_pflops_per_step(config: ModelConfig) -> float:

@@ -35,8 +35,11 @@ from models.fields import Part, nearest_divisor
 
 BUILT_IN: dict[str, str] = {
     name: f"models.architectures.{name}"
-    for name in ("llama", "tnl", "hgrn2", "cosformer2", "supra", "lolcats")
-}
+    for name in (
+        "llama", "tnl", "hgrn2", "cosformer2", "gla", "mamba2", "gated_deltanet", "kda",
+        "supra", "lolcats",
+    )
+}  # fmt: skip
 """Architectures of this package: name -> module with an `ARCHITECTURE`."""
 
 Component = str | Callable[..., Any]
@@ -148,9 +151,10 @@ class LayerCosts:
     """None: measured (`scaling.plan.kept`)."""
     paper_parameters: int = 0
     """`paper` convention: parameters of the layer beside the projections of d x d."""
-    paper_flops: Callable[[int], Mapping[str, float]]
+    paper_flops: Callable[[int], Mapping[str, float]] | None = None
     """`paper` convention: training FLOPs of a token by term, given the sequence length, beside
-    those of projections and channel mixer."""
+    those of projections and channel mixer. None: the paper has no row for this layer, and the
+    convention is the exact one without the head."""
 
 
 @dataclass(frozen=True, kw_only=True)

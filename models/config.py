@@ -153,12 +153,12 @@ class ModelConfig(Part):
         object.__setattr__(self, "mixers", text)
         for mixer in dict.fromkeys(each):
             try:
-                self._with_mixer(mixer.arch, mixer.options)
+                self.with_mixer(mixer.arch, mixer.options)
             except ConfigError as error:
                 text = str(error).replace("model.options.", f"model.mixers.{mixer.arch}.")
                 raise ConfigError(text) from None
 
-    def _with_mixer(self, arch: Arch, options: Options) -> ModelConfig:
+    def with_mixer(self, arch: Arch, options: Options) -> ModelConfig:
         """The model with mixers of one architecture in all layers, and this one's activation."""
         return replace(
             self,
@@ -298,7 +298,7 @@ def layer_configs(config: ModelConfig) -> tuple[ModelConfig, ...]:
             made[mixer] = (
                 config
                 if own and config.mixers is None
-                else config._with_mixer(mixer.arch, mixer.options)
+                else config.with_mixer(mixer.arch, mixer.options)
             )
         found.append(made[mixer])
     return tuple(found)

@@ -113,7 +113,9 @@ def flatten(config: Any) -> dict[str, Any]:
 def settings(config: Any) -> dict[str, Any]:
     """Every value of a built-in architecture's `ModelConfig` in this layout, as JSON: what exports
     carry for their own code. Options of a transformer that came later are under `llama` of the
-    part that linearizes it."""
+    part that linearizes it. Architectures that came after this layout have that of today."""
+    if config.arch not in _NAMES:
+        return config.to_json()
     known = {f.name for f in fields(config)} - {"options"}
     values = {name: value for name, value in asdict(config).items() if name in known}
     values |= _FIRST | _LATER | dict.fromkeys(_PARTS)

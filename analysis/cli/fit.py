@@ -1,7 +1,4 @@
-"""`linscale fit`; also `python -m analysis`, which needs no torch.
-
-Everything heavy is imported inside the commands, so that --help answers at once.
-"""
+"""`linscale fit`. Everything heavy is imported inside, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -22,13 +19,7 @@ if TYPE_CHECKING:
     from analysis.fit.law_fit import LawFit
     from analysis.io.sweep import Sweep
 
-app = typer.Typer(
-    help="Scaling laws from run records or anybody's table.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer()
 
 _FIT_EXAMPLES = """Examples:
 

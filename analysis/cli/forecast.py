@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale import selection
 from linscale.paragraph import one_paragraph
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
         ] = None,
         only: Annotated[
             str | None,
-            typer.Option(help="With --for: rungs to keep, as arch=llama,size=d1* or a part of the "
-                         "run id."),
+            typer.Option(help=f"With --for: {selection.HELP}"),
         ] = None,
         at: Annotated[
             list[str] | None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from analysis.cli.source import OtherData
+from linscale import selection
 from linscale.paragraph import one_paragraph
 
 app = typer.Typer()
@@ -40,6 +41,7 @@ def report(
                      "else the first)."),
     ] = None,
     other_data: OtherData = False,
+    only: Annotated[str | None, typer.Option(help=selection.HELP)] = None,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     forecasts: Annotated[
@@ -65,10 +67,12 @@ def report(
         with console.status("reading", spinner="dots") as status:
             given = None
             if of_table or any(named.values()) or any(chosen.values()):
-                given = read_source(source, chosen=chosen, other_data=other_data, **named)
+                given = read_source(
+                    source, chosen=chosen, other_data=other_data, only=only, **named
+                )
             page = write_report(
                 source, out or report_folder(source), given=given if of_table else None,
-                other_data=other_data, baseline=baseline, bootstrap=bootstrap, seed=seed,
+                other_data=other_data, only=only, baseline=baseline, bootstrap=bootstrap, seed=seed,
                 seals=forecasts or (), progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

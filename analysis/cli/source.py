@@ -19,14 +19,14 @@ OtherData = Annotated[
 
 def read_source(
     source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
-    group: str | None, chosen: dict[str, Any], other_data: bool = False,
+    group: str | None, chosen: dict[str, Any], other_data: bool = False, only: str | None = None,
 ) -> Sweep:  # fmt: skip
     """Reads a table by its columns, or a sweep in the conventions that the same options name.
 
     Args:
         source: of `linscale fit` or `linscale forecast`.
         chosen: further options of `load_table`, by its argument.
-        other_data: of `load_sweep`.
+        other_data, only: of `load_sweep`.
 
     Raises:
         AnalysisError: it cannot be read, or an option is for the other kind of source.
@@ -40,6 +40,9 @@ def read_source(
         if other_data:
             raise AnalysisError("--other-data is for the runs of a sweep; a table tells nothing of "
                                 "their data")  # fmt: skip
+        if only is not None:
+            raise AnalysisError("--only chooses runs of a sweep; rows of a table are chosen with "
+                                "--where")  # fmt: skip
         return load_table(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
         )
@@ -54,4 +57,4 @@ def read_source(
         )
     how: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
     conventions = Conventions(**{k: v for k, v in how.items() if v is not None})
-    return load_sweep(source, conventions=conventions, other_data=other_data)
+    return load_sweep(source, conventions=conventions, other_data=other_data, only=only)

@@ -69,7 +69,8 @@ def recovered(points: pd.DataFrame) -> Figure:
                       textcoords="offset points")  # fmt: skip
         right.axhline(1, color=_COLORS["llama"], linewidth=0.8)
         # Early milestones from scratch are worse than the surgery: they run off the panel.
-        right.set_ylim(bottom=max(right.get_ylim()[0], -0.25))
+        low, high = right.get_ylim()
+        right.set_ylim(max(low, -0.25), min(high, 1.25))
         for axes in (left, right):
             _budgets(axes, points)
         handles, names = left.get_legend_handles_labels()
@@ -124,6 +125,7 @@ def compared(table: pd.DataFrame, title: str) -> Figure:
             axes.scatter([loss], [at], s=26, zorder=3, edgecolors=tone,
                          facecolors=tone if filled else "white")  # fmt: skip
         axes.set_yticks(range(len(shown)), [str(row["what"]) for row in reversed(shown)])
+        axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.axvline(teacher, color=_COLORS["llama"], linewidth=0.8)
         axes.set(xlabel=LOSS, title=title, xlim=(teacher - 0.06 * (most - teacher), most))
         return style.finish(figure)

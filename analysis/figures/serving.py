@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from analysis.figures import style
 from analysis.figures.common import band, groups_of
@@ -37,11 +37,14 @@ def serving(frame: pd.DataFrame, *, baseline: str) -> Figure:
         left.axhline(1.0, color="black", linewidth=0.9)
         for axes in (left, right):
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
             axes.set_xlabel("context (tokens)")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _context(v)))
+        left.set_yscale("log")
+        right.set_yscale("log", base=32)  # ticks at 1 KiB, 32 KiB, 1 MiB
         left.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        left.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        for axis in (left.yaxis, right.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        right.yaxis.set_minor_locator(NullLocator())
         right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _bytes(v)))
         left.set_ylabel(f"training and inference FLOPs\nover those of {look(baseline).label}")
         right.set_ylabel("state and cache of a sequence")
@@ -51,7 +54,10 @@ def serving(frame: pd.DataFrame, *, baseline: str) -> Figure:
 
 
 def _context(value: float) -> str:
-    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
+    for size, unit in ((2**20, "M"), (2**10, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _bytes(value: float) -> str:

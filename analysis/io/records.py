@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,6 +44,7 @@ from linscale.json_reader import (
     is_name,
     read_object,
 )
+from linscale.selection import chosen, fields_of
 from linscale.texts import clean, quote
 from models.layer_pattern import group
 
@@ -66,7 +68,11 @@ _ENVIRONMENT_KEYS = (
 
 
 def load_sweep(
-    directory: str | Path, *, conventions: Conventions | None = None, other_data: bool = False
+    directory: str | Path,
+    *,
+    conventions: Conventions | None = None,
+    other_data: bool = False,
+    only: str | None = None,
 ) -> Sweep:
     """Reads a sweep: its directory, or a zip file of it.
 
@@ -75,9 +81,11 @@ def load_sweep(
         conventions: how size, compute and loss are counted.
         other_data: keep runs whose data changed while they were trained, or are not those of the
             other runs (`analysis.io.data_identity`).
+        only: which runs, as in `size=1B arch=llama` (`linscale.selection`); None: all.
 
     Raises:
         AnalysisError: neither is there, or it holds neither sweep.json nor any run.
+        SelectionError: the selection leaves no run.
     """
     root = open_sweep(directory)
     how = conventions or Conventions()
@@ -94,7 +102,8 @@ def load_sweep(
             f"{root} holds neither a sweep.json nor a run with a config.json; {_instead(root)}"
         )
     reader = _Reader(root, how, notes)
-    for run_id in dict.fromkeys([*planned, *found]):
+    listed = list(dict.fromkeys([*planned, *found]))
+    for run_id in listed if only is None else chosen(listed, only, partial(_fields, root)):
         reader.read(run_id)
     reader.metrics.save()
     sweep = _once(reader.sweep(name), root)
@@ -117,6 +126,17 @@ def _once(sweep: Sweep, root: Place) -> Sweep:
         points=sweep.points[stays].reset_index(drop=True),
         exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),
     )
+
+
+def _fields(root: Place, run_id: str) -> dict[str, object]:
+    """What a selection sees of a run; of one whose files cannot be read, its name."""
+    try:
+        config = find_object(root / run_id / "config.json").values
+        state = find_object(root / run_id / "status.json").word("state", "planned")
+    except BadRecord:
+        names = ("arch", "size", "seed", "name", "state")
+        return {**dict.fromkeys(names, ""), "run_id": run_id}
+    return fields_of(config, run_id=run_id, state=state)
 
 
 def _without_other_data(sweep: Sweep, root: Place) -> Sweep:
@@ -357,15 +377,14 @@ def _environment(record: Fields) -> dict[str, Any]:
 
 
 def _stages(record: Fields) -> dict[str, Any]:
-    """Tokens of attention transfer, and FLOPs a token of it and of what follows."""
-    costs = ("transfer_flops_per_token", "flops_per_token")
-    return {
-        "transfer_tokens": record.number("transfer_tokens", above=-1.0),
-        **{
-            name: {k: record.part(name).number(k, above=0.0) for k in ("exact", "paper")}
-            for name in costs
-        },
+    """Tokens of attention transfer, and FLOPs a token of it (0 without one) and of what follows."""
+    tokens = record.number("transfer_tokens", above=-1.0)
+    least = {"transfer_flops_per_token": 0.0 if tokens else -1.0, "flops_per_token": 0.0}
+    costs = {
+        name: {k: record.part(name).number(k, above=low) for k in ("exact", "paper")}
+        for name, low in least.items()
     }
+    return {"transfer_tokens": tokens, **costs}
 
 
 def _group(model: Fields, linearize: Fields) -> str:

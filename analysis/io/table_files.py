@@ -14,6 +14,7 @@ Cells of text files stay text: what a comma or "NA" means is decided where a col
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -135,7 +136,7 @@ def _frame(data: bytes, kind: str, path: Path, notes: list[str]) -> tuple[pd.Dat
     separator = "\t" if kind == ".tsv" else _separator(text)
     if separator != "," and kind != ".tsv":
         notes.append(f"columns are separated by {separator!r}")
-    return _delimited(text, separator), 2
+    return _delimited(text, separator, notes), 2
 
 
 def _text(data: bytes, path: Path, notes: list[str]) -> str:
@@ -183,7 +184,7 @@ def _object(entry: Any) -> dict[str, Any]:
     return entry
 
 
-def _delimited(text: str, separator: str) -> pd.DataFrame:
+def _delimited(text: str, separator: str, notes: list[str]) -> pd.DataFrame:
     """A table of separated fields. A separator at the end of every line is forgiven; rows of more
     fields than the header are not, because it is not known which names they belong to.
 
@@ -191,6 +192,9 @@ def _delimited(text: str, separator: str) -> pd.DataFrame:
         ValueError: such rows.
     """
     header, *lines = text.splitlines()
+    names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    notes += [f"{names.count(name)} columns are called {name!r}: the first is taken"
+              for name in dict.fromkeys(names) if name and names.count(name) > 1]  # fmt: skip
     filled = [line for line in lines if line.strip()]
     if not header.rstrip().endswith(separator) and all(s.endswith(separator) for s in filled):
         text = "\n".join([header, *(line.removesuffix(separator) for line in lines)])

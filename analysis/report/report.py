@@ -54,6 +54,7 @@ def write_report(
     given: Sweep | None = None,
     conventions: Conventions | None = None,
     other_data: bool = False,
+    only: str | None = None,
     baseline: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
@@ -68,6 +69,7 @@ def write_report(
         given: what `load_table` read, for a report of a table; `sweep_dir` is then not read.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
         other_data: keep runs whose data are not those of the others (`load_sweep`).
+        only: which runs, as in `arch=llama|tnl seed=0` (`linscale.selection`).
         baseline: architecture that the others are compared with.
         bootstrap: refits of each law.
         seed: of the bootstrap.
@@ -79,7 +81,9 @@ def write_report(
     """
     out = Path(out)
     say = progress or (lambda _: None)
-    sweep = given or load_sweep(sweep_dir, conventions=conventions, other_data=other_data)
+    sweep = given or load_sweep(
+        sweep_dir, conventions=conventions, other_data=other_data, only=only
+    )
     evals = None if given else load_evals(sweep_dir, sweep)
     result = study(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,

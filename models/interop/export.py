@@ -7,6 +7,9 @@
 | supra, lolcats               | the same; LoRA has to be merged first                          |
 | a hybrid of these            | the same, with the code of all its mixers                      |
 | hgrn2, layout `fla`          | flash-linear-attention's HGRN2 (`models.interop.fla_hgrn2`)    |
+| gla, gated_deltanet, kda,    | flash-linear-attention's models of these names                 |
+| layout `fla`                 | (`models.interop.fla_mixers`); there is no other layout for    |
+|                              | them, and none for mamba2                                      |
 
 The tokenizer is the caller's to write: this package knows no text.
 """
@@ -26,7 +29,7 @@ from models import flat
 from models.architecture import BUILT_IN, file_of
 from models.architectures.llama import LlamaOptions, rope_scaling
 from models.config import ModelConfig
-from models.interop import fla_hgrn2, hybrid, llama, parameter_names
+from models.interop import fla_hgrn2, fla_mixers, hybrid, llama, parameter_names
 from models.interop.families import FAMILIES
 from models.interop.importing import LINSCALE
 from models.interop.tensors import SHARD_BYTES, InteropError, write_tensors
@@ -60,7 +63,7 @@ def export_model(
         eos_id: token that ends a text.
         vocab_size: tokens of the tokenizer, where the embedding is padded beyond them: generation
             is told never to draw the rows of the padding. None: all rows.
-        layout: `transformers`, or `fla` for an HGRN2 of flash-linear-attention.
+        layout: `transformers`, or `fla` for a model of flash-linear-attention.
         shard_bytes: largest size of a file of weights.
 
     Raises:
@@ -74,7 +77,10 @@ def export_model(
             "models.linearize.lora.merge_lora(model) first."
         )
     model = unscaled(model)  # no layout knows muP
-    if layout == "fla":
+    if layout == "fla" and model.config.arch != "hgrn2":
+        content = fla_mixers.config_json(model.config, context, eos_id)
+        tensors = fla_mixers.written(model)
+    elif layout == "fla":
         content = fla_hgrn2.config_json(model.config, context, eos_id)
         tensors = fla_hgrn2.written(model)
     elif isinstance(model.config.options, LlamaOptions) and not hybrid.is_hybrid(model.config):
@@ -151,6 +157,12 @@ def _own(
             f"model.arch={own[0]!r}: an export carries the code of a built-in architecture "
             f"({', '.join(BUILT_IN)}), and there is none for one of your own; load its checkpoint "
             "with linscale.load_pretrained, or write your own code for transformers."
+        )
+    if config.mixers is None and config.arch not in hybrid.KINDS:
+        raise InteropError(
+            f"model.arch={config.arch!r}: an export carries the code of {', '.join(hybrid.KINDS)}, "
+            f"and there is none for {config.arch}; use layout='fla' for "
+            f"{', '.join(fla_mixers.CLASSES)}, or load a checkpoint with linscale.load_pretrained."
         )
     own = _own_config(config, context, eos_id)
     if hybrid.is_hybrid(config):

@@ -247,6 +247,7 @@ def far_error(mixer: HybridAttention, x: Tensor, span: Span, shared: Shared) -> 
         some = beyond.any(-1)  # (T,)
         scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
+        scores = mixer.capped(scores)
         weights = scores.masked_fill(~(beyond | ~some[:, None]), -torch.inf).softmax(-1)
         target = torch.einsum("bhij,bjhv->bihv", weights.to(v.dtype), repeat_heads(v, mixer.heads))
     before, mixer.reads = mixer.reads, "past"

@@ -193,9 +193,11 @@ def _config(
     from scaling.linearization import recipes
     from scaling.linearization.teacher import teacher_config
 
-    methods = (*recipes.METHODS, *STARTED)
-    if method not in methods:
-        raise ConfigError(f"method={method!r}: choose one of {', '.join(methods)}.")
+    if method not in (*recipes.METHODS, *STARTED) and not _is_started(method):
+        raise ConfigError(
+            f"method={method!r}: choose one of {', '.join((*recipes.METHODS, *STARTED))}, or your "
+            "own architecture that starts from attention weights."
+        )
     theirs = teacher_config(teacher)
     student = _student(theirs, method, options, no_decay)
     data = _override_data(_data(teacher, method, corpus), overrides)
@@ -221,7 +223,7 @@ def _student(
                 f"{teacher.arch}, without options of the attention."
             )
         return teacher
-    if method in STARTED:
+    if _is_started(method):
         from models.linearize.initialise import gated_config
 
         if options:
@@ -233,6 +235,14 @@ def _student(
     if wrong := [name for name in options if name not in hints(part)]:
         raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
     return linearized_config(teacher, part(**options, **slopes))
+
+
+def _is_started(method: str) -> bool:
+    """Whether a method is a linear model that starts from attention weights."""
+    try:
+        return find(method).starts_from == "attention"
+    except ConfigError:
+        return False
 
 
 def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:

@@ -18,6 +18,7 @@ can move. Its content is fingerprinted in the run record.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -40,6 +41,7 @@ from scaling.config.parts import (
     ParallelConfig,
     ScheduleConfig,
 )
+from scaling.data.tokenizers import vocabulary_of
 
 __all__ = [
     "BudgetConfig",
@@ -252,7 +254,7 @@ class RunConfig(Part):
     def _to_steps(self, tokens: int) -> int:
         return whole_steps(tokens, self.tokens_per_step)
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
         return f"{self.name}-{_digest(self._semantic())}"
@@ -300,7 +302,8 @@ class RunConfig(Part):
         """A copy with dotted assignments applied together, for example `["optim.lr=3e-4"]`.
 
         Names may be of any depth, such as `model.options.rope_scaling.factor=2`. A new `model.arch`
-        keeps those options that both architectures have.
+        keeps those options that both architectures have. A new `data.tokenizer` sets
+        `model.vocab_size` to its vocabulary, unless that is given, too.
 
         Raises:
             ConfigError: an unknown name (the nearest is suggested), a value of the wrong type, or
@@ -323,6 +326,12 @@ class RunConfig(Part):
             else:
                 moved = flat.moved(path, values["model"]["arch"])
                 raise moved or unknown_name(path, known)
+        named = [path for path, _ in given]
+        teacher = self.linearize != LinearizeConfig()  # its vocabulary stays
+        if "data.tokenizer" in named and "model.vocab_size" not in named and not teacher:
+            rows = vocabulary_of(values["data"]["tokenizer"])
+            if rows is not None and values["data"]["tokenizer"] != self.data.tokenizer:
+                values["model"]["vocab_size"] = rows
         return RunConfig.from_json(values)
 
 

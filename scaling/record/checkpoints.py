@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +133,11 @@ class Checkpoints:
                 self.points = [p for p in self.points if bad not in (p.file, p.trunk_file)]
                 self._forget(bad)
                 self._write()
+                with suppress(DiskError):
+                    remove(self.folder / bad)
                 back = self.points[-1] if self.points else None
                 where = f"step {back.step} ({back.file})" if back else "the very beginning"
-                say(f"{error} Falling back to {where}.")
+                say(f"{error} It is removed. Falling back to {where}.")
         return None, {}
 
     def save_resume(self, segment: int, step: int, wall: float, content: dict[str, Any]) -> None:

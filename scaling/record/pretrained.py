@@ -52,6 +52,8 @@ class Pretrained:
     """Tokens that end a text."""
     run: RunConfig | None
     """The run that trained it; None for a foreign model."""
+    run_dir: Path | None = None
+    """The directory of that run."""
 
 
 def load_pretrained(
@@ -159,6 +161,7 @@ def _from_run(
         context=_context(config, checkpoint.parent.parent),
         eos_ids=(tokenizer.eos_id,),
         run=config,
+        run_dir=checkpoint.parent.parent,
     )
 
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,11 +34,11 @@ from scaling.plan.plan import trained_tokens
 from scaling.record.data_identity import consent
 from scaling.record.head import SCHEMA, read_head
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.pool import Pool
+from scaling.sweep.pool import RETRY_SECONDS, Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
-from scaling.sweep.task import Task
+from scaling.sweep.task import Task, waits_for
 from scaling.sweep.worker import attempt, find
-from scaling.system.claims import exclusive
+from scaling.system.claims import exclusive, holder
 from scaling.system.devices import cores
 from scaling.system.files import read_json, remove_leftovers, write_json
 from scaling.training.loggers import check_installed, check_servers
@@ -56,6 +57,7 @@ def launch(
     train: str = TRAIN,
     accept_data_change: bool = False,
     in_order: bool = False,
+    dry_run: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -69,6 +71,7 @@ def launch(
         accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
             them out of fits.
         in_order: begin runs in the order of the experiment, not the longest first.
+        dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
         True if every run ended, in a result or in divergence, or is submitted; False if one failed
@@ -95,6 +98,11 @@ def launch(
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
+    options = slurm or SlurmOptions()
+    if dry_run:
+        for array in submit([t.config for t in left], sweep_dir, options, train, dry_run=True):
+            print(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
+        return True
     loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
     check_installed(loggers)
     for warning in check_servers(loggers, sweep_dir):
@@ -109,7 +117,7 @@ def launch(
             consent(sweep_dir / task.run_id)
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
-        _submit([task.config for task in left], sweep_dir, slurm or SlurmOptions(), train)
+        _submit([task.config for task in left], sweep_dir, options, train)
         return True
     if not in_order:
         left.sort(key=lambda task: -task.flops)  # the end is then reached soonest
@@ -165,20 +173,26 @@ def _flops(config: RunConfig) -> float:
 
 
 def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
-    """Write sweep.json; runs of earlier launches with other overrides stay listed."""
+    """Write sweep.json; runs of earlier launches, and the files that made them, stay listed."""
     path = sweep_dir / "sweep.json"
     with exclusive(sweep_dir / "sweep.lock"):
         remove_leftovers(sweep_dir)
-        earlier = read_json(path).get("runs", [])
-        runs = [*earlier, *(config.run_id for config in experiment.runs)]
+        before = read_json(path)
+        runs = [*before.get("runs", []), *(config.run_id for config in experiment.runs)]
+        texts = before.get("experiments", [])
+        if (former := before.get("experiment")) and not texts:  # of an earlier version
+            texts = [{"text": former, "argv": before.get("argv", [])}]
+        if experiment.text not in [each.get("text") for each in texts]:
+            texts = [*texts, {"text": experiment.text, "argv": sys.argv}]
         content = {
             "schema": SCHEMA,
             "sweep": sweep_dir.name,
             "experiment": experiment.text,
             "argv": sys.argv,
             "runs": list(dict.fromkeys(runs)),
+            "experiments": texts,
         }
-        if read_json(path) != content:
+        if before != content:
             write_json(path, content)
 
 
@@ -191,19 +205,34 @@ def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, tr
     print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
 
 
+def indented(text: str) -> str:
+    """A paragraph under its heading."""
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ")
+
+
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
-    """Train here, one after the other. The first interrupt saves at the next step."""
+    """Train here, one after the other. The first interrupt saves at the next step.
+
+    A run that another process has, perhaps one of a pool that was killed and is saving, is tried
+    again until it is free or has ended.
+    """
     function = find(train)
     stop = threading.Event()
+    left = deque(tasks)
     with _stopping(stop):
-        for task in tasks:
-            if stop.is_set():
-                return
+        while left and not stop.is_set():
+            task = left.popleft()
             task.state = "running"
             outcome = attempt(task.config, sweep_dir, function, stop, progress=True)
             if outcome.state == "busy":
                 task.state = "elsewhere"
-                display.say(f"{task.run_id}: another process is training it; left to that one")
+                held = holder(sweep_dir / task.run_id, glance=False)
+                if held is not None and not task.told:
+                    task.told = True
+                    display.say(waits_for(task, held))
+                left.append(task)
+                if all(other.state == "elsewhere" for other in left):
+                    stop.wait(RETRY_SECONDS)
                 continue
             task.state = outcome.state
             task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason

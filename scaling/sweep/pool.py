@@ -29,8 +29,8 @@ from linscale.errors import LinscaleError
 from scaling.record.head import read_head
 from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.task import Task
-from scaling.system.claims import claim, heartbeat, holder
+from scaling.sweep.task import Task, waits_for
+from scaling.system.claims import Holder, claim, heartbeat, holder
 from scaling.system.orphans import KERNEL_TELLS
 
 MOST_DEATHS = 3
@@ -125,12 +125,23 @@ class Pool:
             if task.state != "elsewhere" or time.monotonic() < task.retry_at:
                 continue
             task.retry_at = time.monotonic() + RETRY_SECONDS
-            if holder(self._sweep_dir / task.run_id) is None:
-                head = read_head(self._sweep_dir / task.run_id)
+            run_dir = self._sweep_dir / task.run_id
+            held = holder(run_dir, glance=False)
+            if held is not None:
+                self._tell(task, held)
+            else:
+                task.silent = heartbeat(run_dir)
+                head = read_head(run_dir)
                 if head.state in ("done", "diverged", "failed"):
                     self._finish(task, head.state, head.reason)
                 else:
                     task.state = "waiting"
+
+    def _tell(self, task: Task, held: Holder) -> None:
+        """Say once whom a run waits for."""
+        if not task.told:
+            task.told = True
+            self._display.say(waits_for(task, held))
 
     def _fill(self) -> None:
         """Give free workers the next run, and start workers that are missing."""
@@ -140,7 +151,7 @@ class Pool:
                 task = waiting.popleft()
                 slot.task, slot.ready, task.state = task, False, "running"
                 task.beat = -1
-                self._send(slot, {"run": task.config.to_json()})
+                self._send(slot, {"run": task.config.to_json(), "silent": task.silent})
         starting = sum(s.process is not None and s.task is None for s in self._slots)
         for slot in self._slots:
             if slot.process is None and len(waiting) > starting:

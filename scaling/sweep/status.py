@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from linscale.json_reader import (
     is_name,
     parse_lines,
 )
+from linscale.selection import chosen, fields_of
 from models.layer_pattern import group
+from scaling.sweep.slurm_queue import Job, queued
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.words import duration, nats, percent, si, speed
 
@@ -33,11 +36,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _READ = ("config", "status", "environment")
-UNFINISHED = ("running", "planned", "interrupted")
+UNFINISHED = ("running", "queued", "planned", "interrupted")
 """States that a sweep is watched for."""
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
+"""What squeue says of jobs that have not begun, or begin again."""
 STYLES = {
     "done": "green",
     "running": "cyan",
+    "queued": "blue",
     "diverged": "magenta",
     "failed": "bold red",
     "unreadable": "bold red",
@@ -47,11 +53,16 @@ STYLES = {
 }
 
 
-def status_rows(directory: Path) -> list[dict[str, Any]]:
+def status_rows(directory: Path, only: str | None = None) -> list[dict[str, Any]]:
     """One row a run, in the order of the sweep.
 
+    Args:
+        directory: of the sweep.
+        only: which runs (`linscale.selection`); None: all.
+
     Returns:
-        Plain JSON types: `run_id`, `arch`, `size`, `state`, `reason`, `tokens`, `tokens_total`,
+        Plain JSON types: `run_id`, `arch`, `size`, `seed`, `state`, `reason`, `devices` (of all
+        nodes), `job_id` (of SLURM, the last that was submitted), `tokens`, `tokens_total`,
         `loss` (training), `val_loss` and `milestones` (how many are recorded, the loss of the
         last), `tokens_per_second`, `eta_seconds`, `mfu`, `data_wait` (share of the time),
         `memory_peak` (bytes, of rank 0), `updated`, `hostname`, `git_revision`, and `health`, None
@@ -59,7 +70,7 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
         `outside`.
 
     Raises:
-        LinscaleError: the directory is no sweep.
+        LinscaleError: the directory is no sweep, or the selection leaves nothing.
     """
     if not directory.is_dir():
         raise LinscaleError(
@@ -74,7 +85,28 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: holds neither a sweep.json nor runs; give the directory of a sweep, "
             "such as runs/quickstart."
         )
-    return [_named_row(directory, name) for name in names]
+    jobs = queued(directory)
+    rows = [_in_queue(_named_row(directory, name), jobs.get(name)) for name in names]
+    return chosen(rows, only, partial(_fields, directory))
+
+
+def _fields(directory: Path, row: dict[str, Any]) -> dict[str, object]:
+    """What a selection sees of a run: its configuration, where it has begun, and its state."""
+    name = str(row["run_id"])
+    known = {"name": name.rpartition("-")[0], "run_id": name, "state": row["state"]}
+    try:
+        config = find_object(directory / name / "config.json").values if is_name(name) else {}
+    except BadRecord:
+        config = {}
+    return known | fields_of(config, run_id=name, state=row["state"]) if config else known
+
+
+def _in_queue(row: dict[str, Any], job: Job | None) -> dict[str, Any]:
+    """The row with its job; a run that waits for one is `queued`."""
+    if job is None:
+        return row | {"job_id": None}
+    waits = row["state"] in ("planned", "interrupted", "preempted") and job.state in WAITING
+    return row | {"job_id": job.job_id} | ({"state": "queued"} if waits else {})
 
 
 def _named_row(directory: Path, name: str) -> dict[str, Any]:
@@ -111,6 +143,8 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
         "run_id": run_dir.name,
         "arch": group(model.word("arch", ""), model.word("mixers", "")),
         "size": config.word("size", ""),
+        "seed": config.whole("seed", 0) if config.has("seed") else None,
+        "devices": _devices(config.part("parallel", {})),
         "state": state,
         "reason": reason,
         "tokens": status.whole("tokens", 0, default=0),
@@ -128,6 +162,12 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
         "git_revision": environment.word("git_revision", "") or None,
         "health": None,
     }
+
+
+def _devices(parallel: Fields) -> int | None:
+    if not parallel.has("devices"):
+        return None
+    return parallel.whole("devices", 1) * parallel.whole("nodes", 1, default=1)
 
 
 def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
@@ -149,7 +189,10 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
         "MFU": [Text(percent(row["mfu"])) for row in rows],
         "left": [Text(duration(row["eta_seconds"])) for row in rows],
         "host": [Text(row["hostname"] or "") for row in rows],
+        "job": [Text(row["job_id"] or "") for row in rows],
     }
+    if len({row["seed"] for row in rows}) > 1:
+        columns["seed"] = [Text("" if row["seed"] is None else str(row["seed"])) for row in rows]
     if len({row["hostname"] for row in rows if row["hostname"]}) < 2:
         del columns["host"]
     columns = {name: cells for name, cells in columns.items() if any(c.plain for c in cells)}
@@ -186,6 +229,7 @@ def _health(found: dict[str, Any] | None) -> Text:
 def watch(
     directory: Path,
     seconds: float = 2.0,
+    only: str | None = None,
     judge: Callable[[list[dict[str, Any]]], None] = lambda _: None,
 ) -> None:
     """Show the table, renewed until no run is left to wait for or the user interrupts.
@@ -193,6 +237,7 @@ def watch(
     Args:
         directory: of the sweep.
         seconds: between two looks.
+        only: which runs (`linscale.selection`); None: all.
         judge: fills in the health of the rows.
 
     Raises:
@@ -200,12 +245,12 @@ def watch(
     """
     from rich.live import Live
 
-    rows = status_rows(directory)
+    rows = status_rows(directory, only)
     judge(rows)
     with Live(status_table(directory, rows), auto_refresh=False) as live:
         while any(row["state"] in UNFINISHED for row in rows):
             time.sleep(seconds)
-            rows = status_rows(directory)
+            rows = status_rows(directory, only)
             judge(rows)
             live.update(status_table(directory, rows), refresh=True)
 

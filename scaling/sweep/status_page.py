@@ -18,6 +18,7 @@ from scaling.system.words import duration, nats, si, speed
 COLOURS = {
     "done": "#1a7f37",
     "running": "#0969da",
+    "queued": "#0550ae",
     "diverged": "#8250df",
     "failed": "#cf222e",
     "unreadable": "#cf222e",
@@ -60,7 +61,8 @@ def status_page(directory: Path, rows: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     body = "\n".join(_row(row) for row in rows)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{again}'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{title}</h1>\n<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n"
         "</tbody></table></body></html>\n"

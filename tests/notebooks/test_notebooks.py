@@ -21,6 +21,7 @@ CELL = re.compile(r"^# %%(?: \[markdown\])?$", re.MULTILINE)
 
 
 SWEEP = re.compile(r"^SWEEP = records\(.*?\)", re.MULTILINE)
+QUICK = ("01", "06")
 FOREIGN = {
     "one_size": {"archs": ("llama", "tnl"), "dims": (64,)},
     "one_architecture": {"archs": ("hgrn2",)},
@@ -54,8 +55,11 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("sweep", [*FOREIGN, "linearized"])
 @pytest.mark.parametrize(
     "path",
-    [path for path in NOTEBOOKS if "kernels" not in path.stem],  # its SWEEP is a table of times
-    ids=lambda path: path.stem,
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem[:2] in QUICK else pytest.mark.slow)
+        for path in NOTEBOOKS
+        if "kernels" not in path.stem  # its SWEEP is a table of times
+    ],
 )
 def test_runs_on_a_sweep_of_ones_own(
     path: Path,

@@ -8,6 +8,7 @@ and has no position.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -206,5 +207,5 @@ class HybridForCausalLM(LinscaleForCausalLM):
             elif name == "slopes":
                 parameter.copy_(torch.tensor(head_slopes(mixer.settings, mixer.layer)))
             else:
-                share = torch.tensor(mixer.options["window_factor"], dtype=torch.float64)
-                parameter.fill_(float(torch.logit(share)))
+                factor: float = mixer.settings["lolcats"]["window_factor"]
+                parameter.fill_(math.log(factor / (1 - factor)))

@@ -145,6 +145,16 @@ def beside_windows(tmp_path: Path) -> Path:
     return tmp_path / "w"
 
 
+def test_a_run_without_attention_transfer_is_read(sweep: Path) -> None:
+    """Its record says that the stage of no tokens costs nothing."""
+    for file in sweep.glob("supra-*-True/accounting.json"):
+        values = json.loads(file.read_text())
+        values["stages"]["transfer_tokens"] = 0
+        values["stages"]["transfer_flops_per_token"] = {"exact": 0.0, "paper": 0.0}
+        file.write_text(json.dumps(values))
+    assert len(read(sweep).of(LINEARIZED)) == 9 * len(BUDGETS)
+
+
 def test_shares_beyond_a_window(beside_windows: Path) -> None:
     """By hand: the window alone loses 0.1 to the teacher, surgery 2.0."""
     recovery = read(beside_windows)
