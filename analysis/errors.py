@@ -7,15 +7,30 @@ people) what limits it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from linscale.errors import LinscaleError
 
 
 class AnalysisError(LinscaleError, ValueError):
     """Data or a request that cannot give an answer; the message names the value and the remedy."""
+
+
+_Result = TypeVar("_Result")
+
+
+def attempt(work: Callable[[], _Result]) -> _Result | None:
+    """What `work` returns; where the records lack what it needs, the reason is printed, and None.
+
+    For notebooks and scripts that go on with what a sweep does have.
+    """
+    try:
+        return work()
+    except AnalysisError as error:
+        print(f"These records do not show this: {error}")
+        return None
 
 
 @dataclass(frozen=True)

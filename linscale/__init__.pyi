@@ -2,6 +2,7 @@
 
 from analysis import figures as figures
 from analysis.errors import AnalysisError as AnalysisError
+from analysis.errors import attempt as attempt
 from analysis.fit.approaches import three_approaches as three_approaches
 from analysis.fit.envelope import envelope as envelope
 from analysis.fit.fitting import fit_groups as fit_groups
@@ -21,6 +22,7 @@ from analysis.judge.sensitivity import sensitivity as sensitivity
 from analysis.judge.study import study as study
 from analysis.report.report import write_report as write_report
 from linscale.errors import LinscaleError as LinscaleError
+from linscale.shipped import records as records
 from models.config import ModelConfig as ModelConfig
 from models.config import paper_config as paper_config
 from models.config import toy_config as toy_config
@@ -30,6 +32,8 @@ from models.generation import generate as generate
 from models.interop import import_model as import_model
 from models.kernels.api import linear_attention as linear_attention
 from models.kernels.api import linear_attention_step as linear_attention_step
+from models.kernels.delta.api import delta_attention as delta_attention
+from models.kernels.delta.api import delta_attention_step as delta_attention_step
 from models.language_model import LanguageModel as LanguageModel
 from models.language_model import build as build
 from scaling.config.experiment import load_experiment as load_experiment
@@ -47,7 +51,7 @@ from scaling.plan.plan import isoflop_horizons as isoflop_horizons
 from scaling.plan.plan import plan as plan
 from scaling.plan.plan import tokens_for_flops as tokens_for_flops
 from scaling.plan.plan import tokens_for_ratio as tokens_for_ratio
-from scaling.record.checkpoints import load_model as load_model
+from scaling.record.load_model import load_model as load_model
 from scaling.record.pretrained import load_pretrained as load_pretrained
 from scaling.sweep.launch import launch as launch
 

@@ -92,7 +92,10 @@ def missing(error: ModuleNotFoundError) -> str | None:
     extra = EXTRAS.get(package)
     if extra is None:
         return None
-    return f"needs {package}; install it with: pip install 'linscale[{extra}]'"
+    return (
+        f"needs {package}, which the extra `{extra}` brings; in the folder of Linscale's sources: "
+        f"pip install '.[{extra}]'"
+    )
 
 
 def require(what: str, *modules: str) -> None:

@@ -3,15 +3,14 @@
 #
 # You will learn how a sweep becomes a scaling law: what was planned, how the runs went, and what
 # the fitted laws say, with intervals. The records are those of `make quickstart`, kept in the
-# repository without checkpoints (and with every fourth line of the training log).
+# repository without checkpoints (and with every fourth line of the training log). With a sweep of
+# your own, a cell says what it lacks where that sweep has too few sizes or seeds.
 
 # %%
 # %matplotlib inline
-from pathlib import Path
+from linscale import attempt, figures, load_sweep, records, study
 
-from linscale import figures, load_sweep, study
-
-SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
+SWEEP = records("quickstart")  # your own: records("runs/quickstart")
 DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 
 # %% [markdown]
@@ -29,29 +28,33 @@ sweep.exclusions
 # Training curves by architecture and size; the marks are decayed checkpoints.
 
 # %%
-figures.learning_curves(sweep.curves, sweep.points)
+attempt(lambda: figures.learning_curves(sweep.curves, sweep.points))
 
 # %% [markdown]
 # One law of N and D an architecture, resampled over runs. Failures are printed, never hidden.
 
 # %%
-results = study(sweep, bootstrap=DRAWS)
-print(results.failures or "every law, envelope and hold-out could be fitted")
-for name in results.groups:
+results = attempt(lambda: study(sweep, bootstrap=DRAWS))
+if results:
+    print(results.failures or "every law, envelope and hold-out could be fitted")
+for name in results.groups if results else ():
     print(name)
     print(results.laws[name].table().to_string(index=False))
 
 # %%
-figures.loss_compute(results.points, results.loss_bands())
+results and figures.loss_compute(results.points, results.loss_bands())
 
 # %% [markdown]
 # How many times the compute must the baseline spend for the same loss?
 
 # %%
-figures.multipliers(results.multiplier_bands(), baseline=results.baseline)
+results and attempt(
+    lambda: figures.multipliers(results.multiplier_bands(), baseline=results.baseline)
+)
 
 # %% [markdown]
 # The largest size, forecast by a law that never saw it.
 
 # %%
-results.forecast[["arch", "size", "tokens", "loss", "predicted", "lo", "hi", "leap"]]
+COLUMNS = ["arch", "size", "tokens", "loss", "predicted", "lo", "hi", "leap"]
+results and attempt(lambda: results.require_forecast()[COLUMNS])

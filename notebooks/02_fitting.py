@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from linscale import fit_law, load_sweep, sensitivity, three_approaches, where
+from linscale import attempt, fit_law, load_sweep, records, sensitivity, three_approaches, where
 
-SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
+SWEEP = records("quickstart")  # your own: records("runs/quickstart")
 PUBLIC = Path(os.environ.get("LINSCALE_DATA", "data")) / "chinchilla_epoch/svg_extracted_data.csv"
 
 # %%
@@ -26,8 +26,11 @@ if PUBLIC.is_file():
     points = points.sort_values("loss").iloc[:-5].reset_index(drop=True)  # five outliers
     source = "Chinchilla, extracted from its figure"
 else:
-    points = where(load_sweep(SWEEP).points, arch="llama")
-    source = "LLaMA of the quickstart (set LINSCALE_DATA to use Chinchilla's points)"
+    points = load_sweep(SWEEP).points
+    names = [*dict.fromkeys(points["arch"])]
+    arch = "llama" if "llama" in names or not names else names[0]
+    points = where(points, arch=arch)
+    source = f"{arch} of {SWEEP.stem} (set LINSCALE_DATA to use Chinchilla's points)"
 print(f"{source}: {len(points)} points")
 
 # %% [markdown]
@@ -35,11 +38,11 @@ print(f"{source}: {len(points)} points")
 # Huber loss of width 1e-3 on log loss, summed.
 
 # %%
-fit = fit_law("chinchilla", points, bootstrap=200)
-fit.table()
+fit = attempt(lambda: fit_law("chinchilla", points, bootstrap=200))
+fit and fit.table()
 
 # %%
-for warning in fit.warnings:
+for warning in fit.warnings if fit else ():
     print(warning)
 
 # %% [markdown]
@@ -47,11 +50,11 @@ for warning in fit.warnings:
 # The same data under other forms and objectives.
 
 # %%
-sensitivity("chinchilla", points, reference=fit)
+fit and sensitivity("chinchilla", points, reference=fit)
 
 # %% [markdown]
 # ## Compare
 # An approach that the data cannot support is listed with its reason.
 
 # %%
-three_approaches(points, bootstrap=0).table()
+attempt(lambda: three_approaches(points, bootstrap=0).table())

@@ -14,8 +14,6 @@
 
 # %%
 # %matplotlib inline
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
@@ -26,12 +24,12 @@ from analysis.io.evals import csr_average, latest, load_evals
 from analysis.io.looks import look
 from analysis.judge.task_law import CHANCE
 from analysis.report.paper_tables import paper_tables
-from linscale import figures, load_sweep, study, where
+from linscale import attempt, figures, load_sweep, records, shipped, study, where
 
-SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/paper_ladder")
-SHAPES = Path("experiments/results/aspect_ratio-toy.zip")  # Path("runs/aspect_ratio")
-CONTEXTS = Path("experiments/results/context_length-toy.zip")  # Path("runs/context_length")
-PAPER = pd.read_csv("experiments/paper_2406_16690.csv")  # its tables 4, 5 and 6
+SWEEP = records("quickstart")  # your own: records("runs/paper_ladder")
+SHAPES = records("aspect_ratio-toy")  # records("runs/aspect_ratio")
+CONTEXTS = records("context_length-toy")  # records("runs/context_length")
+PAPER = pd.read_csv(shipped.folder() / "paper_2406_16690.csv")  # its tables 4, 5 and 6
 DRAWS = 60  # refits of the bootstrap; 2000 for a paper
 PF_DAY = 8.64e19  # FLOPs in a petaFLOP/s-day, the paper's unit of C
 
@@ -52,8 +50,8 @@ TABLE_3
 
 # %%
 sweep = load_sweep(SWEEP)
-results = study(sweep, bootstrap=DRAWS)
-figures.learning_curves(sweep.curves, sweep.points)
+results = attempt(lambda: study(sweep, bootstrap=DRAWS))
+attempt(lambda: figures.learning_curves(sweep.curves, sweep.points))
 
 # %% [markdown]
 # Each line is a law, ours within our data and the paper's within the paper's compute.
@@ -65,11 +63,13 @@ def overlay(quantity: str, ours: pd.DataFrame, label: str):
     with style.context():
         figure, panels = style.panels(1, 1, width=style.SINGLE, height=3.4)
         axes = panels[0, 0]
-        for group in [g for g in results.groups if g in TABLE_3.index]:
+        for group in results.groups:
             colour = look(group).color
             band = ours[(ours["group"] == group) & ours["inside"]]
             axes.plot(band["x"], band["y"], color=colour, label=look(group).label)
             axes.fill_between(band["x"], band["lo"], band["hi"], color=colour, alpha=0.2, lw=0)
+            if group not in TABLE_3.index:
+                continue
             paper = np.geomspace(0.4, 180)
             scale, power = TABLE_3.loc[group, quantity], TABLE_3.loc[group, f"{quantity} exponent"]
             axes.plot(paper * PF_DAY, scale * paper**power, "--", color=colour)
@@ -80,14 +80,14 @@ def overlay(quantity: str, ours: pd.DataFrame, label: str):
         return style.finish(figure)
 
 
-overlay("L", results.loss_bands(), "loss (nats per token; tokenizers differ)")
+results and overlay("L", results.loss_bands(), "loss (nats per token; tokenizers differ)")
 
 # %%
-best = results.optimum_bands()
-overlay("N", best[best["quantity"] == "n"], "N_opt (non-embedding parameters)")
+best = results.optimum_bands() if results else pd.DataFrame({"quantity": []})
+results and overlay("N", best[best["quantity"] == "n"], "N_opt (non-embedding parameters)")
 
 # %%
-overlay("D", best[best["quantity"] == "d"], "D_opt (tokens)")
+results and overlay("D", best[best["quantity"] == "d"], "D_opt (tokens)")
 
 # %% [markdown]
 # ## Task averages against size
@@ -227,6 +227,6 @@ figures.varied(
 # have no trend.
 
 # %%
-for records, loaded in ((SWEEP, sweep), (SHAPES, shapes), (CONTEXTS, contexts)):
-    for table in paper_tables(load_evals(records, loaded), loaded.runs):
+for place, loaded in ((SWEEP, sweep), (SHAPES, shapes), (CONTEXTS, contexts)):
+    for table in paper_tables(load_evals(place, loaded), loaded.runs):
         display(Markdown(table.markdown()))

@@ -16,9 +16,10 @@ import torch
 from analysis.figures import style
 from analysis.io.looks import look
 from experiments.benchmarks.mixers import DIM, HEADS, floors, measure
+from linscale import shipped
 
-RESULTS = Path("experiments/benchmarks/results")  # where `make bench` writes
-SWEEP = Path("experiments/results")  # where the decoding benchmark writes
+RESULTS = shipped.folder() / "benchmarks" / "results"  # where `make bench` writes
+SWEEP = shipped.folder() / "results"  # where the decoding benchmark writes
 LENGTHS = (256, 512, 1024, 2048)
 REPEATS = 3
 

@@ -6,14 +6,12 @@
 # `linscale plan FILE --refine DIR`.
 
 # %%
-from pathlib import Path
-
 import pandas as pd
 
 from analysis.judge.refine import shrinkage
-from linscale import load_sweep, refine
+from linscale import attempt, load_sweep, records, refine
 
-SWEEP = Path("experiments/results/quickstart.zip")  # your own: Path("runs/quickstart")
+SWEEP = records("quickstart")  # your own: records("runs/quickstart")
 BUDGET = 2e15  # FLOPs for all new runs together
 QUANTITY = "alpha"  # or E, a, b, "loss@1e16", "n@1e16", ...
 
@@ -33,8 +31,8 @@ print(f"{candidates['run_id'].nunique()} candidate runs")
 # ## Rank, and buy
 
 # %%
-plan = refine(sweep, candidates, quantity=QUANTITY, budget=BUDGET)
-plan.frame
+plan = attempt(lambda: refine(sweep, candidates, quantity=QUANTITY, budget=BUDGET))
+plan and plan.frame
 
 # %%
-pd.DataFrame(shrinkage(plan.frame), index=["half-width now", "after the plan"]).T
+pd.DataFrame(shrinkage(plan.frame) if plan else {}, index=["half-width now", "after the plan"]).T

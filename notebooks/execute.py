@@ -4,8 +4,8 @@
 
     notebooks/NAME.py  (jupytext's percent format: what is edited)  ->  notebooks/NAME.ipynb
 
-Cells run in the repository's root, so that the paths in a notebook are those of a fresh clone. Cell
-ids are their numbers and no times are recorded: what did not change leaves no difference.
+Cells run in the folder of the notebook, as in Jupyter. Cell ids are their numbers and no
+times are recorded: what did not change leaves no difference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(chosen: tuple[str, ...]) -> None:
             timeout=600,
             kernel_name="python3",
             record_timing=False,
-            resources={"metadata": {"path": ROOT}},
+            resources={"metadata": {"path": path.parent}},
         ).execute()
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"cell-{number}"

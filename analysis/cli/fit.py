@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.cli.source import OtherData
 from linscale.paragraph import one_paragraph
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ _FIT_EXAMPLES = """Examples:
 
 - `linscale fit runs/isoflop --approaches --full`
 """
-
-OtherData = Annotated[
-    bool,
-    typer.Option("--other-data", help="Of a sweep: keep runs whose data changed while they were "
-                 "trained, or are not those of the other runs."),
-]  # fmt: skip
 
 
 @app.command(epilog=_FIT_EXAMPLES)
@@ -326,9 +321,9 @@ def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int]
 
 def _write(path: Path, text: str) -> None:
     from analysis.errors import AnalysisError
+    from analysis.io.staging import write_whole
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise AnalysisError(f"{path} cannot be written: {error.strerror}") from error

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.cli.source import OtherData
+from linscale import selection
 from linscale.paragraph import one_paragraph
 
 app = typer.Typer()
@@ -34,15 +36,18 @@ def report(
     last_per: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
     best_per: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
     baseline: Annotated[
-        str, typer.Option(help="Architecture or group that the others are compared with.")
-    ] = "llama",
-    other_data: Annotated[
-        bool,
-        typer.Option("--other-data", help="Of a sweep: keep runs whose data changed while they "
-                     "were trained, or are not those of the other runs."),
-    ] = False,
+        str | None,
+        typer.Option(help="Architecture or group that the others are compared with (default llama, "
+                     "else the first)."),
+    ] = None,
+    other_data: OtherData = False,
+    only: Annotated[str | None, typer.Option(help=selection.HELP)] = None,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    forecasts: Annotated[
+        list[Path] | None,
+        typer.Option("--forecast", help="Show and score this sealed forecast; repeatable."),
+    ] = None,
 ) -> None:  # fmt: skip
     """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
     with one_paragraph():
@@ -62,10 +67,12 @@ def report(
         with console.status("reading", spinner="dots") as status:
             given = None
             if of_table or any(named.values()) or any(chosen.values()):
-                given = read_source(source, chosen=chosen, other_data=other_data, **named)
+                given = read_source(
+                    source, chosen=chosen, other_data=other_data, only=only, **named
+                )
             page = write_report(
                 source, out or report_folder(source), given=given if of_table else None,
-                other_data=other_data, baseline=baseline, bootstrap=bootstrap, seed=seed,
-                progress=lambda text: status.update(escape(text)),
+                other_data=other_data, only=only, baseline=baseline, bootstrap=bootstrap, seed=seed,
+                seals=forecasts or (), progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

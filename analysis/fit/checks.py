@@ -34,6 +34,10 @@ _NAMED = 3
 """Rows named for each reason."""
 
 
+USUAL = {"n": "n_params", "d": "tokens", "c": "flops", "u": "unique_tokens"}
+"""Column of each quantity where the caller names none; a table may lack it."""
+
+
 def prepare(
     data: pd.DataFrame,
     law: Law,
@@ -55,6 +59,10 @@ def prepare(
     """
     warnings: list[FitWarning] = []
     names = {"n": n, "d": d, "c": c, "u": u}
+    for role, name in names.items():
+        # One that the caller names is there; only the usual name may be left out.
+        if name != USUAL[role] and name not in data.columns:
+            raise AnalysisError(_absent(name, AXES[role], data))
     raw = {role: _numbers(data, name) for role, name in names.items() if name in data.columns}
     _derive(raw, law, names, data, warnings)
     if loss not in data.columns:

@@ -8,17 +8,15 @@ them, one target a horizon.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from analysis.errors import AnalysisError
+from linscale.selection import chosen
 
 SAME_POINT = 0.02
 """Points within this in each logarithm are one."""
-_FIELDS = ("run_id", "arch", "size", "seed", "state")
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,14 @@ def rungs_as_targets(
 
     Args:
         rungs: as `linscale plan --json` gives them.
-        only: a filter, see `chosen`.
+        only: see `linscale.selection`.
         parameters: the convention of N: non_embedding, paper or total.
 
     Raises:
-        AnalysisError: the filter leaves nothing, or every run is finished.
+        SelectionError: the selection leaves nothing.
+        AnalysisError: every run is finished.
     """
-    left = [r for r in rungs if chosen(r, only)]
-    if not left:
-        raise AnalysisError(f"--only {only}: no rung of the experiment is left")
+    left = chosen(rungs, only, dict)
     done = [str(r["run_id"]) for r in left if r["state"] == "done"]
     field = {"non_embedding": "params_exact", "paper": "params", "total": "params_total"}
     targets = [
@@ -96,24 +93,3 @@ def rungs_as_targets(
             "forecast. Name an experiment with runs that have not been made"
         )
     return targets, done
-
-
-def chosen(rung: Mapping[str, Any], only: str | None) -> bool:
-    """Whether a rung passes a filter: conditions joined by commas, each FIELD=PATTERN (of run_id,
-    arch, size, seed, state) or a pattern of the run id; * and ? stand for anything.
-
-    Raises:
-        AnalysisError: an unknown field.
-    """
-    for condition in re.split(r"\s*,\s*", only.strip()) if only else []:
-        field, equals, pattern = condition.partition("=")
-        if not equals:
-            field, pattern = "run_id", f"*{condition}*"
-        if field not in _FIELDS:
-            raise AnalysisError(f"--only {only}: {field!r} is not one of {', '.join(_FIELDS)}")
-        if field == "seed" and "seed" not in rung:
-            raise AnalysisError("--only seed=...: these rungs do not say their seeds; use a "
-                                "pattern of the run id")  # fmt: skip
-        if not fnmatchcase(str(rung[field]), pattern):
-            return False
-    return True

@@ -69,7 +69,7 @@ def _high_floor(group: Group) -> str | None:
         return None
     table = {k: rows.columns[k] for k in rows.columns} | {"loss": rows.loss}
     try:
-        fit = fit_law(rows.form, pd.DataFrame(table), n="n", d="d", c="c")
+        fit = fit_law(rows.form, pd.DataFrame(table), **{k: k for k in "ndc" if k in table})
     except AnalysisError:
         return None
     share = fit.params["E"] / float(rows.loss.min())

@@ -84,6 +84,8 @@ class Sweep:
     """Distinct environment records of the usable runs, with the number of runs of each."""
     assumed_compute: bool = False
     """Whether `flops` of the points is 6 N D because a table has no compute."""
+    live: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """As `curves`, of runs that have not ended in a result, as far as they are."""
 
     @property
     def compute_column(self) -> str:

@@ -18,7 +18,7 @@ from analysis.errors import AnalysisError
 from analysis.io.frames import finite, plain
 from analysis.judge.checklist import TESTED, checklist
 from analysis.judge.choices import COUNTINGS, answers_of
-from analysis.judge.compare import CompareResult, compute_multiplier
+from analysis.judge.compare import CompareResult, baseline_of, compute_multiplier
 from analysis.judge.rolling_holdout import Rolling, roll
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
     from analysis.io.sweep import Sweep
-
-_BASELINE = "llama"
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,9 @@ def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Compa
     Raises:
         AnalysisError: no group of the name given as baseline.
     """
-    if baseline is not None and baseline not in fits:
-        raise AnalysisError(f"no group {baseline!r} to compare with; there are {', '.join(fits)}")
+    name = baseline_of(fits, baseline)
     if len(fits) < 2:
         return None
-    name = baseline or (_BASELINE if _BASELINE in fits else next(iter(fits)))
     failures: dict[str, str] = {}
     found: dict[str, CompareResult] = {}
     for group, fit in fits.items():

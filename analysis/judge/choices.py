@@ -21,6 +21,7 @@ from analysis.io.frames import numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.io.sweep import Sweep
 from analysis.judge.checklist import TESTED, checklist
+from analysis.judge.compare import lowest_common
 from analysis.judge.frontier import compute_for_loss
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.study import Study
@@ -119,8 +120,8 @@ def _compute(law: LawFit | None, target: float) -> float:
 
 
 def _common_loss(result: Study, group: str, column: str) -> float:
-    pair = (group, result.baseline)
-    return max(float(numbers(where(result.points, arch=g), column).min()) for g in pair)
+    ours, theirs = (numbers(where(result.points, arch=g), column) for g in (group, result.baseline))
+    return lowest_common(ours, theirs)
 
 
 def sensitivity_table(result: Study) -> pd.DataFrame:

@@ -12,7 +12,9 @@ shared_exponents.py.
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,9 @@ from analysis.units import Array
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_BASELINE = "llama"
+_SLACK = 1.25
+"""Compute beyond the dearest run up to which a law may place the lowest loss that a run reached."""
 _NEGLIGIBLE = 0.05
 """A multiplier within 5 % of 1 is called no practical difference when its interval is as narrow."""
 
@@ -88,6 +93,27 @@ class CompareResult:
         return f"<p>{self.verdict}</p>{self.frame.to_html(index=False)}"
 
 
+def baseline_of(names: Iterable[str], asked: str | None = None) -> str:
+    """The group that others are compared with: the one asked for, else llama, else the first.
+
+    Raises:
+        AnalysisError: no group of the name asked for.
+    """
+    known = list(names)
+    if asked is None:
+        return _BASELINE if _BASELINE in known else known[0]
+    if asked not in known:
+        near = difflib.get_close_matches(asked, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise AnalysisError(f"baseline {asked!r}: no such group; {hint}")
+    return asked
+
+
+def lowest_common(x: Array, y: Array) -> float:
+    """The lowest loss that both of two groups of points have reached."""
+    return max(float(np.min(x)), float(np.min(y)))
+
+
 def compute_multiplier(
     x: LawFit,
     y: LawFit,
@@ -102,7 +128,8 @@ def compute_multiplier(
     Args:
         x, y: fits of the same loss on the same data; with draws for intervals.
         names: what to call them.
-        losses: where to compare; default 25 losses over the compute that both have seen.
+        losses: where to compare; default 25 losses over the compute that both have seen, the last
+            of them the lowest that both have reached.
         compute: instead of losses, budgets of x.
         level: of the intervals.
 
@@ -118,8 +145,11 @@ def compute_multiplier(
                     f"{_range(y)} FLOPs): their runs cannot be compared at an equal loss that both "
                     "have seen. Pass losses to compute_multiplier to compare by extrapolation"
                 )
-            compute = np.geomspace(low, high, 25)
-        losses = x.frontier(compute)
+            lowest = lowest_common(x.observations.loss, y.observations.loss)
+            losses = x.frontier(np.geomspace(low, high, 25))
+            losses = np.append(losses[losses > lowest], lowest)
+        else:
+            losses = x.frontier(compute)
     losses = np.sort(np.asarray(losses, dtype=float))[::-1]
     c_x = compute_for_loss(x, losses)
     c_y = compute_for_loss(y, losses)
@@ -140,12 +170,14 @@ def compute_multiplier(
             ratio, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest"
         )
     inside = np.ones(len(losses), dtype=bool)
+    lowest = lowest_common(x.observations.loss, y.observations.loss)
     for spent, fit in ((c_x, x), (c_y, y)):
         least, most = reach(fit)
-        inside &= (spent >= 0.999 * least) & (spent <= 1.001 * most)
-        # A law may promise, at a size nobody trained, losses that no run has shown.
-        inside &= losses >= fit.observations.loss.min()
-    frame["inside"] = inside
+        # A run may reach a loss with a little less compute than its law says.
+        slack = np.where(losses == lowest, _SLACK, 1.001)
+        inside &= (spent >= 0.999 * least) & (spent <= slack * most)
+    # A law may promise, at a size nobody trained, losses that no run has shown.
+    frame["inside"] = inside & (losses >= lowest)
     cross = crossing(x, y, level=level)
     warnings = _warnings(frame, paired, ratio is not None, names)
     verdict = _verdict(frame, names, level, ratio is not None)
@@ -185,6 +217,43 @@ def _warnings(
 
 
 def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: bool) -> str:
+    """The clearest difference first, then the lowest loss that both have reached."""
+    last = _verdict_at_the_end(frame, names, level, drawn)
+    clear = _clearest(frame, names, level) if drawn else ""
+    return f"{clear} {last}" if clear else last
+
+
+def _clearest(frame: pd.DataFrame, names: tuple[str, str], level: float) -> str:
+    """Where within the data one of the two certainly needs less, over the widest such stretch of
+    losses; empty where it is nowhere, or a single loss."""
+    lo, hi, m, loss, spent = (
+        frame[k].to_numpy(dtype=float) for k in ("lo", "hi", "multiplier", "loss", "c_y")
+    )
+    inside = frame["inside"].to_numpy(dtype=bool) & np.isfinite(m)
+    best: tuple[float, int, int, bool] | None = None
+    for first in (True, False):
+        clear = inside & ((lo > 1) if first else (hi < 1))
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], clear.astype(int), [0]])))
+        for start, stop in zip(edges[::2], edges[1::2] - 1, strict=True):
+            span = float(np.log(spent[stop] / spent[start]))
+            if start < stop and (best is None or span > best[0]):
+                best = span, int(start), int(stop), first
+    if best is None:
+        return ""
+    _, start, stop, first = best
+    better, worse = names if first else names[::-1]
+    times = m[start : stop + 1] if first else 1 / m[start : stop + 1]
+    low, high = float(times.min()), float(times.max())
+    factor = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    return (
+        f"From loss {loss[start]:.3f} down to {loss[stop]:.3f}, {better} is more efficient: "
+        f"{worse} needs {factor} times its compute (every {level:.0%} interval excludes 1)."
+    )
+
+
+def _verdict_at_the_end(
+    frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: bool
+) -> str:
     x, y = names
     inside = frame["inside"].to_numpy(dtype=bool)
     index = int(np.flatnonzero(inside)[-1]) if inside.any() else len(frame) - 1

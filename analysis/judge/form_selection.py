@@ -81,7 +81,7 @@ def holdout(
                           "run": [obs.labels[k] for k in obs.cluster]})  # fmt: skip
     fitting = {k: v for k, v in options.items()
                if k in ("objective", "delta", "below", "bounds", "fix", "starts")}  # fmt: skip
-    roles = {r: r for r in ("n", "d", "c", "u")}
+    roles = {r: r for r in ("n", "d", "c", "u") if r in table}
     parts: list[pd.DataFrame] = []
     for cut in cuts:
         train, test = rows(table, compute <= cut), rows(table, compute > cut)

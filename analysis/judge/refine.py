@@ -28,6 +28,9 @@ from analysis.io.sweep import Sweep
 from analysis.judge.design import rank_rungs
 from analysis.units import LEVEL
 
+_DATA = ("corpus", "tokenizer", "sequence_length")
+"""Fields of `data` that finished runs and candidates must share."""
+
 
 @dataclass(frozen=True)
 class Refinement:
@@ -71,9 +74,11 @@ def refine(
         form: law fitted to the sweep.
 
     Raises:
-        AnalysisError: nothing to rank, an unknown quantity, or a budget that buys no run.
+        AnalysisError: nothing to rank, an unknown quantity, or a budget that buys no run; or
+            candidates with another corpus, tokenizer or context than every finished run.
     """
     points = sweep.require_points()
+    _check_same_data(sweep, candidates)
     left_out = _find_finished(sweep, candidates)
     fresh = rows(candidates, ~candidates["run_id"].isin(list(left_out)))
     archs = groups(fresh, "arch") if len(fresh) else []
@@ -111,6 +116,27 @@ def refine(
     return Refinement(quantity, budget, frame, left_out)
 
 
+def _check_same_data(sweep: Sweep, candidates: pd.DataFrame) -> None:
+    """A law says nothing about losses on another text, in other tokens, or after other contexts.
+
+    Raises:
+        AnalysisError: candidates differ from all finished runs; the field and both values.
+    """
+    if not len(sweep.runs) or not len(candidates):
+        return
+    for column in _DATA:
+        if column not in candidates or column not in sweep.runs:
+            continue
+        known = set(words(where(sweep.runs, state="done"), column))
+        other = sorted(set(words(candidates, column)) - known)
+        if known and other:
+            raise AnalysisError(
+                f"data.{column}: the rungs have {', '.join(other)} and the runs of {sweep.name} "
+                f"{', '.join(sorted(known))}: their losses follow different laws. Give "
+                f"data.{column}={sorted(known)[0]}, or refine with a sweep of the same data"
+            )
+
+
 def _find_finished(sweep: Sweep, candidates: pd.DataFrame) -> dict[str, str]:
     """Candidates that the sweep has already."""
     done = {
@@ -124,6 +150,7 @@ def candidates_of(rungs: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows for `refine` from the rungs of `linscale plan --json`: a row a horizon."""
     return pd.DataFrame([
         {"run_id": r["run_id"], "arch": r["arch"], "size": r["size"],
+         **{name: str(r[name]) for name in _DATA if name in r},
          "n_params": float(r["params_exact"]), "tokens": float(tokens),
          "flops": tokens * float(r["flops_per_token"]), "cost": float(r["flops"])}
         for r in rungs for tokens in r["horizons"]

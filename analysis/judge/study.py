@@ -31,9 +31,10 @@ from analysis.fit.uncertainty import FEWEST_CLUSTERS
 from analysis.io.frames import groups, numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.io.sweep import Sweep
-from analysis.judge.compare import CompareResult, compute_multiplier
+from analysis.judge.compare import CompareResult, baseline_of, compute_multiplier
 from analysis.judge.form_selection import holdout
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
+from analysis.judge.shares import Shares, shares_of
 from analysis.judge.task_law import Tasks, tasks_of
 from analysis.units import LEVEL, Array
 
@@ -44,6 +45,8 @@ REACH = 3.0
 ENVELOPE = EnvelopeOptions(method="grid", points=200, interior=False, form="power_c")
 """Pure power law through every point of the envelope, as in arXiv 2406.16690, but of finished
 (decayed) checkpoints."""
+SHARE_DRAWS = 300
+"""Redraws of the law of shares, which takes a twentieth of a second each."""
 ENVELOPE_DRAWS = 100
 ROLLS = 4
 """Cuts of the rolling hold-out."""
@@ -74,10 +77,23 @@ class Study:
     """Shared against separate exponents; None for one architecture."""
     tasks: Tasks | None
     """Task accuracies; None without evaluations."""
+    shares: Shares
+    """Families of hybrids with several shares of softmax layers, and the law of each."""
     bootstrap: int
     seed: int
     failures: dict[str, str] = field(default_factory=dict[str, str])
     """What could not be computed, and why."""
+
+    def require_forecast(self) -> pd.DataFrame:
+        """The forecast of the largest size.
+
+        Raises:
+            AnalysisError: no architecture has the sizes for one; the message has the reasons.
+        """
+        if not len(self.forecast):
+            why = [w for what, w in self.failures.items() if what.startswith("hold-out")]
+            raise AnalysisError(f"there is no hold-out of the largest size: {'; '.join(why)}")
+        return self.forecast
 
     def covered(self, group: str) -> NDArray[np.bool_]:
         """Which of `compute` lie within the data of an architecture."""
@@ -173,7 +189,7 @@ class Study:
 def study(
     sweep: Sweep,
     *,
-    baseline: str = "llama",
+    baseline: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
     evals: pd.DataFrame | None = None,
@@ -183,21 +199,23 @@ def study(
 
     Args:
         sweep: run records.
-        baseline: architecture to compare with; if it has no fit, the first one that has.
+        baseline: architecture to compare with; None: llama, or the first where llama has no law.
         bootstrap: refits of every law.
         seed: of the bootstrap.
         evals: numbers of its checkpoints on tasks (`analysis.io.evals.load_evals`).
         progress: told in words what is being done.
 
     Raises:
-        AnalysisError: fewer than 2 refits, the sweep has no usable point, or no architecture can be
-            fitted.
+        AnalysisError: fewer than 2 refits, the sweep has no usable point, no architecture can be
+            fitted, or the baseline that was asked for has no points.
     """
     if bootstrap < 2:
         raise AnalysisError(f"bootstrap={bootstrap}: a study needs intervals; 2000 is usual")
     sweep = _with_compute(sweep)
     points, unit = sweep.points, sweep.unit
     say = progress or (lambda _: None)
+    if baseline is not None:
+        baseline_of(groups(points, "arch"), baseline)
     laws: dict[str, LawFit] = {}
     envelopes: dict[str, EnvelopeFit] = {}
     forecasts: list[pd.DataFrame] = []
@@ -237,9 +255,10 @@ def study(
             "no architecture could be fitted: "
             + "; ".join(f"{what}: {why}" for what, why in failures.items())
         )
-    if baseline not in laws:
+    if baseline is not None and baseline not in laws:
         failures["baseline"] = f"{baseline} has no law; the comparison is with another architecture"
-        baseline = next(iter(laws))
+        baseline = None
+    baseline = baseline_of(laws, baseline)
     comparisons: dict[str, CompareResult] = {}
     for group in laws:
         if group == baseline:
@@ -266,6 +285,8 @@ def study(
         say("tasks")
         tasks = tasks_of(evals, points, bootstrap=bootstrap, seed=seed)
         failures |= {f"law of task {task}": why for task, why in tasks.failures.items()}
+    shares = shares_of(points, bootstrap=min(bootstrap, SHARE_DRAWS), seed=seed)
+    failures |= {f"law of shares of {family}": why for family, why in shares.failures.items()}
     spent = numbers(points, "flops")
     compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
     say("compute-optimal sizes")
@@ -286,6 +307,7 @@ def study(
         rolling=pd.concat(rolled, ignore_index=True) if rolled else pd.DataFrame(),
         shared=shared,
         tasks=tasks,
+        shares=shares,
         bootstrap=bootstrap,
         seed=seed,
         failures=failures,

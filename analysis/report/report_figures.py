@@ -122,6 +122,16 @@ def draw(result: Study) -> list[Drawn]:
                 wide=True,
             )
         )
+    if len(lowest := result.shares.lowest()):
+        drawn.append(
+            Drawn(
+                "shares",
+                figures.shares(lowest, result.shares.bands(LEVEL), result.shares.best(LEVEL)),
+                "Lowest loss of the sizes at each budget against the share of softmax layers, and "
+                f"the law L(C, share) with its {LEVEL:.0%} interval; orange: the best share and "
+                "its interval.",
+            )
+        )
     if len(result.forecast):
         drawn.append(
             Drawn(

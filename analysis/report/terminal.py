@@ -72,6 +72,7 @@ def fits(
         console.print(f"left out: {text}", style="yellow")
     for name, why in failures.items():
         console.print(f"not fitted: {name}: {why}", style="yellow")
+    shared = _shared_warnings(found)
     for name, each in found.items():
         obs = each.observations
         console.print(
@@ -88,12 +89,23 @@ def fits(
             f"{each.evidence.condition:.0f}",
         )
         for warning in each.warnings:
-            _warn(console, str(warning))
+            if str(warning) not in shared:
+                _warn(console, str(warning))
         _rolling(console, extras[name])
         _choices(console, extras[name].sensitivity, each, full)
         _checklist(console, extras[name].checklist, full)
+    for text in shared:
+        _warn(console, f"of every group: {text}")
     if not full:
         console.print("\n--full prints every choice and the checklist.", style="dim")
+
+
+def _shared_warnings(found: Mapping[str, LawFit]) -> list[str]:
+    """Warnings that are the same for every one of several groups: they are said once."""
+    if len(found) < 2:
+        return []
+    first, *others = ([str(w) for w in each.warnings] for each in found.values())
+    return [text for text in first if all(text in other for other in others)]
 
 
 def _left_out(exclusions: pd.DataFrame) -> list[str]:
@@ -191,7 +203,8 @@ def _fit_table(fit: LawFit) -> Table:
     for row in frame.to_dict("records"):
         cells = [str(row["parameter"]), f"{row['value']:.5g}"]
         if fit.draws is not None:
-            cells += [f"{row['se']:.2g}", f"{row['lo']:.5g} … {row['hi']:.5g}"]
+            wide = row["se"] > row["hi"] - row["lo"]  # a few refits far away make up all of it
+            cells += ["" if wide else f"{row['se']:.2g}", f"{row['lo']:.5g} … {row['hi']:.5g}"]
         table.add_row(*cells)
     return table
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scaling.cli.options import Only
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,6 +22,7 @@ def evaluate(
         Path,
         typer.Argument(help="A checkpoint, a run, a sweep, or a Hugging Face directory."),
     ],
+    only: Only = None,
     tasks: Annotated[
         str, typer.Option(help="Names with commas: perplexity, position, context, sliding, ...")
     ] = "",
@@ -108,6 +111,7 @@ def evaluate(
         launcher=launcher,
         jobs=jobs,
         slurm=SlurmOptions(partition=partition, time=time),
+        only=only,
         say=lambda line: typer.echo(line, err=True),
     )
     if as_json:

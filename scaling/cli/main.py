@@ -17,19 +17,22 @@ from analysis.cli.commands import app as analysis_app
 from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
-from linscale.installation import missing, require, version
+from linscale.installation import missing, version
 from linscale.paragraph import one_paragraph, show_error
 from models.config import ConfigError
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.blockwise import show_plan
 from scaling.cli.checkpoint import app as checkpoint_app
-from scaling.cli.data import AcceptDataChange
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
+from scaling.cli.log_to import app as log_to_app
+from scaling.cli.options import AsJson, File, GpusPerNode, HyperLaw, Only, Out, Overrides, Toy
+from scaling.cli.run import app as run_app
 from scaling.cli.tune import app as tune_app
-from scaling.system.words import duration, si, size
+from scaling.cli.verify import app as verify_app
+from scaling.system.words import duration, si, size, wall
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +50,7 @@ def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, An
         directory: of its runs, for their states; None takes runs/<file stem>.
     """
     from scaling.config.experiment import load_experiment
-    from scaling.plan.plan import rung
+    from scaling.plan.plan import placed, rung
     from scaling.record.record import read_states
     from scaling.system.devices import device_for
 
@@ -55,7 +58,8 @@ def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, An
     states = read_states(directory or Path("runs") / experiment.name)
     target = device_for(experiment.runs, "")
     return [
-        rung(run, target, states.get(run.run_id, "planned")).to_json() for run in experiment.runs
+        rung(placed(run, target), target, states.get(run.run_id, "planned")).to_json()
+        for run in experiment.runs
     ]
 
 
@@ -68,6 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
+app.add_typer(run_app)
 app.add_typer(analysis_app)
 app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))
@@ -75,6 +80,8 @@ app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app)
+app.add_typer(verify_app)
+app.add_typer(log_to_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)
@@ -97,28 +104,6 @@ def _options(
 ) -> None: ...
 
 
-File = Annotated[Path, typer.Argument(help="Experiment file: Python with runs().")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Dotted overrides for every run, such as optim.lr=3e-4 seed=1."),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Sweep directory (default: runs/ and the file's name)."),
-]
-Toy = Annotated[bool, typer.Option("--toy", help="The experiment's small variant, for a CPU.")]
-HyperLaw = Annotated[
-    str,
-    typer.Option(
-        "--law",
-        help="Learning rate and batch of every run: constant (as the file has them), deepseek or "
-        "step (which does not come out of its authors' table: sweep around it). Overrides have the "
-        "last word.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-
-
 @app.command(epilog="Example: linscale plan experiments/paper_ladder.py --device h200")
 def plan(
     file: File,
@@ -126,10 +111,12 @@ def plan(
     device: Annotated[
         str, typer.Option(help="Device to plan for: cpu, a100, h100, h200, b200, mi300x.")
     ] = "",
+    only: Only = None,
     nodes: Annotated[
-        int | None, typer.Option(help="Plan for so many nodes; without, for the fewest devices.")
+        int | None,
+        typer.Option(help="Nodes that a run may have; without, the fewest devices that hold it."),
     ] = None,
-    gpus_per_node: Annotated[int, typer.Option(help="Devices of a node, with --nodes.")] = 8,
+    gpus_per_node: GpusPerNode = 8,
     law: HyperLaw = "constant",
     refine: Annotated[
         Path | None,
@@ -157,7 +144,7 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import place
+    from scaling.plan.plan import placed
     from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
@@ -171,12 +158,10 @@ def plan(
         if as_json or not defines(file, "runs"):
             return
     cluster = 1 if nodes is None else nodes * gpus_per_node
-    experiment = load_experiment(file, overrides or [], toy, chosen, cluster)
+    experiment = load_experiment(file, overrides or [], toy, chosen, cluster, only)
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
-    runs = experiment.runs
-    if nodes is not None:
-        runs = [place(run, target, nodes, gpus_per_node) for run in runs]
+    runs = [placed(run, target, nodes, gpus_per_node) for run in experiment.runs]
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
@@ -191,99 +176,34 @@ def plan(
 
     console = Console()
     console.print(_plan_table(experiment.name, rungs, target, console.width))
+    hours = sum(r.device_hours for r in rungs)
+    low, high = time_range(hours)
     console.print(
-        f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, about "
-        f"{duration(3600 * sum(r.device_hours for r in rungs))} of one {target.name} at "
-        f"{target.efficiency:.0%} of its peak. Parameters without embeddings, FLOPs in the exact "
-        "convention, memory on each device; memory and time are estimates. All fields: --json.",
+        f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, {duration(3600 * low)} to "
+        f"{duration(3600 * high)} of one {target.name} (at 50 to 25 % of its peak: what a run "
+        f"reaches is measured by running it; the table assumes {target.efficiency:.0%}). The "
+        "longest run takes "
+        f"about {wall(3600 * max(r.wall_hours for r in rungs))} on its devices.",
+        highlight=False,
+    )
+    console.print(
+        f"Disk: {size(sum(r.disk for r in rungs))} of milestones, which stay (float32 weights at "
+        f"{sum(len(r.horizons) for r in rungs)} horizons), and up to "
+        f"{size(sum(r.disk_peak - r.disk for r in rungs))} of points to resume from while all "
+        "runs are under way. Fewer budget.horizons take less.",
+        highlight=False,
+    )
+    console.print(
+        "Parameters without embeddings, FLOPs in the exact convention, memory on each device; "
+        "time on a run's own devices. All fields: --json.",
         highlight=False,
     )
 
 
-@app.command(epilog="Example: linscale run experiments/quickstart.py --jobs 2")
-def run(
-    file: File,
-    overrides: Overrides = None,
-    launcher: Annotated[
-        str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
-    ] = "local",
-    jobs: Annotated[
-        int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
-    ] = None,
-    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
-    nodes: Annotated[
-        int | None, typer.Option(help="SLURM nodes of each run (default: parallel.nodes).")
-    ] = None,
-    time: Annotated[
-        str | None,
-        typer.Option(help="SLURM time limit, such as 12:00:00 (default: from the plan)."),
-    ] = None,
-    slurm: Annotated[
-        list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
-    ] = None,
-    law: HyperLaw = "constant",
-    accept_data_change: AcceptDataChange = False,
-    toy: Toy = False,
-    out: Out = None,
-) -> None:
-    """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
-
-    The same command in a second terminal joins in and takes runs nobody has claimed. With
-    --launcher slurm the runs are submitted as job arrays and the command ends.
-    """
-    require("linscale run", "torch", "lightning")
-    from scaling.config.experiment import load_experiment
-    from scaling.config.hyper_laws import known_law
-    from scaling.sweep.launch import launch
-    from scaling.sweep.slurm import SlurmOptions, parse_extra
-
-    options = {"--partition": partition, "--nodes": nodes, "--time": time, "--slurm": slurm}
-    if launcher != "slurm" and (given := [name for name, value in options.items() if value]):
-        raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
-    on_nodes = [] if nodes is None else [f"parallel.nodes={nodes}"]
-    experiment = load_experiment(file, [*(overrides or []), *on_nodes], toy, known_law(law))
-    sweep_dir = out or Path("runs") / experiment.name
-    cluster = SlurmOptions(partition=partition, time=time, extra=parse_extra(slurm or []))
-    if not launch(
-        experiment,
-        sweep_dir,
-        launcher=launcher,
-        jobs=jobs,
-        slurm=cluster,
-        accept_data_change=accept_data_change,
-    ):
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Example: linscale status runs/quickstart")
-def status(
-    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
-    as_json: AsJson = False,
-    live: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
-    page: Annotated[
-        Path | None, typer.Option("--html", help="Write a static page to this file.")
-    ] = None,
-) -> None:
-    """Show the state of every run of a sweep, with reasons for those that failed."""
-    from analysis.io.sweep_files import unpacked
-    from scaling.sweep.status import status_rows, status_table, watch
-    from scaling.sweep.status_page import write_page
-
-    if live:
-        watch(directory)
-        return
-    with unpacked(directory) as folder:
-        rows = status_rows(folder)
-    if page is not None:
-        write_page(directory, rows, page)
-        typer.echo(f"wrote {page}")
-        return
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    from rich.console import Console
-
-    Console().print(status_table(directory, rows))
+def time_range(hours: float) -> tuple[float, float]:
+    """Device hours at the most and the least of its peak that a run may reach, from an estimate
+    that assumes 40 %."""
+    return hours * 0.4 / 0.5, hours * 0.4 / 0.25
 
 
 def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Table:
@@ -293,6 +213,7 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
 
     cells: dict[str, list[str]] = {
         "run": [r.run_id.rpartition("-")[0] for r in rungs],
+        "seed": [str(r.seed) for r in rungs],
         "params": [si(r.params_exact) for r in rungs],
         "tokens": [si(r.tokens) for r in rungs],
         "horizons": [str(len(r.horizons)) for r in rungs],
@@ -303,17 +224,20 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
         "FLOPs": [f"{r.flops:.2e}" for r in rungs],
         "memory": [f"{r.devices} x {size(r.memory_per_device)}" for r in rungs],
         "by": [r.strategy for r in rungs],
-        "device time": [duration(3600 * r.device_hours) for r in rungs],
+        "time": [wall(3600 * r.wall_hours) for r in rungs],
+        "disk": [size(r.disk) for r in rungs],
         "state": ["✔ done" if r.state == "done" else r.state for r in rungs],
     }
     for top, usual in (("by", "single"), ("state", "planned")):
         if set(cells[top]) == {usual}:
             del cells[top]
+    if len(set(cells["seed"])) == 1:
+        del cells["seed"]
     title, spares = f"{name}: planned for {device.name}", ["batch", "steps", "lr", "tokens"]
     if (law := rungs[0].law) != "constant":
         title += f"\nlearning rate and batch by law: {law}"
         spares = ["steps", "tokens", "batch", "lr"]
-    for spare in ("horizons", "FLOPs/token", *spares, "FLOPs"):
+    for spare in ("FLOPs/token", "horizons", "disk", *spares, "FLOPs"):
         if 2 + sum(3 + max(map(len, [top, *rows])) for top, rows in cells.items()) <= width:
             break
         del cells[spare]

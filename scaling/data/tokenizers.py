@@ -17,6 +17,7 @@ and the vocabulary.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     import tiktoken
 
 _BPE_MINIMUM = 257  # 256 bytes and the end-of-document token
+_TIKTOKEN = {"gpt2": 50_257, "r50k_base": 50_257, "p50k_base": 50_281, "p50k_edit": 50_284,
+             "cl100k_base": 100_277, "o200k_base": 200_019, "o200k_harmony": 201_088}  # fmt: skip
+"""n_vocab of tiktoken's encodings, which are downloaded when they are first used."""
 _BPE_TRAINING_BYTES = 256 * 2**20
 
 
@@ -92,6 +96,29 @@ def bpe_vocabulary(name: str) -> int:
             f"{_BPE_MINIMUM}, 256 bytes and one end-of-document token; for example bpe:4096."
         )
     return int(argument)
+
+
+def vocabulary_of(name: str) -> int | None:
+    """Tokens of a tokenizer by its name alone, so that a plan has the model that a run will have.
+
+    Returns:
+        None where that cannot be said here: an encoding of tiktoken that is not in the table, or a
+        file that the `tokenizers` library, which is not installed, would have to read.
+
+    Raises:
+        LinscaleError: a file is missing or is no tokenizer.
+        ConfigError: a name that cannot work.
+    """
+    kind, _, argument = name.partition(":")
+    if kind == "bytes":
+        return ByteTokenizer.vocab_size
+    if kind == "bpe":
+        return bpe_vocabulary(name)
+    if kind == "tiktoken":
+        return _TIKTOKEN.get(argument)
+    if kind == "file" and importlib.util.find_spec("tokenizers") is not None:
+        return load_tokenizer(name).vocab_size
+    return None
 
 
 def signature(name: str) -> str:

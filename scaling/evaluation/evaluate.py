@@ -92,6 +92,7 @@ def evaluate(
     launcher: str = "local",
     jobs: int | None = None,
     slurm: SlurmOptions | None = None,
+    only: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Evaluate every checkpoint of a path on tasks that `expand` gave.
@@ -103,6 +104,7 @@ def evaluate(
             as in cuda:1), `inline` or `slurm`.
         jobs: workers of the local pool; None: as many as the cores or GPUs carry.
         slurm: what the user says about the cluster.
+        only: which runs of a sweep (`linscale.selection`); None: all.
         say: receives a line for each task that is done.
 
     Raises:
@@ -114,7 +116,7 @@ def evaluate(
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
-    found, outcome = targets(path), Outcome()
+    found, outcome = targets(path, only), Outcome()
     wanted = request
     left = _incomplete(found, request)
     if left:
@@ -199,6 +201,7 @@ def _pool(
         Task(config=config, flops=train_flops_per_token(config.model, 1)["total"])
         for config in _on_one_device(configs, request)
     ]
+    tasks.sort(key=lambda task: -task.flops)
     display = EvaluationDisplay(place, tasks, say)
     threads = environments([task.config for task in tasks], jobs)
     Pool(tasks, place, threads, WORK, cast(SweepDisplay, display)).run()

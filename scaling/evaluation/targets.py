@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from linscale.file_names import find_inside
+from linscale.selection import chosen, fields_of
 from scaling.evaluation.results import EvaluationError, Origin
 from scaling.record.head import read_head
 
@@ -32,11 +33,16 @@ class Target:
     """How its numbers are labelled."""
 
 
-def targets(path: Path) -> list[Target]:
+def targets(path: Path, only: str | None = None) -> list[Target]:
     """The checkpoints of a path; runs in the order of their names, milestones by tokens.
+
+    Args:
+        path: see the table above.
+        only: which runs of a sweep (`linscale.selection`); None: all.
 
     Raises:
         EvaluationError: nothing is there, or no run has a milestone yet.
+        SelectionError: the selection leaves no run.
     """
     if path.is_file():
         run_dir = path.resolve().parent.parent
@@ -65,6 +71,7 @@ def targets(path: Path) -> list[Target]:
     runs = (
         [path] if head.run_id is not None else sorted(p.parent for p in path.glob("*/config.json"))
     )
+    runs = chosen(runs, only, _fields)
     found = [target for run in runs for target in _milestones(run)]
     if not found:
         what = "the run has" if runs == [path] else f"none of its {len(runs)} runs has"
@@ -72,6 +79,11 @@ def targets(path: Path) -> list[Target]:
             f"{path}: {what} a milestone yet; train with `linscale run`, or give another path."
         )
     return found
+
+
+def _fields(run_dir: Path) -> dict[str, object]:
+    head = read_head(run_dir)
+    return fields_of(head.config, run_id=run_dir.name, state=head.state)
 
 
 def _milestones(run_dir: Path) -> list[Target]:

@@ -25,7 +25,8 @@ from models.config import ConfigError, ModelConfig
 from scaling.config.hyper_laws import Law
 from scaling.config.run import RunConfig
 from scaling.plan.costs import flops as training_flops
-from scaling.plan.memory import USABLE, decide_strategy, memory
+from scaling.plan.decide import decide_parallel, with_least_activations
+from scaling.plan.memory import USABLE, memory
 from scaling.system.devices import GIB, Device, device_for
 
 
@@ -71,6 +72,7 @@ def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
     Raises:
         ConfigError: what one device holds of a micro-batch alone does not fit.
     """
+    run = with_least_activations(run)
     devices = max(1, run.parallel.world_size)
     while devices <= limit:
         if memory(run, devices).total <= USABLE * device.memory_of_each(run):
@@ -83,8 +85,8 @@ def place(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfi
     """The run on a cluster, as `parallel` would say it.
 
     It gets as many whole nodes as share its batch evenly, or part of one node; micro-batches are
-    made smaller where they would not divide a device's share. Strategy `auto` is decided as the run
-    would decide it (`scaling.plan.memory.decide_strategy`).
+    made smaller where they would not divide a device's share. What is `auto` is decided as the run
+    would decide it (`scaling.plan.decide`).
 
     Raises:
         ConfigError: it does not fit; the message names the fields that would make it fit.
@@ -97,13 +99,44 @@ def place(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfi
     used = whole[0] if whole else 1
     devices = per_node if whole else max(n for n in range(1, per_node + 1) if rows % n == 0)
     share = rows // (used * devices)
-    micro = math.gcd(share, parallel.micro_batch_sequences or share)
+    micro = parallel.micro_batch_sequences
+    if micro is not None or parallel.activation_checkpointing != "auto":
+        micro = math.gcd(share, micro or share)
 
     there = replace(parallel, nodes=used, devices=devices, micro_batch_sequences=micro)
     result = replace(run, parallel=there)
-    result = decide_strategy(result, device.memory_of_each(result))
+    result = decide_parallel(result, device.memory_of_each(result))
     check_fits(result, device)
     return result
+
+
+def placed(
+    run: RunConfig, device: Device, nodes: int | None = None, per_node: int = 8
+) -> RunConfig:
+    """Where a run goes on a cluster: what `linscale plan` shows and `linscale run` asks SLURM for.
+
+    Args:
+        run: its `parallel` says on which devices; strategy `auto` leaves it open.
+        device: each of the cluster's.
+        nodes: as many of them as are useful (see `place`); None: the run's own devices, or where
+            these cannot hold it, the fewest that do.
+        per_node: devices of a node.
+
+    Raises:
+        ConfigError: it does not fit; the message names the fields that would make it fit.
+    """
+    if nodes is not None:
+        return place(run, device, nodes, per_node)
+    own = run.parallel
+    needed = devices_needed(run, device) if own.strategy == "auto" else own.world_size
+    if needed <= own.world_size:
+        check_fits(decide_parallel(run, device.memory_of_each(run)), device)
+        return run  # which decides `auto` itself
+    share = run.data.batch_sequences * own.sequence
+    while share % needed and needed < share:
+        needed += 1
+    used = -(-needed // per_node)
+    return place(run, device, used, min(needed, per_node))
 
 
 def check_fits(run: RunConfig, device: Device) -> None:
@@ -156,7 +189,9 @@ class Rung:
 
     run_id: str
     arch: str
+    """Architecture, or the pattern of a hybrid."""
     size: str
+    seed: int
     params: int
     """Non-embedding parameters, `paper` convention."""
     params_exact: int
@@ -164,6 +199,10 @@ class Rung:
     params_total: int
     """All parameters."""
     params_by_group: dict[str, int]
+    corpus: str
+    tokenizer: str
+    sequence_length: int
+    """Tokens in a training sequence."""
     tokens: int
     """Budget rounded to whole steps."""
     horizons: list[int]
@@ -188,6 +227,11 @@ class Rung:
     """How they share the work; `auto` is decided."""
     device_hours: float
     """Estimated hours of one device, all segments."""
+    wall_hours: float
+    """Estimated hours on all its devices together."""
+    disk: float
+    """Bytes of its checkpoints when it has ended, and at most while it runs (`disk_bytes`)."""
+    disk_peak: float
     state: str
     """State in the run record, `planned` when there is none."""
     law: Law
@@ -205,6 +249,21 @@ def trained_tokens(run: RunConfig) -> int:
         # The last horizon's decay is part of the longest path.
         steps += sum(run.decay_steps(h) for h in run.horizon_steps[:-1])
     return steps * run.tokens_per_step
+
+
+def disk_bytes(run: RunConfig) -> tuple[float, float]:
+    """Bytes of a run's checkpoints when it has ended, and at most while it runs.
+
+    A milestone keeps the weights in float32, 4 bytes a parameter. A point to resume from has the
+    weights and both Adam moments, 12 bytes: the last two of the trunk and the last of a decay
+    branch are kept while a run goes on, and the next is written before one goes. Those that
+    `budget.keep_every_tokens` asks for stay.
+    """
+    total = sum(parameters(run.model).values())
+    every = run.budget.keep_every_tokens
+    for_good = run.steps * run.tokens_per_step // every if every else 0
+    kept = 4.0 * total * len(run.horizon_steps) + 12.0 * total * for_good
+    return kept, kept + 4 * 12.0 * total
 
 
 def plan(
@@ -253,20 +312,27 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
     if run.parallel.strategy == "auto":
         devices = devices_needed(run, device)
     if devices > run.parallel.world_size:
-        held = memory(run, devices)
+        decided = with_least_activations(run)
+        held = memory(decided, devices)
     else:
-        decided = decide_strategy(run, device.memory_of_each(run))
+        decided = decide_parallel(run, device.memory_of_each(run))
         check_fits(decided, device)
         held, strategy = memory(decided), decided.parallel.strategy
     flops = training_flops(run, trained_tokens(run))
+    hours = flops / (device.peak_flops * device.efficiency) / 3600
+    disk, disk_peak = disk_bytes(run)
     return Rung(
         run_id=run.run_id,
-        arch=model.arch,
+        arch=model.group,
         size=run.size,
+        seed=run.seed,
         params=non_embedding_parameters(model, "paper"),
         params_exact=non_embedding_parameters(model),
         params_total=sum(groups.values()),
         params_by_group=groups,
+        corpus=run.data.corpus,
+        tokenizer=run.data.tokenizer,
+        sequence_length=length,
         tokens=run.steps * run.tokens_per_step,
         horizons=[h * run.tokens_per_step for h in run.horizon_steps],
         steps=run.steps,
@@ -279,7 +345,10 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
         memory_per_device=held.total,
         nodes=run.parallel.nodes,
         strategy=strategy,
-        device_hours=flops / (device.peak_flops * device.efficiency) / 3600,
+        device_hours=hours,
+        wall_hours=hours / devices,
+        disk=disk,
+        disk_peak=disk_peak,
         state=state,
         law=law,
     )

@@ -35,12 +35,14 @@ from linscale.code_search import child_variables, search_also
 from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import RunConfig
-from scaling.plan.plan import rung
+from scaling.plan.plan import placed, rung
 from scaling.record.head import read_head
+from scaling.sweep.slurm_queue import longest, minutes, record_jobs
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.devices import GIB, device_for
 from scaling.system.files import write_json
+from scaling.system.words import wall
 
 SIGNAL_SECONDS = 180
 """How long before the time limit a task is told to save: room for a long step and a checkpoint."""
@@ -60,6 +62,16 @@ class SlurmOptions:
     """Partition; None: the cluster's default."""
     time: str | None = None
     """Limit of one job as SLURM writes it (`30`, `12:00:00`, `2-00:00:00`); None: from the plan."""
+    nodes: int | None = None
+    """Nodes that a run may have (`scaling.plan.plan.placed`)."""
+    gpus_per_node: int = 8
+    """Devices of a node."""
+    device: str = ""
+    """Kind of device (`scaling.system.devices`), which decides how many a run needs."""
+    at_most: int | None = None
+    """Tasks of an array that may run at once; None: as many as SLURM lets."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the run, such as `module load cuda`."""
     extra: dict[str, str] = field(default_factory=dict)
     """Further `sbatch` options, such as `account` or `constraint`."""
 
@@ -83,7 +95,11 @@ class Submitted:
     job_id: str
     resources: Resources
     minutes: int
+    planned_minutes: int
+    """What the longest run is expected to take; more than `minutes` goes on in a requeued job."""
     run_ids: tuple[str, ...]
+    script: str = ""
+    """The batch script, of a dry run."""
 
 
 class SlurmRun:
@@ -206,25 +222,13 @@ def resources(config: RunConfig, memory: float) -> Resources:
     )
 
 
-def minutes(text: str) -> int:
-    """A time limit as SLURM writes it, in whole minutes.
-
-    Raises:
-        ConfigError: not a time.
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match is None:
-        raise ConfigError(
-            f"time={text!r}: write minutes (90), HH:MM:SS (12:00:00) or D-HH:MM:SS (2-00:00:00)."
-        )
-    days, first, second, third = (int(part or 0) for part in match.groups())
-    if match.group(1) is None and match.group(4) is None:  # minutes and seconds
-        days, first, second, third = 0, 0, first, second
-    return max(1, math.ceil((days * 24 + first) * 60 + second + third / 60))
-
-
 def submit(
-    configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, train: str
+    configs: list[RunConfig],
+    sweep_dir: Path,
+    options: SlurmOptions,
+    train: str,
+    *,
+    dry_run: bool = False,
 ) -> list[Submitted]:
     """Submit the runs that have neither ended nor are being trained.
 
@@ -233,61 +237,126 @@ def submit(
         sweep_dir: where their records go.
         options: partition and the like.
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
+        dry_run: write and submit nothing; the result has the scripts.
 
     Raises:
-        LinscaleError: submitit or SLURM is missing, a rung does not fit its devices, or `sbatch`
-            refuses.
-        ConfigError: a time limit that is none.
+        LinscaleError: submitit or SLURM is missing, or `sbatch` refuses.
+        ConfigError: a rung does not fit the devices, or a time limit is none, or longer than the
+            partition allows.
     """
-    executor_class = _executor_class()
-    limit = None if options.time is None else minutes(options.time)
+    _refuse_lines(sweep_dir, options)
+    executor_class = _executor_class(dry_run)
+    device = device_for(configs, options.device)
     groups: dict[Resources, list[tuple[RunConfig, int]]] = {}
-    device = device_for(configs)
     for config in configs:
         state = read_head(sweep_dir / config.run_id).state
         if state in ("done", "diverged") or holder(sweep_dir / config.run_id) is not None:
             continue
-        planned = rung(config, device)
-        world = config.parallel.world_size
-        if planned.devices > world:
-            raise LinscaleError(
-                f"{config.name}: needs {planned.devices} devices of kind {device.name} to hold it, "
-                f"and parallel.devices={config.parallel.devices} x parallel.nodes="
-                f"{config.parallel.nodes} are {world}; give it more (--nodes), with "
-                "parallel.strategy=fsdp."
-            )
-        needs = resources(config, planned.memory_per_device * config.parallel.devices)
-        wanted = START_MINUTES + math.ceil(60 * MARGIN * planned.device_hours / world)
-        groups.setdefault(needs, []).append((config, wanted))
+        run = placed(config, device, options.nodes, options.gpus_per_node)
+        planned = rung(run, device)
+        needs = resources(run, planned.memory_per_device * run.parallel.devices)
+        wanted = START_MINUTES + math.ceil(60 * MARGIN * planned.wall_hours)
+        groups.setdefault(needs, []).append((run, wanted))
     arrays: list[Submitted] = []
     for needs, members in groups.items():
-        time_limit = max(wanted for _, wanted in members) if limit is None else limit
-        executor = executor_class(
-            sweep_dir / "slurm",
-            max_num_timeout=1_000_000,
-            python=f"{shlex.quote(sys.executable)} -P",
-        )
-        executor.update_parameters(**_parameters(sweep_dir.name, needs, time_limit, options))
-        with _sbatch_errors(), executor.batch():
-            jobs = [
-                executor.submit(SlurmRun(config, sweep_dir.resolve(), train))
-                for config, _ in members
-            ]
-        ids = tuple(config.run_id for config, _ in members)
-        job_id = str(jobs[0].job_id).partition("_")[0]
-        array = Submitted(job_id=job_id, resources=needs, minutes=time_limit, run_ids=ids)
-        arrays.append(array)
+        planned_minutes = max(wanted for _, wanted in members)
+        time_limit = _time_limit(planned_minutes, options)
+        folder = Path("slurm-dry-run") if dry_run else sweep_dir / "slurm"
+        python = f"{shlex.quote(sys.executable)} -P"
+        ids = tuple(run.run_id for run, _ in members)
+        parameters = _parameters(sweep_dir.name, needs, time_limit, options)
+        job_id, script = "", ""
+        if dry_run:
+            script = _script(parameters, sweep_dir / "slurm", python, len(ids))
+        else:
+            executor = executor_class(folder, max_num_timeout=1_000_000, python=python)
+            executor.update_parameters(**parameters)
+            with _sbatch_errors(), executor.batch():
+                jobs = [
+                    executor.submit(SlurmRun(run, sweep_dir.resolve(), train)) for run, _ in members
+                ]
+            job_id = str(jobs[0].job_id).partition("_")[0]
+            record_jobs(sweep_dir, job_id, ids)
+        arrays.append(
+            Submitted(
+                job_id=job_id, resources=needs, minutes=time_limit,
+                planned_minutes=planned_minutes, run_ids=ids, script=script,
+            )
+        )  # fmt: skip
     return arrays
+
+
+def _refuse_lines(sweep_dir: Path, options: SlurmOptions) -> None:
+    """submitit writes options and paths into a shell script, a line each: what holds a line end, or
+    another control character, would be lines of its own there, which are run.
+
+    Raises:
+        ConfigError: one does.
+    """
+    named = {
+        "--out": str(sweep_dir.resolve()),
+        "--partition": options.partition or "",
+        "--time": options.time or "",
+        "the Python interpreter": sys.executable,
+        **{f"--slurm {name}": value for name, value in options.extra.items()},
+        **{f"--setup (line {i})": line for i, line in enumerate(options.setup, 1)},
+        **child_variables(),
+    }
+    for name, value in named.items():
+        if bad := next((c for c in value if not c.isprintable()), None):
+            raise ConfigError(
+                f"{name}={value!r}: holds {bad!r}, and would end a line of the batch script; "
+                "leave it out, or rename the folder."
+            )
+
+
+def _time_limit(planned: int, options: SlurmOptions) -> int:
+    """Minutes to ask for: the limit given, or what the plan says, up to what the partition allows.
+
+    Raises:
+        ConfigError: the limit given is longer than the partition allows.
+    """
+    most = longest(options.partition)
+    where = f"partition {options.partition}" if options.partition else "the default partition"
+    if options.time is None:
+        return planned if most is None else min(planned, most)
+    asked = minutes(options.time)
+    if most is not None and asked > most:
+        raise ConfigError(
+            f"--time {options.time}: {where} allows {most} minutes; ask for at most that. A run "
+            "that needs longer saves, is requeued and goes on."
+        )
+    return asked
+
+
+def _script(parameters: dict[str, Any], folder: Path, python: str, tasks: int) -> str:
+    """The batch script that submitit would hand to sbatch."""
+    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    mapped = {"map_count": tasks} if tasks > 1 else {}
+    known = SlurmExecutor._equivalence_dict() or {}
+    named = {known.get(name, name): value for name, value in parameters.items()}
+    return _make_sbatch_string(command=command, folder=folder, **named, **mapped)
 
 
 def describe(array: Submitted) -> str:
     """One line for people."""
     needs = array.resources
     gpus = f", {needs.gpus_per_node} GPUs" if needs.gpus_per_node else ""
-    return (
-        f"job {array.job_id}: {len(array.run_ids)} runs, each on {needs.nodes} node(s) with "
-        f"{needs.cpus_per_task} cores{gpus}, {needs.memory_gib} GiB, at most {array.minutes} min"
+    name = f"job {array.job_id}" if array.job_id else "would submit"
+    text = (
+        f"{name}: {len(array.run_ids)} runs, each on {needs.nodes} node(s) with "
+        f"{needs.cpus_per_task} cores{gpus}, {needs.memory_gib} GiB, at most "
+        f"{wall(60 * array.minutes)}"
     )
+    if array.planned_minutes > array.minutes:
+        jobs = math.ceil(array.planned_minutes / array.minutes)
+        text += (
+            f"; the longest may need {wall(60 * array.planned_minutes)}: it saves, is requeued "
+            f"and goes on, about {jobs} times"
+        )
+    return text
 
 
 def _parameters(
@@ -304,31 +373,38 @@ def _parameters(
         "mem": f"{needs.memory_gib}GB",
         "signal_delay_s": min(SIGNAL_SECONDS, 30 * time_limit),
         "stderr_to_stdout": True,
-        "setup": [f"export {k}={shlex.quote(v)}" for k, v in child_variables().items()],
+        "setup": [
+            *(f"export {k}={shlex.quote(v)}" for k, v in child_variables().items()),
+            *options.setup,
+        ],
         # srun takes no cpus-per-task from its batch script since SLURM 22.05.
         "srun_args": [f"--cpus-per-task={cpus}"],
         "additional_parameters": {"requeue": True, **options.extra},
     }
-    if needs.gpus_per_node:
+    if options.at_most is not None:
+        values["array_parallelism"] = options.at_most
+    if needs.gpus_per_node and "gres" not in options.extra:
         values["gpus_per_node"] = needs.gpus_per_node
     if options.partition is not None:
         values["partition"] = options.partition
     return values
 
 
-def _executor_class() -> Any:
-    """submitit's executor, on a machine where jobs can be submitted."""
+def _executor_class(dry_run: bool) -> Any:
+    """submitit's executor, on a machine where jobs can be submitted, or for a script to look at."""
     try:
         from submitit import SlurmExecutor
     except ImportError:
         raise LinscaleError(
-            "the SLURM launcher needs submitit; install it with: pip install 'linscale[slurm]'"
+            "the SLURM launcher needs submitit; install it with: pip install submitit"
         ) from None
+    if dry_run:
+        return SlurmExecutor
     for command in ("sbatch", "srun"):
         if shutil.which(command) is None:
             raise LinscaleError(
                 f"{command}: not found; --launcher slurm runs on a login node of a SLURM cluster. "
-                "Without one, use --launcher local."
+                "Without one, use --launcher local, or --dry-run to see the script."
             )
     return SlurmExecutor
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +23,27 @@ from linscale.json_reader import (
     is_name,
     parse_lines,
 )
+from linscale.selection import chosen, fields_of
+from models.layer_pattern import group
+from scaling.sweep.slurm_queue import Job, queued
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.words import duration, nats, percent, si, speed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
+    from rich.text import Text
 
 _READ = ("config", "status", "environment")
-UNFINISHED = ("running", "planned", "interrupted")
+UNFINISHED = ("running", "queued", "planned", "interrupted")
 """States that a sweep is watched for."""
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
+"""What squeue says of jobs that have not begun, or begin again."""
 STYLES = {
     "done": "green",
     "running": "cyan",
+    "queued": "blue",
     "diverged": "magenta",
     "failed": "bold red",
     "unreadable": "bold red",
@@ -43,17 +53,24 @@ STYLES = {
 }
 
 
-def status_rows(directory: Path) -> list[dict[str, Any]]:
+def status_rows(directory: Path, only: str | None = None) -> list[dict[str, Any]]:
     """One row a run, in the order of the sweep.
 
+    Args:
+        directory: of the sweep.
+        only: which runs (`linscale.selection`); None: all.
+
     Returns:
-        Plain JSON types: `run_id`, `arch`, `size`, `state`, `reason`, `tokens`, `tokens_total`,
+        Plain JSON types: `run_id`, `arch`, `size`, `seed`, `state`, `reason`, `devices` (of all
+        nodes), `job_id` (of SLURM, the last that was submitted), `tokens`, `tokens_total`,
         `loss` (training), `val_loss` and `milestones` (how many are recorded, the loss of the
         last), `tokens_per_second`, `eta_seconds`, `mfu`, `data_wait` (share of the time),
-        `memory_peak` (bytes, of rank 0), `updated`, `hostname`, `git_revision`.
+        `memory_peak` (bytes, of rank 0), `updated`, `hostname`, `git_revision`, and `health`, None
+        until somebody who can tell fills it in: `deviation` and `band` (per cent of loss) and
+        `outside`.
 
     Raises:
-        LinscaleError: the directory is no sweep.
+        LinscaleError: the directory is no sweep, or the selection leaves nothing.
     """
     if not directory.is_dir():
         raise LinscaleError(
@@ -68,7 +85,28 @@ def status_rows(directory: Path) -> list[dict[str, Any]]:
             f"{directory}: holds neither a sweep.json nor runs; give the directory of a sweep, "
             "such as runs/quickstart."
         )
-    return [_named_row(directory, name) for name in names]
+    jobs = queued(directory)
+    rows = [_in_queue(_named_row(directory, name), jobs.get(name)) for name in names]
+    return chosen(rows, only, partial(_fields, directory))
+
+
+def _fields(directory: Path, row: dict[str, Any]) -> dict[str, object]:
+    """What a selection sees of a run: its configuration, where it has begun, and its state."""
+    name = str(row["run_id"])
+    known = {"name": name.rpartition("-")[0], "run_id": name, "state": row["state"]}
+    try:
+        config = find_object(directory / name / "config.json").values if is_name(name) else {}
+    except BadRecord:
+        config = {}
+    return known | fields_of(config, run_id=name, state=row["state"]) if config else known
+
+
+def _in_queue(row: dict[str, Any], job: Job | None) -> dict[str, Any]:
+    """The row with its job; a run that waits for one is `queued`."""
+    if job is None:
+        return row | {"job_id": None}
+    waits = row["state"] in ("planned", "interrupted", "preempted") and job.state in WAITING
+    return row | {"job_id": job.job_id} | ({"state": "queued"} if waits else {})
 
 
 def _named_row(directory: Path, name: str) -> dict[str, Any]:
@@ -100,10 +138,13 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
     elif state == "running" and _age(updated) > STALE_SECONDS:
         state, reason = "interrupted", "the process is gone; run again to continue"
     live = state == "running"
+    model = config.part("model", {})
     return {
         "run_id": run_dir.name,
-        "arch": config.part("model", {}).word("arch", ""),
+        "arch": group(model.word("arch", ""), model.word("mixers", "")),
         "size": config.word("size", ""),
+        "seed": config.whole("seed", 0) if config.has("seed") else None,
+        "devices": _devices(config.part("parallel", {})),
         "state": state,
         "reason": reason,
         "tokens": status.whole("tokens", 0, default=0),
@@ -119,7 +160,14 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
         "updated": updated,
         "hostname": held_by.hostname if held_by else status.word("hostname", "") or None,
         "git_revision": environment.word("git_revision", "") or None,
+        "health": None,
     }
+
+
+def _devices(parallel: Fields) -> int | None:
+    if not parallel.has("devices"):
+        return None
+    return parallel.whole("devices", 1) * parallel.whole("nodes", 1, default=1)
 
 
 def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
@@ -136,11 +184,15 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
         "tokens": [Text(si(row["tokens"]) if row["tokens"] else "") for row in rows],
         "loss": [Text(nats(row["loss"])) for row in rows],
         "val loss": [Text(nats(row["val_loss"])) for row in rows],
+        "off law": [_health(row["health"]) for row in rows],
         "tok/s": [Text(speed(row["tokens_per_second"])) for row in rows],
         "MFU": [Text(percent(row["mfu"])) for row in rows],
         "left": [Text(duration(row["eta_seconds"])) for row in rows],
         "host": [Text(row["hostname"] or "") for row in rows],
+        "job": [Text(row["job_id"] or "") for row in rows],
     }
+    if len({row["seed"] for row in rows}) > 1:
+        columns["seed"] = [Text("" if row["seed"] is None else str(row["seed"])) for row in rows]
     if len({row["hostname"] for row in rows if row["hostname"]}) < 2:
         del columns["host"]
     columns = {name: cells for name, cells in columns.items() if any(c.plain for c in cells)}
@@ -164,19 +216,42 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
     return Group(*parts)
 
 
-def watch(directory: Path, seconds: float = 2.0) -> None:
+def _health(found: dict[str, Any] | None) -> Text:
+    """How far a live run is off its law, in red outside its band."""
+    from rich.text import Text
+
+    if found is None:
+        return Text("")
+    text = f"{found['deviation']:+.1f}%"
+    return Text(f"{text}!", style="bold red") if found["outside"] else Text(text)
+
+
+def watch(
+    directory: Path,
+    seconds: float = 2.0,
+    only: str | None = None,
+    judge: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+) -> None:
     """Show the table, renewed until no run is left to wait for or the user interrupts.
+
+    Args:
+        directory: of the sweep.
+        seconds: between two looks.
+        only: which runs (`linscale.selection`); None: all.
+        judge: fills in the health of the rows.
 
     Raises:
         LinscaleError: the directory is no sweep.
     """
     from rich.live import Live
 
-    rows = status_rows(directory)
+    rows = status_rows(directory, only)
+    judge(rows)
     with Live(status_table(directory, rows), auto_refresh=False) as live:
         while any(row["state"] in UNFINISHED for row in rows):
             time.sleep(seconds)
-            rows = status_rows(directory)
+            rows = status_rows(directory, only)
+            judge(rows)
             live.update(status_table(directory, rows), refresh=True)
 
 

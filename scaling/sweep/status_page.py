@@ -18,6 +18,7 @@ from scaling.system.words import duration, nats, si, speed
 COLOURS = {
     "done": "#1a7f37",
     "running": "#0969da",
+    "queued": "#0550ae",
     "diverged": "#8250df",
     "failed": "#cf222e",
     "unreadable": "#cf222e",
@@ -37,7 +38,19 @@ td:last-child { white-space: normal; }
 progress { width: 8em; }
 """
 
-COLUMNS = ("run", "state", "done", "tokens", "loss", "val loss", "tok/s", "left", "host", "")
+COLUMNS = (  # the last is the reason
+    "run",
+    "state",
+    "done",
+    "tokens",
+    "loss",
+    "val loss",
+    "off law",
+    "tok/s",
+    "left",
+    "host",
+    "",
+)
 
 
 def status_page(directory: Path, rows: list[dict[str, Any]]) -> str:
@@ -48,7 +61,8 @@ def status_page(directory: Path, rows: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     body = "\n".join(_row(row) for row in rows)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{again}'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{title}</h1>\n<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n"
         "</tbody></table></body></html>\n"
@@ -65,6 +79,13 @@ def write_page(directory: Path, rows: list[dict[str, Any]], path: Path) -> None:
         file.write(status_page(directory, rows).encode())
 
 
+def _health(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    text = f"{found['deviation']:+.1f}%"
+    return f'<b style="color:{COLOURS["failed"]}">{text}!</b>' if found["outside"] else text
+
+
 def _row(row: dict[str, Any]) -> str:
     colour = COLOURS.get(row["state"], "inherit")
     total = row["tokens_total"]
@@ -78,6 +99,7 @@ def _row(row: dict[str, Any]) -> str:
         si(row["tokens"]) if row["tokens"] else "",
         nats(row["loss"]),
         nats(row["val_loss"]),
+        _health(row["health"]),
         speed(row["tokens_per_second"]),
         duration(row["eta_seconds"]),
         html.escape(row["hostname"] or ""),

@@ -32,6 +32,11 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 3600:,.0f} h"
 
 
+def wall(seconds: float) -> str:
+    """A waiting time: as `duration`, but 4 days and more in days."""
+    return duration(seconds) if seconds < 4 * 86_400 else f"{seconds / 86_400:,.0f} days"
+
+
 def speed(tokens_per_second: float | None) -> str:
     """Tokens a second, without the unit; empty where it is not known."""
     return f"{tokens_per_second:,.0f}" if tokens_per_second else ""

@@ -31,7 +31,7 @@ from experiments.teachers import TEACHERS
 from scaling.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = ROOT / "tests" / "scaling" / "slurm_stand_in"
+STAND_IN = ROOT / "tests" / "support" / "slurm_stand_in"
 NOT_GIVEN = {
     r"^make (test|setup)$": "is what runs, and where it runs",
     r"^pip install": "needs a package index",
@@ -48,7 +48,10 @@ INSTEAD = {
     r"schedule.warmup_tokens=100000000": "schedule.warmup_tokens=4096",
     r"--tokens 2e5": "--tokens 2e4",
     r"hidden_tokens=5e4": "hidden_tokens=5e3",
-    r"--nodes 2 ": "",  # the stand-in for SLURM is one machine,
+    r"run quickstart --minutes 10": "run experiments/quickstart.py",
+    r"--nodes [124] ": "",  # the stand-in for SLURM is one machine,
+    r"--device h200": "--device cpu",  # whose runs are set to its CPU
+    r"size=1B arch=llama": "size=d16 arch=llama",
     r"--refine runs/paper_ladder": "seed=1 --refine runs/paper_ladder",  # and has done its ladder
     r"hf:NAME": "hf:hub",
     r"path/to/(huggingface/)?checkpoint": "checkpoint",

@@ -79,7 +79,7 @@ def test_works(said: dict[str, str], command: str, shown: str) -> None:
 def test_says_which_extra(said: dict[str, str], command: str) -> None:
     (output,) = (text for given, text in said.items() if given.startswith(command))
     assert "exit 2" in output
-    assert f"linscale {command} needs torch; install it with: pip install 'linscale[train]'" in (
+    assert f"linscale {command} needs torch, which the extra `train` brings" in (
         " ".join(output.split())
     )
     assert "Traceback" not in output

@@ -21,6 +21,14 @@ def _reasons(fit) -> list[str]:
     return fit.observations.exclusions["reason"].to_list()
 
 
+@pytest.mark.parametrize("role", ["n", "d", "c", "u", "loss"])
+def test_a_column_that_is_named_and_absent_is_refused(role: str) -> None:
+    """Nothing is computed in the place of a name that was misspelt."""
+    data = suite(noise=0.002)
+    with pytest.raises(AnalysisError, match=r"no column 'misspelt' for .*the table has: "):
+        _fit(data, **{role: "misspelt"})
+
+
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [

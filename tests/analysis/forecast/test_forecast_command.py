@@ -264,7 +264,7 @@ def test_only_chooses_rungs(sweep: Path, tmp_path: Path) -> None:
     assert {f["run_id"] for f in record["forecasts"]} == {"tnl-d256-s0-0123abcd"}
     assert list(record["groups"]) == ["tnl"]
     words = _plain(_run(sweep, "--for", plan, "--only", "colour=red", code=2).output)
-    assert "'colour' is not one of" in words
+    assert "no field 'colour'; choose one of" in words
 
 
 @pytest.mark.parametrize(

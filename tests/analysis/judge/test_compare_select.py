@@ -8,6 +8,7 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_groups, fit_law
+from analysis.judge import compare
 from analysis.judge.checklist import NOT_RECORDED, checklist
 from analysis.judge.compare import CompareResult, compute_multiplier
 from analysis.judge.crossing import Crossing, _first_zero, crossing
@@ -187,6 +188,43 @@ def test_holdout_of_the_true_form_is_exact_and_the_wrong_one_is_biased() -> None
     assert wrong["error"].mean() < -0.002
     assert (right["leap"] >= 1).all()
     assert holdout_summary(right)["points"].sum() == len(right)
+
+
+def test_the_lowest_common_loss_is_a_loss_that_both_have_reached() -> None:
+    """The last row, the sentence and `lowest_common` name one loss: the worse of the two best."""
+    x, y = (
+        fit_law("chinchilla", suite(noise=0.004, seed=s), bootstrap=100, clusters="run_id")
+        for s in (1, 2)
+    )
+    reached = max(float(f.observations.loss.min()) for f in (x, y))
+    result = compute_multiplier(x, y, names=("X", "Y"))
+    inside = result.frame[result.frame["inside"]]
+    assert inside["loss"].iloc[-1] == reached == result.frame["loss"].iloc[-1]
+    assert f"At loss {reached:.3f}, the lowest that both have reached" in result.verdict
+
+
+def test_the_clearest_stretch_comes_first() -> None:
+    """Y needs 1.9 and 2.1 times the compute where the interval excludes 1, and nothing is claimed
+    of the losses where it does not."""
+    frame = pd.DataFrame(
+        {"loss": [3.0, 2.5, 2.0, 1.5], "c_y": [1e10, 1e11, 1e12, 1e13],
+         "multiplier": [1.9, 2.1, 1.3, 1.0], "lo": [1.5, 1.6, 0.9, 0.7],
+         "hi": [2.2, 2.6, 1.8, 1.4], "inside": [True, True, True, True]}
+    )  # fmt: skip
+    said = compare._verdict(frame, ("X", "Y"), 0.9, True)
+    first, second = said.split("(every 90% interval excludes 1). ")
+    assert first.startswith("From loss 3.000 down to 2.500, X is more efficient: ")
+    assert first.endswith("Y needs 1.90 to 2.10 times its compute ")
+    assert second.startswith("At loss 1.500, the lowest that both have reached, the data do not")
+    level = frame.assign(lo=0.8, hi=1.3)
+    assert compare._verdict(level, ("X", "Y"), 0.9, True).startswith("At loss 1.500")
+
+
+def test_a_baseline_that_is_not_there_is_refused() -> None:
+    assert compare.baseline_of(["tnl", "llama"]) == "llama"
+    assert compare.baseline_of(["tnl", "hgrn2"]) == "tnl"
+    with pytest.raises(AnalysisError, match="did you mean llama"):
+        compare.baseline_of(["tnl", "llama"], "lama")
 
 
 def test_forms_are_ranked_by_holdout() -> None:

@@ -158,3 +158,18 @@ def test_any_text_gives_a_configuration_or_a_config_error(name: str, text: str) 
     except ConfigError:
         return
     assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("assignments", "rows"),
+    [
+        (["data.tokenizer=bpe:8192"], 8192),
+        (["data.tokenizer=tiktoken:cl100k_base"], 100_277),
+        (["data.tokenizer=bytes"], 257),  # as it was: nothing has changed
+        (["data.tokenizer=bpe:8192", "model.vocab_size=9000"], 9000),
+        (["data.tokenizer=tiktoken:somebody's"], 257),  # not known here: `run` says
+        (["optim.lr=1e-3"], 257),
+    ],
+)
+def test_the_vocabulary_follows_the_tokenizer(assignments: list[str], rows: int) -> None:
+    assert RUN.override(assignments).model.vocab_size == rows

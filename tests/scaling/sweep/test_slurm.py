@@ -17,14 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from linscale.errors import LinscaleError
 from models.config import ConfigError, toy_config
+from scaling.cli.main import app
 from scaling.config.experiment import Experiment
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig
 from scaling.record.record import RunRecord, read_states
 from scaling.sweep.launch import launch
-from scaling.sweep.slurm import SlurmOptions, SlurmRun, minutes, parse_extra, resources
+from scaling.sweep.slurm import SlurmOptions, SlurmRun, parse_extra, resources, submit
+from scaling.sweep.slurm_queue import longest, minutes
+from scaling.sweep.status import status_rows, summary
+from scaling.system import claims
 from scaling.system.claims import claim
 from tests.support.results import result
 
@@ -127,7 +132,9 @@ def test_a_sweep_is_one_array(
     assert flag(script, "signal") == "USR2@180"
     assert flag(script, "cpus-per-task") == "1"
     assert "#SBATCH --requeue" in script
-    assert "job 100: 3 runs, each on 1 node(s) with 1 cores" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "job 100: 3 runs, each on 1 node(s) with 1 cores" in said
+    assert "at most 90:00 min" in said
     wait_for_jobs(queue, 3)
     assert states(sweep) == {"a": "done", "diverges": "diverged", "b": "done"}
     # A second submission has nothing left to do.
@@ -275,17 +282,106 @@ def test_submitits_local_executor_requeues_too(
     assert steps(sweep, "waits") == STEPS
 
 
-def test_the_claim_of_a_dead_node_runs_out(make: Callable[..., Experiment], tmp_path: Path) -> None:
-    """A job that is requeued after its node died finds a young claim of that node, and waits."""
+def test_the_claim_of_a_dead_node_runs_out(
+    make: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is requeued after its node died finds a claim of that node, and waits, whatever
+    that node's clock was."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 3.0)
     (config,) = make("a").runs
     folder = tmp_path / "sweep" / config.run_id
     folder.mkdir(parents=True)
     held = {"hostname": "node-7", "pid": 1, "since": time.time()}
     (folder / "claim").write_text(json.dumps(held))
-    almost_stale = time.time() - 57
-    os.utime(folder / "claim", (almost_stale, almost_stale))
+    ahead = time.time() + 3600
+    os.utime(folder / "claim", (ahead, ahead))
     assert SlurmRun(config, tmp_path / "sweep", FAKE)() == "done"
     assert RunRecord(config, tmp_path / "sweep").state == "done"
+
+
+def test_what_is_asked_for_is_what_the_plan_shows(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of four, or none given: `plan` and `run --dry-run` name the same devices."""
+    monkeypatch.chdir(tmp_path)
+    for options, nodes, gpus in (
+        (["--nodes", "2", "--gpus-per-node", "4"], 2, 4),
+        (["--nodes", "1"], 1, 8),
+        ([], 1, 1),
+    ):
+        chosen = ["paper_ladder", "--device", "h200", "--only", "size=1B arch=llama", *options]
+        planned = CliRunner().invoke(app, ["plan", *chosen, "--json"])
+        (rung,) = json.loads(planned.output)
+        assert (rung["nodes"], rung["devices"]) == (nodes, nodes * gpus)
+        assert rung["wall_hours"] == pytest.approx(rung["device_hours"] / (nodes * gpus))
+        dry = CliRunner().invoke(app, ["run", *chosen, "--launcher", "slurm", "--dry-run"])
+        assert dry.exit_code == 0, dry.output
+        assert (flag(dry.output, "nodes"), flag(dry.output, "gpus-per-node")) == (
+            str(nodes), str(gpus),
+        )  # fmt: skip
+        assert rung["run_id"] in dry.output
+    assert scripts(queue) == []
+    assert not (tmp_path / "runs").exists()
+    assert list(tmp_path.glob("slurm*")) == []
+
+
+def test_options_of_a_dry_run(
+    queue: Path, make: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = SlurmOptions(
+        partition="gpu", at_most=1, setup=("module load cuda",),
+        extra={"gres": "gpu:a100:1", "qos": "long"},
+    )  # fmt: skip
+    experiment = make("a", "b")
+    on_gpus = [run.override(["parallel.accelerator=cuda"]) for run in experiment.runs]
+    asked = Experiment(name="exp", path=experiment.path, text="", runs=on_gpus)
+    assert launch(asked, tmp_path / "sweep", launcher="slurm", slurm=options, dry_run=True)
+    script = capsys.readouterr().out
+    assert flag(script, "array") == "0-1%1"
+    assert (flag(script, "gres"), flag(script, "qos")) == ("gpu:a100:1", "long")
+    assert "gpus-per-node" not in script
+    assert script.index("module load cuda") < script.index("srun")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_partition_has_the_last_word(
+    queue: Path, make: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in's partition gpu allows two days; a run that needs more is chained."""
+    assert longest("gpu") == 2880
+    assert longest(None) is None  # the default partition, cpu, has no limit
+    experiment = make("a")
+    sweep = tmp_path / "sweep"
+    with pytest.raises(ConfigError, match=r"--time 3-00:00:00: partition gpu allows 2880 minutes"):
+        launch(experiment, sweep, launcher="slurm", train=FAKE,
+               slurm=SlurmOptions(partition="gpu", time="3-00:00:00"))  # fmt: skip
+    long = [run.override(["budget.tokens=2e12", "budget.checkpoint_every_tokens=none"])
+            for run in experiment.runs]  # fmt: skip
+    asked = Experiment(name="exp", path=experiment.path, text="", runs=long)
+    assert launch(asked, sweep, launcher="slurm", dry_run=True, slurm=SlurmOptions(partition="gpu"))
+    said = capsys.readouterr().out
+    assert flag(said, "time") == "2880"
+    assert re.search(r"the longest may need [\d,]+ days: it saves, is requeued", said)
+
+
+def test_status_knows_the_queue(
+    queue: Path, make: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that wait are queued with their ids; where squeue is not, the ids stay."""
+    sweep = tmp_path / "sweep"
+    (queue / "hold").touch()
+    assert launch(make("a", "b"), sweep, launcher="slurm", train=FAKE)
+    rows = status_rows(sweep)
+    assert [(row["state"], row["job_id"]) for row in rows] == [
+        ("queued", "100_0"), ("queued", "100_1"),
+    ]  # fmt: skip
+    assert summary(rows) == "2 queued"
+    (queue / "hold").unlink()
+    wait_for_jobs(queue, 2)
+    assert {row["state"] for row in status_rows(sweep)} == {"done"}
+    assert [row["run_id"][0] for row in status_rows(sweep, "name=b")] == ["b"]
+    monkeypatch.setenv("PATH", "")
+    assert [row["job_id"] for row in status_rows(sweep)] == ["100_0", "100_1"]
 
 
 @pytest.mark.parametrize(
@@ -302,6 +398,25 @@ def test_time_limits(text: str, expected: int) -> None:
 def test_a_time_limit_that_is_none(text: str) -> None:
     with pytest.raises(ConfigError, match="write minutes"):
         minutes(text)
+
+
+@pytest.mark.parametrize("bad", ["a\nrm -rf ~", "a\rb", "a\x00b", "a\u2028b"])
+@pytest.mark.parametrize("place", ["partition", "extra", "out"])
+def test_lines_in_an_option_or_a_path_are_refused(
+    queue: Path, make: Callable[..., Experiment], tmp_path: Path, place: str, bad: str
+) -> None:
+    """submitit would write them into the batch script, where they are run."""
+    if place == "out" and "\x00" in bad:
+        pytest.skip("no path holds a null")
+    options = {
+        "partition": SlurmOptions(partition=bad),
+        "extra": SlurmOptions(extra={"comment": bad}),
+        "out": SlurmOptions(),
+    }[place]
+    sweep = tmp_path / (bad if place == "out" else "sweep")
+    with pytest.raises(ConfigError, match=r"would end a line of the batch script"):
+        submit(make("one").runs, sweep, options, FAKE)
+    assert scripts(queue) == []
 
 
 def test_extra_options_are_checked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaling.system.words import duration, nats, percent, si, size, speed
+from scaling.system.words import duration, nats, percent, si, size, speed, wall
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,12 @@ from scaling.system.words import duration, nats, percent, si, size, speed
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_waiting_is_in_days() -> None:
+    assert [wall(s) for s in (200, 86_400, 4 * 86_400, 10_057 * 3600)] == [
+        "3:20 min", "24:00 h", "4 days", "419 days",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

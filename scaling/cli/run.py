@@ -1,0 +1,152 @@
+"""`linscale run` and `linscale status`: train a sweep, and see how far it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from linscale.installation import require
+from models.config import ConfigError
+from scaling.cli.data import AcceptDataChange
+from scaling.cli.options import AsJson, File, GpusPerNode, HyperLaw, Only, Out, Overrides, Toy
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: linscale run experiments/quickstart.py --jobs 2")
+def run(
+    file: File,
+    overrides: Overrides = None,
+    only: Only = None,
+    launcher: Annotated[
+        str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
+    ] = "local",
+    jobs: Annotated[
+        int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Shorten every run, and leave out the largest, so that the sweep takes "
+                     "about so long on this machine."),
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="SLURM nodes that a run may have, as in `linscale plan`.")
+    ] = None,
+    gpus_per_node: GpusPerNode = 8,
+    device: Annotated[
+        str, typer.Option(help="With slurm, what the nodes have: a100, h100, h200, b200, mi300x.")
+    ] = "",
+    time: Annotated[
+        str | None,
+        typer.Option(help="SLURM time limit, such as 12:00:00 (default: from the plan)."),
+    ] = None,
+    at_most: Annotated[
+        int | None, typer.Option(help="SLURM: so many runs of an array at once.")
+    ] = None,
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(help="SLURM: a line of shell before the run, such as 'module load cuda'."),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="Further sbatch option, such as account=physics.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="SLURM: print resources and scripts; submit nothing."),
+    ] = False,
+    law: HyperLaw = "constant",
+    in_order: Annotated[
+        bool,
+        typer.Option("--in-order", help="Begin runs in the order of the file, so that what is "
+                     "finished is of use at any time; otherwise the longest first, which ends "
+                     "soonest."),
+    ] = False,
+    accept_data_change: AcceptDataChange = False,
+    toy: Toy = False,
+    out: Out = None,
+) -> None:  # fmt: skip
+    """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
+
+    The same command in a second terminal joins in and takes runs nobody has claimed. With
+    --launcher slurm the runs are submitted as job arrays and the command ends.
+    """
+    require("linscale run", "torch", "lightning")
+    from scaling.config.experiment import load_experiment
+    from scaling.config.hyper_laws import known_law
+    from scaling.plan.within import within
+    from scaling.sweep.launch import launch
+    from scaling.sweep.slurm import SlurmOptions, parse_extra
+    from scaling.sweep.slurm_queue import minutes as time_limit
+
+    options = {
+        "--partition": partition, "--nodes": nodes, "--time": time, "--slurm": slurm,
+        "--device": device, "--at-most": at_most, "--setup": setup, "--dry-run": dry_run,
+    }  # fmt: skip
+    if launcher != "slurm" and (given := [name for name, value in options.items() if value]):
+        raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
+    if time is not None:
+        time_limit(time)
+    experiment = load_experiment(file, overrides or [], toy, known_law(law), only=only)
+    if minutes is not None:
+        if launcher == "slurm":
+            raise ConfigError("--minutes with --launcher slurm: it measures this machine.")
+        experiment, what = within(experiment, minutes)
+        typer.echo(what, err=True)
+    sweep_dir = out or Path("runs") / experiment.name
+    cluster = SlurmOptions(
+        partition=partition, time=time, nodes=nodes, gpus_per_node=gpus_per_node, device=device,
+        at_most=at_most, setup=tuple(setup or ()), extra=parse_extra(slurm or []),
+    )  # fmt: skip
+    if not launch(
+        experiment,
+        sweep_dir,
+        launcher=launcher,
+        jobs=jobs,
+        slurm=cluster,
+        accept_data_change=accept_data_change,
+        in_order=in_order,
+        dry_run=dry_run,
+    ):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: linscale status runs/quickstart")
+def status(
+    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
+    only: Only = None,
+    as_json: AsJson = False,
+    live: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write a static page to this file.")
+    ] = None,
+) -> None:
+    """Show the state of every run of a sweep, with reasons for those that failed.
+
+    A live run's latest losses are held against a law of loss over tokens, fitted to the finished
+    runs of its architecture: "off law" is how far they are off, marked where they leave their band.
+    """
+    from analysis.io.sweep_files import unpacked
+    from scaling.cli.health import Judge
+    from scaling.sweep.status import status_rows, status_table, watch
+    from scaling.sweep.status_page import write_page
+
+    if live:
+        watch(directory, only=only, judge=Judge(directory))
+        return
+    with unpacked(directory) as folder:
+        rows: list[dict[str, Any]] = status_rows(folder, only)
+        Judge(folder)(rows)
+    if page is not None:
+        write_page(directory, rows, page)
+        typer.echo(f"wrote {page}")
+        return
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+
+    Console().print(status_table(directory, rows))
