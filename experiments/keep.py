@@ -26,6 +26,7 @@ from analysis.io.sweep_files import pack
 RESULTS = Path(__file__).parent / "results"
 WHOLE = (
     "config.json", "accounting.json", "milestones.jsonl", "evals.jsonl", "linearization.json",
+    "origin.json",
 )  # fmt: skip
 PRIVATE = ("hostname", "pid", "argv")
 
@@ -81,6 +82,8 @@ def _thinned(lines: list[str], every: int) -> list[str]:
 
 def _write_public(source: Path, target: Path) -> None:
     values = {name: value for name, value in _read(source).items() if name not in PRIVATE}
+    for each in values.get("experiments", []):
+        each.pop("argv", None)
     target.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 

@@ -20,10 +20,13 @@ from __future__ import annotations
 
 from experiments import teachers
 from scaling.config.run import RunConfig
+from scaling.linearization.controls import controls
 
 DIMS = (24, 32, 48, 64)
 SEEDS = (1, 2, 3)
 BUDGETS = (25_000, 50_000, 100_000, 200_000, 400_000)
+WITH_CONTROLS = (100_000, 400_000)
+"""Budgets of LoLCATs whose low-rank stage teacher and windows have as well."""
 LONG = (800_000, 1_600_000)
 """Further horizons of the controls from scratch: the frontier at the teacher's compute."""
 
@@ -40,10 +43,14 @@ def runs() -> list[RunConfig]:
             end = f"d{dim}-s{seed}"
             short = {"tokens": BUDGETS[-1], "horizons": BUDGETS[:-1], "seed": seed}
             found.append(teachers.uptrained(f"supra-{end}", supra, **short))
-            found += [
+            students = [
                 teachers.transferred(f"lolcats-{end}-{n // 1000}k", lolcats, tokens=n, seed=seed)
                 for n in BUDGETS
             ]
+            found += students
+            if largest:
+                for student in (s for s in students if s.budget.tokens in WITH_CONTROLS):
+                    found += controls(student).values()
             if largest or seed == SEEDS[0]:
                 found.append(teachers.uptrained(f"continued-{end}", llama, **short))
             if largest:

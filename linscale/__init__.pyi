@@ -32,6 +32,8 @@ from models.generation import generate as generate
 from models.interop import import_model as import_model
 from models.kernels.api import linear_attention as linear_attention
 from models.kernels.api import linear_attention_step as linear_attention_step
+from models.kernels.delta.api import delta_attention as delta_attention
+from models.kernels.delta.api import delta_attention_step as delta_attention_step
 from models.language_model import LanguageModel as LanguageModel
 from models.language_model import build as build
 from scaling.config.experiment import load_experiment as load_experiment
@@ -49,7 +51,7 @@ from scaling.plan.plan import isoflop_horizons as isoflop_horizons
 from scaling.plan.plan import plan as plan
 from scaling.plan.plan import tokens_for_flops as tokens_for_flops
 from scaling.plan.plan import tokens_for_ratio as tokens_for_ratio
-from scaling.record.checkpoints import load_model as load_model
+from scaling.record.load_model import load_model as load_model
 from scaling.record.pretrained import load_pretrained as load_pretrained
 from scaling.sweep.launch import launch as launch
 

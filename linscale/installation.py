@@ -27,7 +27,9 @@ EXTRAS = {
     "torch": "train",
     "triton": "train",
     "lm_eval": "eval",
+    "openpyxl": "tables",
     "submitit": "slurm",
+    "tensorboard": "tables",
 }
 """Modules that the plain installation lacks, and the extra of pyproject.toml that brings each."""
 

@@ -102,6 +102,13 @@ class Fields:
             raise self._wrong(name, value, "a list of texts")
         return [clean(v) for v in value]
 
+    def list_of(self, name: str) -> list[dict[str, Any]]:
+        """A list of objects; empty where it is absent."""
+        value = self._get(name, [])
+        if not (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
+            raise self._wrong(name, value, "a list of objects")
+        return value
+
     def _get(self, name: str, default: Any) -> Any:
         value = self.values.get(name)
         if value is not None:

@@ -30,9 +30,9 @@ parameter counts follow to the digit; cosFormer2 3B prints 2799.0 M where this g
 no closed form found in l, d, h, g meets that cell together with the other five.
 
 Everything is a sum over layers: what one layer's token mixer costs, its architecture says
-(`models.architecture.LayerCosts`); what all share stands here. An architecture that says nothing is
-counted by `models.measured`; the `paper` convention, which has no row for it, is then the exact one
-without the head.
+(`models.architecture.LayerCosts`), in a hybrid each layer's own; what all share stands here. An
+architecture that says nothing is counted by `models.measured`. Where the paper's table has no row
+for a layer, the `paper` convention is the exact one without the head.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ from functools import lru_cache
 from typing import Literal, TypedDict, TypeVar
 
 from models import measured
-from models.architecture import LayerCosts, Softmax
-from models.config import ModelConfig
+from models.architecture import LayerCosts, Softmax, StemCosts
+from models.config import ModelConfig, layer_configs
+from models.stems import stem_parts
 
 Number = TypeVar("Number", int, float)
 Convention = Literal["exact", "paper"]
@@ -78,41 +79,50 @@ class Summary(TypedDict):
     flops_per_token: dict[str, dict[str, float]]
     sequence_length: int
     architecture: dict[str, str | None]
+    """How models of its group are named and drawn."""
 
 
 @lru_cache(maxsize=256)
-def layer_costs(config: ModelConfig) -> tuple[LayerCosts, ...] | None:
-    """What the token mixer of every layer costs; None where the architecture does not say."""
-    costs = config.architecture.costs
-    return None if costs is None else tuple(costs(config, i) for i in range(config.layers))
+def layer_costs(config: ModelConfig) -> tuple[LayerCosts, ...]:
+    """What the token mixer of every layer costs."""
+    each = enumerate(layer_configs(config))
+    return tuple((own.architecture.costs or measured.layer_costs)(own, i) for i, own in each)
+
+
+def stem_costs(config: ModelConfig) -> tuple[StemCosts, ...]:
+    """What each stem of a model costs."""
+    return tuple(
+        own.architecture.stem_costs(own) if own.architecture.costs else measured.stem_costs(own)
+        for own in (stem.config for stem in stem_parts(config))
+    )
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Parameters by group (`GROUPS`), equal to those of the built model."""
-    layers, d, depth = layer_costs(config), config.dim, config.layers
-    if layers is None:
-        return dict(measured.costs(config).parameters)
+    d, depth = config.dim, config.layers
     groups = dict[str, int](dict.fromkeys(GROUPS, 0))
     groups["embedding"] = config.vocab_size * d
     groups["head"] = 0 if config.tie_embeddings else config.vocab_size * d
     channel_bias = config.glu_bias * (2 * config.glu_dim + d)
     groups["channel_mixer"] = depth * (3 * d * config.glu_dim + channel_bias)
-    groups["norm"] = config.architecture.weighted_norm * (2 * depth + 1) * d
-    for part in (*layers, config.architecture.stem_costs(config)):
+    kind = config.architecture
+    norm = kind.weighted_norm * d if kind.costs else measured.norm_parameters(config)
+    before, behind = config.norms != "post", config.norms != "pre"
+    groups["norm"] = (2 * depth * before + 1) * norm + behind * 2 * depth * d
+    for part in (*layer_costs(config), *stem_costs(config)):
         _add(groups, part.parameters)
     return groups
 
 
 def non_embedding_parameters(config: ModelConfig, convention: Convention = "exact") -> int:
     """N without embedding and head: the N of the paper's fits."""
-    layers = layer_costs(config)
-    if convention == "exact" or layers is None:
+    if convention == "exact" or not _has_paper_rows(config):
         groups = parameters(config)
         return sum(groups.values()) - groups["embedding"] - groups["head"]
     d = config.dim
     dense = config.layers * (4 * d * d + 3 * d * config.glu_dim)
-    stem = config.architecture.stem_costs(config).paper_parameters
-    return dense + stem + sum(layer.paper_parameters for layer in layers)
+    each = (*layer_costs(config), *stem_costs(config))
+    return dense + sum(part.paper_parameters for part in each)
 
 
 def forward_flops_per_token(
@@ -125,19 +135,23 @@ def forward_flops_per_token(
         keys: keys that a softmax query sees in a layer: on average (`mean_keys`) in training, at
             one position (`seen_keys`) in decoding.
     """
-    layers, d = layer_costs(config), config.dim
-    if layers is None:
-        return dict(measured.costs(config).flops)
     terms = dict[str, float](dict.fromkeys(FLOPS, 0.0))
-    terms["channel_mixer"] = 6.0 * config.layers * d * config.glu_dim
-    terms["head"] = 2.0 * d * config.vocab_size
-    _add(terms, config.architecture.stem_costs(config).flops)
-    for layer in layers:
-        _add(terms, layer.flops)
-        terms["attention"] += 4.0 * layer.state
+    terms["head"] = 2.0 * config.dim * config.vocab_size
+    for part in (*(stem.flops for stem in stem_costs(config)), *layer_flops(config, keys)):
+        _add(terms, part)
+    return terms
+
+
+def layer_flops(config: ModelConfig, keys: Callable[[Softmax], float]) -> list[dict[str, float]]:
+    """Forward FLOPs of one token in each layer, by term; arguments as `forward_flops_per_token`."""
+    found: list[dict[str, float]] = []
+    for layer in layer_costs(config):
+        terms = {"channel_mixer": 6.0 * config.dim * config.glu_dim, **layer.flops}
+        terms["attention"] = terms.get("attention", 0.0) + 4.0 * layer.state
         if layer.softmax is not None:
             terms["attention"] += 4.0 * layer.softmax.query_width * keys(layer.softmax)
-    return terms
+        found.append(terms)
+    return found
 
 
 FLOPS = (
@@ -182,15 +196,20 @@ def train_flops_per_token(
 
 def _paper_flops(config: ModelConfig, n: int) -> dict[str, float]:
     """Table 1 of arXiv 2406.16690 per token: 72 l d^2 and what the mixers add to it."""
-    layers = layer_costs(config)
-    if layers is None:
+    if not _has_paper_rows(config):
         terms = forward_flops_per_token(config, mean_keys(n))
         return {name: 3 * value for name, value in terms.items() if name != "head"}
     dense = 72.0 * config.layers * config.dim**2
     terms = {"projections_and_channel_mixer": dense}
-    for layer in layers:
+    for layer in layer_costs(config):
+        assert layer.paper_flops is not None
         _add(terms, layer.paper_flops(n))
     return terms
+
+
+def _has_paper_rows(config: ModelConfig) -> bool:
+    """Whether the paper's table has a row for every layer."""
+    return all(layer.paper_flops for layer in layer_costs(config))
 
 
 def paper_pflops_per_step(config: ModelConfig) -> float:
@@ -207,12 +226,8 @@ def decode_flops_per_token(config: ModelConfig, position: int) -> dict[str, floa
 
 def state_bytes(config: ModelConfig, batch_size: int = 1, itemsize: int = 4) -> int:
     """Bytes of recurrent state, constant in the context length (0 for LLaMA)."""
-    layers = layer_costs(config)
-    if layers is None:
-        numbers = measured.costs(config).state
-    else:
-        numbers = config.architecture.stem_costs(config).state
-        numbers += sum(layer.state + layer.spare for layer in layers)
+    numbers = sum(stem.state for stem in stem_costs(config))
+    numbers += sum(layer.state + layer.spare for layer in layer_costs(config))
     return batch_size * itemsize * numbers
 
 
@@ -224,7 +239,7 @@ def kv_cache_bytes(
     Under a sliding window those in it are held. LoLCATs' layers hold two windows of their own,
     whatever the context.
     """
-    caches = [layer.softmax for layer in layer_costs(config) or () if layer.softmax is not None]
+    caches = [layer.softmax for layer in layer_costs(config) if layer.softmax is not None]
     return sum(batch_size * itemsize * 2 * c.held(context) * c.key_width for c in caches)
 
 
@@ -245,5 +260,12 @@ def summary(config: ModelConfig, sequence_length: int) -> Summary:
             c: train_flops_per_token(config, sequence_length, c) for c in CONVENTIONS
         },
         "sequence_length": sequence_length,
-        "architecture": {n: getattr(config.architecture, n) for n in ("label", "colour", "marker")},
+        "architecture": _look(config),
     }
+
+
+def _look(config: ModelConfig) -> dict[str, str | None]:
+    """Label, colour and marker; a hybrid has none of the colours of its architectures."""
+    kind = config.architecture
+    drawn = {"colour": kind.colour, "marker": kind.marker}
+    return {"label": config.label} | (drawn if config.mixers is None else dict.fromkeys(drawn))

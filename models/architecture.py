@@ -23,19 +23,23 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from linscale.code_search import search_also, searched
+from linscale.texts import clean
 from models.errors import ConfigError
 from models.fields import Part, nearest_divisor
 
 BUILT_IN: dict[str, str] = {
     name: f"models.architectures.{name}"
-    for name in ("llama", "tnl", "hgrn2", "cosformer2", "supra", "lolcats")
-}
+    for name in (
+        "llama", "tnl", "hgrn2", "cosformer2", "gla", "mamba2", "gated_deltanet", "kda",
+        "supra", "lolcats",
+    )
+}  # fmt: skip
 """Architectures of this package: name -> module with an `ARCHITECTURE`."""
 
 Component = str | Callable[..., Any]
@@ -51,6 +55,8 @@ class Options(Part):
     """
 
     _prefix = "model.options."
+    softmax = False
+    """Whether its mixer is softmax attention over all keys (or over LLaMA's window)."""
 
     def check(self, model: Any, where: str = _prefix) -> None:
         """Rules that take in the rest of the model; the base has none.
@@ -76,9 +82,10 @@ class Options(Part):
             )
         return dim // heads
 
-    def with_softmax(self, layers: int) -> tuple[int, ...]:
-        """Layers, of so many, with softmax attention over all keys (or over LLaMA's window)."""
-        return ()
+    def instead(self, layer: int) -> tuple[str, Options] | None:
+        """Architecture and options of the mixer that a layer has in the place of this one's; None:
+        this one's."""
+        return None
 
     def widened(self, factor: int) -> Options:
         """These options for a model with `factor` times as many heads; most are the same."""
@@ -144,9 +151,10 @@ class LayerCosts:
     """None: measured (`scaling.plan.kept`)."""
     paper_parameters: int = 0
     """`paper` convention: parameters of the layer beside the projections of d x d."""
-    paper_flops: Callable[[int], Mapping[str, float]]
+    paper_flops: Callable[[int], Mapping[str, float]] | None = None
     """`paper` convention: training FLOPs of a token by term, given the sequence length, beside
-    those of projections and channel mixer."""
+    those of projections and channel mixer. None: the paper has no row for this layer, and the
+    convention is the exact one without the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +190,11 @@ class Architecture:
     """Activation of the channel mixer's gate branch; none: SGLU."""
     stem: Component = "models.layers:Stem"
     """Builds what runs once a call before the blocks, a `models.layers.Stem`, from (config)."""
+    shares: Callable[..., Hashable] | None = None
+    """For a stem that only prepares what its mixers get as `shared`, leaves x alone and carries no
+    state: says from (config) what its work depends on. Such a stem stands in every hybrid with
+    these mixers (`models.stems`), once for those to whom it gives the same. None: only models with
+    this base architecture have the stem."""
     options: type[Options] = Options
     """Its options, `model.options`."""
     splits_sequences: bool = False
@@ -252,11 +265,36 @@ def file_of(name: str) -> str | None:
     return getattr(sys.modules[name], "__file__", None)
 
 
-def search_beside(name: str, file: str) -> None:
-    """Search the folder that an architecture's module was once imported from."""
-    above = name.count(".") + (Path(file).name == "__init__.py")
-    if name not in BUILT_IN and above < len(Path(file).parents):
+def show_children(name: str) -> None:
+    """Let processes that this one starts find an architecture where this one found it."""
+    file = file_of(name)
+    above = name.count(".") + (file is not None and Path(file).name == "__init__.py")
+    if file is not None and above < len(Path(file).parents):
         search_also(Path(file).parents[above])
+
+
+def find_recorded(name: str, file: str) -> Architecture:
+    """The architecture that a record names.
+
+    A record is data: that it names a file does not make the file's folder one whose code is run.
+
+    Args:
+        name: of the architecture.
+        file: what the record says that it was imported from; for the message only.
+
+    Raises:
+        ConfigError: it is not found where this process searches, or cannot be imported.
+    """
+    try:
+        return find(name)
+    except ConfigError as error:
+        if name in BUILT_IN or name in sys.modules:
+            raise
+        folder = clean(str(Path(file).parent))
+        raise ConfigError(
+            f"{error} The record says that it was {clean(file)!r}; if you trust that file, give "
+            f"the command from {folder}, or put {folder} on PYTHONPATH."
+        ) from error
 
 
 def _unknown(name: str) -> ConfigError:

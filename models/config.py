@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
-from models import flat
-from models.architecture import Architecture, Options, file_of, find, search_beside
+from models import flat, layer_pattern, model_json
+from models.architecture import Architecture, Options, file_of, find
 from models.errors import ConfigError
-from models.fields import LATER, Part, build, check, hints_for, not_a_table, unknown_name
+from models.fields import LATER, Part, build, check, unknown_name
 
 Arch = str
 """Name of an architecture: built in, or a module of your own (`models.architecture.find`)."""
@@ -32,12 +34,17 @@ MOST_LAYERS = 10_000
 MOST_WIDTH = 10**9
 """Rows and columns of a matrix."""
 
+Activation = Literal["silu", "none", "gelu", "gelu_tanh", "relu"]
+"""What the gate of a channel mixer may pass through."""
+NormPlaces = Literal["pre", "post", "both"]
+"""Where the norms of a block may stand."""
+
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Part):
-    """One language model: a pre-norm stack of (token mixer, channel mixer) blocks.
+    """One language model: a stack of (token mixer, channel mixer) blocks with residuals.
 
     Raises:
         ConfigError: a value is out of range or two values contradict each other.
@@ -66,12 +73,28 @@ class ModelConfig(Part):
     state its initialisation; the authors' released configurations have 0.02)."""
     glu_bias: bool = field(default=False, metadata=LATER)
     """Biases of the channel mixer."""
-    glu_activation: Literal["silu", "none"] | None = field(default=None, metadata=LATER)
-    """Activation of the channel mixer's gate. None: that of the architecture, SiLU for `llama` and
-    its linearized forms, none for the other linear models of the paper."""
+    glu_activation: Activation | None = field(default=None, metadata=LATER)
+    """Activation of the channel mixer's gate (`gelu_tanh`: GELU by its tanh formula). None: that
+    of the architecture, SiLU for `llama` and its linearized forms, none for the other linear
+    models of the paper."""
+    norms: NormPlaces = field(default="pre", metadata=LATER)
+    """Where a block norms: what each mixer reads (`pre`), what each mixer returns, before it is
+    added (`post`), or both."""
+    norm_offset: bool = field(default=False, metadata=LATER)
+    """Norms multiply by one plus their weights, which start at zero."""
+    residual_scale: float = field(default=1.0, metadata=LATER)
+    """Factor on what each mixer adds to the residual stream."""
+    logit_scale: float = field(default=1.0, metadata=LATER)
+    """Factor on the logits."""
+    logit_cap: float | None = field(default=None, metadata=LATER)
+    """Logits z become c tanh(z / c) with c this number (after `logit_scale`). None: they stay."""
     mup_base_dim: int | None = field(default=None, metadata=LATER)
     """Width whose learning rate, initial spread and weight decay are given; at other widths they
     follow by muP (`models.width`). None: they are used as they are."""
+    mixers: str | tuple[str, ...] | None = field(default=None, metadata=LATER)
+    """Token mixers of the layers where they are not all those of `arch`: a pattern that is repeated
+    over the depth, such as `hgrn2*3+llama`, or a list (`models.layer_pattern`). Norm, channel
+    mixer and stem stay those of `arch`. Kept as one text; None where it names `arch` alone."""
     options: Options = field(default=Options())
     """Options of the architecture's own (`models.architectures`). `Options()`: its defaults."""
 
@@ -83,6 +106,8 @@ class ModelConfig(Part):
         if type(self.options) is Options:
             object.__setattr__(self, "options", kind())
         super().__post_init__()
+        if self.mixers is not None:
+            self._set_mixers(self.mixers)
 
     def _validate(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "glu_dim"):
@@ -101,11 +126,76 @@ class ModelConfig(Part):
         self._require("mup_base_dim", base is None or base >= 1, "at least 1, or None")
         self._require("norm_eps", 0 < self.norm_eps < math.inf, "above 0 and finite")
         self._require("init_std", 0 <= self.std < math.inf, "at least 0 and finite, or None")
+        for name in ("residual_scale", "logit_scale"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
+        cap = self.logit_cap
+        self._require("logit_cap", cap is None or 0 < cap < math.inf, "above 0 and finite, or None")
+        if self.norm_offset and not self.architecture.weighted_norm:
+            raise ConfigError(
+                f"model.norm_offset=True with model.arch={self.arch!r}: its norms have no weights; "
+                "leave it out."
+            )
+
+    def _set_mixers(self, pattern: str | tuple[str, ...]) -> None:
+        """Put the one text of a pattern in its place, and check that its mixers fit the model."""
+        each = layer_pattern.read(pattern, self.arch, self.options)
+        first, text = each[0], layer_pattern.write(each, self.arch, self.options)
+        if len(each) == 1 and first.arch == self.arch:
+            object.__setattr__(self, "options", first.options)
+            object.__setattr__(self, "mixers", None)
+            self._validate()
+            return
+        if len(each) > self.layers:
+            raise ConfigError(
+                f"model.mixers={text!r} names {len(each)} layers with model.layers={self.layers}; "
+                "take more layers, or a pattern that fits into them."
+            )
+        object.__setattr__(self, "mixers", text)
+        for mixer in dict.fromkeys(each):
+            try:
+                self.with_mixer(mixer.arch, mixer.options)
+            except ConfigError as error:
+                text = str(error).replace("model.options.", f"model.mixers.{mixer.arch}.")
+                raise ConfigError(text) from None
+
+    def with_mixer(self, arch: Arch, options: Options) -> ModelConfig:
+        """The model with mixers of one architecture in all layers, and this one's activation."""
+        return replace(
+            self,
+            arch=arch,
+            options=options,
+            mixers=None,
+            glu_activation=self.gate_activation,
+            norm_offset=self.norm_offset and find(arch).weighted_norm,
+        )
 
     @property
     def architecture(self) -> Architecture:
-        """What kind of model this is."""
+        """What kind of model this is; of a hybrid, what its norms and channel mixers are of."""
         return find(self.arch)
+
+    @property
+    def group(self) -> str:
+        """The name that models of its kind share in tables and figures."""
+        assert not isinstance(self.mixers, tuple)
+        return layer_pattern.group(self.arch, self.mixers)
+
+    @property
+    def label(self) -> str:
+        """The same in print."""
+        labels = {arch: find(arch).label for arch in self.archs}
+        words = re.split(r"([\w.]+)(?=[*+(]|$)", self.group) if self.mixers else [self.arch]
+        return "".join(labels.get(word, word) for word in words)
+
+    @property
+    def archs(self) -> tuple[Arch, ...]:
+        """The base architecture, and those of all layers."""
+        return tuple(dict.fromkeys((self.arch, *(c.arch for c in layer_configs(self)))))
+
+    @property
+    def whole_sequences(self) -> tuple[Arch, ...]:
+        """The architectures in it that cannot share out a sequence to several devices."""
+        return tuple(arch for arch in self.archs if not find(arch).splits_sequences)
 
     def options_as(self, kind: type[OptionsT]) -> OptionsT:
         """The options, of a known type.
@@ -120,7 +210,8 @@ class ModelConfig(Part):
     @property
     def softmax_layers(self) -> tuple[int, ...]:
         """Layers with softmax attention over all keys (or LLaMA's window)."""
-        return self.options.with_softmax(self.layers)
+        each = enumerate(layer_configs(self))
+        return tuple(layer for layer, config in each if config.options.softmax)
 
     @property
     def head_dim(self) -> int:
@@ -133,10 +224,15 @@ class ModelConfig(Part):
         return 0.02 if self.init_std is None else self.init_std
 
     @property
-    def has_silu(self) -> bool:
-        """Whether the channel mixer's gate has an activation, with the default resolved."""
+    def gate_activation(self) -> Activation:
+        """Activation of the channel mixer's gate, with the default resolved."""
         chosen = self.glu_activation
-        return (self.architecture.activation if chosen is None else chosen) == "silu"
+        return self.architecture.activation if chosen is None else chosen
+
+    @property
+    def plain_blocks(self) -> bool:
+        """Whether blocks are the paper's: one norm before each mixer, which is added as it is."""
+        return self.norms == "pre" and self.residual_scale == 1
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed, validated again.
@@ -149,7 +245,7 @@ class ModelConfig(Part):
                 f"model.{unknown[0]}: no such field."
             )
         if changes.get("arch", self.arch) != self.arch and "options" not in changes:
-            kept = carried(self.to_json(), changes["arch"])["options"]
+            kept = model_json.carried(self.to_json(), changes["arch"])["options"]
             kind = find(changes["arch"]).options
             changes["options"] = build(kind, kept, "model.options.")
         return replace(self, **changes)
@@ -170,8 +266,10 @@ class ModelConfig(Part):
     def to_json(self) -> dict[str, Any]:
         """Every value as plain JSON types, and for an architecture of your own its file."""
         values = json.loads(json.dumps(asdict(self)))
-        file = file_of(self.arch)
-        return values if file is None else values | {"file": file}
+        own = {arch: file for arch in self.archs if (file := file_of(arch)) is not None}
+        file = own.pop(self.arch, None)
+        values |= {} if file is None else {"file": file}
+        return values | {"files": own} if own else values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -180,49 +278,30 @@ class ModelConfig(Part):
         Raises:
             ConfigError: an unknown field, a wrong type or a value that cannot work.
         """
-        return build(cls, nested(values), "model.")
+        return build(cls, model_json.nested(values), "model.")
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's JSON as `models.fields.build` takes it: flat records get `options`, and the file of
-    an architecture is looked for.
-
-    Raises:
-        ConfigError: there is something else than a table of fields.
-    """
-    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise not_a_table("model", values)
-    table = dict(values)
-    file, arch = check(str | None, table.pop("file", None), "model.file"), table.get("arch")
-    if file is not None and isinstance(arch, str):
-        search_beside(arch, file)
-    return flat.nest(table)
-
-
-def carried(values: dict[str, Any], arch: Arch) -> dict[str, Any]:
-    """A model's JSON for another architecture: options that it has too are kept, and those that it
-    does not have are left out where they stand at their default.
-
-    Raises:
-        ConfigError: an option that was set has no place in the other architecture.
-    """
-    known = hints_for(find(arch).options, {})
-    before = json.loads(json.dumps(asdict(find(values["arch"]).options())))
-    own: dict[str, Any] = values.get("options", {})
-    for name, value in own.items():
-        if name not in known and value != before[name]:
-            raise ConfigError(
-                f"model.options.{name}={value!r} with model.arch={arch!r}: only "
-                f"{values['arch']} has this option; leave it out."
+@lru_cache(maxsize=512)
+def layer_configs(config: ModelConfig) -> tuple[ModelConfig, ...]:
+    """What each layer's token mixer is built of: the model as if all layers were like this one."""
+    each = (layer_pattern.Mixer(config.arch, config.options),)
+    if config.mixers is not None:
+        each = layer_pattern.read(config.mixers, config.arch, config.options)
+    made: dict[layer_pattern.Mixer, ModelConfig] = {}
+    found: list[ModelConfig] = []
+    for layer in range(config.layers):
+        mixer = each[layer % len(each)]
+        if (other := mixer.options.instead(layer)) is not None:
+            mixer = layer_pattern.Mixer(*other)
+        if mixer not in made:
+            own = mixer == layer_pattern.Mixer(config.arch, config.options)
+            made[mixer] = (
+                config
+                if own and config.mixers is None
+                else config.with_mixer(mixer.arch, mixer.options)
             )
-    kept = {name: value for name, value in own.items() if name in known}
-    return values | {"arch": arch, "options": kept}
-
-
-def identity(config: ModelConfig) -> dict[str, Any]:
-    """What a model is hashed by: in the layout from before options nested, so that no run that
-    there was has another name today."""
-    return flat.flatten(config)
+        found.append(made[mixer])
+    return tuple(found)
 
 
 # (layers, dim, heads, glu_dim).

@@ -19,6 +19,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from models.chunk_sizes import PLAIN_LOGITS, chunk_logits
 
@@ -28,13 +29,16 @@ ROWS = 128
 """Tokens of a chunk on a CUDA device are a multiple of this, the tile of its products."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None = None
+) -> Tensor:
     """Cross-entropy of softmax(hidden weight^T) against targets, in nats, by token.
 
     Args:
         hidden: (..., d) final hidden states.
         weight: (V, d) head.
         targets: (...) integers in [0, V), or `IGNORE_INDEX`.
+        cap: logits z become cap tanh(z / cap); None: they stay.
 
     Returns:
         (...) float32 (float64 for float64 input).
@@ -46,12 +50,30 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     else:
         hidden = hidden.to(weight.dtype)
-    if targets.numel() * weight.shape[0] <= PLAIN_LOGITS:
+    if cap is not None:
+        loss = _capped(hidden, weight, targets, cap)
+    elif targets.numel() * weight.shape[0] <= PLAIN_LOGITS:
         logits = _widen(hidden @ weight.T)
         loss = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
     else:
         loss, _ = _chunked(hidden, weight, targets)
     return loss.view(shape)
+
+
+def _capped(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """Losses (M,) with capped logits, a chunk at a time, each computed again where gradients are
+    asked for."""
+
+    def losses(h: Tensor, y: Tensor) -> Tensor:
+        logits = cap * torch.tanh(_widen(h @ weight.T) / cap)
+        return F.cross_entropy(logits, y, reduction="none", ignore_index=IGNORE_INDEX)
+
+    size = _chunk_tokens(weight)
+    again = torch.is_grad_enabled() and targets.numel() > size
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat(
+        [checkpoint(losses, h, y, use_reentrant=False) if again else losses(h, y) for h, y in parts]
+    )
 
 
 def _widen(logits: Tensor) -> Tensor:

@@ -68,6 +68,8 @@ def check(hint: Any, value: Any, path: str) -> Any:
         ConfigError: the value is not of that type; the message names `path`.
     """
     origin, args = get_origin(hint), get_args(hint)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()  # a number of NumPy's, as its ranges and draws give
     if origin is Literal:
         if value in args:
             return value

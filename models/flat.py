@@ -84,7 +84,10 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
                 "it out."
             )
     kept = {k: v for k, v in values.items() if k not in flat}
-    return kept | {"options": {**options, **(own or {})}}
+    more = dict(own or {})
+    if isinstance(newer := more.get("llama"), Mapping) and "llama" in options:
+        more["llama"] = options["llama"] | dict(newer)
+    return kept | {"options": {**options, **more}}
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -101,22 +104,25 @@ def flatten(config: Any) -> dict[str, Any]:
         value = _take(options, whole, new)
         if old in _FIRST or value != _LATER[old]:
             values[old] = value
-    options.pop("llama", None)
+    if not options.get("llama", True):
+        del options["llama"]
     place = _PARTS.get(config.arch, "options")
     return values | {place: options} if options else values
 
 
 def settings(config: Any) -> dict[str, Any]:
     """Every value of a built-in architecture's `ModelConfig` in this layout, as JSON: what exports
-    carry for their own code."""
+    carry for their own code. Options of a transformer that came later are under `llama` of the
+    part that linearizes it. Architectures that came after this layout have that of today."""
+    if config.arch not in _NAMES:
+        return config.to_json()
     known = {f.name for f in fields(config)} - {"options"}
     values = {name: value for name, value in asdict(config).items() if name in known}
     values |= _FIRST | _LATER | dict.fromkeys(_PARTS)
     options = asdict(config.options)
     for old, new in _NAMES[config.arch].items():
         values[old] = _take(options, options, new)
-    options.pop("llama", None)
-    if options:
+    if config.arch in _PARTS:
         values[_PARTS[config.arch]] = options
     return json.loads(json.dumps(values))
 
@@ -148,10 +154,8 @@ def _put(options: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _take(options: dict[str, Any], whole: dict[str, Any], path: str) -> Any:
-    """Remove a dotted name from `options`; its value from `whole`."""
+    """Remove a dotted name from `options`, where it is; its value, or that of `whole`."""
     *parents, leaf = path.split(".")
     for parent in parents:
         options, whole = options[parent], whole[parent]
-    value = whole[leaf]
-    options.pop(leaf, None)
-    return value
+    return options.pop(leaf, whole[leaf])

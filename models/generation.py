@@ -175,7 +175,7 @@ def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Ten
     """Logits after each prompt (N, V) and the states; arguments as `read`."""
     hidden, starts, state = read(model, prompts)
     ends = [start + len(prompt) - 1 for start, prompt in zip(starts, prompts, strict=True)]
-    return torch.nn.functional.linear(hidden[ends], model.head_weight), state
+    return model.logits(hidden[ends]), state
 
 
 @torch.no_grad()

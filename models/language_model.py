@@ -3,8 +3,12 @@
     x = Stem(embedding[tokens]);   x += TokenMixer(Norm(x));   x += ChannelMixer(Norm(x));   ...
     logits = Norm(x) W_head^T
 
+Imported models differ in details that `ModelConfig` names: norms behind the mixers too or instead
+(`norms`), factors on residuals and logits, capped logits.
+
 `build(config)` takes the parts from the configuration's `Architecture` (`models.architecture`), so
-that a new architecture is one file, anywhere, that defines one.
+that a new architecture is one file, anywhere, that defines one. In a hybrid (`ModelConfig.mixers`)
+each layer's token mixer is that of the architecture that its pattern names.
 
 Three ways through one set of weights, which agree:
 
@@ -26,9 +30,21 @@ from torch import Tensor, nn
 
 from models import width
 from models.architecture import part
-from models.config import ModelConfig
+from models.config import ModelConfig, layer_configs
 from models.cross_entropy import linear_cross_entropy
-from models.layers import GLU, LayerState, Shared, Span, Stem, TokenMixer, Trees, make_span
+from models.layers import (
+    GLU,
+    LayerState,
+    OffsetRMSNorm,
+    RMSNorm,
+    Shared,
+    Span,
+    Stem,
+    TokenMixer,
+    Trees,
+    make_span,
+)
+from models.mixed_stem import make_stem
 
 
 class State(NamedTuple):
@@ -47,34 +63,52 @@ class State(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x))."""
+    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x)).
+
+    In full, with s the `residual_scale` and norms where `norms` puts them:
+    x + s PostNorm(TokenMixer(Norm(x))), then x + s PostNorm(ChannelMixer(Norm(x))).
+    """
 
     def __init__(
         self,
         config: ModelConfig,
-        layer: int,
-        mixer: Callable[..., TokenMixer],
+        mixer: TokenMixer,
         norm: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
-        self.mixer_norm = norm(config.dim, config.norm_eps)
-        self.mixer = mixer(config, layer)
-        self.channel_norm = norm(config.dim, config.norm_eps)
+        self.scale = config.residual_scale
+
+        def placed(norm: Callable[..., nn.Module], here: bool) -> nn.Module:
+            return norm(config.dim, config.norm_eps) if here else nn.Identity()
+
+        # What comes with a transformer's weights has weights, also where other norms have none.
+        behind = OffsetRMSNorm if config.norm_offset else RMSNorm
+        self.mixer_norm = placed(norm, config.norms != "post")
+        self.mixer = mixer
+        self.mixer_post_norm = placed(behind, config.norms != "pre")
+        self.channel_norm = placed(norm, config.norms != "post")
         self.channel = GLU(config)
+        self.channel_post_norm = placed(behind, config.norms != "pre")
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output, from its input and what its token mixer made of that."""
+        x = self._add(x, self.mixer_post_norm(mixed))
+        return self._add(x, self.channel_post_norm(self.channel(self.channel_norm(x))))
+
+    def _add(self, x: Tensor, more: Tensor) -> Tensor:
+        return x + more if self.scale == 1 else torch.add(x, more, alpha=self.scale)
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
         mixed, kept = self.mixer(self.mixer_norm(x), span, shared, state)
-        x = x + mixed
-        return x + self.channel(self.channel_norm(x)), kept
+        return self.finish(x, mixed), kept
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         mixed, kept = self.mixer.step(self.mixer_norm(x), positions, shared, state)
-        x = x + mixed
-        return x + self.channel(self.channel_norm(x)), kept
+        return self.finish(x, mixed), kept
 
 
 class LanguageModel(nn.Module):
@@ -84,10 +118,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        mixer, norm = part(config.architecture.mixer), part(config.architecture.norm)
-        self.stem: Stem = part(config.architecture.stem)(config)
+        norm = OffsetRMSNorm if config.norm_offset else part(config.architecture.norm)
+        self.stem: Stem = make_stem(config)
         self.blocks = nn.ModuleList(
-            Block(config, layer, mixer, norm) for layer in range(config.layers)
+            Block(config, part(own.architecture.mixer)(own, layer), norm)
+            for layer, own in enumerate(layer_configs(config))
         )
         self.norm: nn.Module = norm(config.dim, config.norm_eps)
         # A tied head is the embedding itself, not a second name for it: moving a model off the
@@ -160,9 +195,20 @@ class LanguageModel(nn.Module):
         return x, State(_advance(tokens, offset, cu_seqlens), stem_state, block_states)
 
     def _last_norm(self, x: Tensor) -> Tensor:
-        """The last norm, divided by muP's multiplier."""
+        """The last norm, with the factors on the logits: one over muP's multiplier, and its own."""
         x, m = self.norm(x), width.multiplier(self.config)
-        return x if m == 1 else x / m
+        x = x if m == 1 else x / m
+        return x if self.config.logit_scale == 1 else x * self.config.logit_scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of what `hidden` returns, (..., d)."""
+        logits = nn.functional.linear(hidden, self.head_weight)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats of targets (...), from what `hidden` returns, (..., d)."""
+        return linear_cross_entropy(hidden, self.head_weight, targets, self.config.logit_cap)
 
     def forward(
         self,
@@ -184,7 +230,7 @@ class LanguageModel(nn.Module):
             logits (B, T, V), or (logits, state).
         """
         x, kept = self.hidden(tokens, state, keep_state=return_state, cu_seqlens=cu_seqlens)
-        logits = nn.functional.linear(x, self.head_weight)
+        logits = self.logits(x)
         return logits if kept is None else (logits, kept)
 
     def loss(self, tokens: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -196,7 +242,7 @@ class LanguageModel(nn.Module):
             cu_seqlens: as in `forward`.
         """
         x, _ = self.hidden(tokens, cu_seqlens=cu_seqlens)
-        return linear_cross_entropy(x, self.head_weight, targets)
+        return self.losses(x, targets)
 
     def initial_state(
         self,
@@ -241,7 +287,7 @@ class LanguageModel(nn.Module):
         for block, here, before in zip(self._stack, shared, state.blocks, strict=True):
             x, after = block.step(x, state.position, here, before)
             block_states.append(after)
-        logits = nn.functional.linear(self._last_norm(x), self.head_weight)
+        logits = self.logits(self._last_norm(x))
         return logits, State(state.position + 1, stem_state, block_states)
 
     def reserve(self, state: State, tokens: int) -> State:

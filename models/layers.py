@@ -128,8 +128,23 @@ class RMSNorm(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
+    def factors(self) -> Tensor:
+        """What the normed channels are multiplied by, (d,)."""
+        return self.weight
+
     def forward(self, x: Tensor) -> Tensor:
-        return normalize(x, self.eps) * self.weight.to(x.dtype)
+        return normalize(x, self.eps) * self.factors().to(x.dtype)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * (1 + weight) over the last dimension."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def factors(self) -> Tensor:
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        return 1 + self.weight.to(wide)
 
 
 class SRMSNorm(nn.Module):
@@ -143,6 +158,21 @@ class SRMSNorm(nn.Module):
         return normalize(x, self.eps)
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh formula (arXiv 1606.08415, section 2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "silu": F.silu,
+    "none": None,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+}
+"""Of `models.config.Activation`."""
+
+
 class GLU(nn.Module):
     """Channel mixer [U * act(V)] W_down with U = x W_up and V = x W_gate.
 
@@ -152,7 +182,7 @@ class GLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = F.silu if config.has_silu else None
+        self.activation = ACTIVATIONS[config.gate_activation]
         self.up = nn.Linear(config.dim, config.glu_dim, bias=config.glu_bias)
         self.gate = nn.Linear(config.dim, config.glu_dim, bias=config.glu_bias)
         self.down = nn.Linear(config.glu_dim, config.dim, bias=config.glu_bias)

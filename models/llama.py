@@ -6,12 +6,15 @@ with R the rotary encoding, a causal mask, RMSNorm with weights and a SwiGLU cha
 paper does not state norm type and rotary base: RMSNorm and 10000 are LLaMA's own (arXiv
 2302.13971).
 
-Options for models of the family, all off in the paper's: grouped-query attention (`kv_heads`), a
-head dimension of its own (`head_size`), stretched rotary frequencies (`rope_scaling`, see
-`models.rope`), a sliding window (`window`; arXiv 2310.06825) and biases.
+Options for models of the family, all off in the paper's, are those of `models.architectures.llama`:
+grouped-query attention (`kv_heads`), a head dimension of its own (`head_size`), stretched rotary
+frequencies (`rope_scaling`, see `models.rope`), a sliding window (`window`; arXiv 2310.06825), and
+what else imported families have, some of it by layer.
 
-Data flow: 1. one product gives q, k, v; 2. q and k are rotated by their positions; 3. softmax
-attention through `scaled_dot_product_attention`; 4. output projection.
+Data flow: 1. one product gives q, k, v; 2. q and k are normed where the model does so, and rotated
+by their positions; 3. softmax attention through `scaled_dot_product_attention`; 4. output
+projection. A scale of the scores other than 1 / sqrt(K) is a factor on q, so that all that reads q
+and k, linear attentions included, goes on with 1 / sqrt(K).
 
 The state is a key-value cache (`models.kv_cache`), under a sliding window a ring of its size.
 Packed sequences, windows shorter than the call and calls that continue a state need an explicit
@@ -25,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.architectures.llama import llama_options
+from models.architectures.llama import RopeUse, llama_options
 from models.config import ModelConfig
 from models.kv_cache import (
     blocks,
@@ -40,12 +43,15 @@ from models.kv_cache import (
 )
 from models.layers import (
     LayerState,
+    OffsetRMSNorm,
+    RMSNorm,
     Shared,
     Span,
     Stem,
     TokenMixer,
+    angle_dtype,
 )
-from models.rope import rotary_angles, rotate, sequence_lengths
+from models.rope import query_factor, rotary_angles, rotate, sequence_lengths
 
 INITIAL_CAPACITY = 128
 """Cache slots of a fresh state; `reserve` doubles it as needed."""
@@ -54,21 +60,42 @@ QUERIES = 512
 
 
 class RotaryStem(Stem):
-    """Shares cos and sin of the rotary angles, each (B or 1, T, 1, K / 2)."""
+    """Scales the embedded tokens where the model does so, and shares what mixers rotate by.
+
+    For every layer: cos and sin of its rotary angles, each (B or 1, T, 1, K / 2), and the factor on
+    its queries, (B or 1, T or 1, 1, 1), where there is one.
+    """
 
     def forward(
         self, x: Tensor, span: Span, state: LayerState | None
     ) -> tuple[Tensor, list[Shared], LayerState]:
-        config = self.config
-        angles = rotary_angles(config, span.positions, sequence_lengths(span), x.dtype)
-        return x, [angles] * config.layers, {}
+        return self._scaled(x), self._shared(span.positions, sequence_lengths(span), x.dtype), {}
 
     def step(
         self, x: Tensor, positions: Tensor, state: LayerState
     ) -> tuple[Tensor, list[Shared], LayerState]:
-        config = self.config
-        angles = rotary_angles(config, positions[:, None], positions[:, None] + 1, x.dtype)
-        return x, [angles] * config.layers, state
+        positions = positions[:, None]
+        return self._scaled(x), self._shared(positions, positions + 1, x.dtype), state
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        scale = llama_options(self.config).embedding_scale
+        return x if scale == 1 else x * torch.full((), scale, dtype=x.dtype, device=x.device)
+
+    def _shared(self, positions: Tensor, lengths: Tensor, dtype: torch.dtype) -> list[Shared]:
+        config, options = self.config, llama_options(self.config)
+        uses: list[RopeUse] = [options.rope_of(layer) for layer in range(config.layers)]
+        factor = query_factor(config, positions, dtype)
+        scaled = () if factor is None else (factor,)
+        angles = {
+            use: (*rotary_angles(config, positions, lengths, dtype, use), *scaled)
+            for use in dict.fromkeys(uses)
+        }
+        return [angles[use] for use in uses]
+
+
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(scores / cap); the scores themselves without a cap."""
+    return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
 class SoftmaxAttention(TokenMixer):
@@ -80,25 +107,47 @@ class SoftmaxAttention(TokenMixer):
         super().__init__()
         options = llama_options(config)
         self.heads, self.kv_heads = config.heads, options.key_value_heads(config.heads)
-        self.head_dim, self.window = config.head_dim, options.window
-        scaling = options.rope_scaling
-        self.dynamic = scaling is not None and scaling.kind == "dynamic"
+        self.head_dim, self.window = config.head_dim, options.window_of(layer)
+        self.score_cap, scaling = options.score_cap, options.rope_scaling
+        self.dynamic = scaling is not None and scaling.by_length
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = nn.Linear(config.dim, width, bias=options.qkv_bias)
         self.out = nn.Linear(self.heads * self.head_dim, config.dim, bias=options.out_bias)
+        self.query_norm = self.key_norm = None
+        self.normed_heads = options.qk_norm == "head"
+        if options.qk_norm != "none":
+            norm = OffsetRMSNorm if config.norm_offset else RMSNorm
+            heads = (1, 1) if self.normed_heads else (self.heads, self.kv_heads)
+            self.query_norm, self.key_norm = (
+                norm(count * self.head_dim, config.norm_eps) for count in heads
+            )
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q and k in one, (B, T, H + key-value heads, K), and v, (B, T, key-value heads, K)."""
+        """q and k in one, normed, (B, T, H + key-value heads, K), and v, (B, T, key-value heads,
+        K)."""
         both = self.heads + self.kv_heads
         qkv = self.qkv(x).unflatten(-1, (both + self.kv_heads, self.head_dim))
         qk, v = qkv.split((both, self.kv_heads), dim=2)
-        return qk, v
+        if self.query_norm is None or self.key_norm is None:
+            return qk, v
+        q, k = qk.split((self.heads, self.kv_heads), dim=2)
+        if self.normed_heads:
+            return torch.cat((self.query_norm(q), self.key_norm(k)), dim=2), v
+        q, k = self.query_norm(q.flatten(2)), self.key_norm(k.flatten(2))
+        return torch.cat((q, k), dim=-1).unflatten(-1, (both, self.head_dim)), v
 
     def _project(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q (B, T, H, K) and k, and v, (B, T, key-value heads, K)."""
         qk, v = self._heads(x)
-        q, k = rotate(qk, *shared).split((self.heads, self.kv_heads), dim=2)
+        cos, sin, *factors = shared
+        q, k = rotate(qk, cos, sin).split((self.heads, self.kv_heads), dim=2)
+        for factor in factors:
+            q = q * factor
         return q, k, v
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores of softmax attention with the model's cap on them."""
+        return capped(scores, self.score_cap)
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention (B, T, H, K) of q over k, v (B, S, ., K); mask None: causal."""
@@ -106,20 +155,23 @@ class SoftmaxAttention(TokenMixer):
             # On the CPU repeated keys are faster than the kernel's own grouping.
             group = self.heads // self.kv_heads
             k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-        )
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = self._attention(q, k, v, mask)
         return out.transpose(1, 2)  # (B, T, H, K)
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax attention of q (B, H, T, K) over k, v (B, H, S, K); mask None: causal."""
+        if self.score_cap is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        assert mask is not None
+        scores = self.capped((q @ k.mT).to(angle_dtype(q.dtype)) * self.head_dim**-0.5)
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
 
     def _read(
         self, q: Tensor, k: Tensor, v: Tensor, span: Span, state: LayerState | None
     ) -> Tensor:
         """Softmax attention (B, T, H, K) over the call's keys and those of the cache."""
-        if state is None and causal(span, self.window):
+        if state is None and self.score_cap is None and causal(span, self.window):
             return self._softmax(q, k, v, None)
         if span.sequence is not None and span.visible is not None:
             return self._packed_trees(q, k, v, span)
@@ -167,7 +219,7 @@ class SoftmaxAttention(TokenMixer):
         # read twice.
         q = q.unflatten(2, (self.kv_heads, -1))[:, 0]  # (B, key-value heads, group, K)
         keys, values = (state[name].transpose(1, 2).to(q.dtype) for name in ("k", "v"))
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        out = self._attention(q, keys, values, mask)
         return self.out(out.flatten(1)), state
 
     def initial_state(

@@ -10,10 +10,16 @@ s for an original context of n tokens:
               times in n tokens; cos and sin times 0.1 ln(s) + 1             (arXiv 2309.00071)
     llama3    between w_c / s and w_c by wavelength, n / low_freq_factor .. n / high_freq_factor
               (Llama 3.1's model card)
+    longrope  w_c / f_c with one set of f up to length n and another beyond; cos and sin times
+              sqrt(1 + ln(s) / ln(n))                                        (arXiv 2402.13753)
 
-`length` is the sequence's length at the end of the call. So with `dynamic`, beyond n tokens, keys
-in a cache keep the angles of the call that wrote them: decoding then differs from one parallel call
-over the same tokens, as it does in every implementation that caches rotated keys.
+`length` is the sequence's length at the end of the call. So with `dynamic` and `longrope`, beyond n
+tokens, keys in a cache keep the angles of the call that wrote them: decoding then differs from one
+parallel call over the same tokens, as it does in every implementation that caches rotated keys.
+
+Where only a share of a head's channels rotates, K above is that share, and the other channels have
+angle zero; so have all channels in layers without rotary positions. Pairs are always (c, c + K/2)
+over the whole head: an import puts the channels of other layouts there.
 """
 
 from __future__ import annotations
@@ -21,15 +27,20 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.architectures.llama import RopeScaling, llama_options
+from models.architectures.llama import RopeScaling, RopeUse, llama_options
 from models.config import ModelConfig
 from models.layers import Span, angle_dtype
 
 
 def rotary_angles(
-    config: ModelConfig, positions: Tensor, lengths: Tensor, dtype: torch.dtype
+    config: ModelConfig,
+    positions: Tensor,
+    lengths: Tensor,
+    dtype: torch.dtype,
+    use: RopeUse = "global",
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary angles.
 
@@ -39,28 +50,73 @@ def rotary_angles(
         lengths: tokens of each position's sequence at the end of the call, broadcastable to
             `positions`; read by `dynamic` scaling alone.
         dtype: of the model.
+        use: which of the model's angles.
 
     Returns:
         Two tensors (B or 1, T, 1, head_dim / 2).
     """
     dtype = angle_dtype(dtype)
-    options, size = llama_options(config), config.head_dim
+    options = llama_options(config)
+    size, pairs = options.rotated(config.head_dim), config.head_dim // 2
     scaling, base = options.rope_scaling, options.rope_base
+    if use == "local":
+        assert options.local_rope_base is not None
+        scaling, base = None, options.local_rope_base
+    if use == "none":
+        one = torch.ones(1, 1, 1, pairs, device=positions.device, dtype=dtype)
+        return one, torch.zeros_like(one)
     exponent = -torch.arange(0, size, 2, device=positions.device, dtype=dtype) / size  # (K/2,)
     if scaling is not None and scaling.kind == "dynamic":
         assert scaling.original_length is not None
         stretch = lengths.clamp(min=scaling.original_length).to(dtype) / scaling.original_length
         stretch = scaling.factor * stretch - (scaling.factor - 1)
         frequencies = (base * stretch ** (size / (size - 2)))[..., None, None] ** exponent
+    elif scaling is not None and scaling.kind == "longrope":
+        assert scaling.original_length is not None
+        short, long = (
+            base**exponent / torch.tensor(factors, device=positions.device, dtype=dtype)
+            for factors in (scaling.short_factors, scaling.long_factors)
+        )
+        beyond = (lengths > scaling.original_length)[..., None, None]
+        frequencies = torch.where(beyond, long, short)
     else:
         frequencies = _scaled(base**exponent, base, scaling)
-    angles = positions.to(dtype)[..., None, None] * frequencies  # (B or 1, T, 1, K/2)
+    angles = positions.to(dtype)[..., None, None] * frequencies  # (B or 1, T, 1, size / 2)
     cos, sin = angles.cos(), angles.sin()
-    if scaling is not None and scaling.kind == "yarn":
-        factor = scaling.attention_factor
-        factor = 0.1 * math.log(scaling.factor) + 1 if factor is None else factor
+    if scaling is not None and (factor := _factor(scaling)) != 1:
         cos, sin = cos * factor, sin * factor
+    if 2 * pairs > size:  # the rest does not turn
+        cos = F.pad(cos, (0, pairs - size // 2), value=1)
+        sin = F.pad(sin, (0, pairs - size // 2))
     return cos, sin
+
+
+def query_factor(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Factor on the queries at positions (B or 1, T), (B or 1, T, 1, 1); None where it is one.
+
+    It takes in `score_scale`, and what `rope_scaling.query_growth` says.
+    """
+    options = llama_options(config)
+    constant, scaling = options.queries_factor(config.head_dim), options.rope_scaling
+    if scaling is None or not scaling.query_growth:
+        if constant == 1:
+            return None
+        return torch.full((1, 1, 1, 1), constant, device=positions.device, dtype=dtype)
+    assert scaling.original_length is not None
+    stretches = (positions // scaling.original_length).to(angle_dtype(dtype))
+    return (constant * (1 + scaling.query_growth * stretches.log1p()))[..., None, None].to(dtype)
+
+
+def _factor(scaling: RopeScaling) -> float:
+    """What cos and sin are multiplied by."""
+    if scaling.kind not in ("yarn", "longrope"):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.kind == "yarn":
+        return 0.1 * math.log(scaling.factor) + 1
+    assert scaling.original_length is not None
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_length))
 
 
 def sequence_lengths(span: Span) -> Tensor:

@@ -9,8 +9,9 @@ channel mixer is an SGLU without activation.
 
 Decay lambda = exp(-slope): arXiv 2405.17381 eq. 10 prints slope (8h/H)(1 - i/L) for head h of layer
 i (`decay_slopes="linear"`); the authors' released code has the slopes of ALiBi (powers of two)
-times 1 - i/(L-1) + 1e-5 (`"alibi"`, the default), so that the last layer hardly decays. RetNet's
-lambda = 1 - 2^(-5-h) (arXiv 2307.08621, `"retnet"`) is the same in all layers.
+times 1 - i/(L-1) + 1e-5 (`"alibi"`, the default), so that the last layer hardly decays. The same in
+all layers are ALiBi's slopes alone (`"alibi-flat"`, SUPRA's default) and RetNet's lambda =
+1 - 2^(-5-h) (arXiv 2307.08621, `"retnet"`).
 LRPE: not in eq. 9 and off by default (`lrpe`); the released models have it in layer 0.
 
 Data flow: 1. one product gives q, k, v; 2. SiLU on q and k; 3. `linear_attention` with the decay
@@ -65,6 +66,8 @@ def decay_slopes(config: ModelConfig, layer: int) -> list[float]:
         return [8 * h / config.heads * factor for h in range(config.heads)]
     if kind == "retnet":
         return [-math.log1p(-(2.0 ** (-5 - h))) for h in range(config.heads)]
+    if kind == "alibi-flat":
+        return alibi_slopes(config.heads)
     factor = 1 - layer / max(config.layers - 1, 1) + 1e-5
     return [slope * factor for slope in alibi_slopes(config.heads)]
 

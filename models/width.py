@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from models import layer_pattern
 from models.config import ModelConfig
 from models.errors import ConfigError
 
@@ -95,10 +96,14 @@ def rates(model: nn.Module) -> dict[Tensor, float]:
 
 
 def _twice_as_wide(config: ModelConfig) -> ModelConfig:
+    mixers = config.mixers
+    if mixers is not None:
+        mixers = layer_pattern.widened(mixers, config.arch, config.options, 2)
     return config.replace(
         dim=2 * config.dim,
         heads=2 * config.heads,
         options=config.options.widened(2),
+        mixers=mixers,
         glu_dim=2 * config.glu_dim,
         mup_base_dim=None,
     )

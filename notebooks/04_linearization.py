@@ -1,11 +1,12 @@
 # %% [markdown]
 # # From softmax to linear attention
 #
-# You will learn how much of a transformer survives when its attention is made linear, with how many
-# tokens (SUPRA, LoLCATs), whether that is cheaper than training a linear model from scratch, with
-# and without the teacher's compute, and what a scaling law of linearization may claim. The records
-# are those of `make linearize`, kept in the repository without checkpoints: byte-level models of
-# 7 to 200 thousand parameters, whose teachers are the quickstart's.
+# You will learn how much of a transformer survives when its attention is made linear, with how
+# many tokens (SUPRA, LoLCATs), how much of that a window of softmax attention does alone, whether
+# it is cheaper than training a linear model from scratch, with and without the teacher's compute,
+# and what a scaling law of linearization may claim. The records are those of `make linearize`,
+# kept in the repository without checkpoints: byte-level models of 7 to 200 thousand parameters,
+# whose teachers are the quickstart's.
 
 # %%
 # %matplotlib inline
@@ -14,6 +15,7 @@ import pandas as pd
 from analysis.figures import recovery_figures as figures
 from analysis.judge import linearization_law
 from analysis.judge import recovery as linearization
+from analysis.judge.comparison import compare, layers
 from analysis.judge.recovery import CONTINUED, LINEARIZED, SCRATCH
 from linscale import attempt, load_sweep, records
 
@@ -33,15 +35,43 @@ recovery and points.groupby("kind").agg(
 
 # %% [markdown]
 # ## How much is recovered
-# r is 0 right after surgery and 1 at the teacher's loss. Two controls: the same models from random
-# weights (dashed, as many tokens), and the teacher itself trained on, which tells how much of r is
-# merely a teacher that had not finished.
+# r is 1 at the teacher's loss. Its zero is each method's own: for LoLCATs the loss of its window
+# alone on the teacher's weights, without a linear part and without training; for SUPRA, which has
+# no window, the loss right after surgery. Controls: the same models from random weights (dashed,
+# as many tokens), the teacher itself trained on, which tells how much of r is merely a teacher
+# that had not finished, and teacher and windows with the low-rank training of the student
+# (dotted).
 
 # %%
 recovery and figures.recovered(at_size)
 
 # %%
 recovery and linearization.summarise(at_size[at_size["kind"] != CONTINUED], "recovered").round(3)
+
+# %% [markdown]
+# The share of the gap that surgery opens is another number: random feature maps open that gap, and
+# a window alone closes most of it.
+
+# %%
+recovery and linearization.summarise(linear, "of_surgery").round(3)
+
+# %% [markdown]
+# ## What the linear part is worth
+# LoLCATs at its largest budget beside the teacher, windows alone, and itself with one part switched
+# off. Open: untrained.
+
+# %%
+table = attempt(lambda: compare(recovery, "lolcats (linearized)", largest)) if recovery else None
+None if table is None else figures.compared(table, f"LoLCATs, size {largest}")
+
+# %%
+None if table is None else table.round(4)
+
+# %% [markdown]
+# Layer by layer, nats more without the part:
+
+# %%
+None if table is None else layers(recovery, "lolcats (linearized)", largest).round(4)
 
 # %% [markdown]
 # ## What it costs
@@ -72,7 +102,7 @@ recovery and costs.round(2)
 
 # %% [markdown]
 # ## A law of linearization
-# What is not recovered, over tokens D of all stages and parameters N:
+# What is not recovered, by the same zeros, over tokens D of all stages and parameters N:
 # 1 - r = a (D / 1e5)^-b (N / 1e5)^c. Intervals are those of refits to whole groups of runs.
 
 # %%

@@ -1,7 +1,4 @@
-"""`linscale fit` and `linscale report`; also `python -m analysis`, which needs no torch.
-
-Everything heavy is imported inside the commands, so that --help answers at once.
-"""
+"""`linscale fit`. Everything heavy is imported inside, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from linscale import selection
+from analysis.cli.source import OtherData
 from linscale.paragraph import one_paragraph
 
 if TYPE_CHECKING:
@@ -22,13 +19,7 @@ if TYPE_CHECKING:
     from analysis.fit.law_fit import LawFit
     from analysis.io.sweep import Sweep
 
-app = typer.Typer(
-    help="Scaling laws from run records or anybody's table.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer()
 
 _FIT_EXAMPLES = """Examples:
 
@@ -42,12 +33,6 @@ _FIT_EXAMPLES = """Examples:
 
 - `linscale fit runs/isoflop --approaches --full`
 """
-
-OtherData = Annotated[
-    bool,
-    typer.Option("--other-data", help="Of a sweep: keep runs whose data changed while they were "
-                 "trained, or are not those of the other runs."),
-]  # fmt: skip
 
 
 @app.command(epilog=_FIT_EXAMPLES)
@@ -184,42 +169,6 @@ def fit(
             terminal.fits(sweep, fits, failures, extras, full=full)
             terminal.comparison(compared)
             terminal.approaches(other)
-
-
-@app.command(epilog="Example: `linscale report runs/quickstart -o report`")
-def report(
-    directory: Annotated[Path, typer.Argument(help="Sweep directory, such as runs/quickstart.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Where to write (default DIR/report; beside a zip)."),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture that the others are compared with (default llama, else the first)."
-        ),
-    ] = None,
-    other_data: OtherData = False,
-    only: Annotated[str | None, typer.Option(help=selection.HELP)] = None,
-    bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
-) -> None:
-    """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
-    with one_paragraph():
-        from rich.console import Console
-        from rich.markup import escape
-
-        from analysis.io.sweep_files import report_folder
-        from analysis.report.report import write_report
-
-        console = Console(stderr=True)
-        with console.status("reading run records", spinner="dots") as status:
-            page = write_report(
-                directory, out or report_folder(directory), other_data=other_data, only=only,
-                baseline=baseline, bootstrap=bootstrap, seed=seed,
-                progress=lambda text: status.update(escape(text)),
-            )  # fmt: skip
-        console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def plan_refinement(
@@ -372,9 +321,9 @@ def _progress(samples: int, *, quiet: bool) -> Iterator[Callable[[str, int, int]
 
 def _write(path: Path, text: str) -> None:
     from analysis.errors import AnalysisError
+    from analysis.io.staging import write_whole
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise AnalysisError(f"{path} cannot be written: {error.strerror}") from error

@@ -29,6 +29,8 @@ _EXAMPLES = """Examples:
 
 - `linscale forecast results.csv --at N=1e9,D=2e10 --form chinchilla,gamma`
 
+- `linscale forecast runs/medium_ladder --decays -o decays.json`
+
 - `linscale forecast --score forecast.json runs/medium_ladder`
 """
 
@@ -52,6 +54,16 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
         at: Annotated[
             list[str] | None,
             typer.Option(help="A point N=1e9,D=2e10, or a budget C=1.19e23; repeatable."),
+        ] = None,
+        decays: Annotated[
+            bool,
+            typer.Option("--decays", help="What the trunks of a sweep that have not decayed will "
+                         "lose once they are, from a law of loss over tokens."),
+        ] = False,
+        hide: Annotated[
+            str | None,
+            typer.Option(help="With --decays: a part of run ids whose decays are taken as not "
+                         "known, to be scored; * and ? stand for anything."),
         ] = None,
         form: Annotated[
             str | None,
@@ -116,6 +128,7 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
                         ("--at", at),
                         ("--form", form),
                         ("--fix", fix),
+                        ("--decays", decays),
                         ("-o", out),
                     )
                     if value
@@ -124,11 +137,20 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
                                         f"{', '.join(given)}")  # fmt: skip
                 _score(scored, sweep, as_json)
                 return
-            body = _forecast(
-                sweep, source, experiment, only, at or [], form, fix or [], seed,
-                planner=planner, toy=toy, runs=runs, parameters=params or "non_embedding",
-                compute=compute,
-            )  # fmt: skip
+            if hide is not None and not decays:
+                raise AnalysisError("--hide is for --decays: it names runs whose decays are taken "
+                                    "as not known")  # fmt: skip
+            if decays:
+                if experiment or at or form or fix or only:
+                    raise AnalysisError("--decays asks for the sweep's own trunks: leave out "
+                                        "--for, --only, --at, --form and --fix")  # fmt: skip
+                body = _decays(sweep, source, hide, seed)
+            else:
+                body = _forecast(
+                    sweep, source, experiment, only, at or [], form, fix or [], seed,
+                    planner=planner, toy=toy, runs=runs, parameters=params or "non_embedding",
+                    compute=compute,
+                )  # fmt: skip
             from analysis.forecast.seal import seal, write_seal
 
             record = seal(body)
@@ -187,6 +209,28 @@ def _forecast(
             "only": only, "at": at, "fix": fix,
         },
         "existed": existed,
+        **provenance(Path.cwd()),
+        **made,
+    }  # fmt: skip
+
+
+def _decays(sweep: Sweep, source: Path, hide: str | None, seed: int) -> dict[str, Any]:
+    """The body of a seal over the decays of a sweep's trunks."""
+    from analysis.errors import AnalysisError
+    from analysis.forecast.decays import decay_forecast
+    from analysis.forecast.seal import file_digest, provenance
+
+    if not len(sweep.runs):
+        raise AnalysisError(f"--decays: {source} is a table; a law of loss over tokens needs the "
+                            "curves of a sweep")  # fmt: skip
+    made = decay_forecast(sweep, hide, seed)
+    known = [f"{f['group']}: {f['name']}" for f in made["forecasts"] if f["measured_before"]]
+    return {
+        "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "question": {"source": str(source), "source_sha256": file_digest(source), "decays": True,
+                     "hide": hide},
+        "existed": {"checked_in": [str(source)], "finished": [], "recorded": [],
+                    "measured": known},
         **provenance(Path.cwd()),
         **made,
     }  # fmt: skip

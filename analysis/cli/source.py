@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from analysis.io.sweep import Sweep
 
+OtherData = Annotated[
+    bool,
+    typer.Option("--other-data", help="Of a sweep: keep runs whose data changed while they were "
+                 "trained, or are not those of the other runs."),
+]  # fmt: skip
+
 
 def read_source(
     source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
-    group: str | None, chosen: dict[str, Any], other_data: bool = False,
+    group: str | None, chosen: dict[str, Any], other_data: bool = False, only: str | None = None,
 ) -> Sweep:  # fmt: skip
     """Reads a table by its columns, or a sweep in the conventions that the same options name.
 
     Args:
         source: of `linscale fit` or `linscale forecast`.
         chosen: further options of `load_table`, by its argument.
-        other_data: of `load_sweep`.
+        other_data, only: of `load_sweep`.
 
     Raises:
         AnalysisError: it cannot be read, or an option is for the other kind of source.
     """
     from analysis.errors import AnalysisError
-    from analysis.io.sweep_files import find_sweep
+    from analysis.io.sweep_files import is_table
 
-    if find_sweep(source) is None:
+    if is_table(source):
         from analysis.io.tables import load_table
 
         if other_data:
             raise AnalysisError("--other-data is for the runs of a sweep; a table tells nothing of "
                                 "their data")  # fmt: skip
+        if only is not None:
+            raise AnalysisError("--only chooses runs of a sweep; rows of a table are chosen with "
+                                "--where")  # fmt: skip
         return load_table(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
         )
@@ -46,4 +57,4 @@ def read_source(
         )
     how: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
     conventions = Conventions(**{k: v for k, v in how.items() if v is not None})
-    return load_sweep(source, conventions=conventions, other_data=other_data)
+    return load_sweep(source, conventions=conventions, other_data=other_data, only=only)

@@ -13,6 +13,8 @@ from analysis.figures.curves import learning_curves, scaling_collapse
 from analysis.figures.fit_checks import bootstrap_cloud, holdout, residuals, rolling
 from analysis.figures.laws_in_compute import loss_compute, optimum
 from analysis.figures.multipliers import multipliers, throughput
+from analysis.figures.sealed import sealed_forecasts
+from analysis.figures.shares import shares
 from analysis.figures.surface import contours, valleys
 from analysis.figures.varied import varied
 
@@ -29,6 +31,8 @@ __all__ = [
     "residuals",
     "rolling",
     "scaling_collapse",
+    "sealed_forecasts",
+    "shares",
     "throughput",
     "valleys",
     "varied",

@@ -40,21 +40,7 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
             axes.plot(law["x"], law["y"], color="#222222", linewidth=1.0, zorder=5)
             for group in groups:
                 own = where(measured, arch=group, task=task)
-                label = look(group, groups).label
-                texts = [
-                    f"{label}: loss {x:.3f}, accuracy {y:.1%}"
-                    for x, y in zip(own["loss"], own["accuracy"], strict=True)
-                ]
-                points(
-                    axes,
-                    own["loss"],
-                    own["accuracy"],
-                    group=group,
-                    texts=texts,
-                    label=label,
-                    s=14,
-                    among=groups,
-                )
+                _measured(axes, own, "loss", "loss {:.3f}", group, groups)
             _chance(axes, chance[task])
             axes.invert_xaxis()
         _legend(figure, panels, len(groups))
@@ -79,31 +65,32 @@ def accuracy_compute(
         for task, axes in panels.items():
             axes.set_xscale("log")
             for group in groups:
-                own = where(measured, arch=group, task=task)
-                label = look(group, groups).label
                 law = where(bands, group=group, task=task)
                 if len(law):
                     band(axes, law, group, among=groups, linewidth=1.2)
-                texts = [
-                    f"{label}: {x:.2e} FLOPs, accuracy {y:.1%}"
-                    for x, y in zip(own["flops"], own["accuracy"], strict=True)
-                ]
-                points(
-                    axes,
-                    own["flops"],
-                    own["accuracy"],
-                    group=group,
-                    texts=texts,
-                    label=label,
-                    s=14,
-                    among=groups,
-                )
+                own = where(measured, arch=group, task=task)
+                _measured(axes, own, "flops", "{:.2e} FLOPs", group, groups)
             _chance(axes, chance[task])
             style.log_axis(axes, "x")
         _legend(figure, panels, len(groups))
         figure.supxlabel(FLOPS, fontsize=8.5)
         figure.supylabel("accuracy", fontsize=8.5)
         return style.finish(figure)
+
+
+def _measured(
+    axes: Axes, own: pd.DataFrame, x: str, words: str, group: str, groups: list[str]
+) -> None:
+    """The checkpoints of one architecture against column x, which `words` formats for hovering."""
+    label = look(group, groups).label
+    texts = [
+        f"{label}: {words.format(at)}, accuracy {accuracy:.1%}"
+        for at, accuracy in zip(own[x], own["accuracy"], strict=True)
+    ]
+    points(
+        axes, own[x], own["accuracy"],
+        group=group, texts=texts, label=label, s=14, among=groups,
+    )  # fmt: skip
 
 
 def _panels(measured: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:

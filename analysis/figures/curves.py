@@ -50,7 +50,7 @@ def learning_curves(
                     width = 0.7 if segment.startswith("decay") else 1.0
                     axes.plot(x, y, color=tones[size], linewidth=width, gid=tag(group))
             points(
-                axes, own["flops"], own["loss"], group=group, texts=hover_texts(own),
+                axes, own["flops"], own["loss"], group=group, among=groups, texts=hover_texts(own),
                 s=16, color=[tones[size] for size in words(own, "size")], edgecolors="white",
             )  # fmt: skip
             if envelopes is not None:

@@ -47,7 +47,7 @@ def tasks_compute(measured: pd.DataFrame, *, chance: Mapping[str, float]) -> Fig
                     f"{kind.label} {size}: {c:.2e} FLOPs, {value:.4g}"
                     for size, c, value in zip(own["size"], own["flops"], own["value"], strict=True)
                 ]
-                points(axes, own["flops"], own["value"], group=group, texts=texts,
+                points(axes, own["flops"], own["value"], group=group, among=groups, texts=texts,
                        label=kind.label)  # fmt: skip
             if task in chance:
                 axes.axhline(chance[task], color=style.GREY, linestyle=":", linewidth=1.0)

@@ -34,7 +34,7 @@ def residuals(frame: pd.DataFrame) -> Figure:
                     own["predicted"], relative, strict=True,
                 )
             ]  # fmt: skip
-            points(left, own["flops"], relative, group=group, texts=texts, s=18,
+            points(left, own["flops"], relative, group=group, among=groups, texts=texts, s=18,
                    label=look(group, groups).label)  # fmt: skip
             z = np.sort(relative) / max(float(np.std(relative)), 1e-12)
             theory = stats.norm.ppf((np.arange(len(z)) + 0.5) / len(z))
@@ -140,8 +140,16 @@ def holdout(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
             for bar in bars:
                 bar.set_gid(tag(group))
-            points(left, own["leap"] * shift, error, group=group, texts=texts)
-            points(right, own["loss"], own["predicted"], group=group, texts=texts, label=kind.label)
+            points(left, own["leap"] * shift, error, group=group, among=groups, texts=texts)
+            points(
+                right,
+                own["loss"],
+                own["predicted"],
+                group=group,
+                among=groups,
+                texts=texts,
+                label=kind.label,
+            )
         left.axhline(0, color="black", linewidth=0.8)
         left.set_xscale("log")
         left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -187,10 +195,10 @@ def rolling(frame: pd.DataFrame) -> Figure:
                     own["leap"],
                     error,
                     group=group,
+                    among=groups,
                     texts=texts,
                     s=16,
                     label=label,
-                    among=groups,
                 )
             axes.axhline(0, color="black", linewidth=0.8)
         left, right = grid[0]

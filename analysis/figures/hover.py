@@ -40,7 +40,7 @@ def points(
     *,
     group: str,
     texts: Sequence[str],
-    among: Sequence[str] = (),
+    among: Sequence[str],
     **options: Any,
 ) -> PathCollection:
     """A scatter in the look of the group (`among` all that are drawn); `texts` has one line per

@@ -71,11 +71,11 @@ def loss_compute(
             kept, rest = rows(own, used), rows(own, ~used)
             if faint and len(rest):
                 points(
-                    axes, rest[axis], rest["loss"], group=group, texts=hover_texts(rest),
-                    s=11, alpha=0.3, linewidths=0, zorder=2,
+                    axes, rest[axis], rest["loss"], group=group, among=groups,
+                    texts=hover_texts(rest), s=11, alpha=0.3, linewidths=0, zorder=2,
                 )  # fmt: skip
             points(
-                axes, kept[axis], kept["loss"], group=group, texts=hover_texts(kept),
+                axes, kept[axis], kept["loss"], group=group, among=groups, texts=hover_texts(kept),
                 edgecolors="white", s=24,
             )  # fmt: skip
             law = where(laws, group=group)
@@ -132,7 +132,15 @@ def optimum(
                         f"{look(group, groups).label}: {si_text(v)} at {c:.3g} FLOPs"
                         for v, c in zip(own[column], own["flops"], strict=True)
                     ]
-                    points(axes, own["flops"], own[column], group=group, texts=texts, s=14)
+                    points(
+                        axes,
+                        own["flops"],
+                        own[column],
+                        group=group,
+                        among=groups,
+                        texts=texts,
+                        s=14,
+                    )
             axes.set_xscale("log")
             axes.set_yscale("log")
             x = np.array(extent(mine["x"]))

@@ -82,8 +82,8 @@ def throughput(runs: pd.DataFrame) -> Figure:
                 )
             ]
             points(
-                axes, own["n_params"], own["tokens_per_second"], group=group, texts=texts,
-                edgecolors="white", s=24,
+                axes, own["n_params"], own["tokens_per_second"], group=group, among=groups,
+                texts=texts, edgecolors="white", s=24,
             )  # fmt: skip
             ends.append(End(x[-1], y[-1], kind.label, kind.color, tag(group)))
         axes.set_xlabel(PARAMS)

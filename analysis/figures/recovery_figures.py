@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +15,14 @@ from matplotlib.ticker import NullLocator
 from analysis.figures import style
 from analysis.figures.common import FLOPS, LOSS, note, shades
 from analysis.figures.style import End
-from analysis.io.frames import by, numbers, where, words
+from analysis.io.frames import by, numbers, plain, where, words
 from analysis.judge.linearization_law import Law
-from analysis.judge.recovery import CONTINUED, LINEARIZED, SCRATCH, summarise
+from analysis.judge.recovery import ALIKE, CONTINUED, LINEARIZED, SCRATCH, WINDOW, summarise
 from analysis.units import si_text
 
 UPTRAINING = "tokens of all stages D"
 _COLORS = {"supra": "#D9870B", "lolcats": "#7570B3", "llama": "#0072B2"}
+_TONES = {"student": _COLORS["lolcats"], "teacher": _COLORS["llama"]}
 _NAMES = {"supra": "SUPRA", "lolcats": "LoLCATs", "llama": "teacher"}
 _DASHES = {LINEARIZED: "-", SCRATCH: (0, (2, 1.5)), CONTINUED: (0, (5, 1.5))}
 
@@ -33,11 +35,19 @@ def color(base: str) -> str:
 def label(base: str, kind: str) -> str:
     """Of a group of runs."""
     name = _NAMES.get(base, base)
-    return {SCRATCH: f"{name}, from scratch", CONTINUED: "teacher, trained on"}.get(kind, name)
+    if kind.startswith(WINDOW):
+        return f"{kind} alone, trained alike"
+    others = {SCRATCH: f"{name}, from scratch", CONTINUED: "teacher, trained on",
+              ALIKE: "teacher, trained alike"}  # fmt: skip
+    return others.get(kind, name)
+
+
+def _dashes(kind: str) -> Any:
+    return (0, (1, 1)) if kind == ALIKE or kind.startswith(WINDOW) else _DASHES[kind]
 
 
 def recovered(points: pd.DataFrame) -> Figure:
-    """Loss, and recovered share of the gap, over tokens; mean over seeds with intervals.
+    """Loss, and recovered share, over tokens; mean over seeds with intervals.
 
     Args:
         points: milestones of one size, as in `analysis.judge.recovery.Recovery`.
@@ -49,7 +59,8 @@ def recovered(points: pd.DataFrame) -> Figure:
         for axes in (left, right):
             axes.set(xscale="log", xlabel=UPTRAINING)
         left.set(ylabel=LOSS, title="Validation loss")
-        right.set(ylabel="recovered share of the gap r", title="Recovered")
+        right.set(ylabel="recovered share r", title="Recovered, by each method's own zero")
+        right.axhline(0, color=style.GREY, linewidth=0.8)
         _lines(left, points, "loss")
         _lines(right, points, "recovered")
         left.axhline(teacher, color=_COLORS["llama"], linewidth=0.8)
@@ -58,7 +69,8 @@ def recovered(points: pd.DataFrame) -> Figure:
                       textcoords="offset points")  # fmt: skip
         right.axhline(1, color=_COLORS["llama"], linewidth=0.8)
         # Early milestones from scratch are worse than the surgery: they run off the panel.
-        right.set_ylim(bottom=max(right.get_ylim()[0], -0.25))
+        low, high = right.get_ylim()
+        right.set_ylim(max(low, -0.25), min(high, 1.25))
         for axes in (left, right):
             _budgets(axes, points)
         handles, names = left.get_legend_handles_labels()
@@ -78,9 +90,45 @@ def _lines(axes: Axes, points: pd.DataFrame, column: str) -> None:
         low, high = numbers(mean, "lo"), numbers(mean, "hi")
         axes.fill_between(x, low, high, color=color(base), alpha=0.15, linewidth=0)
         faint = 1.0 if kind != SCRATCH else 0.75
-        axes.plot(x, y, color=color(base), linestyle=_DASHES[kind], marker="o", markersize=3,
+        axes.plot(x, y, color=color(base), linestyle=_dashes(kind), marker="o", markersize=3,
                   label=label(base, kind), alpha=faint,
                   linewidth=1.5 if kind != SCRATCH else 1.1)  # fmt: skip
+
+
+def compared(table: pd.DataFrame, title: str) -> Figure:
+    """Loss of a student and of all that it is compared with, as dots with intervals.
+
+    What loses more than five times the gap between teacher and zero runs off to the right.
+
+    Args:
+        table: of `analysis.judge.comparison.compare`.
+        title: of the panel.
+    """
+    shown = plain(table)
+    losses = {row["what"]: row["loss"] for row in shown}
+    teacher, near = losses["teacher"], [x for w, x in losses.items() if "untrained" in w]
+    most = teacher + 1.6 * (max([*near, losses["student"]]) - teacher)
+    with style.context():
+        height = 0.9 + 0.23 * len(shown)
+        figure, grid = style.panels(1, 1, width=style.DOUBLE - 0.4, height=height)
+        axes = grid[0, 0]
+        for at, row in enumerate(reversed(shown)):
+            what, loss = str(row["what"]), row["loss"]
+            tone = next((t for name, t in _TONES.items() if what.startswith(name)), "#555555")
+            if loss > most:
+                axes.annotate(f"{loss:.2f} →", (most, at), ha="right", va="center", fontsize=7.5,
+                              color=tone)  # fmt: skip
+                continue
+            if row["low"] is not None:
+                axes.plot([row["low"], row["high"]], [at, at], color=tone, linewidth=1.2)
+            filled = "untrained" not in what
+            axes.scatter([loss], [at], s=26, zorder=3, edgecolors=tone,
+                         facecolors=tone if filled else "white")  # fmt: skip
+        axes.set_yticks(range(len(shown)), [str(row["what"]) for row in reversed(shown)])
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        axes.axvline(teacher, color=_COLORS["llama"], linewidth=0.8)
+        axes.set(xlabel=LOSS, title=title, xlim=(teacher - 0.06 * (most - teacher), most))
+        return style.finish(figure)
 
 
 def laws(found: Sequence[Law]) -> Figure:
@@ -112,7 +160,7 @@ def laws(found: Sequence[Law]) -> Figure:
             note(axes, f"1 - r ~ D^{-b:.2f} N^{c:.2f}\ncolours: parameters N")
             style.lay_out(figure)
             style.label_ends(axes, ends, at=1.01, size=7)
-        grid[0][0].set_ylabel("unrecovered share of the gap 1 - r")
+        grid[0][0].set_ylabel("unrecovered share 1 - r")
         return style.finish(figure)
 
 

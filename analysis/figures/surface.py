@@ -63,8 +63,8 @@ def contours(
             axes.plot(line["n"], line["d"], color=color, linewidth=1.8, gid=tag(group))
             own = where(milestones, arch=group)
             points(
-                axes, own["n_params"], own["tokens"], group=group, texts=hover_texts(own),
-                edgecolors="white", s=22,
+                axes, own["n_params"], own["tokens"], group=group, among=groups,
+                texts=hover_texts(own), edgecolors="white", s=22,
             )  # fmt: skip
             style.log_axis(axes, "x", si=True)
             style.log_axis(axes, "y", si=True)
@@ -96,8 +96,8 @@ def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFr
                 if not len(own):
                     continue
                 points(
-                    axes, own["n_params"], own["loss"], group=group, texts=hover_texts(own),
-                    color=tone, s=16,
+                    axes, own["n_params"], own["loss"], group=group, among=groups,
+                    texts=hover_texts(own), color=tone, s=16,
                 )  # fmt: skip
                 curve = by(where(parabolas, arch=group, budget=budget), "x")
                 axes.plot(curve["x"], curve["y"], color=tone, linewidth=1.2, gid=tag(group))

@@ -19,6 +19,8 @@ from analysis.units import Array
 
 _FAR, _LEAST = 8.0, float(np.log(1.5))
 _ITERATIONS = 60
+_MOST = 2_000
+"""Rows through which the surface is laid; of more, some of all sizes."""
 _SPARE = 4
 """Rows beyond the terms of the surface, below which nothing is called far."""
 
@@ -32,16 +34,17 @@ def find_diverged(axes: list[Array], loss: Array) -> tuple[NDArray[np.bool_], Ar
     """
     y = np.log(loss)
     design = _design([np.log(a) for a in axes])
-    rank = int(np.linalg.matrix_rank(design))
+    rank = int(np.linalg.matrix_rank(design[:: 1 + len(y) // _MOST]))
     if len(y) < rank + _SPARE:
         return np.zeros(len(y), dtype=bool), loss
-    weight = np.ones(len(y))
-    expected = y
+    some = np.argsort(axes[0], kind="stable")[:: 1 + len(y) // _MOST]
+    part, target = design[some], y[some]
+    weight, solution = np.ones(len(some)), np.zeros(design.shape[1])
     for _ in range(_ITERATIONS):
         root = np.sqrt(weight)
-        solution = np.linalg.lstsq(design * root[:, None], y * root, rcond=None)[0]
-        expected = design @ solution
-        weight = 1.0 / np.maximum(np.abs(y - expected), 1e-6)
+        solution = np.linalg.lstsq(part * root[:, None], target * root, rcond=None)[0]
+        weight = 1.0 / np.maximum(np.abs(target - part @ solution), 1e-6)
+    expected = design @ solution
     residual = y - expected
     spread = 1.4826 * float(np.median(np.abs(residual)))
     return residual > max(_FAR * spread, _LEAST), np.exp(expected)

@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.checks import prepare
-from analysis.fit.diagnostics import diagnose, evidence
+from analysis.fit.diagnostics import Evidence, diagnose, evidence
 from analysis.fit.law_fit import LawFit
 from analysis.fit.observations import model_of
 from analysis.fit.problem import Bounds, Problem
@@ -29,10 +29,13 @@ from analysis.fit.uncertainty import Method, Progress
 from analysis.laws.compute_model import ComputeModel
 from analysis.laws.power_sum import Law
 from analysis.laws.registry import get_law
+from analysis.units import Array
 
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
+MOST_STARTED = 2_000
+"""Points from which every start is solved; of more, so many are taken for it."""
 _SCATTER = 0.05
 """Rows whose C scatters by more about f(N) D are said to follow no such function."""
 
@@ -100,14 +103,12 @@ def fit_law(
         observations = replace(observations, weight=weight / weight.mean())
     held = {k: float(v) for k, v in (fix or {}).items() if not isinstance(v, str)}
     problem = Problem.build(law, observations, robust, bounds, held)
-    solution = problem.solve(problem.starts(starts))
-    theta = solution.theta[int(solution.value.argmin())]
-    facts = evidence(problem, solution)
+    theta, lowest, facts = _minimum(problem, starts)
     model = model_of(observations, accounting=accounting)
     fit = LawFit(
         problem=problem,
         theta=theta,
-        objective=float(solution.value.min()),
+        objective=lowest,
         evidence=facts,
         warnings=[*observations.warnings, *diagnose(problem, theta, facts), *_scatter(law, model)],
         compute_model=model,
@@ -115,6 +116,23 @@ def fit_law(
     if bootstrap:
         return fit.bootstrap(bootstrap, method=method, seed=seed, progress=progress)
     return fit
+
+
+def _minimum(problem: Problem, starts: int) -> tuple[Array, float, Evidence]:
+    """Internal parameters, objective and convergence of the best of several starts.
+
+    Of many points, a part spread over all runs finds the basin; all of them then find its bottom.
+    """
+    part = problem.thinned(MOST_STARTED)
+    solution = part.solve(part.starts(starts))
+    theta = solution.theta[int(solution.value.argmin())]
+    facts = evidence(part, solution)
+    if part is problem:
+        return theta, float(solution.value.min()), facts
+    whole = problem.solve(theta)
+    last = evidence(problem, whole)
+    facts = replace(last, starts=facts.starts, reached=facts.reached, optima=facts.optima)
+    return whole.theta[0], float(whole.value[0]), facts
 
 
 def _scatter(law: Law, model: ComputeModel) -> list[FitWarning]:

@@ -6,6 +6,7 @@ or bounds; nothing else touches the optimiser.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from analysis.errors import AnalysisError
 from analysis.fit.observations import Observations
 from analysis.fit.robust import Robust
 from analysis.fit.solver import Solution, minimise
+from analysis.fit.thinning import spread
 from analysis.laws.power_sum import Law
 from analysis.units import Array
 
@@ -96,6 +98,17 @@ class Problem:
             self.lower if lower is None else lower,
             self.upper if upper is None else upper,
         )
+
+    def thinned(self, most: int) -> Problem:
+        """The same problem on at most `most` of its points, spread evenly over every run; itself
+        where it has no more."""
+        obs = self.observations
+        if len(obs.loss) <= most:
+            return self
+        compute = obs.compute
+        order = compute if np.isfinite(compute).all() else next(iter(obs.columns.values()))
+        keep = spread(obs.cluster, order, most)
+        return dataclasses.replace(self, observations=obs.take(keep), x=self.x[:, keep])
 
     def natural(self, theta: Array) -> Array:
         """Natural parameters of internal vectors."""

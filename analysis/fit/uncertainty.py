@@ -40,6 +40,11 @@ FEWEST_CLUSTERS = 4
 FEW_CLUSTERS = 9
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 _BLOCK = 1000
+MOST_REFITTED = 10_000
+"""Points that are refitted. Of more, so many are taken, evenly over every run, whose rows repeat
+one another; the refits are moved by what that changes in the estimate."""
+MOST_LEFT_OUT = 40
+"""Runs that are left out exactly, one by one; of more, those that matter most to first order."""
 _FAR, _EXACT = 8.0, 1e-7
 
 
@@ -109,6 +114,11 @@ def bootstrap(
                             "takes as one-sided: use method='pairs'")  # fmt: skip
     if method == "auto":
         method = "wild" if len(obs.labels) < PAIRS_FROM and not one_sided else "pairs"
+    whole = theta
+    problem = problem.thinned(MOST_REFITTED)
+    if len(problem.observations.loss) < len(obs.loss):
+        theta = problem.solve(whole).theta[0]
+    obs = problem.observations
     fitted = problem.law.log_loss(theta, problem.x)
     residual = np.empty(0)
     if method == "wild":
@@ -125,7 +135,7 @@ def bootstrap(
             solution = problem.solve(start, weight=spread * obs.weight)
         else:
             solution = problem.solve(start, y=fitted + spread * residual)
-        values.append(problem.natural(solution.theta))
+        values.append(problem.natural(solution.theta + (whole - theta)))
         unconverged += int((~solution.converged).sum())
         done += len(factors)
         if progress is not None:
@@ -213,12 +223,42 @@ def quantiles(draws: Array, level: float) -> tuple[Array, Array]:
 
 
 def jackknife(problem: Problem, theta: Array) -> tuple[list[str], Array]:
-    """Leave each run out once: labels (g,) and natural parameters (g, p)."""
+    """Leave each run out once: labels (g,) and natural parameters (g, p).
+
+    With more runs than `MOST_LEFT_OUT` every shift is first taken to first order (the infinitesimal
+    jackknife), and those that move any parameter most are then solved.
+    """
+    part = problem.thinned(MOST_REFITTED)
+    whole, theta = theta, theta if part is problem else part.solve(theta).theta[0]
+    problem, obs = part, part.observations
+    count = len(obs.labels)
+    exact = np.arange(count)
+    moved = np.tile(theta, (count, 1))
+    if count > MOST_LEFT_OUT:
+        moved = moved + _first_order(problem, theta)
+        share = np.abs(moved - theta)
+        share = share / np.maximum(np.sqrt((share**2).sum(axis=0)), 1e-300)
+        exact = np.argsort(-share.max(axis=1), kind="stable")[:MOST_LEFT_OUT]
+    weight = obs.weight * (obs.cluster[None, :] != exact[:, None])
+    moved[exact] = problem.solve(np.tile(theta, (len(exact), 1)), weight=weight).theta
+    return list(obs.labels), problem.natural(
+        np.clip(moved + (whole - theta), problem.lower, problem.upper)
+    )
+
+
+def _first_order(problem: Problem, theta: Array) -> Array:
+    """By how much leaving out each run moves the parameters, H^-1 g_run (g, p)."""
     obs = problem.observations
-    index = np.arange(len(obs.labels))
-    weight = obs.weight * (obs.cluster[None, :] != index[:, None])
-    solution = problem.solve(np.tile(theta, (len(index), 1)), weight=weight)
-    return list(obs.labels), problem.natural(solution.theta)
+    predicted, jacobian, state = problem.law.evaluate(theta[None], problem.x)
+    residual = predicted - problem.y
+    slope = obs.weight * problem.robust.psi(residual)
+    hessian = problem.law.hessian(state, obs.weight * problem.robust.curvature(residual), slope)[0]
+    force = slope[0] * jacobian[0]
+    by_run = np.stack([np.bincount(obs.cluster, row, len(obs.labels)) for row in force], axis=1)
+    free = problem.lower < problem.upper
+    step = np.zeros(by_run.shape)
+    step[:, free] = by_run[:, free] @ np.linalg.pinv(hessian[np.ix_(free, free)])
+    return step
 
 
 def profile(problem: Problem, theta: Array, name: str, values: Array) -> Array:

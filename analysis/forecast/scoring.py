@@ -97,6 +97,42 @@ def score(seals: Sequence[Seal], sweep: Sweep) -> Scores:
     return Scores(pd.DataFrame(tables), told)
 
 
+def stars(seals: Sequence[Seal], scores: Scores) -> pd.DataFrame:
+    """Every sealed forecast with its compute, and its outcome if there is one, to be drawn.
+
+    Returns:
+        arch, seal, name, flops, loss, lo, hi (90 %; NaN without an interval), observed (or NaN).
+    """
+    met: dict[tuple[str, str, str], float] = {
+        (str(row["seal"]), str(row["question"]), str(row["group"])): float(row["observed"])
+        for row in scores.table.to_dict("records")
+    }
+    told: list[dict[str, Any]] = []
+    for each in seals:
+        for forecast in each.record["forecasts"]:
+            low, high = forecast["interval_90"] or (math.nan, math.nan)
+            key = each.name, str(forecast["name"]), str(forecast["group"])
+            told.append({
+                "arch": forecast["group"], "seal": each.name, "name": forecast["name"],
+                "flops": math.nan if forecast["c"] is None else forecast["c"],
+                "loss": forecast["loss"], "lo": low, "hi": high,
+                "observed": met.get(key, math.nan),
+            })  # fmt: skip
+    return pd.DataFrame(told)
+
+
+def score_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The score of some outcomes in a line, such as `4 of 4 in 90 %, error +0.3 %, CRPS 0.5 %`."""
+    told = summary(rows)
+    if not told["outcomes"]:
+        return "no outcome yet"
+    text = f"mean error {told['mean_error']:+.1f} %"
+    if "crps" not in told:
+        return f"{told['outcomes']} outcome(s), {text}"
+    inside, count = told["inside_90"]
+    return f"{inside} of {count} in 90 %, {text}, CRPS {told['crps']:.2f} %"
+
+
 def measured(sweep: Sweep) -> list[dict[str, Any]]:
     """Rows of a source as a seal lists them: group, run_id, n, d, c and loss; of N, D and C what is
     not given follows from C = 6 N D where the other two are."""

@@ -33,13 +33,15 @@ NAMES = {
         "n_non_embedding", "non_embedding_params", "param_count", "parameter_count", "nparams",
         "n_parameters", "num_parameters", "model_params", "model_n_params", "model_num_params",
         "total_params", "params_total", "model_parameters", "num_params_non_embedding",
-        "model_num_parameters", "trainable_params",
+        "model_num_parameters", "trainable_params", "n_opt", "n_star", "optimal_params",
+        "optimal_n", "active_params", "params_active", "n_active", "active_parameters",
     ),
     "tokens": (
         "tokens", "d", "n_tokens", "train_tokens", "training_tokens", "num_tokens", "tokens_seen",
         "total_tokens", "token_num", "token_count", "tokens_total", "consumed_tokens",
         "tokens_trained", "tokens_consumed", "num_input_tokens_seen", "throughput_total_tokens",
-        "train_total_tokens", "dataset_size", "data",
+        "train_total_tokens", "dataset_size", "d_opt", "d_star", "optimal_tokens", "optimal_d",
+        "data",
     ),
     "flops": (
         "flops", "c", "compute", "training_flop", "training_flops", "train_flops", "flop",
@@ -140,7 +142,7 @@ def guess(frame: pd.DataFrame, key: str, taken: set[str], notes: list[str]) -> C
     """The column that has the best known name for a role, and cells that go with it."""
     # Of "n" and "N" the capital is the model size, so capitals come last and win.
     names = sorted((str(c) for c in frame.columns if c not in taken), reverse=True)
-    simple = {_bare(c): c for c in names} | {simplify(c): c for c in names}
+    simple = {bare(c): c for c in names} | {simplify(c): c for c in names}
     found: list[Column] = []
     for suffix, factor in {"": 1.0, **(_SUFFIXES if key in (*COUNTS, "loss") else {})}.items():
         if key == "loss" and factor != 1.0:
@@ -188,7 +190,7 @@ def simplify(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """The simple name without what a tracker put before it."""
     return simplify(_BEFORE.sub("", name.lower()))
 

@@ -28,10 +28,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.io import data_identity
-from analysis.io.jsonlines import read_records
+from analysis.io import data_identity, milestones
+from analysis.io.jsonlines import Columns, read_records
 from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
+from analysis.io.origins import shared_milestones
 from analysis.io.sweep import Compute, Conventions, Parameters, Sweep
 from analysis.io.sweep_files import Place, names_of_runs, open_sweep
 from linscale.json_reader import (
@@ -45,6 +46,7 @@ from linscale.json_reader import (
 )
 from linscale.selection import chosen, fields_of
 from linscale.texts import clean, quote
+from models.layer_pattern import group
 
 SCHEMA = 1
 """Version of the run records that are understood."""
@@ -104,8 +106,26 @@ def load_sweep(
     for run_id in listed if only is None else chosen(listed, only, partial(_fields, root)):
         reader.read(run_id)
     reader.metrics.save()
-    sweep = reader.sweep(name)
+    sweep = _once(reader.sweep(name), root)
     return sweep if other_data else _without_other_data(sweep, root)
+
+
+def _once(sweep: Sweep, root: Place) -> Sweep:
+    """The sweep without the milestones of a run that a longer one has taken over."""
+    shared = shared_milestones(root, sweep.points)
+    if not shared:
+        return sweep
+    keys = zip(sweep.points["run_id"].astype(str), sweep.points["tokens"], strict=True)
+    stays = [key not in shared for key in keys]
+    rows = [
+        {"run_id": run_id, "tokens": tokens, "reason": f"counted with {by}, which went on from it"}
+        for (run_id, tokens), by in shared.items()
+    ]
+    return replace(
+        sweep,
+        points=sweep.points[stays].reset_index(drop=True),
+        exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),
+    )
 
 
 def _fields(root: Place, run_id: str) -> dict[str, object]:
@@ -114,7 +134,8 @@ def _fields(root: Place, run_id: str) -> dict[str, object]:
         config = find_object(root / run_id / "config.json").values
         state = find_object(root / run_id / "status.json").word("state", "planned")
     except BadRecord:
-        return dict.fromkeys(("arch", "size", "seed", "name"), "") | {"run_id": run_id, "state": ""}
+        names = ("arch", "size", "seed", "name", "state")
+        return {**dict.fromkeys(names, ""), "run_id": run_id}
     return fields_of(config, run_id=run_id, state=state)
 
 
@@ -155,6 +176,7 @@ class _Reader:
         self.runs: list[dict[str, Any]] = []
         self.points: list[dict[str, Any]] = []
         self.curves: list[dict[str, Any]] = []
+        self.live: list[dict[str, Any]] = []
         self.exclusions: list[dict[str, Any]] = []
         self.notes = notes
         self.environments: dict[str, dict[str, Any]] = {}
@@ -176,6 +198,7 @@ class _Reader:
                                     f"of run records; this version reads {SCHEMA}")  # fmt: skip
             accounting = read_object(path / "accounting.json")
             run = self._describe(run_id, config, accounting)
+            expected = milestones.horizons(config)
             learn(run["arch"], accounting.values.get("architecture"))
             status = find_object(path / "status.json")
             state = status.word("state", "running")
@@ -192,12 +215,13 @@ class _Reader:
         logged = columns["tokens"][np.isfinite(columns["tokens"])]
         run["tokens"] = float(logged.max()) if len(logged) else 0.0
         self.runs.append(run)
-        if state != "done":
-            why = _UNFINISHED.get(state, f"in state {state!r}")
-            return self.exclude(run_id, f"{why}: {run['reason']}" if run["reason"] else why)
-        self._milestones(path, run)
         keys = {k: run[k] for k in ("run_id", "arch", "size", "seed", "n_params")}
         columns["flops"] = path_flops(columns["tokens"], run, self.how.compute)
+        if state != "done":
+            self.live.append(keys | dict(columns))
+            why = _UNFINISHED.get(state, f"in state {state!r}")
+            return self.exclude(run_id, f"{why}: {run['reason']}" if run["reason"] else why)
+        self._milestones(path, run, columns, expected)
         self.curves.append(keys | dict(columns))
         self._count(environment)
         return None
@@ -213,7 +237,7 @@ class _Reader:
         run: dict[str, Any] = {
             "run_id": run_id,
             "name": config.word("name", run_id),
-            "arch": _group(model.word("arch"), config.part("linearize", {})),
+            "arch": _group(model, config.part("linearize", {})),
             "size": config.word("size"),
             "seed": config.whole("seed", 0),
             "dim": model.whole("dim", 1),
@@ -227,6 +251,9 @@ class _Reader:
             "batch_tokens": data.whole("sequence_length", 1) * data.whole("batch_sequences", 1),
             "lr": config.part("optim").number("lr"),
             "schedule": schedule.word("kind"),
+            "decay_fraction": schedule.number("decay_fraction", default=math.nan),
+            "final_lr_ratio": schedule.number("final_lr_ratio", default=0.0),
+            "horizons": _horizons(config.part("budget")),
             "tokens_total": config.part("budget").number("tokens", above=0.0),
             "corpus": data.word("corpus"),
             "tokenizer": data.word("tokenizer"),
@@ -238,15 +265,21 @@ class _Reader:
         run["flops_per_token"] = run[f"flops_per_token_{self.how.compute}"]
         return run
 
-    def _milestones(self, path: Place, run: dict[str, Any]) -> None:
-        records, torn = read_records(path / "milestones.jsonl")
+    def _milestones(
+        self, path: Place, run: dict[str, Any], columns: Columns, expected: list[int] | None
+    ) -> None:
+        records, torn = read_records(path / milestones.FILE)
         run_id = run["run_id"]
         if torn:
             self.notes.append(f"{run_id}: {torn} torn line(s) of milestones.jsonl dropped")
         if not records:
             return self.exclude(run_id, "finished, but milestones.jsonl is missing or empty")
         # A horizon recorded twice (killed between two writes) counts once, as last written.
-        for record in {as_number(r.get("tokens")): r for r in records}.values():
+        records = list({as_number(r.get("tokens")): r for r in records}.values())
+        wrong = dict(milestones.problems(records, columns, expected, run["batch_tokens"]))
+        for tokens in wrong.keys() - {as_number(r.get("tokens")) for r in records}:
+            self.exclude(run_id, wrong[tokens], tokens)
+        for record in records:
             tokens = as_number(record.get("tokens"))
             values = {k: as_number(record.get(f"{k}_loss")) for k in ("val", "train")}
             loss = values["val" if self.how.loss == "validation" else "train"]
@@ -259,6 +292,8 @@ class _Reader:
                              "false", tokens)  # fmt: skip
             elif not (math.isfinite(loss) and loss > 0):
                 self.exclude(run_id, f"the {self.how.loss} loss is {loss}", tokens)
+            elif tokens in wrong:
+                self.exclude(run_id, wrong[tokens], tokens)
             elif self.how.checkpoints == "decayed" and not decayed:
                 self.exclude(run_id, "the learning rate was not decayed at this point", tokens)
             else:
@@ -312,11 +347,20 @@ class _Reader:
             runs=pd.DataFrame(self.runs),
             points=points,
             curves=_stack(self.curves),
+            live=_stack(self.live),
             exclusions=pd.DataFrame(self.exclusions, columns=["run_id", "tokens", "reason"]),
             conventions=self.how.describe(),
             notes=self.notes,
             environments=list(self.environments.values()),
         )
+
+
+def _horizons(budget: Fields) -> tuple[float, ...]:
+    """Tokens of each milestone, the end of the run among them."""
+    values = budget.values.get("horizons")
+    listed = [as_number(v) for v in values] if isinstance(values, list) else []
+    known = {v for v in listed if 0 < v <= COUNT}
+    return tuple(sorted({*known, budget.number("tokens", above=0.0)}))
 
 
 def _environment(record: Fields) -> dict[str, Any]:
@@ -333,22 +377,30 @@ def _environment(record: Fields) -> dict[str, Any]:
 
 
 def _stages(record: Fields) -> dict[str, Any]:
-    """Tokens of attention transfer, and FLOPs a token of it and of what follows."""
-    costs = ("transfer_flops_per_token", "flops_per_token")
-    return {
-        "transfer_tokens": record.number("transfer_tokens", above=-1.0),
-        **{
-            name: {k: record.part(name).number(k, above=0.0) for k in ("exact", "paper")}
-            for name in costs
-        },
+    """Tokens of attention transfer, and FLOPs a token of it (0 without one) and of what follows."""
+    tokens = record.number("transfer_tokens", above=-1.0)
+    least = {"transfer_flops_per_token": 0.0 if tokens else -1.0, "flops_per_token": 0.0}
+    costs = {
+        name: {k: record.part(name).number(k, above=low) for k in ("exact", "paper")}
+        for name, low in least.items()
     }
+    return {"transfer_tokens": tokens, **costs}
 
 
-def _group(arch: str, linearize: Fields) -> str:
-    """The architecture, and whether its weights are a transformer's."""
+def _group(model: Fields, linearize: Fields) -> str:
+    """The architecture, and whether its weights are a transformer's: linearized, trained on whole
+    (`continued`) or as a student is (`trained alike`), or with a window alone."""
+    arch = group(model.word("arch"), model.word("mixers", ""))
     if not linearize.word("teacher", ""):
         return arch
-    return f"{arch} ({'continued' if arch == 'llama' else 'linearized'})"
+    if arch == "llama":
+        low_rank = linearize.whole("lora_rank", 0, default=0)
+        return f"{arch} ({'trained alike' if low_rank else 'continued'})"
+    options = model.part("options", model.part("lolcats", {}).values)
+    if arch == "lolcats" and options.word("feature_map", "") == "none":
+        sinks = options.whole("sink_tokens", 0, default=0)
+        return f"{arch} (window of {options.whole('window', 1)}{' + sink' if sinks else ''})"
+    return f"{arch} (linearized)"
 
 
 def path_flops(tokens: Any, run: dict[str, Any], compute: Compute) -> Any:

@@ -82,6 +82,26 @@ class Sweep:
     """What was assumed or mended while reading."""
     environments: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Distinct environment records of the usable runs, with the number of runs of each."""
+    assumed_compute: bool = False
+    """Whether `flops` of the points is 6 N D because a table has no compute."""
+    live: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """As `curves`, of runs that have not ended in a result, as far as they are."""
+
+    @property
+    def compute_column(self) -> str:
+        """Column of C; "" where `points` have 6 N D because nothing told it."""
+        return "" if self.assumed_compute else "flops"
+
+    @property
+    def recorded(self) -> bool:
+        """Whether these are run records; a table from elsewhere has none."""
+        return len(self.runs) > 0
+
+    @property
+    def unit(self) -> str:
+        """Column of what the bootstrap resamples: runs of one size and seed together in every
+        architecture, where records say so, else runs."""
+        return "size_seed" if "size_seed" in self.points else "run_id"
 
     def require_points(self) -> pd.DataFrame:
         """The points.

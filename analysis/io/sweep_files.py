@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from analysis.errors import AnalysisError
+from analysis.io.tracker_folders import tracker_of
 
 SUFFIX = ".zip"
 LARGEST = 2**30
@@ -107,6 +108,11 @@ def find_sweep(path: str | Path) -> Path | None:
     return None
 
 
+def is_table(path: Path) -> bool:
+    """Whether a source is a table, or a tracker's folder, and no sweep."""
+    return find_sweep(path) is None or bool(tracker_of(path))
+
+
 def open_sweep(path: str | Path) -> Place:
     """The files of a sweep.
 
@@ -138,8 +144,10 @@ def names_of_runs(sweep: Place) -> list[str]:
 
 
 def report_folder(path: Path) -> Path:
-    """Where a report of a sweep goes by default: into its folder, or beside its zip file."""
+    """Where a report goes by default: into the sweep's folder, or beside its zip file or table."""
     found = find_sweep(path)
+    if found is None and path.is_file():
+        return path.with_name(f"{path.name.partition('.')[0]}-report")
     if found is None or found.is_dir():
         return path / "report"
     return found.with_name(f"{found.stem}-report")

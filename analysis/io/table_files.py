@@ -4,7 +4,8 @@
     .jsonl .ndjson .json      records; also trainer_state.json of Hugging Face's Trainer
     .parquet .feather         through pyarrow
     .xlsx .xls                through openpyxl or what else pandas finds for it
-    any of these + .gz .bz2 .xz
+    any of these + .gz .bz2 .xz .zst (the last through pyarrow)
+    a folder                  of TensorBoard, MLflow or lm-evaluation-harness (tracker_folders)
 
 Cells of text files stay text: what a comma or "NA" means is decided where a column is read
 (`analysis.io.cells`). A chart exported from W&B (one column a run) becomes one row a run and step.
@@ -13,6 +14,7 @@ Cells of text files stay text: what a comma or "NA" means is decided where a col
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -28,11 +30,27 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import rows
+from analysis.io.tracker_folders import (
+    harness_row,
+    is_harness_record,
+    read_tracker,
+    tracker_of,
+)
 from linscale.texts import clean
 
 LARGEST = 2**32
 """Bytes after unpacking beyond which a file is refused."""
-_PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _zstd(path: Path) -> Any:
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+_PACKED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd,
+}  # fmt: skip
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 _CHART = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<edge>__(?:MIN|MAX))?")
 
@@ -44,21 +62,25 @@ def read_file(path: Path) -> tuple[pd.DataFrame, list[str], int]:
     Raises:
         AnalysisError: there is no such file, or no table can be read from it.
     """
-    if path.is_dir():
-        raise AnalysisError(f"{path} is a directory without runs; give a table or a sweep")
-    if not path.is_file():
+    if not path.is_file() and not tracker_of(path):
+        if path.is_dir():
+            raise AnalysisError(f"{path} is a directory without runs; give a table or a sweep")
         raise AnalysisError(f"{path} does not exist; give a CSV file or a sweep directory")
     suffixes = [s.lower() for s in path.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in _PACKED else ""
     kind = suffixes[-1] if suffixes else ".csv"
+    kind = tracker_of(path) or kind
     notes: list[str] = []
     try:
-        data = _bytes(path, packed)
-        frame, first = _frame(data, kind, path, notes)
+        if path.is_dir():
+            frame, said = read_tracker(path)
+            first, notes = 1, said
+        else:
+            frame, first = _frame(_bytes(path, packed), kind, path, notes)
     except ImportError as error:
         raise AnalysisError(
             f"{path}: {kind} files are read by a library that is not installed ({error.name}): "
-            f"pip install {error.name}, or save the table as CSV"
+            f"pip install {error.name} or 'linscale[tables]', or save the table as CSV"
         ) from error
     except pd.errors.EmptyDataError as error:
         raise AnalysisError(f"{path} is empty") from error
@@ -114,7 +136,7 @@ def _frame(data: bytes, kind: str, path: Path, notes: list[str]) -> tuple[pd.Dat
     separator = "\t" if kind == ".tsv" else _separator(text)
     if separator != "," and kind != ".tsv":
         notes.append(f"columns are separated by {separator!r}")
-    return _delimited(text, separator), 2
+    return _delimited(text, separator, notes), 2
 
 
 def _text(data: bytes, path: Path, notes: list[str]) -> str:
@@ -145,6 +167,9 @@ def _records(value: Any, notes: list[str]) -> pd.DataFrame:
             f"have {'an evaluation' if measured else 'no evaluation: training losses'}"
         )
         return pd.json_normalize(measured or log)
+    if is_harness_record(value):
+        notes.append("a result file of lm-evaluation-harness: one row, a column task/metric")
+        return pd.DataFrame([harness_row(value, "results")])
     if isinstance(value, list):
         return pd.json_normalize([_object(entry) for entry in value])
     if isinstance(value, dict) and value and all(isinstance(v, list | dict)
@@ -159,7 +184,7 @@ def _object(entry: Any) -> dict[str, Any]:
     return entry
 
 
-def _delimited(text: str, separator: str) -> pd.DataFrame:
+def _delimited(text: str, separator: str, notes: list[str]) -> pd.DataFrame:
     """A table of separated fields. A separator at the end of every line is forgiven; rows of more
     fields than the header are not, because it is not known which names they belong to.
 
@@ -167,6 +192,9 @@ def _delimited(text: str, separator: str) -> pd.DataFrame:
         ValueError: such rows.
     """
     header, *lines = text.splitlines()
+    names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    notes += [f"{names.count(name)} columns are called {name!r}: the first is taken"
+              for name in dict.fromkeys(names) if name and names.count(name) > 1]  # fmt: skip
     filled = [line for line in lines if line.strip()]
     if not header.rstrip().endswith(separator) and all(s.endswith(separator) for s in filled):
         text = "\n".join([header, *(line.removesuffix(separator) for line in lines)])

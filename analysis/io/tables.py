@@ -27,6 +27,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.io import columns as choice
+from analysis.io import table_warnings as noticed
 from analysis.io.cells import read_cells
 from analysis.io.columns import COUNTS, OPTIONS, Column, cells_of, listed
 from analysis.io.frames import numbers, rows, words
@@ -42,8 +43,6 @@ BAD_STATES = {
     "aborted", "error", "timeout", "oom", "nan", "unfinished", "incomplete",
 }  # fmt: skip
 GOOD_STATES = {"finished", "done", "completed", "complete", "success", "succeeded", "ok"}
-_MANY = 10
-"""Losses of one model at so many token counts, falling all along, look like one run's log."""
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt,
     ">": operator.gt, "=": operator.eq,
@@ -69,7 +68,8 @@ def load_table(
     Args:
         path: CSV, TSV, JSON lines, JSON, parquet, feather, Excel, also packed (.gz, .bz2, .xz).
         loss, params, tokens, compute: column names, optionally with a factor: "tokens_b*1e9".
-            None guesses from the name. Loss is in nats per token.
+            None guesses from the name. Loss is in nats per token; "" where there is none, as in a
+            table of optima.
         group: column that tells laws apart (an architecture); None guesses, "" means one group.
         unique: column of unique tokens, for laws of repeated data.
         runs: columns, separated by commas, that tell runs apart: the unit of resampling. None
@@ -91,8 +91,9 @@ def load_table(
         "unique_tokens": unique, "group": group,
     }  # fmt: skip
     columns = choice.choose(frame, asked, notes)
-    _needed(columns, frame, path)
+    _needed(columns, frame, path, lossless=loss == "")
     points, reasons = _numbers(frame, columns, notes)
+    notes += noticed.repeated(points)
     points["arch"] = _words(frame, columns["group"].name) if "group" in columns else "all"
     taken = {column.name for column in columns.values()}
     run = None if runs is not None else choice.guess(frame, "run_id", taken, notes)
@@ -120,7 +121,8 @@ def load_table(
         leave_out([a == "" for a in points["arch"]],
                   f"no value in {columns['group'].name!r}, which tells laws apart")  # fmt: skip
     leave_out([why != "" for why in reasons], reasons)
-    _nats(points, columns["loss"], reason, leave_out)
+    if "loss" in columns:
+        _nats(points, columns["loss"], reason, leave_out)
     step = choice.guess(frame, "step", taken, [])
     if last_per:
         leave_out(~_last(points, frame, _parts(frame, last_per, "--last-per"), reason, step),
@@ -131,7 +133,9 @@ def load_table(
     left_out = reason.to_numpy() != ""
     kept = rows(points, ~left_out)
     if labels is None or len(set(kept["run_id"])) == len(kept):
-        notes += _like_a_log(kept, frame, step)
+        notes += noticed.like_a_log(kept, frame, step)
+    notes += noticed.like_a_sweep(kept)
+    notes += noticed.experts(frame, columns.get("n_params"))
     kept.attrs["names"] = {key: column.name for key, column in columns.items()}
     where_from = [n if n.startswith("row ") else f"{n}, row {i}"
                   for i, n in zip(points.index[left_out], words(rows(points, left_out), "run_id"),
@@ -148,8 +152,8 @@ def load_table(
     )
 
 
-def _needed(columns: dict[str, Column], frame: pd.DataFrame, path: Path) -> None:
-    if "loss" not in columns:
+def _needed(columns: dict[str, Column], frame: pd.DataFrame, path: Path, *, lossless: bool) -> None:
+    if "loss" not in columns and not lossless:
         raise AnalysisError(
             f"no loss column among {listed(frame)} of {path.name}; name it with --loss (the "
             "first line of the file holds the names)"
@@ -213,30 +217,6 @@ def _state(frame: pd.DataFrame, taken: set[str]) -> tuple[str, list[str]] | None
     states = _words(frame, column.name)
     known = {s.lower() for s in states} & (BAD_STATES | GOOD_STATES)
     return (column.name, states) if known else None
-
-
-def _like_a_log(kept: pd.DataFrame, frame: pd.DataFrame, step: Column | None) -> list[str]:
-    """A warning where rows that count as runs look like checkpoints of a few runs."""
-    ask = (
-        "each row counts as a run of its own, which makes intervals too narrow if they are not: "
-        "name what tells runs apart with --runs (--last-per keeps the last row of each)"
-    )
-    if step is not None:
-        values = len(set(map(str, frame[step.name].loc[kept.index])))
-        if values > max(2, 0.1 * len(kept)) or values >= _MANY:
-            return [f"WARNING: {step.name!r} looks like the steps of a log; {ask}"]
-    if "tokens" not in kept or "n_params" not in kept:
-        return []
-    falling = 0
-    for _, own in kept.groupby(["arch", "n_params"], sort=False):
-        ordered = own.sort_values("tokens", kind="stable")
-        losses = numbers(ordered, "loss")
-        if len(set(numbers(ordered, "tokens"))) >= _MANY and (np.diff(losses) < 0).mean() > 0.9:
-            falling += 1
-    if falling:
-        return [f"WARNING: {falling} model size(s) have {_MANY} or more rows whose loss falls with "
-                f"tokens, as the checkpoints of one run do; {ask}"]  # fmt: skip
-    return []
 
 
 def _last(

@@ -82,6 +82,9 @@ def multiplier_table(result: Study) -> pd.DataFrame:
     """
     table: list[dict[str, Any]] = []
     for variant in _VARIANTS:
+        named = [str(v) for k, v in variant.options.items() if k != "objective"]
+        if not {*named} <= {*result.points.columns}:
+            continue  # a table from elsewhere counts N and C in one way
         laws = {g: _under(result, g, variant) for g in (result.baseline, *result.comparisons)}
         row: dict[str, Any] = {"choice": variant.label}
         for group in result.comparisons:
@@ -99,7 +102,11 @@ def _under(result: Study, group: str, variant: _Variant) -> LawFit | None:
         points = rows(points, variant.keep(points, result.laws[group]))
     try:
         return fit_law(
-            "chinchilla", points, clusters="size_seed", accounting=True, **variant.options
+            "chinchilla",
+            points,
+            clusters=result.sweep.unit,
+            accounting=result.sweep.recorded,
+            **{"c": result.sweep.compute_column, **variant.options},
         )
     except AnalysisError:
         return None
@@ -124,10 +131,11 @@ def sensitivity_table(result: Study) -> pd.DataFrame:
         table = sensitivity(
             "chinchilla",
             where(result.points, arch=group),
-            n_columns=COUNTINGS["n"],
+            n_columns=COUNTINGS["n"] if result.sweep.recorded else None,
             reference=result.laws[group],
-            clusters="size_seed",
-            accounting=True,
+            clusters=result.sweep.unit,
+            accounting=result.sweep.recorded,
+            c=result.sweep.compute_column,
         )
         table.insert(0, "arch", group)
         parts.append(table)

@@ -10,6 +10,7 @@ that resembles the use. Errors are log predicted - log measured: positive means 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.checks import prepare
 from analysis.fit.fitting import fit_law
+from analysis.fit.law_fit import LawFit
+from analysis.fit.uncertainty import bootstrap as draw
 from analysis.io.frames import rows
 from analysis.laws.registry import get_law
 from analysis.units import LEVEL
@@ -93,7 +96,7 @@ def holdout(
         measured = np.log(test["loss"].to_numpy())
         bands = {}
         if bootstrap:
-            drawn = fit.bootstrap(bootstrap, seed=seed)
+            drawn = replace(fit, draws=draw(fit.problem, fit.theta, samples=bootstrap, seed=seed))
             band = drawn.band(level=LEVEL, kind="run", seed=seed, extrapolate=True, **columns)
             bands = {k: band[k].to_numpy() for k in ("lo", "hi")}
         parts.append(pd.DataFrame({
@@ -141,13 +144,8 @@ def compare_forms(
         row: dict[str, Any] = {"form": form}
         try:
             fit = fit_law(form, data, **options)
-            quality = fit.criteria()
-            row |= {"parameters": fit.law.size, "points": len(fit.observations.loss)}
-            row |= {k: quality[k] for k in ("rms", "aicc", "bic")}
-            errors = holdout(form, data, steps=steps, **options)["error"].to_numpy(dtype=float)
-            row |= {"holdout_error": float(np.abs(errors).mean()),
-                    "holdout_bias": float(errors.mean())}  # fmt: skip
-            row["note"] = "; ".join(w.code for w in fit.warnings)
+            row = row_of(fit)
+            row |= row_of(fit, holdout(form, data, steps=steps, **options))
         except AnalysisError as error:
             row["note"] = str(error)
         found.append(row)
@@ -155,3 +153,17 @@ def compare_forms(
     if "holdout_error" in table.columns:
         table = table.sort_values("holdout_error", ignore_index=True)
     return table
+
+
+def row_of(fit: LawFit, forecasts: pd.DataFrame | None = None) -> dict[str, Any]:
+    """A fit's row of `compare_forms`, with what `holdout` gave for it."""
+    quality = fit.criteria()
+    row: dict[str, Any] = {
+        "form": fit.form, "parameters": fit.law.size, "points": len(fit.observations.loss),
+        **{k: quality[k] for k in ("rms", "aicc", "bic")},
+        "note": "; ".join(w.code for w in fit.warnings),
+    }  # fmt: skip
+    if forecasts is not None:
+        errors = forecasts["error"].to_numpy(dtype=float)
+        row |= {"holdout_error": float(np.abs(errors).mean()), "holdout_bias": float(errors.mean())}
+    return row

@@ -2,7 +2,8 @@
 
     1 - r = a (D / 1e5)^-b (N / 1e5)^c
 
-with r the recovered share of the gap (`analysis.judge.recovery`), D the uptraining tokens of all
+with r the recovered share (`analysis.judge.recovery`: beyond the window alone for a method that has
+one, since surgery for another), D the uptraining tokens of all
 stages and N the parameters without embeddings. Fitted by least squares to ln(1 - r). Intervals are
 percentiles of refits to whole groups of runs of one size and seed, drawn with replacement, since
 milestones of a run are not independent. What speaks against believing the law is part of it.
@@ -134,6 +135,10 @@ def _warnings(law: Law, past: int, clusters: int) -> tuple[str, ...]:
                 f"{what} span a factor of {span:.1f}; an exponent read off so short a range says "
                 "little beyond it."
             )
+    if worse := int(np.sum(numbers(law.points, "unrecovered") >= 1)):
+        found.append(
+            f"{worse} of {len(law.points)} milestones are no better than what r counts from."
+        )
     if clusters < 15:
         found.append(
             f"{clusters} groups of runs (size and seed): bootstrap intervals of so few are too "

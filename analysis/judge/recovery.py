@@ -4,12 +4,15 @@
     summarise(points, column)      means over seeds with intervals
     frontier(points), equivalent   compute of models from scratch that reach the same loss
 
-With L_s the validation loss right after surgery, L_t the teacher's and L that of a milestone, the
-recovered share of the gap is r = (L_s - L) / (L_s - L_t): 1 at the teacher's loss, above 1 below
-it. L_s and L_t are means over the runs of an architecture and size: how unlucky the new weights of
-a seed were must not decide what it recovered. Controls from scratch are measured by the same two,
-so that r answers at equal tokens what the teacher's weights are worth. A law for r is in
-`analysis.judge.linearization_law`.
+With L_t the teacher's validation loss, L that of a milestone and L_0 a zero, the recovered share is
+r = (L_0 - L) / (L_0 - L_t): 1 at the teacher's loss, above 1 below it. The zero of a method with a
+softmax window is that window alone on the teacher's weights, untrained; of a method without, the
+model right after surgery. The share of the gap that surgery opens is kept beside it (`of_surgery`).
+Both are `models.linearize.recovery`, as in the runs' own records. L_0 and L_t are means over the
+runs of an architecture and size: how unlucky the new weights of a seed were must not decide what it
+recovered. Controls from scratch, and teacher and windows that are trained as the student is, are
+measured by the same two. A law for r is in `analysis.judge.linearization_law`; all that a student
+is compared with at one budget in `analysis.judge.comparison`.
 """
 
 from __future__ import annotations
@@ -26,14 +29,21 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.errors import AnalysisError
-from analysis.io.frames import by, numbers, plain, rows, take, where, words
+from analysis.io.frames import by, numbers, plain, rows, take, where
 from analysis.io.records import load_sweep
 from analysis.io.sweep import Sweep
-from analysis.io.sweep_files import Place, open_sweep
+from analysis.io.sweep_files import open_sweep
 from analysis.units import LEVEL
-from linscale.json_reader import BadRecord, find_object
+from linscale.json_reader import BadRecord, Fields, find_object
+from models.linearize.recovery import recovered, reference
 
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
+ALIKE, WINDOW = "trained alike", "window of "
+"""Kinds of controls: the teacher with the student's training, and (the beginning of) a window
+alone with it."""
+
+LOSSES = ("teacher_loss", "window_loss", "surgery_loss", "zero_loss")
+"""Columns with the losses of `models.linearize.recovery.reference`."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,12 @@ class Recovery:
     name: str
     points: pd.DataFrame
     """run_id, group, base (architecture), kind (`linearized`, `continued`: the teacher trained on,
-    `scratch`), size, seed, n_params, tokens, flops, loss; teacher_loss, surgery_loss and recovered,
-    where they are known; teacher_flops and teacher_tokens, of runs that have a teacher; trained,
-    the largest share of the parameters that learns at once."""
+    `scratch`, or one of the controls), size, seed, n_params, tokens, flops, loss; teacher_loss,
+    window_loss, surgery_loss, zero_loss, recovered and of_surgery, where they are known;
+    teacher_flops and teacher_tokens, of runs that have a teacher; transfer_tokens, of the stages
+    that align layers; trained, the largest share of the parameters that learns at once."""
+    records: dict[str, dict[str, Any]]
+    """linearization.json of each run that has one."""
     notes: list[str] = field(default_factory=list[str])
 
     def of(self, kind: str) -> pd.DataFrame:
@@ -62,10 +75,14 @@ def read(directory: str | Path) -> Recovery:
     root = open_sweep(directory)
     sweep = load_sweep(directory)
     facts: dict[str, dict[str, float]] = {}
+    contents: dict[str, dict[str, Any]] = {}
     bad: list[str] = []
-    for run in dict.fromkeys(words(sweep.require_points(), "run_id")):
+    archs = {str(p["run_id"]): _base(str(p["arch"])) for p in plain(sweep.require_points())}
+    for run, arch in archs.items():
         try:
-            facts[run] = _facts(root / run)
+            content = find_object(root / run / "linearization.json")
+            facts[run] = _facts(content, arch)
+            contents[run] = content.values
         except BadRecord as error:
             bad.append(f"left out: {run}: {error}")
     found = [point for point in plain(sweep.points) if str(point["run_id"]) in facts]
@@ -78,28 +95,37 @@ def read(directory: str | Path) -> Recovery:
         )
     references = _references(linear)
     for point in records:
-        same = (point["base"], point["size"])
-        if point["kind"] != CONTINUED:
-            point["teacher_loss"], point["surgery_loss"] = references.get(
-                same, (math.nan, math.nan)
-            )
-        gap = point["surgery_loss"] - point["teacher_loss"]
-        known = gap > 0 and point["kind"] != CONTINUED
-        point["recovered"] = (point["surgery_loss"] - point["loss"]) / gap if known else math.nan
+        shares = ("recovered", "zero_loss"), ("of_surgery", "surgery_loss")
+        if point["kind"] == CONTINUED:
+            point |= {name: math.nan for name, _ in shares}
+            continue
+        # Controls of the teacher's architecture are measured as the method that they are beside.
+        base = point["base"] if point["kind"] != ALIKE else "lolcats"
+        point |= references.get((base, point["size"]), dict.fromkeys(LOSSES, math.nan))
+        for name, zero in shares:
+            share = recovered(point["loss"], _known(point[zero]), _known(point["teacher_loss"]))
+            point[name] = math.nan if share is None else share
     points = pd.DataFrame(records)
-    return Recovery(
-        sweep.name, by(points, "group", "n_params", "seed", "tokens"), [*_notes(sweep), *bad]
-    )
+    ordered = by(points, "group", "n_params", "seed", "tokens")
+    return Recovery(sweep.name, ordered, contents, [*_notes(sweep), *bad])
 
 
-def _references(linear: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Losses of the teacher and after surgery by architecture and size, mean over runs."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def _known(loss: float) -> float | None:
+    return None if math.isnan(loss) else loss
+
+
+def _references(linear: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float]]:
+    """Losses that shares are taken of by architecture and size, mean over runs."""
+    found: dict[tuple[str, str], list[list[float]]] = {}
     for run in {point["run_id"]: point for point in linear}.values():
-        pair = (run["teacher_loss"], run["surgery_loss"])
-        found.setdefault((run["base"], run["size"]), []).append(pair)
-    means = {key: np.mean(pairs, axis=0) for key, pairs in found.items()}
-    return {key: (float(mean[0]), float(mean[1])) for key, mean in means.items()}
+        losses = [run[name] for name in LOSSES]
+        found.setdefault((run["base"], run["size"]), []).append(losses)
+    means = {key: np.mean(losses, axis=0) for key, losses in found.items()}
+    return {key: dict(zip(LOSSES, map(float, mean), strict=True)) for key, mean in means.items()}
+
+
+def _base(group: str) -> str:
+    return group.partition(" (")[0]
 
 
 def _point(point: dict[str, Any], facts: dict[str, float]) -> dict[str, Any]:
@@ -110,21 +136,25 @@ def _point(point: dict[str, Any], facts: dict[str, float]) -> dict[str, Any]:
     return {**named, **{name: point[name] for name in kept}, **facts}
 
 
-def _facts(run: Place) -> dict[str, float]:
+def _facts(found: Fields, arch: str) -> dict[str, float]:
     """What linearization.json says; NaN where there is none.
 
     Raises:
         BadRecord: it says something else.
     """
-    found = find_object(run / "linearization.json")
     validation, teacher = found.part("validation", {}), found.part("teacher", {})
+    baselines = found.part("baselines", {})
+    for part in (validation, baselines):
+        for name in part.values:
+            part.part(name).number("loss", above=0.0)
     counts = found.part("parameters") if found.has("parameters") else None
     most = counts and max(counts.number(name, above=-1.0) for name in ("after", "transfer"))
+    known = reference(found.values, arch)
     return {
-        "teacher_loss": validation.part("teacher", {}).number("loss", math.nan, above=0.0),
-        "surgery_loss": validation.part("surgery", {}).number("loss", math.nan, above=0.0),
+        **{name: math.nan if (v := known[name[:-5]]) is None else v for name in LOSSES},
         "teacher_flops": teacher.number("flops", math.nan, above=0.0),
         "teacher_tokens": teacher.number("tokens", math.nan, above=0.0),
+        "transfer_tokens": found.part("tokens", {}).number("transfer", 0.0, above=-1.0),
         "trained": most / counts.number("total", above=0.0) if counts and most else 1.0,
     }
 

@@ -19,14 +19,18 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, plain, rows
-from analysis.judge.form_selection import compare_forms, holdout
+from analysis.judge.form_selection import compare_forms, holdout, row_of
+from analysis.judge.sensitivity import STARTS
 from analysis.units import LEVEL
 
 FORMS = ("chinchilla", "gamma", "chinchilla_tied", "chinchilla_no_e", "kaplan")
 """Forms in N and D whose forecasts are compared."""
-_DRAWS = 200
+_DRAWS = 100
+MOST = 2_000
+"""Points; of more, so many are taken, evenly over every run."""
 _SLANTED, _NOTABLE = 0.6, 0.003
 """Mean error over mean absolute error, and mean error, from which a law is called slanted."""
 
@@ -99,15 +103,17 @@ def roll(fit: LawFit, data: pd.DataFrame, *, steps: int = 4, **options: Any) -> 
     """
     if not {"n", "d"} <= set(fit.law.columns):
         raise AnalysisError(f"{fit.form} has no N and D: no hold-out over compute is made")
+    options.setdefault("starts", STARTS)
+    if len(fit.observations.loss) > MOST:
+        data = data.loc[fit.problem.thinned(MOST).observations.rows]
+        fit = fit_law(fit.form, data, **options)
     try:
         found = holdout(fit.form, data, steps=steps, bootstrap=_DRAWS, **options)
     except AnalysisError:  # too few runs below a cut to draw from
         found = holdout(fit.form, data, steps=steps, **options)
     free = {k: v for k, v in options.items() if k != "fix"}
     others = [form for form in FORMS if form != fit.form]
-    own = compare_forms([fit.form], data, steps=steps, **options)
+    own = pd.DataFrame([row_of(fit, found)])
     table = pd.concat([own, compare_forms(others, data, steps=steps, **free)], ignore_index=True)
-    if "holdout_error" not in table:
-        table = table.assign(holdout_error=np.nan, aicc=np.nan)
     table = table.sort_values("holdout_error", ignore_index=True)
     return Rolling(found, table, fit.form)

@@ -24,6 +24,11 @@ from analysis.fit.law_fit import LawFit
 
 DROPPED = (1, 2, 3, 5, 8)
 DELTAS = (1e-1, 1e-2, 3e-3, 1e-3, 1e-4)
+STARTS = 3
+"""Starting points of each choice: the fit that they stand beside has shown with more that it
+converges."""
+MOST = 6_000
+"""Points; of more, so many are taken, evenly over every run, for the reference too."""
 _ALTERNATIVES = {
     "chinchilla": ("chinchilla_tied", "gamma", "kaplan"),
     "power_c_e": ("power_c",),
@@ -57,18 +62,28 @@ def sensitivity(
     """
     if reference is None:
         reference = fit_law(form, data, **options)
+    draws = reference
+    if len(reference.observations.loss) > MOST:
+        data = data.loc[reference.problem.thinned(MOST).observations.rows]
+        reference = fit_law(form, data, **options)
     name = quantity or ("a" if "a" in reference.params else reference.law.exponents[0])
     if name not in reference.params:
         raise AnalysisError(f"{form} has no parameter {name!r}; it has "
                             f"{', '.join(reference.params)}")  # fmt: skip
     if at is None:
         at = float(np.nanmax(reference.observations.compute))
-    se = float(reference.draws_of(name).std(ddof=1)) if reference.draws else float("nan")
+    se = float(draws.draws_of(name).std(ddof=1)) if draws.draws else float("nan")
     rows = [_row("reference", form, reference, at)]
     for choice, setting, change in _alternatives(form, data, options, n_columns, c_columns,
                                                  reference):  # fmt: skip
         try:
-            arguments = {**options, **change.get("options", {})}
+            # Rows that diverged are gone already: every choice is made on the same ones.
+            arguments = {
+                **options,
+                "keep_diverged": True,
+                "starts": STARTS,
+                **change.get("options", {}),
+            }
             fit = fit_law(change.get("form", form), change.get("data", data), **arguments)
         except AnalysisError as error:
             rows.append({"choice": choice, "setting": setting, "note": str(error)})

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
@@ -111,7 +111,7 @@ def shared_exponents(fits: Mapping[str, LawFit], *, level: float = 0.9) -> Share
     k_free = law.size * len(fits) + 1
     k_shared = k_free - len(names) * (len(fits) - 1)
     ratio = factor * points * np.log(max(shared / max(free, 1e-300), 1.0))
-    p_value = float(chi2.sf(ratio, k_free - k_shared))
+    p_value = float(chdtrc(k_free - k_shared, ratio))
     aicc = [
         factor * points * np.log(max(value, 1e-300) / points) + 2 * k
         + (2 * k * (k + 1) / (points - k - 1) if points > k + 1 else np.inf)

@@ -17,7 +17,7 @@ An architecture that cannot be fitted does not stop the others: its reason is in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ from analysis.io.sweep import Sweep
 from analysis.judge.compare import CompareResult, baseline_of, compute_multiplier
 from analysis.judge.form_selection import holdout
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
+from analysis.judge.shares import Shares, shares_of
 from analysis.judge.task_law import Tasks, tasks_of
 from analysis.units import LEVEL, Array
 
@@ -44,6 +45,8 @@ REACH = 3.0
 ENVELOPE = EnvelopeOptions(method="grid", points=200, interior=False, form="power_c")
 """Pure power law through every point of the envelope, as in arXiv 2406.16690, but of finished
 (decayed) checkpoints."""
+SHARE_DRAWS = 300
+"""Redraws of the law of shares, which takes a twentieth of a second each."""
 ENVELOPE_DRAWS = 100
 ROLLS = 4
 """Cuts of the rolling hold-out."""
@@ -74,6 +77,8 @@ class Study:
     """Shared against separate exponents; None for one architecture."""
     tasks: Tasks | None
     """Task accuracies; None without evaluations."""
+    shares: Shares
+    """Families of hybrids with several shares of softmax layers, and the law of each."""
     bootstrap: int
     seed: int
     failures: dict[str, str] = field(default_factory=dict[str, str])
@@ -206,7 +211,8 @@ def study(
     """
     if bootstrap < 2:
         raise AnalysisError(f"bootstrap={bootstrap}: a study needs intervals; 2000 is usual")
-    points = sweep.require_points()
+    sweep = _with_compute(sweep)
+    points, unit = sweep.points, sweep.unit
     say = progress or (lambda _: None)
     if baseline is not None:
         baseline_of(groups(points, "arch"), baseline)
@@ -219,12 +225,13 @@ def study(
         own = where(points, arch=group)
         say(f"fitting {group}: {bootstrap} refits over {len(set(words(own, 'run_id')))} runs")
         try:
-            _enough_runs(own)
+            _enough_runs(own, unit)
             laws[group] = fit_law(
                 "chinchilla",
                 own,
-                clusters="size_seed",
-                accounting=True,
+                clusters=unit,
+                accounting=sweep.recorded,
+                c=sweep.compute_column,
                 bootstrap=bootstrap,
                 seed=seed,
             )
@@ -236,7 +243,7 @@ def study(
         except AnalysisError as error:
             failures[f"envelope of {group}"] = str(error)
         try:
-            forecasts.append(hold_out_largest(own, bootstrap=bootstrap, seed=seed))
+            forecasts.append(hold_out_largest(own, unit=unit, bootstrap=bootstrap, seed=seed))
         except AnalysisError as error:
             failures[f"hold-out of {group}"] = str(error)
         try:
@@ -270,11 +277,16 @@ def study(
     if len(laws) > 1:
         say("shared exponents")
         shared = shared_exponents({look(g).label: law for g, law in laws.items()}, level=LEVEL)
+    if not sweep.recorded:
+        sweep = _fitted_rows(sweep, laws)
+        points = sweep.points
     tasks = None
     if evals is not None and len(evals):
         say("tasks")
         tasks = tasks_of(evals, points, bootstrap=bootstrap, seed=seed)
         failures |= {f"law of task {task}": why for task, why in tasks.failures.items()}
+    shares = shares_of(points, bootstrap=min(bootstrap, SHARE_DRAWS), seed=seed)
+    failures |= {f"law of shares of {family}": why for family, why in shares.failures.items()}
     spent = numbers(points, "flops")
     compute = np.geomspace(spent.min(), spent.max() * REACH, 48)
     say("compute-optimal sizes")
@@ -295,14 +307,51 @@ def study(
         rolling=pd.concat(rolled, ignore_index=True) if rolled else pd.DataFrame(),
         shared=shared,
         tasks=tasks,
+        shares=shares,
         bootstrap=bootstrap,
         seed=seed,
         failures=failures,
     )
 
 
-def _enough_runs(points: pd.DataFrame) -> None:
-    runs = len(set(words(points, "size_seed")))
+def _with_compute(sweep: Sweep) -> Sweep:
+    """The sweep with a C for every point: of a table without one, 6 N D.
+
+    Raises:
+        AnalysisError: no usable point, or a table without N and D.
+    """
+    points = sweep.require_points()
+    missing = [f"{label} ({option})" for name, label, option in
+               (("n_params", "N", "--params"), ("tokens", "D", "--tokens"))
+               if name not in points]  # fmt: skip
+    if missing:
+        raise AnalysisError(f"a report needs N and D of every run; {sweep.name} has no "
+                            f"{' and no '.join(missing)}")  # fmt: skip
+    if "flops" in points:
+        return sweep
+    flops = 6.0 * numbers(points, "n_params") * numbers(points, "tokens")
+    return replace(sweep, points=points.assign(flops=flops), assumed_compute=True,
+                   conventions=f"{sweep.conventions}; C = 6 N D (assumed)")  # fmt: skip
+
+
+def _fitted_rows(sweep: Sweep, laws: dict[str, LawFit]) -> Sweep:
+    """A table's rows that laws were fitted to; the others are left out with the law's reasons."""
+    kept = [row for law in laws.values() for row in law.observations.rows]
+    left = [law.observations.exclusions for law in laws.values()]
+    more = pd.DataFrame([
+        {"run_id": row["name"], "tokens": np.nan, "reason": row["reason"]}
+        for part in left for row in part.to_dict("records")
+    ])  # fmt: skip
+    parts = [part for part in (sweep.exclusions, more) if len(part)]
+    return replace(
+        sweep,
+        points=rows(sweep.points, sweep.points.index.isin(kept)),
+        exclusions=pd.concat(parts, ignore_index=True) if parts else sweep.exclusions,
+    )
+
+
+def _enough_runs(points: pd.DataFrame, unit: str) -> None:
+    runs = len(set(words(points, unit)))
     if runs < FEWEST_CLUSTERS:
         raise AnalysisError(
             f"{runs} usable run(s), and intervals need at least {FEWEST_CLUSTERS}: train more "
@@ -310,7 +359,9 @@ def _enough_runs(points: pd.DataFrame) -> None:
         )
 
 
-def hold_out_largest(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> pd.DataFrame:
+def hold_out_largest(
+    points: pd.DataFrame, *, unit: str, bootstrap: int, seed: int = 0
+) -> pd.DataFrame:
     """Forecasts of the largest size by a law that never saw it, with intervals for one more run.
 
     Fewer than four remaining runs cannot be resampled; then every (N, D) counts as a unit, which
@@ -326,11 +377,12 @@ def hold_out_largest(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> 
     sizes = numbers(points, "n_params")
     seen = rows(points, sizes < sizes.max())
     unseen = rows(points, sizes == sizes.max())
-    enough = len(set(words(seen, "size_seed"))) >= FEWEST_CLUSTERS
-    seen = seen.assign(point=[f"{p} {d:.0f}" for p, d in zip(seen["size_seed"], seen["tokens"],
+    enough = len(set(words(seen, unit))) >= FEWEST_CLUSTERS
+    seen = seen.assign(point=[f"{p} {d:.0f}" for p, d in zip(seen[unit], seen["tokens"],
                                                              strict=True)])  # fmt: skip
-    unit = "size_seed" if enough else "point"
-    fit = fit_law("chinchilla", seen, clusters=unit, bootstrap=bootstrap, seed=seed)
+    fit = fit_law(
+        "chinchilla", seen, clusters=unit if enough else "point", bootstrap=bootstrap, seed=seed
+    )
     band = fit.band(
         level=LEVEL,
         kind="run",

@@ -7,9 +7,10 @@
                       U_N = min(N, N that is compute-optimal for U)      2305.16264 equations 5, 6
     broken_c          L = E + A C^-alpha (1 + (C/C_b)^(1/width))^(-step width)   2210.14891, 1 break
 
-Kaplan and gamma have closed derivatives (a log-sum-exp inside another). The other two are written
-once, as functions that also accept complex numbers: the Jacobian is the complex step, exact to
-rounding, and the Hessian leaves out the curvature of the law (Gauss-Newton).
+Kaplan and gamma have closed derivatives (a log-sum-exp inside another), data_constrained has a
+closed Jacobian. broken_c is written once, as a function that also accepts complex numbers: its
+Jacobian is the complex step, exact to rounding. The Hessians of these two leave out the curvature
+of the law (Gauss-Newton).
 """
 
 from __future__ import annotations
@@ -205,8 +206,16 @@ class KaplanLaw(Law):
         return self.column(values, "alpha_D")
 
 
-class Stepped(Law):
-    """A form given by `complex_log_loss` alone; Gauss-Newton with Jacobians by complex step."""
+class _GaussNewton(Law):
+    """A form whose state is its Jacobian, and whose own curvature is left out."""
+
+    def hessian(self, state: Any, curvature: Array, slope: Array) -> Array:
+        del slope
+        return (state * curvature[:, None]) @ state.transpose(0, 2, 1)
+
+
+class Stepped(_GaussNewton):
+    """A form given by `complex_log_loss` alone; Jacobians by complex step."""
 
     _STEP = 1e-30
 
@@ -230,10 +239,6 @@ class Stepped(Law):
         jacobian = self._jacobian(theta, x)
         return self.log_loss(theta, x), jacobian, jacobian
 
-    def hessian(self, state: Any, curvature: Array, slope: Array) -> Array:
-        del slope
-        return (state * curvature[:, None]) @ state.transpose(0, 2, 1)
-
 
 def _complex_lse(*terms: Any) -> Any:
     """log of a sum of exponentials; the shift is real, so it also differentiates."""
@@ -241,7 +246,7 @@ def _complex_lse(*terms: Any) -> Any:
     return top + np.log(sum(np.exp(t - top) for t in terms))
 
 
-class DataConstrained(Stepped):
+class DataConstrained(_GaussNewton):
     """Muennighoff et al.: repeated tokens and excess parameters are worth less and less.
 
     R_D: after about that many repetitions further epochs add little; R_N the same for parameters
@@ -262,14 +267,40 @@ class DataConstrained(Stepped):
         )
         return x - middle[:, None], middle
 
-    def complex_log_loss(self, theta: Any, x: Array) -> Any:
-        e, a, alpha, b, beta, log_rd, log_rn = (theta[:, i, None] for i in range(7))
-        # N compute-optimal for U unique tokens: alpha A N^-alpha = beta B U^-beta
+    def log_loss(self, theta: Array, x: Array) -> Array:
+        e, a, alpha, b, beta, log_rd, log_rn = (theta[..., i, None] for i in range(7))
+        _, unique_n = self._unique(theta, x)
+        n = _saturate(x[0] - unique_n, log_rn)[0] + unique_n
+        d = _saturate(np.maximum(x[1] - x[2], 0.0), log_rd)[0] + np.minimum(x[1], x[2])
+        return np.logaddexp(e, np.logaddexp(a - alpha * n, b - beta * d))
+
+    def _unique(self, theta: Array, x: Array) -> tuple[Array, Array]:
+        """log of the N that is compute-optimal for U unique tokens, alpha A N^-alpha = beta B
+        U^-beta, and of the smaller of it and N."""
+        a, alpha, b, beta = (theta[..., i, None] for i in (1, 2, 3, 4))
         enough = (np.log(alpha) + a - np.log(beta) - b + beta * x[2]) / alpha
-        unique_n = np.where(np.real(enough) < x[0], enough, x[0])
-        n = _saturate(x[0] - unique_n, log_rn) + unique_n
-        d = _saturate(np.maximum(x[1] - x[2], 0.0), log_rd) + np.minimum(x[1], x[2])
-        return _complex_lse(e + 0 * n, a - alpha * n, b - beta * d)
+        return enough, np.minimum(enough, x[0])
+
+    def evaluate(self, theta: Array, x: Array) -> tuple[Array, Array, Any]:
+        e, a, alpha, b, beta, log_rd, log_rn = (theta[:, i, None] for i in range(7))
+        enough, unique_n = self._unique(theta, x)
+        more_n, n_by_ratio, n_by_r = _saturate(x[0] - unique_n, log_rn)
+        more_d, _, d_by_r = _saturate(np.maximum(x[1] - x[2], 0.0), log_rd)
+        n, d = more_n + unique_n, more_d + np.minimum(x[1], x[2])
+        first, second = a - alpha * n, b - beta * d
+        value = np.logaddexp(e, np.logaddexp(first, second))
+        share_n, share_d = np.exp(first - value), np.exp(second - value)
+        by_enough = np.where(enough < x[0], 1.0 - n_by_ratio, 0.0)  # d log N' / d enough
+        through = -share_n * by_enough  # d value / d enough, over alpha
+        jacobian = np.empty((len(theta), 7, x.shape[1]))
+        jacobian[:, 0] = np.exp(e - value)
+        jacobian[:, 1] = share_n + through
+        jacobian[:, 2] = -share_n * n + through * (1.0 / alpha - enough)
+        jacobian[:, 3] = share_d - through
+        jacobian[:, 4] = -share_d * d + through * (x[2] - 1.0 / beta)
+        jacobian[:, 5] = -share_d * beta * d_by_r
+        jacobian[:, 6] = -share_n * alpha * n_by_r
+        return value, jacobian, jacobian
 
     def starts(self, x: Array, loss: Array, weight: Array, count: int) -> Array:
         rows = np.stack([np.zeros(x.shape[1]), x[0], np.minimum(x[1], x[2])])
@@ -307,11 +338,15 @@ class DataConstrained(Stepped):
         return Inner(*(self.column(values, name) for name in ("A", "alpha", "B", "beta")))
 
 
-def _saturate(log_ratio: Any, log_r: Any) -> Any:
-    """log(1 + R (1 - exp(-(ratio - 1) / R))): what `ratio` passes are worth, in passes."""
-    extra = np.exp(np.where(np.real(log_ratio) < 50.0, log_ratio, 50.0)) - 1.0
+def _saturate(log_ratio: Array, log_r: Array) -> tuple[Array, Array, Array]:
+    """log(1 + R (1 - exp(-(ratio - 1) / R))), what `ratio` passes are worth, in passes; and its
+    derivatives by log ratio and by log R."""
+    extra = np.expm1(np.minimum(log_ratio, 50.0))
     r = np.exp(log_r)
-    return np.log(1.0 + r * -np.expm1(-extra / r))
+    left, gone = np.exp(-extra / r), -np.expm1(-extra / r)
+    worth = 1.0 + r * gone
+    by_r = (r * gone - extra * left) / worth
+    return np.log(worth), left * (1.0 + extra) / worth, by_r
 
 
 class BrokenPower(Stepped):

@@ -21,6 +21,8 @@ from analysis.figures import hover, style
 from analysis.figures import recovery_figures as figures
 from analysis.io.frames import numbers, plain, rows, take, where, words
 from analysis.io.records import load_sweep
+from analysis.io.staging import staged
+from analysis.judge.comparison import compare, layers
 from analysis.judge.linearization_law import NAMES, Law, fit
 from analysis.judge.recovery import (
     LEVEL,
@@ -54,9 +56,21 @@ def write(sweep_dir: str | Path, out: str | Path, *, scratch_dir: str | Path | N
     laws, failed = _laws(recovery)
     edge = frontier(scratch) if len(scratch) else None
     tables = {"points": recovery.points, "recovered": _recovered_table(recovery)}
+    linear_groups = list(dict.fromkeys(words(where(points, kind=LINEARIZED), "group")))
+    compared = {group: compare(recovery, group, size) for group in linear_groups}
+    for group, table in compared.items():
+        base = group.partition(" (")[0]
+        tables[f"compared_{base}"] = table
+        by_layer = layers(recovery, group, size)
+        if len(by_layer):
+            tables[f"layers_{base}"] = by_layer
     if laws:
         tables["law"] = _law_table(laws)
     drawn = [("recovered", figures.recovered(points), _RECOVERED.format(size=size))]
+    for group, table in compared.items():
+        base = group.partition(" (")[0]
+        title = f"{_name(group)}, size {size}"
+        drawn.append((f"compared_{base}", figures.compared(table, title), _COMPARED))
     linear = where(points, kind=LINEARIZED)
     if edge is not None and np.isfinite(numbers(linear, "teacher_flops")).all():
         tables["compute"] = _compute_table(linear, edge)
@@ -64,29 +78,36 @@ def write(sweep_dir: str | Path, out: str | Path, *, scratch_dir: str | Path | N
     if laws:
         drawn.append(("law", figures.laws(laws), _LAW))
     try:
-        (out / "tables").mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            table.to_csv(out / "tables" / f"{name}.csv", index=False)
-        (out / "law.json").write_text(json.dumps([_law_record(law) for law in laws], indent=1))
-        page = Page(f"Linearization: {recovery.name}")
-        _compose(page, recovery, size, tables, laws, failed)
-        page.section("Figures")
-        for name, figure, caption in drawn:
-            style.save(figure, out / "figures" / name, title=name, caption=caption)
-            files = {kind: f"figures/{name}.{kind}" for kind in ("png", "pdf")}
-            page.figure(hover.svg(figure, name), caption, wide=True, files=files)
-        path = out / "index.html"
-        path.write_text(page.render(), encoding="utf-8")
+        with staged(out) as folder:
+            (folder / "tables").mkdir(parents=True, exist_ok=True)
+            for name, table in tables.items():
+                table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+            (folder / "law.json").write_text(
+                json.dumps([_law_record(law) for law in laws], indent=1)
+            )
+            page = Page(f"Linearization: {recovery.name}")
+            _compose(page, recovery, size, tables, laws, failed)
+            page.section("Figures")
+            for name, figure, caption in drawn:
+                style.save(figure, folder / "figures" / name, title=name, caption=caption)
+                files = {kind: f"figures/{name}.{kind}" for kind in ("png", "pdf")}
+                page.figure(hover.svg(figure, name), caption, wide=True, files=files)
+            (folder / "index.html").write_text(page.render(), encoding="utf-8")
     except OSError as error:
         raise AnalysisError(f"the report cannot be written to {out}: {error.strerror}") from error
-    return path
+    return out / "index.html"
 
 
 _RECOVERED = (
-    "Validation loss and recovered share of the gap over the tokens of all stages, size {size}; "
-    "mean over seeds, bands are 90 % t intervals. r is 0 right after surgery and 1 at the "
-    "teacher's loss. Models from scratch have the same architecture and are measured by the same "
-    "two losses."
+    "Validation loss and recovered share over the tokens of all stages, size {size}; mean over "
+    "seeds, bands are 90 % t intervals. r is 1 at the teacher's loss; it is 0 for a method with a "
+    "window at that window alone, untrained, for another right after surgery. Models from scratch "
+    "are measured by the same two losses. Controls that were trained alike stand at the tokens of "
+    "the stage that they share with the student."
+)
+_COMPARED = (
+    "A student at its largest budget beside the teacher, windows on the teacher's weights and its "
+    "own parts; filled: trained, open: untrained. Bars: 90 % t intervals over seeds."
 )
 _FRONTIER = (
     "Loss against training compute. Filled: the compute of linearization alone; open: with that of "
@@ -94,7 +115,7 @@ _FRONTIER = (
     "that no other undercuts."
 )
 _LAW = (
-    "Unrecovered share of the gap over uptraining tokens, one colour a size (parameters without "
+    "Unrecovered share over uptraining tokens, one colour a size (parameters without "
     "embeddings), with the law and the 90 % interval of refits to runs drawn with replacement."
 )
 
@@ -144,13 +165,16 @@ def _name(group: str) -> str:
 
 
 def _recovered_table(recovery: Recovery) -> pd.DataFrame:
-    """Recovered share of every group, size and budget."""
+    """Recovered shares of every group, size and budget, and what they count from."""
     share = summarise(recovery.points, "recovered")
     loss = summarise(recovery.points, "loss")
+    surgery = summarise(recovery.points, "of_surgery")
     keys = ["group", "size", "n_params", "tokens"]
     both = loss.merge(share, on=keys, how="left", suffixes=("_loss", ""))
+    both = both.merge(surgery, on=keys, how="left", suffixes=("", "_surgery"))
     columns = {"size": "size", "n_params": "parameters", "tokens": "tokens", "mean_loss": "loss",
-               "mean": "recovered", "lo": "low", "hi": "high", "seeds_loss": "seeds"}  # fmt: skip
+               "mean": "recovered", "lo": "low", "hi": "high", "mean_surgery": "of surgery's gap",
+               "seeds_loss": "seeds"}  # fmt: skip
     table = take(both, columns)
     table.insert(0, "runs", [_name(group) for group in words(both, "group")])
     return table
@@ -216,8 +240,11 @@ def _compose(
     linear = where(recovery.points, kind=LINEARIZED, size=size)
     page.text(
         "A transformer's softmax attention is exchanged for linear attention, and part of what "
-        "that costs is won back by training. r is the recovered share of the gap between the "
-        "validation loss right after surgery and the teacher's."
+        "that costs is won back by training. r is the recovered share of a gap: for a method with "
+        "a softmax window, between that window alone on the teacher's weights, without a linear "
+        "part and without training, and the teacher; for a method without, between the model "
+        "right after surgery and the teacher. The share of surgery's gap stands beside it: random "
+        "feature maps open that gap, and a window alone closes most of it."
     )
     page.bullets(_sentences(recovery, size, tables))
     page.box("What keeps these numbers from being more than they are", _cautions(recovery, linear))
@@ -227,6 +254,19 @@ def _compose(
         f"Size {size}. Intervals: 90 %, over seeds (Student's t); the validation text is the same "
         "for all, so that its own noise is not in them."))  # fmt: skip
     page.table(table, folded="All sizes")
+    page.section("Beside windows alone")
+    page.text(
+        "What the linear part is worth shows beside the same attention without it: untrained, at "
+        "the bytes of the student's state, and trained as the student was."
+    )
+    for name, table in tables.items():
+        what, _, base = name.partition("_")
+        if what == "compared":
+            caption = f"{figures.label(base, LINEARIZED)} at its largest budget, size {size}. "
+            caption += "Intervals: 90 %, over seeds. State: of one sequence of training length."
+            page.table(table, caption=caption)
+        if what == "layers":
+            page.table(table, folded="Layer by layer: nats more without it")
     if "compute" in tables:
         page.section("What it costs")
         page.table(tables["compute"], caption=(
@@ -256,13 +296,22 @@ def _sentences(recovery: Recovery, size: str, tables: dict[str, pd.DataFrame]) -
     found: list[str] = []
     points = where(recovery.points, size=size)
     share = {(r["group"], r["tokens"]): r for r in plain(summarise(points, "recovered"))}
+    surgery = {(r["group"], r["tokens"]): r for r in plain(summarise(points, "of_surgery"))}
     linear = where(points, kind=LINEARIZED)
     for group in dict.fromkeys(words(linear, "group")):
         own = where(linear, group=group)
         tokens = numbers(own, "tokens").max()
-        row = share[group, tokens]
+        row = share.get((group, tokens))
+        if row is None:
+            row = surgery[group, tokens]
+            found.append(
+                f"{bold(_name(group))}: its window alone was not measured; {_interval(row)} of "
+                "surgery's gap."
+            )
+            continue
         part = tokens / numbers(own, "teacher_tokens").mean()
-        text = f"{bold(_name(group))} recovers {_interval(row)} with {tokens:,.0f} tokens"
+        text = f"{bold(_name(group))} recovers {_interval(row)} {_counted(own)} with "
+        text += f"{tokens:,.0f} tokens"
         if np.isfinite(part):
             text += f", {part:.0%} of the teacher's"
         text += f", training {numbers(own, 'trained').max():.1%} of the parameters at once"
@@ -281,6 +330,12 @@ def _sentences(recovery: Recovery, size: str, tables: dict[str, pd.DataFrame]) -
                 "linearizing together."
             )
     return found
+
+
+def _counted(own: pd.DataFrame) -> str:
+    """What the shares of a group count from."""
+    windows = numbers(own, "window_loss")
+    return "beyond its window alone" if np.isfinite(windows).all() else "of surgery's gap"
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ def _two_lines(text: str) -> str:
 
 def cautions(result: Study) -> list[str]:
     """Limits of this sweep, from its own numbers."""
-    points, runs = result.points, result.sweep.runs
+    points = result.points
     largest = numbers(points, "n_params").max()
     found: list[str] = []
     if largest < _PUBLISHED_SIZE:
@@ -160,31 +160,44 @@ def cautions(result: Study) -> list[str]:
         )
     each = [where(points, arch=g) for g in result.groups]
     few = min(len(set(words(own, "run_id"))) for own in each)
-    seeds = min(len(set(words(own, "seed"))) for own in each)
+    seeds = min(len(set(words(own, "seed"))) for own in each) if result.sweep.recorded else 0
+    seen = {0: "", 1: " with one seed each"}.get(seeds, f" and {seeds} seeds")
     found.append(
-        f"Intervals rest on as few as {few} runs an architecture"
-        + (" with one seed each" if seeds == 1 else f" and {seeds} seeds")
+        f"Intervals rest on as few as {few} runs an architecture{seen}"
         + (": they tend to be too narrow." if few < 9 else ".")
         + " They hold noise between runs, not the choice of data, hyper-parameters or code."
     )
-    found.append(
+    found += (
+        _of_training(result)
+        if result.sweep.recorded
+        else [
+            "The table does not say how its runs were tuned, on which data, or in which context: a "
+            "difference between two groups may be one of these."
+        ]
+    )
+    left = len(set(words(result.sweep.exclusions, "run_id")))
+    if left:
+        found.append(f"{left} run(s) are left out wholly or in part (see Records).")
+    return found
+
+
+def _of_training(result: Study) -> list[str]:
+    """Limits that run records show: tuning, repeated text, context."""
+    found = [
         "Learning rates and batches come from the rule of the experiment file and were not "
         "searched for every rung: a difference between two architectures may be one of tuning."
-    )
+    ]
     epochs = _epochs(result)
     if epochs > 1.5:
         found.append(
             f"The longest run reads its training text {epochs:.1f} times; repeated tokens are "
             "worth less than new ones, which bends the law in D."
         )
-    contexts = sorted({int(v) for v in numbers(runs, "sequence_length")})
+    contexts = sorted({int(v) for v in numbers(result.sweep.runs, "sequence_length")})
     found.append(
         f"Context is {' and '.join(f'{c:,}' for c in contexts)} tokens; what linear attention "
         "saves, and what a bounded state costs, shows at longer ones."
     )
-    left = len(set(words(result.sweep.exclusions, "run_id")))
-    if left:
-        found.append(f"{left} run(s) are left out wholly or in part (see Records).")
     return found
 
 

@@ -1,7 +1,7 @@
-"""A sweep's report: one self-contained page, and the tables and figures behind it.
+"""A report of a sweep or a table: one self-contained page, and the tables and figures behind it.
 
     write_report(sweep_dir, out) -> out/index.html
-        1. records.load_sweep    runs, points, exclusions
+        1. records.load_sweep    runs, points, exclusions; a table's are given
         2. study.study           laws, intervals, hold-out, comparison
         3. out/fits.json, out/tables/*.csv, out/figures/*.png, *.pdf
         4. out/runs/*.html       a page for every run
@@ -13,6 +13,7 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from analysis.io.evals import load_evals
 from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
 from analysis.io.records import load_sweep
-from analysis.io.sweep import Conventions
+from analysis.io.staging import staged
+from analysis.io.sweep import Conventions, Sweep
 from analysis.judge.choices import checklist_table, multiplier_table, sensitivity_table
 from analysis.judge.study import Progress, Study, study
+from analysis.report.forecast_section import Sealed, add_health
 from analysis.report.narrative import (
     cautions,
     compute_words,
@@ -48,12 +51,14 @@ def write_report(
     sweep_dir: str | Path,
     out: str | Path,
     *,
+    given: Sweep | None = None,
     conventions: Conventions | None = None,
     other_data: bool = False,
     only: str | None = None,
     baseline: str | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    seals: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a sweep and returns the path of its page.
@@ -61,12 +66,14 @@ def write_report(
     Args:
         sweep_dir: what `linscale run` wrote, or a zip file of it.
         out: directory for the page, tables and figures; created.
+        given: what `load_table` read, for a report of a table; `sweep_dir` is then not read.
         conventions: which N, C, loss and checkpoints; default: see `Conventions`.
         other_data: keep runs whose data are not those of the others (`load_sweep`).
         only: which runs, as in `arch=llama|tnl seed=0` (`linscale.selection`).
         baseline: architecture that the others are compared with.
         bootstrap: refits of each law.
         seed: of the bootstrap.
+        seals: files of sealed forecasts, to be shown with what came of them.
         progress: told in words what is being done.
 
     Raises:
@@ -74,42 +81,51 @@ def write_report(
     """
     out = Path(out)
     say = progress or (lambda _: None)
-    sweep = load_sweep(sweep_dir, conventions=conventions, other_data=other_data, only=only)
+    sweep = given or load_sweep(
+        sweep_dir, conventions=conventions, other_data=other_data, only=only
+    )
+    evals = None if given else load_evals(sweep_dir, sweep)
     result = study(
-        sweep, baseline=baseline, bootstrap=bootstrap, seed=seed,
-        evals=load_evals(sweep_dir, sweep), progress=progress,
+        sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,
     )  # fmt: skip
-    found = evaluations(sweep_dir, sweep, loss=False)
+    sweep = result.sweep
+    sealed = Sealed(seals, sweep) if seals else None
+    found = None if given else evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")
     tables = _tables(result)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "tables").mkdir(exist_ok=True)
-        for name, table in tables.items():
-            table.to_csv(out / "tables" / f"{name}.csv", index=False)
-        (out / "fits.json").write_text(json.dumps(_record(result), indent=1), encoding="utf-8")
-        page = Page(f"Scaling laws of {sweep.name}")
-        drawn = {d.name: d for d in draw(result)}
-        runs = sorted(set(words(result.points, "run_id")))
-        for each in drawn.values():
-            say(f"drawing {each.name}")
-            style.save(
-                each.figure,
-                out / "figures" / each.name,
-                title=f"{sweep.name}: {each.name}",
-                caption=f"{each.caption} {basis(result)}",
-                runs=runs,
+        with staged(out) as folder:
+            (folder / "tables").mkdir(exist_ok=True)
+            for name, table in tables.items():
+                table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+            (folder / "fits.json").write_text(
+                json.dumps(_record(result), indent=1), encoding="utf-8"
             )
-        pages = write_runs(sweep, sweep_dir, out, say)
-        _compose(page, result, tables, drawn, pages)
-        if len(found.evals):
-            found.save(out / "evaluations")
-            add_to(page, found, "evaluations")
-        path = out / "index.html"
-        path.write_text(page.render(), encoding="utf-8")
+            page = Page(f"Scaling laws of {sweep.name}")
+            drawn = {d.name: d for d in draw(result)}
+            if sealed is not None:
+                drawn["forecasts"] = sealed.drawn
+                scored = folder / "tables" / "forecasts.csv"
+                sealed.scores.table.to_csv(scored, index=False)
+            runs = sorted(set(words(result.points, "run_id")))
+            for each in drawn.values():
+                say(f"drawing {each.name}")
+                style.save(
+                    each.figure,
+                    folder / "figures" / each.name,
+                    title=f"{sweep.name}: {each.name}",
+                    caption=f"{each.caption} {basis(result)}",
+                    runs=runs,
+                )
+            pages = {} if given else write_runs(sweep, sweep_dir, folder, say)
+            _compose(page, result, tables, drawn, pages, sealed)
+            if found is not None and len(found.evals):
+                found.save(folder / "evaluations")
+                add_to(page, found, "evaluations")
+            (folder / "index.html").write_text(page.render(), encoding="utf-8")
     except OSError as error:
         raise AnalysisError(f"the report cannot be written to {out}: {error.strerror}") from error
-    return path
+    return out / "index.html"
 
 
 def _tables(result: Study) -> dict[str, pd.DataFrame]:
@@ -122,7 +138,7 @@ def _tables(result: Study) -> dict[str, pd.DataFrame]:
     )
     multipliers = [r.frame.assign(arch=g) for g, r in result.comparisons.items()]
     tables: dict[str, pd.DataFrame] = {
-        "points": result.residuals().drop(columns="size_seed"),
+        "points": result.residuals().drop(columns="size_seed", errors="ignore"),
         "runs": result.sweep.runs,
         "exclusions": result.sweep.exclusions,
         "laws": pd.concat([law.table(LEVEL).assign(arch=g) for g, law in result.laws.items()]),
@@ -189,6 +205,7 @@ def _compose(
     tables: dict[str, pd.DataFrame],
     drawn: dict[str, Drawn],
     run_pages: dict[str, str],
+    sealed: Sealed | None,
 ) -> None:
     sweep = result.sweep
 
@@ -218,6 +235,10 @@ def _compose(
         page.heading("Do they share their exponents?")
         page.text(result.shared.verdict)
         page.table(result.shared.words(), folded="Differences of exponents, pair by pair")
+    if sealed is not None:
+        page.section("Sealed forecasts")
+        page.bullets(sealed.words)
+        show("forecasts")
     page.section("Laws")
     page.bullets(law_sentence(result, g) for g in result.groups)
     page.table(
@@ -229,6 +250,14 @@ def _compose(
         f"lowest checkpoints at each C. Full precision in {code('fits.json')}.",
     )
     show("contours", "optimum", "valleys", "exponents")
+    if len(best := result.shares.best(LEVEL)):
+        page.heading("Share of softmax layers")
+        show("shares")
+        page.table(
+            best,
+            caption=f"Share of lowest loss at each budget with its {LEVEL:.0%} interval, and the "
+            "shares trained that cannot be told from the best of them.",
+        )
     page.section("Checks")
     show("holdout", "rolling")
     if len(result.rolling):
@@ -266,9 +295,11 @@ def _compose(
             caption="Accuracy = chance + (1 - chance) / (1 + exp(slope (loss - midpoint))); in "
             f"brackets {LEVEL:.0%} intervals over runs.",
         )
-    page.section("Throughput")
-    show("throughput")
+    if sweep.recorded:
+        page.section("Throughput")
+        show("throughput")
     page.section("Records")
+    add_health(page, sweep)
     _records(page, result, run_pages)
     page.section("Method and environment")
     for group in result.groups:
@@ -304,10 +335,15 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
              "tokens": "D (tokens)", "flops": "C (FLOPs)", "loss": "loss",
              "loss_stderr": "± (blocks)", "bpb": "bits/byte", "predicted": "law"}  # fmt: skip
     points = pd.concat([where(result.residuals(), arch=g) for g in result.groups])
+    own = {"run_id": "run", **names}
+    names = names if sweep.recorded else {k: v for k, v in own.items() if k in points}
     page.table(
         take(points, names), folded=f"All {len(points)} checkpoints",
-        caption="±: standard error over validation blocks, which is not the noise between runs.",
+        caption="±: standard error over validation blocks, which is not the noise between runs."
+        if "loss_stderr" in names else "",
     )  # fmt: skip
+    if not sweep.recorded:
+        return
     columns = {"run_id": "run", "state": "state", "n_params": "N", "tokens": "tokens",
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip

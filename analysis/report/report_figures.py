@@ -35,7 +35,8 @@ class Drawn:
 def basis(result: Study) -> str:
     """What every figure rests on."""
     points = result.points
-    dates = sorted(d[:10] for d in words(result.sweep.runs, "updated") if d)
+    recorded = result.sweep.recorded
+    dates = sorted(d[:10] for d in words(result.sweep.runs, "updated") if d) if recorded else []
     return (
         f"n = {len(points)} checkpoints of {len(set(words(points, 'run_id')))} runs"
         f"{f', {dates[-1]}' if dates else ''}. {result.sweep.conventions}."
@@ -56,13 +57,13 @@ def draw(result: Study) -> list[Drawn]:
             f"optimal size. Strong markers: checkpoints that none of the same architecture beats "
             f"with less compute. {interval}",
         ),
-        Drawn(
+        *([Drawn(
             "learning_curves",
             figures.learning_curves(sweep.curves, points, result.envelope_bands()),
             "Training loss of every run, and validation loss at the end of each decay. Black: "
             "power law through the envelope of the decayed checkpoints, with its interval.",
             wide=True,
-        ),
+        )] if sweep.recorded else []),
         Drawn(
             "contours",
             figures.contours(
@@ -121,6 +122,16 @@ def draw(result: Study) -> list[Drawn]:
                 wide=True,
             )
         )
+    if len(lowest := result.shares.lowest()):
+        drawn.append(
+            Drawn(
+                "shares",
+                figures.shares(lowest, result.shares.bands(LEVEL), result.shares.best(LEVEL)),
+                "Lowest loss of the sizes at each budget against the share of softmax layers, and "
+                f"the law L(C, share) with its {LEVEL:.0%} interval; orange: the best share and "
+                "its interval.",
+            )
+        )
     if len(result.forecast):
         drawn.append(
             Drawn(
@@ -143,6 +154,8 @@ def draw(result: Study) -> list[Drawn]:
             )
         )
     drawn += _of_tasks(result)
+    if not sweep.recorded:
+        return drawn
     drawn += [
         Drawn(
             "collapse",

@@ -133,7 +133,7 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
             x, y = numbers(milestones, "tokens"), numbers(milestones, "val_loss")
             texts = [f"{si_text(a)} tokens: validation loss {b:.4f}"
                      for a, b in zip(x, y, strict=True)]  # fmt: skip
-            points(ax, x, y, group=arch, texts=texts, edgecolors="white")
+            points(ax, x, y, group=arch, among=(), texts=texts, edgecolors="white")
             ax.set_xlim(float(np.nanmin(x)) / 10, float(np.nanmax(x)) * 1.2)
             finite = y[np.isfinite(y)]
             if len(finite):

@@ -22,6 +22,7 @@ from analysis.figures.evaluations import needles, tasks_compute
 from analysis.io.evals import CSR, latest, load_evals
 from analysis.io.frames import rows, where, words
 from analysis.io.looks import look, ordered
+from analysis.io.staging import staged
 from analysis.io.sweep import Sweep
 from analysis.judge.task_law import CHANCE, tasks_of
 from analysis.report.page import Page
@@ -67,16 +68,16 @@ class Evaluations:
         """
         written: list[Path] = []
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            for table in self.tables:
-                for suffix, write in FORMATS.values():
-                    path = out / f"table{table.number}.{suffix}"
-                    path.write_text(write(table), encoding="utf-8")
-                    written.append(path)
-            for name, (figure, caption) in self.figures.items():
-                runs = sorted(set(words(self.evals, "run_id")))
-                style.save(figure, out / name, title=name, caption=caption, runs=runs)
-                written += [out / f"{name}.png", out / f"{name}.pdf"]
+            with staged(out) as folder:
+                for table in self.tables:
+                    for suffix, write in FORMATS.values():
+                        name = f"table{table.number}.{suffix}"
+                        (folder / name).write_text(write(table), encoding="utf-8")
+                        written.append(out / name)
+                for name, (figure, caption) in self.figures.items():
+                    runs = sorted(set(words(self.evals, "run_id")))
+                    style.save(figure, folder / name, title=name, caption=caption, runs=runs)
+                    written += [out / f"{name}.png", out / f"{name}.pdf"]
         except OSError as error:
             raise AnalysisError(f"cannot write to {out}: {error.strerror}") from error
         return written

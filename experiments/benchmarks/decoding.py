@@ -78,7 +78,7 @@ class Sequence:
         tokens = torch.zeros(1, self.context, dtype=torch.int64)
         with torch.no_grad():
             hidden, _ = self.model.hidden(tokens)
-            return torch.nn.functional.linear(hidden[:, -1], self.model.head_weight).argmax(-1)
+            return self.model.logits(hidden[:, -1]).argmax(-1)
 
 
 def measure(rounds: int) -> tuple[list[Sequence], dict[str, float]]:

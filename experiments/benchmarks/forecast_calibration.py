@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import cast
@@ -41,178 +39,13 @@ from analysis.forecast.rows import gather
 from analysis.forecast.score import crps, interval, quantiles_of
 from analysis.io.frames import groups, numbers, rows, where, words
 from analysis.units import Array
+from experiments.benchmarks.public_ladders import Ladder, data_folder, public_ladders
+from experiments.benchmarks.simulated_ladders import simulated_ladders
 
-RESULTS = Path(__file__).parent / "results"
-ROOT = Path(__file__).resolve().parents[2]
 LEVELS = (0.5, 0.8, 0.9)
 BOOTSTRAP = 200
 MOST_TARGETS = 60
 """Held-out rows of a cut that are forecast, spread evenly over them."""
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """One set of runs."""
-
-    family: str
-    name: str
-    points: pd.DataFrame
-    """Columns n_params, tokens, flops, loss, run_id; or flops and loss alone."""
-
-    @property
-    def only_compute(self) -> bool:
-        """Whether it holds frontier points in C alone."""
-        return "n_params" not in self.points
-
-
-# ---- sets -------------------------------------------------------------------------------------
-
-
-def public_ladders(root: Path) -> list[Ladder]:
-    """Every public set below a folder."""
-    return [*_chinchilla(root), *_porian(root), *_gemstones(root), *_isoflops(root), *_olmo(root)]
-
-
-def _table(n: object, d: object, loss: object, run: object = None) -> pd.DataFrame:
-    frame = pd.DataFrame({"n_params": n, "tokens": d, "loss": loss}).astype(float)
-    frame["flops"] = 6.0 * frame["n_params"] * frame["tokens"]
-    labels = [str(i) for i in range(len(frame))] if run is None else run
-    return frame.assign(run_id=labels).reset_index(drop=True)
-
-
-def _chinchilla(root: Path) -> Iterator[Ladder]:
-    data = pd.read_csv(root / "chinchilla_epoch" / "svg_extracted_data.csv")
-    n = data["Model Size"]
-    yield Ladder("chinchilla", "chinchilla",
-                 _table(n, data["Training FLOP"] / (6 * n), data["loss"]))  # fmt: skip
-
-
-def _porian(root: Path) -> Iterator[Ladder]:
-    folder = root / "porian_formll"
-    keys = ("file", "dataset", "hparams", "warmup", "decay", "param_count", "val")
-    points = _keyed(pd.read_csv(folder / "isoflop_points_tidy.csv"), keys)
-    for name in groups(points, "key"):
-        own = where(points, key=name)
-        family = f"porian {words(own, 'dataset')[0]}"
-        yield Ladder(family, name, _table(own["n"], own["t"], own["loss"]))
-    pairs = _keyed(pd.read_csv(folder / "optimal_pairs_tidy.csv"), keys)
-    for name in groups(pairs, "key"):
-        own = where(pairs, key=name)
-        family = f"porian {words(own, 'dataset')[0]} frontier"
-        yield Ladder(family, f"{name} frontier", _frontier(own["flops"], own["loss"]))
-
-
-def _keyed(frame: pd.DataFrame, keys: tuple[str, ...]) -> pd.DataFrame:
-    """With a column `key` that joins the words of others."""
-    return frame.assign(key=["_".join(row) for row in zip(*(words(frame, k) for k in keys),
-                                                          strict=True)])  # fmt: skip
-
-
-def _frontier(compute: object, loss: object) -> pd.DataFrame:
-    return pd.DataFrame({"flops": compute, "loss": loss}).astype(float).reset_index(drop=True)
-
-
-def _gemstones(root: Path) -> Iterator[Ladder]:
-    for name in ("hot", "cool_end", "lr_ablation_hot", "hot_100b+"):
-        path = root / "gemstones" / "wandb_dfs" / f"wandb_df_for_fitting_{name}.jsonl"
-        data = pd.read_json(path, lines=True)
-        data = rows(data, data["step"] > 0)
-        family = "gemstones decayed" if "cool" in name else "gemstones"
-        yield Ladder(family, f"gemstones {name}",
-                     _table(data["params_active_precise"], data["tokens"], data["final_loss"],
-                            words(data, "run_name")))  # fmt: skip
-
-
-def _isoflops(root: Path) -> Iterator[Ladder]:
-    data = pd.read_csv(root / "isoflop_collection" / "isoflops.csv")
-    data = _keyed(rows(data, data["condition"].fillna("raw_loss") == "raw_loss"),
-                  ("source", "dataset"))  # fmt: skip
-    for name in groups(data, "key"):
-        own = where(data, key=name)
-        family = name.split("_")[0]
-        if family in ("epochai", "ml"):
-            continue  # the points of chinchilla_epoch
-        yield Ladder(family, name, _table(own["params"], own["tokens"], own["loss"]))
-        best = own.sort_values("loss").drop_duplicates("budget").sort_values("budget")
-        yield Ladder(f"{family} frontier", f"{name} lowest of each budget",
-                     _frontier(best["budget"], best["loss"]))  # fmt: skip
-
-
-def _olmo(root: Path) -> Iterator[Ladder]:
-    ladder = pd.read_csv(root / "olmo_ladder" / "ladder_c4.csv")
-    for domain in ("c4_en", "dolma_books", "dolma_stack", "dolma_wiki", "dolma_pes2o"):
-        column = f"eval/{domain}-validation/CrossEntropyLoss"
-        loss = [_last(root / "olmo_ladder" / f"{r['size']}-{r['xC']:g}xC.csv", column)
-                for r in ladder.to_dict("records")]  # fmt: skip
-        yield Ladder("olmo", f"olmo {domain}", _table(ladder["N"], ladder["D"], loss))
-
-
-def _last(path: Path, column: str) -> float:
-    frame = pd.read_csv(path).sort_values("_step")
-    values = numbers(frame, column)
-    return float(values[np.isfinite(values)][-1])
-
-
-World = Callable[[Array, Array, np.random.Generator], Array]
-
-
-def _worlds() -> dict[str, World]:
-    """ln L by N and D; all but the first two are outside the forms that are fitted."""
-
-    def chinchilla(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        e, a, b = rng.uniform(1.2, 2.2), rng.uniform(0.25, 0.42), rng.uniform(0.25, 0.42)
-        return np.log(e + 0.8 * (n / 1e8) ** -a + 0.9 * (d / 2e9) ** -b)
-
-    def gamma(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        e, g = rng.uniform(1.2, 2.2), rng.uniform(0.4, 0.8)
-        return np.log(e + (2.0 * (n / 1e8) ** -0.6 + 2.0 * (d / 2e9) ** -0.6) ** g * 0.6)
-
-    def kaplan(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        a, b = rng.uniform(0.06, 0.09), rng.uniform(0.08, 0.11)
-        return np.log(((8.8e13 / n) ** (a / b) + 5.4e13 / d) ** b)
-
-    def broken(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        bend = rng.uniform(0.05, 0.15) * np.logaddexp(0, np.log(n * d / 3e18))
-        return chinchilla(n, d, rng) - 0.15 * bend
-
-    def mistuned(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        slope = rng.uniform(-0.008, 0.012)
-        return chinchilla(n, d, rng) + slope * np.log(n / 1e8)
-
-    def under_trained(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        return chinchilla(n, d, rng) + rng.uniform(0.05, 0.3) * (d / n / 4 + 1) ** -1.0
-
-    def repeated(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        unique = np.exp(rng.uniform(np.log(2e10), np.log(2e11)))
-        fresh = unique * (1 + 5 * (1 - np.exp(-np.maximum(d / unique - 1, 0) / 5)))
-        return chinchilla(n, np.where(d > unique, fresh, d), rng)
-
-    def by_size(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        _, index = np.unique(n, return_inverse=True)
-        return chinchilla(n, d, rng) + 0.01 * rng.standard_normal(index.max() + 1)[index]
-
-    def heavy(n: Array, d: Array, rng: np.random.Generator) -> Array:
-        return chinchilla(n, d, rng) + 0.008 * rng.standard_t(2.5, len(n))
-
-    return {f.__name__: f for f in (chinchilla, gamma, kaplan, broken, mistuned, under_trained,
-                                    repeated, by_size, heavy)}  # fmt: skip
-
-
-def simulated_ladders(each: int = 3) -> list[Ladder]:
-    """`each` suites of every kind: 6 to 9 sizes, 4 to 6 horizons, noise of .2 to 1 %."""
-    found: list[Ladder] = []
-    for kind, world in _worlds().items():
-        for seed in range(each):
-            rng = np.random.default_rng([seed, len(found)])
-            sizes = np.geomspace(2e7, np.exp(rng.uniform(np.log(1e9), np.log(8e9))),
-                                 int(rng.integers(6, 10)))  # fmt: skip
-            ratios = np.geomspace(rng.uniform(2, 8), rng.uniform(60, 200), int(rng.integers(4, 7)))
-            n, ratio = (v.ravel() for v in np.meshgrid(sizes, ratios, indexing="ij"))
-            d = n * ratio
-            noise = rng.uniform(0.002, 0.01) * rng.standard_normal(len(n))
-            loss = np.exp(world(n, d, rng) + noise)
-            found.append(Ladder(kind, f"{kind} {seed}", _table(n, d, loss)))
-    return found
 
 
 # ---- cuts -------------------------------------------------------------------------------------
@@ -400,8 +233,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=3, help="suites of each simulated kind")
     parser.add_argument("-o", "--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
-    folder = options.data or Path(os.environ.get("LINSCALE_DATA", ROOT.parent / "shared" / "data"))
-    ladders = public_ladders(folder)
+    ladders = public_ladders(data_folder(options.data))
     plane = measure([each for each in ladders if not each.only_compute])
     frontier = measure([each for each in ladders if each.only_compute])
     worlds = measure(simulated_ladders(options.worlds))

@@ -171,7 +171,7 @@ def resume(size: str, out: Path) -> Iterator[dict[str, Any]]:
 
 def _same_weights(one: Path, other: Path) -> bool:
     """Whether all milestones hold the same bits."""
-    from scaling.record.checkpoints import load_model
+    from scaling.record.load_model import load_model
 
     names = [sorted(p.name for p in x.glob("checkpoints/milestone-*.pt")) for x in (one, other)]
     if names[0] != names[1] or not names[0]:

@@ -26,7 +26,8 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
 
 def stem_costs(model: ModelConfig) -> StemCosts:
-    """The logits of the lower bounds, of all layers; the paper counts them layer by layer."""
+    """The logits of the lower bounds, of all layers, in hybrids too: a bound rises with the depth
+    of its layer. The paper counts them layer by layer."""
     return StemCosts(parameters={"decay": model.layers * model.dim})
 
 
@@ -37,6 +38,7 @@ ARCHITECTURE = Architecture(
     mixer="models.hgrn2:GatedRecurrence",
     norm="models.layers:SRMSNorm",
     stem="models.hgrn2:LowerBounds",
+    shares=lambda model: (model.layers, model.heads, model.head_dim),
     splits_sequences=True,
     costs=costs,
     stem_costs=stem_costs,

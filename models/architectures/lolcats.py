@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from models.architecture import Architecture, Kept, LayerCosts, Softmax
 from models.architectures import llama
 from models.config import ModelConfig
+from models.fields import LATER
 from models.linearize.options import POSITIVE, FeatureMapName, Linearized
 
 Arrangement = Literal["terraced", "sliding"]
@@ -28,6 +29,9 @@ class LoLCATs(Linearized):
     """Weigh the linear part by one minus the window factor, instead of one."""
     window_factor: float = 0.1
     """Start of the learned factor of each head on the softmax part, above 0 and below 1."""
+    sink_tokens: int = field(default=0, metadata=LATER)
+    """First tokens of a sequence that softmax attention sees from everywhere, beside the window:
+    attention sinks (arXiv 2309.17453). They are no part of the linear attention."""
 
     def _validate(self) -> None:
         super()._validate()
@@ -35,31 +39,39 @@ class LoLCATs(Linearized):
             rule = f"one of {', '.join(POSITIVE)}, whose products are never negative"
             self._require("feature_map", False, f"{rule}: they make a denominator")
         self._require("window", self.window >= 1, "a positive whole number of tokens")
+        self._require("sink_tokens", self.sink_tokens >= 0, "at least 0")
         self._require("window_factor", 0 < self.window_factor < 1, "above 0 and below 1")
 
+    def oldest(self, position: int) -> int:
+        """First position in the window of the token at `position`, both counted from 0."""
+        w = self.window
+        first = position - w + 1 if self.arrangement == "sliding" else (position // w - 1) * w
+        return max(first, 0)
+
     def seen(self, position: int) -> int:
-        """Keys in the softmax window of the token at `position` (counted from 1)."""
-        if self.arrangement == "sliding":
-            return min(position, self.window)
-        block, index = divmod(position - 1, self.window)
-        return index + 1 + (self.window if block else 0)
+        """Keys that softmax attention of the token at `position` (counted from 1) sees."""
+        oldest = self.oldest(position - 1)
+        return position - oldest + min(oldest, self.sink_tokens)
 
     def mean_seen(self, length: int) -> float:
-        """Keys in the softmax window on average over a sequence of `length` tokens."""
+        """Keys that softmax attention sees on average over a sequence of `length` tokens."""
         w, (blocks, rest) = self.window, divmod(length, self.window)
         if self.arrangement == "sliding":
             short = min(length, w)
-            return (short * (short + 1) / 2 + (length - short) * w) / length
-        own = blocks * w * (w + 1) // 2 + rest * (rest + 1) // 2
-        return (own + w * max(length - w, 0)) / length
+            total = short * (short + 1) / 2 + (length - short) * w
+        else:
+            total = blocks * w * (w + 1) // 2 + rest * (rest + 1) // 2 + w * max(length - w, 0)
+        # A token sees the sinks that have left its window; from some position on that is all.
+        most = self.sink_tokens
+        filled = min(length, most + 3 * w) if most else 0
+        sinks = sum(min(self.oldest(p), most) for p in range(filled)) + (length - filled) * most
+        return (total + sinks) / length
 
 
 def costs(model: ModelConfig, layer: int) -> LayerCosts:
     """One layer: linear attention with a state that has one more value channel, the denominator's,
     and is kept twice; softmax attention to a window, whose cache has two of them."""
     options, d, size = model.options_as(LoLCATs), model.dim, model.head_dim
-    if layer in model.softmax_layers:
-        return llama.costs(model, layer)
     maps = 2 * options.map_parameters(model.heads, size) + model.heads
     map_flops = 2 * options.map_flops(model.heads, size)
     features = options.features(size)
@@ -77,19 +89,20 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         states=state / options.window,
         products=7 * d + 2 * scores,
     )
-    published = (options.feature_map, options.arrangement) == ("hedgehog", "terraced")
+    shape = (options.feature_map, options.arrangement, options.sink_tokens)
+    published = shape == ("hedgehog", "terraced", 0)
     return LayerCosts(
-        parameters={"token_mixer": llama.projection_parameters(model), "feature_map": maps},
+        parameters={**llama.kept_parameters(model), "feature_map": maps},
         flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
         state=state,
         spare=state,
-        kept=kept if published else None,
+        kept=llama.counted(model, kept) if published else None,
         softmax=Softmax(
             query_width=model.heads * size,
             key_width=llama.key_value_heads(model) * size,
             seen=options.seen,
             mean=options.mean_seen,
-            held=lambda _: 2 * options.window,
+            held=lambda _: 2 * options.window + options.sink_tokens,
         ),
         paper_parameters=llama.projections(model) - 4 * d * d + 4 * d + maps,
         paper_flops=paper,
@@ -98,8 +111,9 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
 ARCHITECTURE = Architecture(
     label="LoLCATs",
-    mixer="models.linearize.lolcats:mixer",
+    mixer="models.linearize.lolcats:HybridAttention",
     stem="models.llama:RotaryStem",
+    shares=llama.angles,
     activation="silu",
     options=LoLCATs,
     costs=costs,

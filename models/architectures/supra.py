@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from models.architecture import Architecture, Kept, LayerCosts, Options
 from models.architectures import llama
-from models.architectures.tnl import DecayOptions
+from models.architectures.tnl import DecayOptions, DecaySlopes
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.linearize.options import Linearized
@@ -17,6 +17,9 @@ from models.linearize.options import Linearized
 class Supra(Linearized, DecayOptions):
     """SUPRA's attention."""
 
+    decay_slopes: DecaySlopes = "alibi-flat"
+    """As in the authors' code: ALiBi's slopes, the same in every layer. The others: see
+    `models.architectures.tnl.DecayOptions`."""
     norm: bool = True
     """Normalise each head's output, in the place of softmax's denominator. False: no norm and no
     denominator (an ablation)."""
@@ -38,8 +41,6 @@ class Supra(Linearized, DecayOptions):
 def costs(model: ModelConfig, layer: int) -> LayerCosts:
     """One layer; queries and keys share a map where they have as many heads."""
     options, d, size = model.options_as(Supra), model.dim, model.head_dim
-    if layer in model.softmax_layers:
-        return llama.costs(model, layer)
     keys = llama.key_value_heads(model)
     maps = options.map_parameters(model.heads, size)
     if keys != model.heads:
@@ -59,13 +60,13 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     )
     return LayerCosts(
         parameters={
-            "token_mixer": llama.projection_parameters(model),
+            **llama.kept_parameters(model),
             "decay": model.heads if options.learn_decay else 0,
             "feature_map": maps,
         },
         flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
         state=model.heads * size * size,
-        kept=kept if options.feature_map == Supra.feature_map else None,
+        kept=llama.counted(model, kept) if options.feature_map == Supra.feature_map else None,
         paper_parameters=llama.projections(model) - 4 * d * d + 4 * d + maps,
         paper_flops=paper,
     )
@@ -73,8 +74,9 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
 ARCHITECTURE = Architecture(
     label="SUPRA",
-    mixer="models.linearize.supra:mixer",
+    mixer="models.linearize.supra:SupraAttention",
     stem="models.llama:RotaryStem",
+    shares=llama.angles,
     activation="silu",
     options=Supra,
     costs=costs,

@@ -10,7 +10,7 @@ from models.architecture import Architecture, Kept, LayerCosts, Options
 from models.config import ModelConfig
 from models.errors import ConfigError
 
-DecaySlopes = Literal["alibi", "linear", "retnet", "none"]
+DecaySlopes = Literal["alibi", "alibi-flat", "linear", "retnet", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,9 @@ class DecayOptions(Options):
     """One fixed decay a head."""
 
     decay_slopes: DecaySlopes = "alibi"
-    """Decay per head: `alibi` as in the authors' code (powers of two times a layer factor
-    1 - i/(l-1) + 1e-5); `linear`, eq. 10 of arXiv 2405.17381: exp(-(8h/H)(1 - i/l)); `retnet`,
+    """Decay per head: `alibi` as in TNL's authors' code (ALiBi's powers of two times a layer factor
+    1 - i/(l-1) + 1e-5); `alibi-flat`, the same powers without the factor, alike in all layers, as
+    in SUPRA's authors' code; `linear`, eq. 10 of arXiv 2405.17381: exp(-(8h/H)(1 - i/l)); `retnet`,
     arXiv 2307.08621: 1 - 2^(-5-h) in all layers; or none."""
     learn_decay: bool = False
     """Train the decay slopes (the authors found that this diverges; kept for ablations)."""
@@ -28,7 +29,7 @@ class DecayOptions(Options):
         if self.learn_decay and self.decay_slopes == "none":
             raise ConfigError(
                 f"{self._prefix}learn_decay=True with {self._prefix}decay_slopes='none': there is "
-                "no slope to train; choose alibi or linear as the start."
+                "no slope to train; choose another of its values as the start."
             )
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of other libraries: import as models of ours, export for theirs.
 
-`import_model` reads Llama-, Mistral- and Qwen2-family checkpoints, flash-linear-attention's HGRN2
+`import_model` reads checkpoints of Llama's relatives (`families`), flash-linear-attention's HGRN2
 and our own exports; `export_model` writes any of our models for transformers.
 """
 

@@ -2,10 +2,14 @@
 
 | model                        | what is written                                                |
 |------------------------------|----------------------------------------------------------------|
-| llama                        | a plain Llama (Mistral, Qwen2) checkpoint; no code             |
+| llama                        | a plain Llama checkpoint, or of a relative; no code            |
 | tnl, hgrn2, cosformer2       | config.json with `auto_map`, the code of `models.interop.remote`|
 | supra, lolcats               | the same; LoRA has to be merged first                          |
+| a hybrid of these            | the same, with the code of all its mixers                      |
 | hgrn2, layout `fla`          | flash-linear-attention's HGRN2 (`models.interop.fla_hgrn2`)    |
+| gla, gated_deltanet, kda,    | flash-linear-attention's models of these names                 |
+| layout `fla`                 | (`models.interop.fla_mixers`); there is no other layout for    |
+|                              | them, and none for mamba2                                      |
 
 The tokenizer is the caller's to write: this package knows no text.
 """
@@ -25,13 +29,13 @@ from models import flat
 from models.architecture import BUILT_IN, file_of
 from models.architectures.llama import LlamaOptions, rope_scaling
 from models.config import ModelConfig
-from models.interop import fla_hgrn2, llama
+from models.interop import fla_hgrn2, fla_mixers, hybrid, llama, parameter_names
+from models.interop.families import FAMILIES
 from models.interop.importing import LINSCALE
 from models.interop.tensors import SHARD_BYTES, InteropError, write_tensors
 from models.language_model import LanguageModel
 from models.linearize.lora import LoRALinear
 from models.linearize.options import linearized
-from models.rope import rotary_angles
 from models.width import unscaled
 
 Layout = Literal["transformers", "fla"]
@@ -59,7 +63,7 @@ def export_model(
         eos_id: token that ends a text.
         vocab_size: tokens of the tokenizer, where the embedding is padded beyond them: generation
             is told never to draw the rows of the padding. None: all rows.
-        layout: `transformers`, or `fla` for an HGRN2 of flash-linear-attention.
+        layout: `transformers`, or `fla` for a model of flash-linear-attention.
         shard_bytes: largest size of a file of weights.
 
     Raises:
@@ -73,12 +77,16 @@ def export_model(
             "models.linearize.lora.merge_lora(model) first."
         )
     model = unscaled(model)  # no layout knows muP
-    if layout == "fla":
+    if layout == "fla" and model.config.arch != "hgrn2":
+        content = fla_mixers.config_json(model.config, context, eos_id)
+        tensors = fla_mixers.written(model)
+    elif layout == "fla":
         content = fla_hgrn2.config_json(model.config, context, eos_id)
         tensors = fla_hgrn2.written(model)
-    elif isinstance(model.config.options, LlamaOptions):
+    elif isinstance(model.config.options, LlamaOptions) and not hybrid.is_hybrid(model.config):
         content = llama.config_json(model.config, context, eos_id)
-        tensors = _made(llama.views(model))
+        family = FAMILIES[content["model_type"]]
+        tensors = {n: slot.written for n, slot in parameter_names.slots(model, family).items()}
     else:
         named = {name: parameter.detach() for name, parameter in model.named_parameters()}
         content, tensors = _own(model.config, context, eos_id, _made(named))
@@ -134,8 +142,9 @@ def _write(
         generation["suppress_tokens"] = list(range(vocab_size, content["vocab_size"]))
     _write_json(directory / "generation_config.json", generation)
     if content["model_type"] == LINSCALE:
-        linearized = "rotary" in content
-        for name in (*_CODE_FILES, _LINEARIZED_CODE) if linearized else _CODE_FILES:
+        more = {"rotary": (_LINEARIZED_CODE,), "hybrid": (_LINEARIZED_CODE, hybrid.CODE)}
+        needed = [name for field, names in more.items() if field in content for name in names]
+        for name in (*_CODE_FILES, *needed):
             shutil.copyfile(_CODE / name, directory / name)
 
 
@@ -143,14 +152,22 @@ def _own(
     config: ModelConfig, context: int, eos_id: int | None, tensors: dict[str, Callable[[], Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
     """config.json and the tensors of a model that carries its code with it."""
-    if file_of(config.arch) is not None:
+    if own := [arch for arch in config.archs if file_of(arch) is not None]:
         raise InteropError(
-            f"model.arch={config.arch!r}: an export carries the code of a built-in architecture "
+            f"model.arch={own[0]!r}: an export carries the code of a built-in architecture "
             f"({', '.join(BUILT_IN)}), and there is none for one of your own; load its checkpoint "
             "with linscale.load_pretrained, or write your own code for transformers."
         )
+    if config.mixers is None and config.arch not in hybrid.KINDS:
+        raise InteropError(
+            f"model.arch={config.arch!r}: an export carries the code of {', '.join(hybrid.KINDS)}, "
+            f"and there is none for {config.arch}; use layout='fla' for "
+            f"{', '.join(fla_mixers.CLASSES)}, or load a checkpoint with linscale.load_pretrained."
+        )
     own = _own_config(config, context, eos_id)
-    if linearized(config) is not None:
+    if hybrid.is_hybrid(config):
+        own |= hybrid.config_fields(config)
+    elif linearized(config) is not None:
         own["architectures"] = ["LinearizedForCausalLM"]
         code = _LINEARIZED_CODE.removesuffix(".py")
         own["auto_map"] = {
@@ -170,14 +187,7 @@ def _rotary(config: ModelConfig) -> dict[str, Any]:
             "the text, which the exported code of linearized models does not follow; linearize the "
             "model without scaling, or with linear, yarn or llama3."
         )
-    # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
-    # frequencies never exceed one radian a position.
-    one = torch.ones(1, 1, dtype=torch.float64)
-    cos, sin = rotary_angles(config, one, one, torch.float64)
-    return {
-        "frequencies": torch.atan2(sin, cos).flatten().tolist(),
-        "scale": float(torch.hypot(sin, cos).flatten()[0]),
-    }
+    return hybrid.rotary(config)
 
 
 def _made(tensors: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
@@ -203,7 +213,7 @@ def _own_config(config: ModelConfig, context: int, eos_id: int | None) -> dict[s
         "bos_token_id": None,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
-        "linscale": flat.settings(config),
+        "linscale": flat.settings(config) if not hybrid.is_hybrid(config) else {},
     }
 
 

@@ -2,8 +2,8 @@
 
     model, source = import_model("path/to/checkpoint", dtype=torch.float32)
 
-1. config.json decides the family: Llama, Mistral, Qwen2 (`models.interop.llama`), HGRN2 of
-   flash-linear-attention (`models.interop.fla_hgrn2`), or our own exports.
+1. config.json decides the family: one of `models.interop.families`, HGRN2, GLA, Gated DeltaNet and
+   KDA of flash-linear-attention (`models.interop.fla_hgrn2`, `fla_mixers`), or our own exports.
 2. The model is built without memory, then given some, on the wanted device in the wanted dtype.
 3. Whole tensors of the file become parameters without being copied, parts of fused ones are copied
    into their places (`models.interop.tensors`).
@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from models.config import ConfigError, ModelConfig
-from models.interop import fla_hgrn2, llama
+from models.interop import fla_hgrn2, fla_mixers, llama, parameter_names
+from models.interop.families import FAMILIES
 from models.interop.tensors import (
     InteropError,
     Names,
@@ -66,6 +67,8 @@ def read_source(directory: Path | str) -> Source:
         config = _own_config(directory, values)
     elif kind == "hgrn2":
         config = fla_hgrn2.model_config(directory)
+    elif kind in fla_mixers.CLASSES:
+        config = fla_mixers.model_config(directory)
     else:
         config = llama.model_config(directory)
     generation = directory / "generation_config.json"
@@ -119,7 +122,9 @@ def _read(model: LanguageModel, tensors: list[StoredTensor], values: dict[str, A
         return _read_own(model, tensors)
     if values["model_type"] == "hgrn2":
         return fla_hgrn2.read(model, tensors, values)
-    return llama.read(model, tensors)
+    if values["model_type"] in fla_mixers.CLASSES:
+        return fla_mixers.read(model, tensors, values)
+    return parameter_names.read(model, FAMILIES[values["model_type"]], tensors)
 
 
 def _with_memory(

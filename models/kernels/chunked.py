@@ -37,17 +37,14 @@ def forward(call: Call, chunk: int = CHUNK) -> tuple[Tensor, Tensor, Tensor]:
     """
     q, k, v, decay, initial_state, cu_seqlens, _ = call
     gated = call.mode == "gate"
-    if not gated and decay is not None and decay.numel() and decay.max() > 0:
-        raise ValueError(
-            f"decay={decay.max().item():.4g} at its largest: log decays are at most 0, where "
-            "nothing is forgotten; pass -abs(slope) or logsigmoid(x)."
-        )
+    if not gated:
+        check_decay(decay)
     dtype = torch.promote_types(q.dtype, torch.float32)
     cut = layout(q.shape[1], cu_seqlens, chunk)
     if gated:
         _, key, factor = _gate(cut, k, _bound(decay), dtype)
     else:
-        key, factor = cut.fold(k, dtype), _decay(cut, decay, dtype)
+        key, factor = cut.fold(k, dtype), fold_decay(cut, decay, dtype)
     o, final_state, states = forward_pass(
         cut, cut.fold(q, dtype), key, cut.fold(v, dtype), factor, initial_state,
         states_shape(call, chunk)[0],
@@ -86,7 +83,7 @@ def backward(
         cut.fold(q, dtype),
         cut.fold(k, dtype),
         cut.fold(v, dtype),
-        _decay(cut, decay, dtype, diagonal=-1 if decay_gradient else 0),
+        fold_decay(cut, decay, dtype, diagonal=-1 if decay_gradient else 0),
         states,
         cut.fold(do, dtype),
         dfinal_state,
@@ -96,7 +93,7 @@ def backward(
         cut.unfold(dq, q.dtype),
         cut.unfold(dk, k.dtype),
         cut.unfold(dv, v.dtype),
-        None if rate is None or decay is None else _decay_gradient(cut, decay, rate),
+        None if rate is None or decay is None else decay_gradient_of(cut, decay, rate),
         None if initial_state is None else dinitial_state.to(initial_state.dtype),
     )
 
@@ -162,7 +159,16 @@ def _bound(decay: Tensor | None) -> Tensor:
     return decay
 
 
-def _decay(
+def check_decay(decay: Tensor | None) -> None:
+    """Raise ValueError if a log decay is above 0."""
+    if decay is not None and decay.numel() and decay.max() > 0:
+        raise ValueError(
+            f"decay={decay.max().item():.4g} at its largest: log decays are at most 0, where "
+            "nothing is forgotten; pass -abs(slope) or logsigmoid(x)."
+        )
+
+
+def fold_decay(
     cut: Layout, decay: Tensor | None, dtype: torch.dtype, diagonal: int = 0
 ) -> Tensor | Weights:
     """A log decay of any shape as `passes` takes it."""
@@ -184,7 +190,7 @@ def _gate(
     return gate, x.neg_().sigmoid_().mul_(1 - bound), torch.addcmul(bound, 1 - bound, gate)
 
 
-def _decay_gradient(cut: Layout, decay: Tensor, rate: Tensor) -> Tensor:
+def decay_gradient_of(cut: Layout, decay: Tensor, rate: Tensor) -> Tensor:
     """The gradient of a decay of any shape from that of each token, (M, B, H, C, K or 1). Where
     the decay is -inf the factor is 0 and so is its derivative."""
     ddecay = cut.unfold(rate, rate.dtype)  # (B, T, H, K or 1)

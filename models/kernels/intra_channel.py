@@ -52,9 +52,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor) -> Forward:
     o = (q * k).sum(-1, keepdim=True) * v  # pairs t = s
     width = 1
     while width < q.shape[-2]:
-        read_upper, write_lower = _upper(read, width), _lower(write, width)
+        read_upper, write_lower = upper(read, width), lower(write, width)
         scores = torch.bmm(read_upper, write_lower.mT)  # (blocks, L, L)
-        _upper(o, width).add_(_product(scores, _lower(v, width)))
+        upper(o, width).add_(_product(scores, lower(v, width)))
         total_lower, total_upper = total[0::2], total[1::2]  # (blocks, 1, K)
         read_upper.mul_(total_lower)
         write_lower.mul_(total_upper)
@@ -69,14 +69,14 @@ def backward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, do: Tensor) -> Bac
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     width = 1
     while width < q.shape[-2]:
-        before_upper, after_lower = _upper(before, width), _lower(after, width)
-        do_upper = _upper(do, width)
-        read, write = _upper(q, width) * before_upper, _lower(k, width) * after_lower
+        before_upper, after_lower = upper(before, width), lower(after, width)
+        do_upper = upper(do, width)
+        read, write = upper(q, width) * before_upper, lower(k, width) * after_lower
         scores = torch.bmm(read, write.mT)  # (blocks, L, L)
-        dscores = torch.bmm(do_upper, _lower(v, width).mT)
-        _upper(dq, width).addcmul_(_product(dscores, write), before_upper)
-        _lower(dk, width).addcmul_(_product(dscores.mT, read), after_lower)
-        _lower(dv, width).add_(_product(scores.mT, do_upper))
+        dscores = torch.bmm(do_upper, lower(v, width).mT)
+        upper(dq, width).addcmul_(_product(dscores, write), before_upper)
+        lower(dk, width).addcmul_(_product(dscores.mT, read), after_lower)
+        lower(dv, width).add_(_product(scores.mT, do_upper))
         total_lower, total_upper = total[0::2], total[1::2]  # (blocks, 1, K)
         before_upper.mul_(total_lower)
         after_lower.mul_(total_upper)
@@ -94,11 +94,11 @@ def _product(scores: Tensor, rows: Tensor) -> Tensor:
     return result.addcmul_(scores[..., 1:], rows[:, 1:]) if scores.shape[-1] == 2 else result
 
 
-def _upper(x: Tensor, width: int) -> Tensor:
+def upper(x: Tensor, width: int) -> Tensor:
     """Later halves of all blocks of 2 `width` tokens, (blocks, width, D), a view."""
     return x.view(-1, 2, width, x.shape[-1])[:, 1]
 
 
-def _lower(x: Tensor, width: int) -> Tensor:
+def lower(x: Tensor, width: int) -> Tensor:
     """Earlier halves of all blocks of 2 `width` tokens, (blocks, width, D), a view."""
     return x.view(-1, 2, width, x.shape[-1])[:, 0]

@@ -49,7 +49,7 @@ def forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     final_state = call.q.new_empty(call.state_shape, dtype=dtype)
     device = call.q.device
     backend = "cpu" if device.type == "meta" else launch.backend(device)
-    return _new(call.v), final_state, launch.choose(call, backend).empty_states(call)
+    return new(call.v), final_state, launch.choose(call, backend).empty_states(call)
 
 
 def backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -68,10 +68,11 @@ def backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     call = Call(*inputs)
     decay = call.decay if decay_gradient else None
     wanted = (call.q, call.k, call.v, decay, call.initial_state)
-    return tuple(call.q.new_empty(0) if x is None else _new(x) for x in wanted)
+    return tuple(call.q.new_empty(0) if x is None else new(x) for x in wanted)
 
 
-def _new(x: Tensor) -> Tensor:
+def new(x: Tensor) -> Tensor:
+    """Uninitialised, contiguous, of the shape and dtype of x."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -114,7 +115,7 @@ def linear_attention_step(
     """o and the state after one token. For decoding: it has no gradient."""
     from models.kernels.triton import decode
 
-    after = _new(state)
+    after = new(state)
     return decode.step(q, k, v, state, decay, after=after), after
 
 
@@ -125,7 +126,7 @@ def hgrn2_attention_step(
     """`linear_attention_step` from HGRN2's gate logits."""
     from models.kernels.triton import decode
 
-    after = _new(state)
+    after = new(state)
     return decode.hgrn2_step(q, gate_logits, v, state, lower_bound, after=after), after
 
 
@@ -133,14 +134,14 @@ def hgrn2_attention_step(
 def _(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _new(v), _new(state)
+    return new(v), new(state)
 
 
 @hgrn2_attention_step.register_fake
 def _(
     q: Tensor, gate_logits: Tensor, v: Tensor, lower_bound: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _new(v), _new(state)
+    return new(v), new(state)
 
 
 _OURS = torch.ops.linscale

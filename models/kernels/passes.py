@@ -27,12 +27,17 @@ channel, (M, B, H, C, K), or the `Weights` of one a head or none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from models.kernels import intra_channel, intra_scalar
 from models.kernels.intra_scalar import Weights
 from models.kernels.layout import Layout
+
+Step = Callable[[int, Tensor, Tensor], None]
+"""Writes a state after a chunk into its third argument (see `scan`)."""
 
 
 def forward_pass(
@@ -50,14 +55,14 @@ def forward_pass(
     """
     if isinstance(decay, Weights):
         o = intra_scalar.forward(q, k, v, decay)
-        read, write, carry = _times(q, decay.before), _times(k, decay.after), decay.carry
+        read, write, carry = times(q, decay.before), times(k, decay.after), decay.carry
     else:
         o, read, write, carry = intra_channel.forward(q, k, v, decay)
-    update = _product(write.mT, v)  # (M, B, H, K, V)
+    update = product(write.mT, v)  # (M, B, H, K, V)
     states = update.new_empty((slots, *update.shape[1:]))
     states[cut.chunks :].zero_()
-    final_state = _scan(cut, update, carry, initial_state, states)
-    _add_product(o, read, states[: cut.chunks])
+    final_state = scan(cut, _carried(update, carry), initial_state, states)
+    add_product(o, read, states[: cut.chunks])
     return o, final_state, states
 
 
@@ -90,12 +95,12 @@ def backward_pass(
     else:
         dq, dk, dv, before, after, carry = intra_channel.backward(q, k, v, decay, do)
         apart = True
-    update = _product(_times(q, before).mT, do)  # (M, B, H, K, V)
+    update = product(times(q, before).mT, do)  # (M, B, H, K, V)
     dstates = torch.empty_like(update)
-    dinitial_state = _scan(cut, update, carry, dfinal_state, dstates, reverse=True)
-    _add_product(dv, _times(k, after), dstates)
-    dwrite = _times(_product(v, dstates.mT), after)  # (M, B, H, C, K)
-    dq.add_(_times(_product(do, states.mT), before))
+    dinitial_state = scan(cut, _carried(update, carry), dfinal_state, dstates, reverse=True)
+    add_product(dv, times(k, after), dstates)
+    dwrite = times(product(v, dstates.mT), after)  # (M, B, H, C, K)
+    dq.add_(times(product(do, states.mT), before))
     ddecay = None
     if decay_gradient and carry is not None:
         ddecay = (q * dq).sub_(k * dk)  # (M, B, H, C, K)
@@ -103,7 +108,7 @@ def backward_pass(
         over = (carry * states).mul_(dstates).sum(-1)[..., None, :]  # (M, B, H, 1, K)
         if isinstance(decay, Weights):
             ddecay, through, over = (x.sum(-1, True).double() for x in (ddecay, through, over))
-        ddecay = _sum_from(ddecay).add_(_sum_before(through)).add_(over)
+        ddecay = sum_from(ddecay).add_(sum_before(through)).add_(over)
     dk.add_(dwrite)
     if apart:
         dscores = (do * v).sum(-1, keepdim=True)  # (M, B, H, C, 1)
@@ -113,20 +118,27 @@ def backward_pass(
     return dq, dk, dv, ddecay, dinitial_state
 
 
-def _scan(
-    cut: Layout,
-    update: Tensor,
-    carry: Tensor | None,
-    first: Tensor | None,
-    before: Tensor,
-    reverse: bool = False,
+def _carried(update: Tensor, carry: Tensor | None) -> Step:
+    """The step X <- carry * X + update of each chunk; update (M, B, H, K, V), carry broadcasts to
+    (M, B, H, K, 1), None is 1."""
+
+    def step(chunk: int, x: Tensor, after: Tensor) -> None:
+        if carry is None:
+            torch.add(update[chunk], x, out=after)
+        else:
+            torch.addcmul(update[chunk], x, carry[chunk if len(carry) > 1 else 0], out=after)
+
+    return step
+
+
+def scan(
+    cut: Layout, step: Step, first: Tensor | None, before: Tensor, reverse: bool = False
 ) -> Tensor:
-    """Carry states across the chunks of each sequence: X <- carry * X + update.
+    """Carry states X across the chunks of each sequence.
 
     Args:
         cut: the chunks.
-        update: (M, B, H, K, V).
-        carry: broadcasts to (M, B, H, K, 1); None is 1.
+        step: writes X after a chunk, given the chunk's number and X before it, (rows, H, K, V).
         first: X before the first chunk (after the last one in reverse), (N, H, K, V); None is 0.
         before: receives X before each chunk in the order of the walk, (M or more, B, H, K, V).
         reverse: go from the last chunk to the first.
@@ -135,7 +147,7 @@ def _scan(
         X at the end of the walk, (N, H, K, V).
     """
     packed = cut.places is not None
-    last = update.new_empty((len(cut.segments) if packed else update.shape[1], *update.shape[2:]))
+    last = before.new_empty((len(cut.segments) if packed else before.shape[1], *before.shape[2:]))
     for i, (start, end) in enumerate(cut.segments):
         rows = slice(i, i + 1) if packed else slice(None)
         walk = range(end - 1, start - 1, -1) if reverse else range(start, end)
@@ -145,26 +157,26 @@ def _scan(
         else:
             targets[0].copy_(first[rows])
         for c, x, target in zip(walk, targets[:-1], targets[1:], strict=True):
-            if carry is None:
-                torch.add(update[c], x, out=target)
-            else:
-                torch.addcmul(update[c], x, carry[c if len(carry) > 1 else 0], out=target)
+            step(c, x, target)
     return last
 
 
-def _times(x: Tensor, weight: Tensor | None) -> Tensor:
+def times(x: Tensor, weight: Tensor | None) -> Tensor:
+    """x * weight; a weight of None is 1."""
     return x if weight is None else x * weight
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b over all chunks, (M, B, H, ., .): one batched call."""
     return torch.bmm(a.flatten(0, 2), b.flatten(0, 2)).unflatten(0, a.shape[:3])
 
 
-def _add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
-    x.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2))
+def add_product(x: Tensor, a: Tensor, b: Tensor, sign: float = 1.0) -> None:
+    """x += sign * a @ b, in place."""
+    x.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2), alpha=sign)
 
 
-def _sum_from(x: Tensor) -> Tensor:
+def sum_from(x: Tensor) -> Tensor:
     """Sums over each token and those behind it in its chunk, (M, B, H, C, D), in place: block by
     block, doubling, as `intra_channel` does with products."""
     width = 1
@@ -175,7 +187,7 @@ def _sum_from(x: Tensor) -> Tensor:
     return x
 
 
-def _sum_before(x: Tensor) -> Tensor:
+def sum_before(x: Tensor) -> Tensor:
     """Sums over the tokens before each one in its chunk, (M, B, H, C, D)."""
     sums, total = torch.zeros_like(x), x.reshape(-1, 1, x.shape[-1])
     width = 1

@@ -43,6 +43,8 @@ class Blocks(NamedTuple):
     """Row of each sequence, (N,)."""
     sequence: Tensor | None
     """Packed: sequence of each block, (n,)."""
+    position: Tensor
+    """Position of each slot, (R or 1, n, w)."""
     held: Tensor
     """Whether a slot holds a token, (R or 1, n, w)."""
     preceded: Tensor
@@ -90,6 +92,7 @@ def make_blocks(span: Span, batch: int, length: int, window: int) -> Blocks:
         start=start,
         row=row,
         sequence=sequence,
+        position=position,
         held=(position >= 0) & (position < last[..., None]),
         preceded=(first >= window) & (inside >= 1),
     )
@@ -113,6 +116,30 @@ def lay_out(x: Tensor, blocks: Blocks, ring: Tensor | None = None) -> Tensor:
             buffer = buffer.index_put((blocks.row[:, None], where), old)
         buffer = buffer.index_put((rows, blocks.slots), x)
     return buffer.unflatten(1, (blocks.blocks, blocks.window))
+
+
+def first_tokens(
+    x: Tensor, count: int, span: Span, blocks: Blocks, old: Tensor | None = None
+) -> Tensor:
+    """The first `count` tokens of every sequence, (N, count, ...).
+
+    Those of the call are in x (R, T, ...), earlier ones in `old` (N, count, ...); zeros where a
+    sequence is shorter.
+    """
+    wanted = torch.arange(count, device=x.device)
+    offset = torch.zeros_like(blocks.end) if span.offset is None else span.offset
+    index = wanted - offset[:, None]  # (N, count): place among the sequence's tokens of the call
+    new = (index >= 0) & (wanted < blocks.end[:, None])
+    if span.cu_seqlens is not None:
+        index = index + span.cu_seqlens[:-1, None]
+    taken = x[blocks.row[:, None], index.clamp(0, x.shape[1] - 1)]
+    new = new.view(*new.shape, *(1,) * (x.ndim - 2))
+    return torch.where(new, taken, 0 if old is None else old.to(x.dtype))
+
+
+def of_blocks(x: Tensor, blocks: Blocks) -> Tensor:
+    """x (N, ...) of each block's sequence, (R, n or 1, ...)."""
+    return x[:, None] if blocks.sequence is None else x[blocks.sequence][None]
 
 
 def collect(buffer: Tensor, blocks: Blocks, length: int) -> Tensor:

@@ -126,12 +126,12 @@ def distillation_loss(
         raise ConfigError(f"temperature={temperature}: must be above 0.")
     kept = targets != -100
     x, _ = student.hidden(tokens, cu_seqlens=cu_seqlens)
-    mine = F.linear(x[kept], student.head_weight)  # (n, V)
+    mine = student.logits(x[kept])  # (n, V)
     if not len(mine):
         return mine.sum()  # no target, no divergence
     with torch.no_grad():
         x, _ = teacher.hidden(tokens, cu_seqlens=cu_seqlens)
-        theirs = F.linear(x[kept], teacher.head_weight)
+        theirs = teacher.logits(x[kept])
     wide = torch.promote_types(mine.dtype, torch.float32)
     mine, theirs = mine.to(wide), theirs.to(wide)
     soft = F.kl_div(

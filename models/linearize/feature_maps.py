@@ -10,6 +10,7 @@
 | taylor   | [1, x / K^(1/4), x (x) x / sqrt(2 K)]: 1 + s + s^2 / 2 | Based, arXiv 2402.18668      |
 |          | with s = q.k / sqrt(K)                                 |                              |
 | identity | x                                                      |                              |
+| none     | no features: the product is 0                          | LoLCATs' window alone        |
 
 Every map takes (..., H, K) to (..., H, F). Those that a denominator needs to be positive are at
 least 1e-12, as in the LoLCATs authors' code.
@@ -99,6 +100,13 @@ class TaylorMap(nn.Module):
         return torch.cat((torch.ones_like(x[..., :1]), x, squares), dim=-1)
 
 
+class NoMap(nn.Module):
+    """No features, (..., H, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :0]
+
+
 def feature_map(options: Linearized, heads: int, head_dim: int) -> nn.Module:
     """A map of (..., heads, head_dim) to (..., heads, options.features(head_dim))."""
     columns = options.columns(head_dim)
@@ -117,6 +125,8 @@ def feature_map(options: Linearized, heads: int, head_dim: int) -> nn.Module:
             return TaylorMap()
         case "identity":
             return nn.Identity()
+        case "none":
+            return NoMap()
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:

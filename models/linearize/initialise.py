@@ -16,6 +16,7 @@ solution that maps what reaches it, on the teacher's hidden states, to the teach
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ from models.config import ConfigError, ModelConfig
 from models.fields import build as build_part
 from models.fields import hints
 from models.language_model import Block, LanguageModel, build
-from models.layers import make_span
+from models.layers import RMSNorm, make_span
 from models.linearize.feature_maps import repeat_heads
 from models.llama import SoftmaxAttention
 
@@ -62,6 +63,7 @@ def gated_config(teacher: ModelConfig, arch: str, **changes: Any) -> ModelConfig
             "options.qkv_bias": theirs.qkv_bias,
             "options.out_bias": theirs.out_bias,
         }
+        wrong |= _imported(teacher)
     for name, value in ((name, value) for name, value in wrong.items() if value):
         raise ConfigError(
             f"model.{name}={value!r} of the teacher: {arch} has no such thing; "
@@ -69,16 +71,29 @@ def gated_config(teacher: ModelConfig, arch: str, **changes: Any) -> ModelConfig
         )
     assert isinstance(theirs, LlamaOptions)
     own = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "init_std")
-    fields: dict[str, Any] = {name: getattr(teacher, name) for name in own}
+    values: dict[str, Any] = {name: getattr(teacher, name) for name in own}
     # The final norm's weight goes into the head, which is then no longer the embedding.
-    fields |= {
+    values |= {
         "arch": arch,
-        "glu_activation": "silu" if teacher.has_silu else "none",
+        "glu_activation": teacher.gate_activation,
         "tie_embeddings": False,
     }
     known = hints(architecture.options)
     base = {"rope_base": theirs.rope_base} if "rope_base" in known else {}
-    return ModelConfig(**fields, options=build_part(architecture.options, base | changes))
+    return ModelConfig(**values, options=build_part(architecture.options, base | changes))
+
+
+def _imported(teacher: ModelConfig) -> dict[str, Any]:
+    """What a teacher's blocks have beside the paper's: name -> value."""
+    parts: list[tuple[str, Any]] = [("", teacher), ("options.", teacher.options)]
+    return {
+        prefix + known.name: getattr(part, known.name)
+        for prefix, part in parts
+        for known in fields(part)
+        if known.metadata.get("later")
+        and known.name not in ("glu_bias", "glu_activation", "mup_base_dim")
+        and getattr(part, known.name) != known.default
+    }
 
 
 def from_attention(teacher: LanguageModel, arch: str, **changes: Any) -> LanguageModel:
@@ -125,7 +140,7 @@ def _start_block(ours: Block, theirs: Block) -> None:
 
 def _scale(norm: nn.Module) -> Tensor:
     """A norm's weight, (d,)."""
-    return cast(Tensor, norm.weight)
+    return cast(RMSNorm, norm).factors()
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
     costs = layer_costs(student, loss)                   # {layer: nats a token}
     kept = keep_costliest(costs, 2)                      # for Linearized.softmax_layers
+    kept = keep_spread(32, 8)                            # by position alone: 3, 7, 11, ... 31
 
 The cost of a layer is the loss with that layer alone linear, less the loss with none: the student's
 weights with softmax attention in all other layers. It is measured after attention transfer, when
 every layer has a linear attention worth judging (a fresh one costs what its random start costs),
 and before anything else of the student has learned. Layers are judged one at a time: what two cost
-together may be more.
+together may be more. `loss` may be any measure: the loss of a text, or the divergence of a model's
+next tokens from the teacher's (`divergence`), which sees changes that the text's loss does not.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from models.config import ConfigError
 from models.language_model import LanguageModel, build
@@ -83,3 +86,29 @@ def keep_costliest(costs: dict[int, float], keep: int) -> tuple[int, ...]:
         raise ConfigError(f"keep={keep}: must be between 0 and {len(costs)}, the linear layers.")
     ranked = sorted(costs, key=lambda layer: (-costs[layer], layer))
     return tuple(sorted(ranked[:keep]))
+
+
+def keep_spread(layers: int, keep: int) -> tuple[int, ...]:
+    """`keep` of so many layers, evenly spread: the last of each of `keep` groups in a row.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    if not 0 <= keep <= layers:
+        raise ConfigError(f"keep={keep}: must be between 0 and {layers}, the layers.")
+    return tuple((i + 1) * layers // keep - 1 for i in range(keep))
+
+
+@torch.no_grad()
+def divergence(
+    model: LanguageModel, teacher: LanguageModel, tokens: Tensor, *packing: Tensor
+) -> Tensor:
+    """KL(teacher || model) of the next tokens in nats, mean over the tokens of each row, (B,).
+
+    Args:
+        model, teacher: of one vocabulary.
+        tokens: (B, T), or one row of packed sequences.
+        packing: their boundaries, as in `LanguageModel.forward`.
+    """
+    theirs, mine = (m(tokens, *packing).float().log_softmax(-1) for m in (teacher, model))
+    return (theirs.exp() * (theirs - mine)).sum(-1).mean(-1)

@@ -10,6 +10,9 @@ query head also under grouped-query attention. g is the learned window factor of
 tokens and the block before) or the last w tokens (`sliding`). m_t shifts the softmax part alone, so
 that it is part of the formula. All as in the authors' released code.
 
+Not in it: the first `sink_tokens` tokens of a sequence can be seen by softmax from everywhere, as
+if they were in every window. `reads` switches a part off for measurements and for window dropout.
+
 Data flow, linear in T: 1. q, k, v, rotated; 2. tokens into blocks of w (`models.linearize.blocks`);
 3. scores of each block against itself and the block before; 4. states sum phi_k(k) [v, 1]^T of all
 blocks before those, the last column being the denominator's; 5. their sum, output projection.
@@ -18,9 +21,12 @@ State of a sequence at position p in block b = p // w, so that a step costs one 
     kv       sum of phi_k(k) [v, 1]^T over positions before (b - 1) w
     pending  the same over (b - 1) w .. p - w: joins kv when the next block begins
     k, v     ring of the last 2 w keys and values
+    sink_k, sink_v   keys and values of the first tokens, where there are sinks
 """
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +45,21 @@ from models.layers import (
 from models.linearize import blocks as tiles
 from models.linearize.blocks import Blocks
 from models.linearize.feature_maps import feature_map, repeat_heads
-from models.llama import SoftmaxAttention
+from models.llama import SoftmaxAttention, capped
+
+Reads = Literal["both", "window", "past"]
+"""What a query reads: both parts; its window and the sinks alone; or the linear part alone."""
+
+
+class Sinks(NamedTuple):
+    """First tokens of each block's sequence, S of them."""
+
+    k: Tensor
+    """(R, n or 1, S, H, K)."""
+    v: Tensor
+    """(R, n or 1, S, H, V)."""
+    held: Tensor
+    """Whether there is such a token, (R, n or 1, S)."""
 
 
 class WindowFactor(FullPrecision):
@@ -70,6 +90,9 @@ class HybridAttention(SoftmaxAttention):
         self.query_map = feature_map(self.options, self.heads, self.head_dim)
         self.key_map = feature_map(self.options, self.heads, self.head_dim)
         self.factor = WindowFactor(self.heads, self.options.window_factor)
+        self.reads: Reads = "both"
+        self.dropped = False
+        """Read the past alone while training: window dropout."""
 
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
@@ -95,6 +118,11 @@ class HybridAttention(SoftmaxAttention):
         window = self.options.window
         blocks = tiles.make_blocks(span, batch, length, window)
         ring = state or {"k": None, "v": None}
+        first: LayerState = {}
+        if count := self.options.sink_tokens:
+            for name, new in (("sink_k", k), ("sink_v", v)):
+                old = None if state is None else state[name]
+                first[name] = tiles.first_tokens(new, count, span, blocks, old)
         q = tiles.lay_out(q, blocks)  # (R, n, w, H, K)
         k = tiles.lay_out(k, blocks, ring["k"])  # (R, n, w, G, K)
         v = tiles.lay_out(v, blocks, ring["v"])
@@ -102,14 +130,21 @@ class HybridAttention(SoftmaxAttention):
         keys, values = repeat_heads(k, self.heads), repeat_heads(v * held, self.heads)
         values = torch.cat((values, held.expand(*values.shape[:-1], 1)), -1)  # [v, 1]
         q_map, k_map = self.query_map(q), self.key_map(keys)  # (R, n, w, H, F)
+        sinks = None
+        if count:
+            k_map = k_map * (blocks.position >= count)[..., None, None]
+            own = [tiles.of_blocks(repeat_heads(x, self.heads), blocks) for x in first.values()]
+            there = torch.arange(count, device=q.device) < blocks.end[:, None]  # (N, S)
+            sinks = Sinks(own[0], own[1], tiles.of_blocks(there, blocks))
         initial = None
         if state is not None:
             assert span.offset is not None
             initial = _settle(state, span.offset, window)
         far = far_states(k_map, values, initial, blocks)  # (R, n, H, F, K + 1)
         out = hybrid_attention(
-            q, keys, values, q_map, k_map, far, self.factor(), blocks.preceded, self.options
-        )
+            q, keys, values, q_map, k_map, far, sinks, self.factor(), blocks, self.options,
+            "past" if self.dropped and self.training else self.reads,
+        )  # fmt: skip
         out = tiles.collect(out, blocks, length)
         if not span.keep_state:
             return out, {}
@@ -117,6 +152,7 @@ class HybridAttention(SoftmaxAttention):
             **_final_states(k_map, values, far, blocks),
             "k": tiles.new_ring(k, blocks),
             "v": tiles.new_ring(v, blocks),
+            **first,
         }
 
     def step(
@@ -135,7 +171,7 @@ class HybridAttention(SoftmaxAttention):
             name: repeat_heads(cache[rows, leaving], self.heads) for name, cache in ring.items()
         }
         features = self.key_map(left["k"].to(q.dtype)).to(wide)  # (B, H, F)
-        features = features * (positions >= window)[:, None, None]
+        features = features * (positions >= window + self.options.sink_tokens)[:, None, None]
         pending = (
             pending + features[..., None] * F.pad(left["v"].to(wide), (0, 1), value=1)[..., None, :]
         )
@@ -146,18 +182,30 @@ class HybridAttention(SoftmaxAttention):
         held = tiles.ring_positions(positions, window)  # (B, 2w)
         oldest = (positions // window - 1) * window if terraced else positions - window + 1
         visible = held >= oldest.clamp(min=0)[:, None]
+        keys, values = ring["k"], ring["v"]
+        first: LayerState = {}
+        if count := self.options.sink_tokens:
+            index = torch.arange(count, device=x.device)
+            now = (index == positions[:, None])[..., None, None]
+            for name, new in (("sink_k", k), ("sink_v", v)):
+                first[name] = torch.where(now, new[:, None].to(state[name].dtype), state[name])
+            keys = torch.cat((first["sink_k"], keys), 1)
+            values = torch.cat((first["sink_v"], values), 1)
+            visible = torch.cat((index < oldest[:, None], visible), 1)
         groups = q.unflatten(1, (self.kv_heads, -1))  # (B, G, H / G, K)
-        scores = torch.einsum("bgak,bsgk->bgas", groups, ring["k"].to(q.dtype)).flatten(1, 2)
-        near = _near_weights(scores, visible[:, None], self.factor()[:, None], q.shape[-1], wide)
+        scores = torch.einsum("bgak,bsgk->bgas", groups, keys.to(q.dtype)).flatten(1, 2)
+        scores = self.capped(scores.to(wide) * q.shape[-1] ** -0.5)
+        near = _near_weights(scores, visible[:, None], self.factor()[:, None])
+        near = near * (self.reads != "past")
         weights = near.to(v.dtype).unflatten(1, (self.kv_heads, -1))
-        sums = torch.einsum("bgas,bsgv->bgav", weights, ring["v"].to(v.dtype)).flatten(1, 2)
+        sums = torch.einsum("bgas,bsgv->bgav", weights, values.to(v.dtype)).flatten(1, 2)
         far = torch.einsum(
             "bhf,bhfv->bhv", self.query_map(q).to(wide), kv if terraced else kv + pending
         )
-        far = far * _far_factor(self.factor(), self.options)[:, None]
-        total = far[..., :-1] + sums.to(wide)
-        out = total / (far[..., -1:] + near.sum(-1, keepdim=True))
-        return self.out(out.to(v.dtype).flatten(1)), {"kv": kv, "pending": pending, **ring}
+        far = far * _far_factor(self.factor(), self.options)[:, None] * (self.reads != "window")
+        out = _divide(far[..., :-1] + sums.to(wide), far[..., -1:] + near.sum(-1, keepdim=True))
+        after = {"kv": kv, "pending": pending, **ring, **first}
+        return self.out(out.to(v.dtype).flatten(1)), after
 
     def compare(self, x: Tensor, span: Span, shared: Shared) -> tuple[Tensor, ...]:
         """Teacher and student on the same projections, for attention transfer.
@@ -181,11 +229,14 @@ class HybridAttention(SoftmaxAttention):
         features = self.options.features(self.head_dim)
         shape = (batch_size, self.heads, features, self.head_dim + 1)
         cache = (batch_size, 2 * self.options.window, self.kv_heads, self.head_dim)
+        count = self.options.sink_tokens
+        names = {"k": cache, "v": cache}
+        if count:
+            names |= dict.fromkeys(("sink_k", "sink_v"), (batch_size, count, *cache[2:]))
         return {
             "kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype)),
             "pending": torch.zeros(shape, device=device, dtype=angle_dtype(dtype)),
-            "k": torch.zeros(cache, device=device, dtype=dtype),
-            "v": torch.zeros(cache, device=device, dtype=dtype),
+            **{n: torch.zeros(size, device=device, dtype=dtype) for n, size in names.items()},
         }
 
 
@@ -196,9 +247,11 @@ def hybrid_attention(
     q_map: Tensor,
     k_map: Tensor,
     far: Tensor,
+    sinks: Sinks | None,
     factor: Tensor,
-    preceded: Tensor,
+    blocks: Blocks,
     options: LoLCATs,
+    reads: Reads = "both",
 ) -> Tensor:
     """The module's formula on blocks.
 
@@ -207,14 +260,16 @@ def hybrid_attention(
         values: [v, 1], and 0 where a slot is empty, (R, n, w, H, V + 1).
         q_map, k_map: features, (R, n, w, H, F).
         far: `far_states`, (R, n, H, F, V + 1).
+        sinks: first tokens; their features in k_map are 0.
         factor: on the softmax part, (H,).
-        preceded: whether the block before is the same sequence's, (R or 1, n).
+        blocks: where the tokens are.
         options: arrangement and weighting.
+        reads: both parts, or one. What nothing is read for is 0.
 
     Returns:
         (R, n, w, H, V).
     """
-    window, wide = q.shape[2], far.dtype
+    window, wide, preceded = q.shape[2], far.dtype, blocks.preceded
     index = torch.arange(window, device=q.device)
     own = index <= index[:, None]  # (w, w): key j is not after query i
     earlier = torch.ones_like(own) if options.arrangement == "terraced" else ~own
@@ -222,8 +277,21 @@ def hybrid_attention(
     visible = torch.cat((earlier, own.expand(earlier.shape)), -1)[:, :, None]
     both = torch.cat((tiles.before(k), k), 2)  # (R, n, 2w, H, K)
     scores = torch.einsum("rnihk,rnjhk->rnhij", q, both)
-    near = _near_weights(scores, visible, factor[:, None, None], q.shape[-1], wide)
     v = torch.cat((tiles.before(values), values), 2)[..., :-1]
+    if sinks is not None:
+        where, count = blocks.position[..., None], sinks.k.shape[2]
+        terraced = options.arrangement == "terraced"
+        oldest = (where // window - 1) * window if terraced else where - window + 1
+        outside = torch.arange(count, device=q.device) < oldest  # (R or 1, n, w, S)
+        outside = (outside & sinks.held[:, :, None])[:, :, None]  # (R, n, 1, w, S)
+        visible = torch.cat((outside, visible.expand(len(outside), -1, -1, -1, -1)), -1)
+        beside = torch.einsum("rnihk,rnjhk->rnhij", q, sinks.k.expand(-1, q.shape[1], -1, -1, -1))
+        scores = torch.cat((beside, scores), -1)
+        v = torch.cat((sinks.v.expand(-1, q.shape[1], -1, -1, -1), v), 2)
+    scores = capped(scores.to(wide) * q.shape[-1] ** -0.5, options.llama.score_cap)
+    near = _near_weights(scores, visible, factor[:, None, None])
+    if reads == "past":
+        near = torch.zeros_like(near)
     sums = torch.einsum("rnhij,rnjhv->rnihv", near.to(v.dtype), v)
     weight = _far_factor(factor, options)[:, None]  # (H, 1)
     linear = _in_full("rnihf,rnhfv->rnihv", q_map, far)
@@ -234,10 +302,14 @@ def hybrid_attention(
         linear = linear + _in_full(
             "rnhij,rnjhv->rnihv", products * beyond, tiles.before(values).to(wide)
         )
-    linear = linear * weight
-    total = linear[..., :-1] + sums.to(wide)
+    linear = linear * (torch.zeros_like(weight) if reads == "window" else weight)
     mass = linear[..., -1:] + near.sum(-1).transpose(2, 3)[..., None]
-    return (total / mass).to(q.dtype)
+    return _divide(linear[..., :-1] + sums.to(wide), mass).to(q.dtype)
+
+
+def _divide(total: Tensor, mass: Tensor) -> Tensor:
+    """total / mass; 0 where there is no mass, which happens where one part alone is read."""
+    return total / mass.masked_fill(mass == 0, 1)
 
 
 def far_states(k_map: Tensor, values: Tensor, initial: Tensor | None, blocks: Blocks) -> Tensor:
@@ -272,12 +344,10 @@ def _final_states(k_map: Tensor, values: Tensor, far: Tensor, blocks: Blocks) ->
     return {"kv": far[blocks.row, last], "pending": pending}
 
 
-def _near_weights(
-    scores: Tensor, visible: Tensor, factor: Tensor, head_dim: int, wide: torch.dtype
-) -> Tensor:
-    """factor exp(score / sqrt(K) - row's largest), 0 where not visible."""
-    scores = (scores.to(wide) * head_dim**-0.5).masked_fill(~visible, -torch.inf)
-    return factor.to(wide) * (scores - scores.amax(-1, keepdim=True)).exp()
+def _near_weights(scores: Tensor, visible: Tensor, factor: Tensor) -> Tensor:
+    """factor exp(score - row's largest), 0 where not visible."""
+    scores = scores.masked_fill(~visible, -torch.inf)
+    return factor.to(scores.dtype) * (scores - scores.amax(-1, keepdim=True)).exp()
 
 
 def _far_factor(factor: Tensor, options: LoLCATs) -> Tensor:
@@ -288,9 +358,3 @@ def _in_full(equation: str, x: Tensor, y: Tensor) -> Tensor:
     """A product in y's dtype (float32 or wider), also under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return torch.einsum(equation, x.to(y.dtype), y)
-
-
-def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `softmax_layers` keeps it."""
-    kept = layer in config.softmax_layers
-    return SoftmaxAttention(config, layer) if kept else HybridAttention(config, layer)

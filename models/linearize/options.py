@@ -17,10 +17,10 @@ from models.architectures.llama import LlamaBased, LlamaOptions
 from models.config import ModelConfig
 from models.errors import ConfigError
 
-FeatureMapName = Literal["supra", "t2r", "hedgehog", "relu", "elu", "taylor", "identity"]
+FeatureMapName = Literal["supra", "t2r", "hedgehog", "relu", "elu", "taylor", "identity", "none"]
 SIZED = ("t2r", "hedgehog")
 """Feature maps whose learned matrix may have any number of columns."""
-POSITIVE = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor")
+POSITIVE = ("supra", "t2r", "hedgehog", "relu", "elu", "taylor", "none")
 """Feature maps whose products q.k are never negative, as a denominator needs."""
 
 
@@ -56,8 +56,8 @@ class Linearized(LlamaBased):
                 f"{model.layers - 1}."
             )
 
-    def with_softmax(self, layers: int) -> tuple[int, ...]:
-        return self.softmax_layers
+    def instead(self, layer: int) -> tuple[str, Options] | None:
+        return ("llama", self.llama) if layer in self.softmax_layers else None
 
     def columns(self, head_dim: int) -> int:
         """Columns of the learned matrix of `t2r` and `hedgehog`."""
@@ -70,6 +70,7 @@ class Linearized(LlamaBased):
             "t2r": lambda: self.columns(head_dim),
             "hedgehog": lambda: 2 * self.columns(head_dim),
             "taylor": lambda: 1 + head_dim + head_dim**2,
+            "none": lambda: 0,
         }
         return special.get(self.feature_map, lambda: head_dim)()
 
@@ -107,8 +108,8 @@ def linearized_config(config: ModelConfig, options: Linearized) -> ModelConfig:
     if not isinstance(config.options, LlamaOptions):
         what = "is linearized already" if linearized(config) else "has no softmax attention"
         raise ConfigError(
-            f"model.arch={config.arch!r} {what}; only llama (and Llama, Mistral and Qwen2 "
-            "checkpoints, which are imported as llama) can be linearized."
+            f"model.arch={config.arch!r} {what}; only llama (and imported checkpoints "
+            "of its relatives, such as Qwen3 or Gemma 3) can be linearized."
         )
     arch = next(name for name in BUILT_IN if find(name).options is type(options))
     return config.replace(arch=arch, options=replace(options, llama=config.options))

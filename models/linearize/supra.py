@@ -5,10 +5,10 @@
 
 The projections of the transformer stay. New are the feature map phi, relu(W x + b) with one matrix
 over the channels of all query heads, shared by keys (under grouped-query attention the keys have a
-smaller one of their own), a decay per head (ALiBi-like with a layer factor, as in TNL; RetNet's;
-or none) and, in the place of softmax's denominator, a norm over each head's channels without
-weights: GroupNorm with a group a head, and PyTorch's eps for it. The rotary encoding R comes after
-phi.
+smaller one of their own), a decay per head (ALiBi's slopes, the same in every layer; those of TNL,
+with a layer factor; RetNet's; or none) and, in the place of softmax's denominator, a norm over each
+head's channels without weights: GroupNorm with a group a head, and PyTorch's eps for it. The rotary
+encoding R comes after phi.
 
 Data flow: 1. one product gives q, k, v; 2. feature map; 3. rotation; 4. `linear_attention` with the
 decay of the head; 5. norm and output projection.
@@ -56,7 +56,7 @@ class SupraAttention(SoftmaxAttention):
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
         q = self.feature_map(q) * self.head_dim**-0.5
         k = (self.key_feature_map or self.feature_map)(k)
-        q, k = rotate(torch.cat((q, k), 2), *shared).split((self.heads, self.kv_heads), dim=2)
+        q, k = rotate(torch.cat((q, k), 2), *shared[:2]).split((self.heads, self.kv_heads), dim=2)
         return q, repeat_heads(k, self.heads), repeat_heads(v, self.heads)
 
     def _output(self, o: Tensor) -> Tensor:
@@ -86,9 +86,3 @@ class SupraAttention(SoftmaxAttention):
     ) -> LayerState:
         shape = (batch_size, self.heads, self.head_dim, self.head_dim)
         return {"kv": torch.zeros(shape, device=device, dtype=angle_dtype(dtype))}
-
-
-def mixer(config: ModelConfig, layer: int) -> TokenMixer:
-    """The layer's attention: softmax where `softmax_layers` keeps it."""
-    kept = layer in config.softmax_layers
-    return SoftmaxAttention(config, layer) if kept else SupraAttention(config, layer)

@@ -1,6 +1,7 @@
 """Attention transfer, the first stage of LoLCATs (arXiv 2410.10254, section 3.1).
 
     loss_l = 1000 mean (Y_softmax - Y_hybrid)^2  (+ factor x cross-entropy of attention weights)
+                                                 (+ factor x `far_error`)
 
 for every layer l, over the outputs of all heads before the output projection. Only feature maps and
 window factors learn. One pass and one set of weights serve teacher and student:
@@ -99,6 +100,7 @@ def layer_losses(
     *,
     mse: float = MSE_FACTOR,
     cross_entropy: float = 0.0,
+    far: float = 0.0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Loss of each linearized layer, in order: (layer, scalar in float32 or wider).
 
@@ -109,6 +111,7 @@ def layer_losses(
         mse: factor of the mean squared error of the outputs.
         cross_entropy: factor of the cross-entropy of the student's attention weights against the
             teacher's, mean over queries and heads. Not 0: takes T x T memory.
+        far: factor of `far_error`. Not 0: takes T x T memory.
 
     Raises:
         ConfigError: as `hybrid_layers`.
@@ -118,7 +121,9 @@ def layer_losses(
     with torch.no_grad():
         x, shared, _ = model.stem(model.embedding(tokens), span, None)
     blocks = cast(list[Block], list(model.blocks))
-    yield from block_losses(blocks, 0, x, span, shared, mse=mse, cross_entropy=cross_entropy)
+    yield from block_losses(
+        blocks, 0, x, span, shared, mse=mse, cross_entropy=cross_entropy, far=far
+    )
 
 
 def block_losses(
@@ -130,6 +135,7 @@ def block_losses(
     *,
     mse: float = MSE_FACTOR,
     cross_entropy: float = 0.0,
+    far: float = 0.0,
 ) -> Iterator[tuple[int, Tensor]]:
     """As `layer_losses`, for some blocks in a row.
 
@@ -139,7 +145,7 @@ def block_losses(
         x: (B, T, d), the teacher's hidden states before it.
         span: positions and packing.
         shared: from the model's stem, for all layers.
-        mse, cross_entropy: as in `layer_losses`.
+        mse, cross_entropy, far: as in `layer_losses`.
     """
     for layer, block in enumerate(blocks, first):
         mixer = block.mixer
@@ -157,14 +163,15 @@ def block_losses(
             entropy = -(theirs * mine.clamp(min=1e-12).log()).sum(-1).mean()
             loss = loss + cross_entropy * entropy
             del mine, theirs, entropy
+        if far:
+            loss = loss + far * far_error(mixer, normed, span, shared[layer])
         del q, k, normed, student
         yield layer, loss
         # The caller is done with this layer's graph: nothing of it is kept meanwhile.
         del loss
         if layer + 1 < first + len(blocks):
             with torch.no_grad():
-                x = x + mixer.out(teacher.flatten(-2))
-                x = x + block.channel(block.channel_norm(x))
+                x = block.finish(x, mixer.out(teacher.flatten(-2)))
 
 
 def attention_transfer_loss(
@@ -174,12 +181,13 @@ def attention_transfer_loss(
     *,
     mse: float = MSE_FACTOR,
     cross_entropy: float = 0.0,
+    far: float = 0.0,
 ) -> Tensor:
     """Losses of all linearized layers, (layers,); the published objective is their mean.
 
     Args: as `layer_losses`.
     """
-    losses = layer_losses(model, tokens, cu_seqlens, mse=mse, cross_entropy=cross_entropy)
+    losses = layer_losses(model, tokens, cu_seqlens, mse=mse, cross_entropy=cross_entropy, far=far)
     return torch.stack([loss for _, loss in losses])
 
 
@@ -193,20 +201,13 @@ def attention_weights(
         q, k: rotated, (B, T, heads or key-value heads, K).
         span: positions and packing, without a state.
     """
-    options, positions = mixer.options, span.positions[0]
+    options = mixer.options
     with torch.no_grad():
         theirs = softmax_weights(mixer, q, k, span)
     k = repeat_heads(k, mixer.heads)
     scores = torch.einsum("bihk,bjhk->bhij", q, k) * mixer.head_dim**-0.5
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    seen = positions <= positions[:, None]  # (T, T): key j is not after query i
-    if span.sequence is not None:
-        seen = seen & (span.sequence == span.sequence[:, None])
-    if options.arrangement == "terraced":
-        oldest = (positions // options.window - 1) * options.window
-    else:
-        oldest = positions - options.window + 1
-    near = seen & (positions >= oldest[:, None])
+    scores = mixer.capped(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+    seen, near = visible_keys(mixer, span)
     factor = mixer.factor()[:, None, None].to(scores.dtype)
     scores = scores.masked_fill(~near, -torch.inf)
     weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
@@ -216,6 +217,49 @@ def attention_weights(
     return weights / weights.sum(-1, keepdim=True), theirs
 
 
+def visible_keys(mixer: HybridAttention, span: Span) -> tuple[Tensor, Tensor]:
+    """Which keys a query sees at all, and by softmax (window and sinks), both (T, T)."""
+    options, positions = mixer.options, span.positions[0]
+    seen = positions <= positions[:, None]  # key j is not after query i
+    if span.sequence is not None:
+        seen = seen & (span.sequence == span.sequence[:, None])
+    if options.arrangement == "terraced":
+        oldest = (positions // options.window - 1) * options.window
+    else:
+        oldest = positions - options.window + 1
+    return seen, seen & ((positions >= oldest[:, None]) | (positions < options.sink_tokens))
+
+
+def far_error(mixer: HybridAttention, x: Tensor, span: Span, shared: Shared) -> Tensor:
+    """Squared error of the linear part alone against the teacher's attention to the keys that the
+    student does not see by softmax; mean over the queries that have such keys, a scalar.
+
+    Args:
+        mixer: linearized layer.
+        x: (B, T, d), normed.
+        span: positions and packing, without a state.
+        shared: from the model's stem, for this layer.
+    """
+    with torch.no_grad():
+        q, k, v = mixer._project(x, shared)
+        seen, near = visible_keys(mixer, span)
+        beyond = seen & ~near  # (T, T)
+        some = beyond.any(-1)  # (T,)
+        scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
+        scores = mixer.capped(scores)
+        weights = scores.masked_fill(~(beyond | ~some[:, None]), -torch.inf).softmax(-1)
+        target = torch.einsum("bhij,bjhv->bihv", weights.to(v.dtype), repeat_heads(v, mixer.heads))
+    before, mixer.reads = mixer.reads, "past"
+    try:
+        student, _ = mixer.attend(q, k, v, span)
+    finally:
+        mixer.reads = before
+    wide = torch.promote_types(student.dtype, torch.float32)
+    error = (student.to(wide) - target.to(wide)).square() * some[:, None, None]
+    return error.mean() * len(some) / some.sum().clamp(min=1)
+
+
 def softmax_weights(mixer: SoftmaxAttention, q: Tensor, k: Tensor, span: Span) -> Tensor:
     """Attention weights of softmax attention, (B, H, T, T), float32 or wider.
 
@@ -223,4 +267,5 @@ def softmax_weights(mixer: SoftmaxAttention, q: Tensor, k: Tensor, span: Span) -
     """
     scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5
+    scores = mixer.capped(scores)
     return scores.masked_fill(~call_mask(span, mixer.window), -torch.inf).softmax(-1)

@@ -1,4 +1,4 @@
-"""`linscale data prepare` and `linscale data verify`: the tokens that runs are trained on."""
+"""`linscale data prepare`, `verify`, `list` and `prune`: the tokens that runs are trained on."""
 
 from __future__ import annotations
 
@@ -111,3 +111,60 @@ def verify(
                 console.print(f"{found.folder}: {what}", style="red", highlight=False)
     if any(found.state == "damaged" for found in checks):
         raise typer.Exit(1)
+
+
+@app.command("list", epilog="Example: linscale data list")
+def show(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Show the prepared corpora of the data cache: what they hold, their size, and orphans.
+
+    An orphan was made from content that its files no longer have: a later one of the same settings
+    is there. `linscale data prune` removes those.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from scaling.data.integrity import listing
+    from scaling.data.settings import default_cache
+
+    found = listing(default_cache())
+    if as_json:
+        typer.echo(json.dumps([one.to_json() for one in found], indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("prepared corpus", "state", "tokens", "MiB"):
+        table.add_column(
+            title, justify="left" if title in ("prepared corpus", "state") else "right"
+        )
+    for one in found:
+        state = "orphan" if one.orphan else one.state
+        table.add_row(Text(one.folder), state, f"{one.tokens:,}", f"{one.size / 2**20:,.1f}")
+    Console().print(table)
+
+
+@app.command("prune", epilog="Example: linscale data prune --dry-run")
+def remove(
+    folders: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of prepared corpora, as `linscale data list` shows them."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove prepared corpora: those that are named, or without names all orphans.
+
+    They can be made anew from their corpora. Runs that are training on one must not be pruned.
+    """
+    from scaling.data.integrity import listing, prune
+    from scaling.data.settings import default_cache
+
+    found = {one.folder: one for one in listing(default_cache())}
+    chosen = folders or [one.folder for one in found.values() if one.orphan]
+    for name in chosen:
+        if not dry_run:
+            prune(default_cache(), [name])
+        size = found[name].size / 2**20 if name in found else 0.0
+        typer.echo(f"{name}: {'would be ' if dry_run else ''}removed ({size:,.1f} MiB)")
+    if not chosen:
+        typer.echo("no orphans")

@@ -20,6 +20,7 @@ from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
 from models.linearize.options import Linearized, linearized, linearized_config
+from models.linearize.recovery import WINDOW, zero_of
 from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 
@@ -76,13 +77,16 @@ def linearize(
     keep_softmax: Annotated[
         str, typer.Option(help="Layers that keep their softmax, such as 0,15.")
     ] = "",
-    keep_costliest: Annotated[
-        int | None,
-        typer.Option(
-            help="LoLCATs: how many layers keep their softmax, those whose loss without it is "
-            "largest after attention transfer; a run of its own measures that first."
-        ),
+    keep: Annotated[
+        int | None, typer.Option(help="How many layers keep their softmax; --keep-by says which.")
     ] = None,
+    keep_by: Annotated[
+        str,
+        typer.Option(
+            help="cost: whose loss rises most without it; kl: whose outputs change most (both "
+            "LoLCATs, measured first by a run of attention transfer); position: evenly spread."
+        ),
+    ] = "cost",
     tasks: Annotated[
         str, typer.Option(help="Tasks of linscale evaluate for teacher and result, with commas.")
     ] = "",
@@ -92,6 +96,10 @@ def linearize(
     limit: Annotated[
         int | None, typer.Option(help="With --tasks: first so many questions.")
     ] = None,
+    no_controls: Annotated[
+        bool,
+        typer.Option(help="Do not train teacher and window as the student is trained, to compare."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seeds new weights and data order.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
@@ -107,8 +115,10 @@ def linearize(
     fit_sequences. The same command goes on with a run that was stopped.
     """
     from scaling.config.experiment import Experiment
-    from scaling.linearization.kept_layers import keep_costliest_layers
+    from scaling.linearization.controls import run_controls
+    from scaling.linearization.kept_layers import keep_layers
     from scaling.linearization.tasks_beside import before_and_after, request
+    from scaling.linearization.teacher import teacher_config
     from scaling.sweep.launch import launch
 
     options: dict[str, Any] = {
@@ -132,11 +142,13 @@ def linearize(
     transfer = [] if transfer_tokens is None else [f"linearize.transfer_tokens={transfer_tokens}"]
     config = config.override([*transfer, *(overrides or [])])
     command = f"linscale linearize {model} --method {method}"
-    if keep_costliest is not None:
-        config = keep_costliest_layers(config, out, keep_costliest, command)
+    if keep is not None:
+        config = keep_layers(config, out, keep, keep_by, command)
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
+    if not no_controls and linearized(teacher_config(config.linearize.teacher)) is None:
+        run_controls(config, out, command)
     results = []
     if asked is not None:
         say = functools.partial(typer.echo, err=True)
@@ -181,9 +193,11 @@ def _config(
     from scaling.linearization import recipes
     from scaling.linearization.teacher import teacher_config
 
-    methods = (*recipes.METHODS, *STARTED)
-    if method not in methods:
-        raise ConfigError(f"method={method!r}: choose one of {', '.join(methods)}.")
+    if method not in (*recipes.METHODS, *STARTED) and not _is_started(method):
+        raise ConfigError(
+            f"method={method!r}: choose one of {', '.join((*recipes.METHODS, *STARTED))}, or your "
+            "own architecture that starts from attention weights."
+        )
     theirs = teacher_config(teacher)
     student = _student(theirs, method, options, no_decay)
     data = _override_data(_data(teacher, method, corpus), overrides)
@@ -209,7 +223,7 @@ def _student(
                 f"{teacher.arch}, without options of the attention."
             )
         return teacher
-    if method in STARTED:
+    if _is_started(method):
         from models.linearize.initialise import gated_config
 
         if options:
@@ -223,11 +237,19 @@ def _student(
     return linearized_config(teacher, part(**options, **slopes))
 
 
+def _is_started(method: str) -> bool:
+    """Whether a method is a linear model that starts from attention weights."""
+    try:
+        return find(method).starts_from == "attention"
+    except ConfigError:
+        return False
+
+
 def _data(teacher: str, method: str, corpus: str | None) -> DataConfig:
     """The teacher's text and shape of a batch, or the published shape for a foreign model."""
     from scaling.config.run import DataConfig
     from scaling.linearization import recipes
-    from scaling.record.checkpoints import load_model
+    from scaling.record.load_model import load_model
     from scaling.record.pretrained import find_checkpoint
 
     checkpoint = find_checkpoint(teacher)
@@ -288,33 +310,60 @@ def _show(run_dir: Path, results: list[dict[str, Any]], as_json: bool) -> None:
     """What is trained, and losses and tasks before and after, to standard output."""
     from rich.console import Console
 
-    from scaling.linearization.linearization_record import describe, losses, read
+    from scaling.linearization.linearization_record import cost, describe, losses, read
+    from scaling.record.head import read_head
 
     content = read(run_dir)
-    rows = losses(run_dir)
+    rows, spent = losses(run_dir), cost(run_dir)
     if as_json:
-        shown = {"run": str(run_dir), **content, "losses": rows, "tasks": results}
+        shown = {"run": str(run_dir), **content, "losses": rows, "cost": spent, "tasks": results}
         typer.echo(json.dumps(shown, indent=1))
         return
     console = Console(highlight=False)
     for line in describe(content):
         console.print(line, soft_wrap=True)
-    console.print(_table(run_dir, rows))
+    console.print(
+        f"cost: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, "
+        f"{spent['device_hours']:.3g} device hours",
+        soft_wrap=True,
+    )
+    console.print(_table(run_dir, rows, zero_of(read_head(run_dir).run_config().model.arch)))
     if results:
         console.print(_tasks_table(results))
+        for line in _truncated(results):
+            console.print(line, soft_wrap=True)
 
 
-def _table(run_dir: Path, rows: list[dict[str, Any]]) -> Table:
+def _table(run_dir: Path, rows: list[dict[str, Any]], zero: str) -> Table:
+    """Losses and shares: of a method with a window, beyond that is the headline."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(title=str(run_dir), title_justify="left", box=SIMPLE_HEAD)
-    for title in ("", "tokens", "validation loss", "of the gap recovered"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    for row in rows:
-        recovered = "" if row["recovered"] is None else f"{row['recovered']:.1%}"
-        table.add_row(row["what"], f"{row['tokens']:,}", f"{row['loss']:.4f}", recovered)
+    shares = {"of surgery's gap": "of_surgery"}
+    if zero == WINDOW:
+        shares = {"recovered beyond window": "recovered", **shares}
+    cells = [
+        (
+            row["what"],
+            f"{row['tokens']:,}" if row["tokens"] else "",
+            "" if row["state_bytes"] is None else f"{row['state_bytes']:,}",
+            f"{row['loss']:.4f}",
+            *(_percent(row[name]) for name in shares.values()),
+        )
+        for row in rows
+    ]
+    titles = ("", "tokens", "state bytes", "loss", *shares)
+    for title, column in zip(titles, zip(*cells, strict=True), strict=True):
+        widest = max(map(len, column))
+        table.add_column(title, justify="right" if title else "left", min_width=widest)
+    for row in cells:
+        table.add_row(*row)
     return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _tasks_table(lines: list[dict[str, Any]]) -> Table:
@@ -334,6 +383,19 @@ def _tasks_table(lines: list[dict[str, Any]]) -> Table:
     for (task, metric), row in cells.items():
         table.add_row(task, metric, *(row.get(column, "") for column in columns))
     return table
+
+
+def _truncated(lines: list[dict[str, Any]]) -> list[str]:
+    """How many prompts of each task lost their beginning, of teacher and student."""
+    counts: dict[tuple[str, str], int] = {}
+    for line in lines:
+        if "truncated" in line:
+            counts[line["task"], _column(line)] = line["truncated"]
+    return [
+        f"{task}, {column}: {count:,} prompts lost their beginning"
+        for (task, column), count in counts.items()
+        if count
+    ]
 
 
 def _column(line: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.fit import app as analysis_app
+from analysis.cli.commands import app as analysis_app
 from analysis.cli.forecast import forecast_app
 from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
@@ -25,10 +25,13 @@ from scaling.cli.blockwise import show_plan
 from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
+from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
+from scaling.cli.log_to import app as log_to_app
 from scaling.cli.options import AsJson, File, GpusPerNode, HyperLaw, Only, Out, Overrides, Toy
 from scaling.cli.run import app as run_app
 from scaling.cli.tune import app as tune_app
+from scaling.cli.verify import app as verify_app
 from scaling.system.words import duration, si, size, wall
 
 if TYPE_CHECKING:
@@ -71,11 +74,14 @@ app = typer.Typer(
 )
 app.add_typer(run_app)
 app.add_typer(analysis_app)
+app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app)
+app.add_typer(verify_app)
+app.add_typer(log_to_app)
 app.add_typer(evaluation_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)

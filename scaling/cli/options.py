@@ -27,7 +27,8 @@ HyperLaw = Annotated[
     typer.Option(
         "--law",
         help="Learning rate and batch of every run: constant (as the file has them), deepseek or "
-        "step. Overrides have the last word.",
+        "step (which does not come out of its authors' table: sweep around it). Overrides have the "
+        "last word.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

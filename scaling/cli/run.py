@@ -59,6 +59,12 @@ def run(
         typer.Option("--dry-run", help="SLURM: print resources and scripts; submit nothing."),
     ] = False,
     law: HyperLaw = "constant",
+    in_order: Annotated[
+        bool,
+        typer.Option("--in-order", help="Begin runs in the order of the file, so that what is "
+                     "finished is of use at any time; otherwise the longest first, which ends "
+                     "soonest."),
+    ] = False,
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
@@ -102,6 +108,7 @@ def run(
         jobs=jobs,
         slurm=cluster,
         accept_data_change=accept_data_change,
+        in_order=in_order,
         dry_run=dry_run,
     ):
         raise typer.Exit(1)
@@ -117,16 +124,22 @@ def status(
         Path | None, typer.Option("--html", help="Write a static page to this file.")
     ] = None,
 ) -> None:
-    """Show the state of every run of a sweep, with reasons for those that failed."""
+    """Show the state of every run of a sweep, with reasons for those that failed.
+
+    A live run's latest losses are held against a law of loss over tokens, fitted to the finished
+    runs of its architecture: "off law" is how far they are off, marked where they leave their band.
+    """
     from analysis.io.sweep_files import unpacked
+    from scaling.cli.health import Judge
     from scaling.sweep.status import status_rows, status_table, watch
     from scaling.sweep.status_page import write_page
 
     if live:
-        watch(directory, only=only)
+        watch(directory, only=only, judge=Judge(directory))
         return
     with unpacked(directory) as folder:
         rows: list[dict[str, Any]] = status_rows(folder, only)
+        Judge(folder)(rows)
     if page is not None:
         write_page(directory, rows, page)
         typer.echo(f"wrote {page}")

@@ -16,6 +16,7 @@ import inspect
 import math
 import re
 import sys
+import tokenize
 import traceback
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ from linscale.shipped import experiment_file
 from models.config import ConfigError
 from scaling.config.hyper_laws import Law, apply_law
 from scaling.config.run import RunConfig
+
+CHECKED = 1000
+"""Runs up to which a file is always read twice, to see that it lists the same; larger ones where
+they speak of chance or time."""
+_DRAWS = re.compile(r"\b(random|rng|default_rng|secrets|uuid\d?|urandom|time|datetime)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +77,17 @@ def load_experiment(
     """
     path = experiment_file(path)
     runs = call(path, "runs", toy)
-    text = path.read_text(encoding="utf-8")
+    text = _text(path)
     if not isinstance(runs, list) or not all(isinstance(run, RunConfig) for run in runs):
         raise LinscaleError(f"{path}: runs() must return a list of RunConfig.")
     if not runs:
         raise LinscaleError(f"{path}: runs() returned no run.")
+    if (len(runs) <= CHECKED or _DRAWS.search(text)) and call(path, "runs", toy) != runs:
+        raise LinscaleError(
+            f"{path}: runs() gives other runs each time it is called, so that none could be "
+            "resumed or recognised. Draw random numbers, such as seeds, from a generator with a "
+            "fixed seed, or write them down."
+        )
     configs = [_configured(run, overrides, law, devices) for run in runs]
     repeated = [name for name, count in Counter(run.run_id for run in configs).items() if count > 1]
     if repeated:
@@ -86,6 +98,22 @@ def load_experiment(
     name = f"{path.stem}-toy" if toy else path.stem
     kept = chosen(configs, only, lambda r: fields_of(r.to_json(), run_id=r.run_id, size=r.size))
     return Experiment(name=name, path=path, text=text, runs=kept)
+
+
+def _text(path: Path) -> str:
+    """The source of a file, in the encoding that it declares.
+
+    Raises:
+        LinscaleError: it is in another one.
+    """
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (UnicodeDecodeError, SyntaxError) as error:
+        raise LinscaleError(
+            f"{path}: is not UTF-8 text ({error}); convert it, for example `iconv -f latin1 -t "
+            "utf-8`."
+        ) from error
 
 
 def _configured(run: RunConfig, overrides: list[str], law: Law, devices: int) -> RunConfig:
@@ -127,6 +155,7 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         raise LinscaleError(f"{path}: an experiment is a Python file (.py).")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    _text(path)
     search_also(*folders_of(path))
     try:
         spec.loader.exec_module(module)
@@ -140,15 +169,23 @@ def call(path: Path, function: str, toy: bool = False) -> object:
         return found(toy=True) if toy else found()
     except (LinscaleError, ConfigError):
         raise
+    except SystemExit as error:
+        raise LinscaleError(
+            f"{path}:{_line(error, path)}: sys.exit({error.code!r}) ends the file before its runs "
+            "are listed; leave it out, or put it under `if __name__ == '__main__':`."
+        ) from error
     except Exception as error:
-        where = f"{path}:{getattr(error, 'lineno', '?')}"
-        frames = traceback.extract_tb(error.__traceback__)
-        for frame in frames:
-            if Path(frame.filename) == path:
-                where = f"{path}:{frame.lineno}"
+        where = f"{path}:{_line(error, path)}"
         if isinstance(error, ModuleNotFoundError):
             raise LinscaleError(f"{where}: {_not_found(error, path)}") from error
         raise LinscaleError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _line(error: BaseException, path: Path) -> object:
+    """The last line of a file that an error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    return lines[-1] if lines else getattr(error, "lineno", "?")
 
 
 def _not_found(error: ModuleNotFoundError, path: Path) -> str:

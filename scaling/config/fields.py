@@ -58,7 +58,7 @@ def parse(hint: Any, text: str, path: str) -> Any:
     if origin in (Union, types.UnionType):
         if types.NoneType in args and text.lower() == "none":
             return None
-        (option,) = (a for a in args if a is not types.NoneType)
+        option = next(a for a in args if a is not types.NoneType)  # of several, text is the first
         if part_of(option) is not None:
             fields = ", ".join(f"{path}.{name}" for name in hints_for(option, {}))
             raise ConfigError(f"{path}={text}: is a group of fields; set {fields}, or none.")

@@ -60,6 +60,14 @@ class LinearizeConfig(Part):
     cross_entropy: float = 0.0
     """Attention transfer: factor of the attention weights' cross-entropy beside 1000 x the squared
     error. Published: 0."""
+    far_error: float = field(default=0.0, metadata=LATER)
+    """Attention transfer: factor of the squared error of the linear part alone against the
+    teacher's attention to the keys before the window, which the window cannot stand in for. 0:
+    none. Takes memory of sequence_length^2 a head."""
+    window_dropout: float = field(default=0.0, metadata=LATER)
+    """Probability with which a layer's window is masked in a step of training, so that its linear
+    part must do without: at the start of attention transfer and of what follows, falling linearly
+    to 0 at the end of each. 0: never."""
     lora_rank: int = 0
     """After the aligning stages only low-rank additions of this rank to q, k, v and o learn. 0: all
     weights."""
@@ -88,7 +96,8 @@ class LinearizeConfig(Part):
         self._require("transfer_lr", 0 < self.transfer_lr < float("inf"), "above 0 and finite")
         self._require("lora_rank", self.lora_rank >= 0, "at least 0")
         self._require("lora_alpha", 0 < self.lora_alpha < float("inf"), "above 0 and finite")
-        for name in ("cross_entropy", "temperature", "hard"):
+        self._require("window_dropout", 0 <= self.window_dropout < 1, "at least 0 and below 1")
+        for name in ("cross_entropy", "far_error", "temperature", "hard"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "at least 0")
         self._require("hard", not self.hard or self.temperature > 0, "0 without a temperature")
 
@@ -132,6 +141,12 @@ class LinearizeConfig(Part):
                 f"{model.arch!r}: attention transfer is LoLCATs' first stage; set "
                 "linearize.transfer_tokens=0, or linearize with lolcats."
             )
+        for name in ("far_error", "window_dropout"):
+            if getattr(self, name) and not isinstance(model.options, LoLCATs):
+                raise ConfigError(
+                    f"linearize.{name}={getattr(self, name)} with model.arch={model.arch!r}: it "
+                    f"has no window; set linearize.{name}=0, or linearize with lolcats."
+                )
         wrong = {
             "lora_rank": start == "attention",  # has other projections
             "matrix_tokens": start == "itself",  # has nothing to align

@@ -135,6 +135,9 @@ class BudgetConfig(Part):
     keep_every_tokens: int | None = field(default=None, metadata=LATER)
     """Tokens between resume checkpoints of the trunk that are kept for good. None: those that are
     no longer of use are removed; milestones are kept anyway."""
+    keep_trunk: bool = field(default=True, metadata=LATER)
+    """Whether the trunk's last checkpoint, with optimizer, stays when the run is done, so that a
+    run of the same trunk with a larger budget goes on from it. Not part of the identity."""
 
     _prefix = "budget."
 
@@ -171,13 +174,15 @@ class ParallelConfig(Part):
     sequence: int = 1
     """Devices that share each sequence, consecutive tokens each: sequence parallelism of the linear
     mixers (`models.kernels.parallel`). A batch is shared by the devices over this."""
-    activation_checkpointing: Literal["none", "selective", "block"] = "none"
+    activation_checkpointing: Literal["auto", "none", "selective", "block"] = "none"
     """What is computed again in the backward pass to save memory: nothing; the element-wise
-    operations (products and token mixers are kept); all of a block."""
+    operations (products and token mixers are kept); all of a block. `auto`: what the device's
+    memory allows, and with it the micro-batch, unless `micro_batch_sequences` is given."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: products in bf16; master weights, gradient sums and optimizer in fp32."""
     micro_batch_sequences: int | None = None
-    """Sequences a device processes at once; the rest of the batch is accumulated. None: all."""
+    """Sequences a device processes at once; the rest of the batch is accumulated. None: all, or
+    what `activation_checkpointing=auto` decides."""
     compile: bool = False
     """Compile each block with torch.compile."""
     workers: int = 0

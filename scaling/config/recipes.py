@@ -73,8 +73,7 @@ def paper_recipe(
         ),
         parallel=ParallelConfig(
             precision="bf16",
-            micro_batch_sequences=1,
-            activation_checkpointing="block",
+            activation_checkpointing="auto",
             compile=True,
         ),
     )

@@ -18,6 +18,7 @@ can move. Its content is fingerprinted in the run record.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -25,8 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
-from models import config as model_config
-from models import flat
+from linscale.horizons import whole_steps
+from models import flat, model_json
 from models.config import ConfigError, ModelConfig
 from models.fields import LATER, Part, build, identity, nearest_divisor, unknown_name
 from scaling.config.fields import assign, leaves, parse
@@ -169,10 +170,12 @@ class RunConfig(Part):
         split, length = self.parallel.sequence, self.data.sequence_length
         if split == 1:
             return
-        if not self.model.architecture.splits_sequences:
+        if whole := self.model.whole_sequences:
+            field = "mixers" if self.model.mixers else "arch"
             raise ConfigError(
-                f"parallel.sequence={split} with model.arch={self.model.arch!r}: its architecture "
-                "does not say that sequences can be split (Architecture.splits_sequences); set "
+                f"parallel.sequence={split} with model.{field}={getattr(self.model, field)!r}: "
+                f"{whole[0]} does not say that sequences can be split "
+                "(Architecture.splits_sequences); set "
                 "parallel.sequence=1, and use parallel.activation_checkpointing=block or a smaller "
                 "parallel.micro_batch_sequences to save memory."
             )
@@ -249,20 +252,33 @@ class RunConfig(Part):
         return self.passes(step, self.budget.keep_every_tokens)
 
     def _to_steps(self, tokens: int) -> int:
-        return max(1, (2 * tokens + self.tokens_per_step) // (2 * self.tokens_per_step))
+        return whole_steps(tokens, self.tokens_per_step)
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Name and hash of the fields that change what is learnt."""
-        semantic = identity(self) | {"model": model_config.identity(self.model)}
+        return f"{self.name}-{_digest(self._semantic())}"
+
+    @property
+    def trunk_id(self) -> str | None:
+        """Hash of the fields that change the trunk, which are not the budget and its horizons. Runs
+        of one trunk share its checkpoints (`scaling.record.trunk`). None: the learning rate depends
+        on the budget from the start, or checkpoints are no function of the step."""
+        cosine, rewinds = self.schedule.kind == "cosine", self.divergence.policy == "rewind"
+        if cosine or rewinds or self.linearize.teacher:
+            return None
+        return _digest(self._semantic() | {"budget": {}})
+
+    def _semantic(self) -> dict[str, Any]:
+        semantic = identity(self) | {"model": flat.flatten(self.model)}
         semantic["precision"] = self.parallel.precision
         for label in ("name", "size", "parallel", "loggers"):
             del semantic[label]
+        semantic["budget"].pop("keep_trunk", None)
         if self.divergence.policy != "rewind":  # which goes back to a checkpoint
             for name in ("checkpoint_every_tokens", "keep_every_tokens"):
                 semantic["budget"].pop(name, None)
-        canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
-        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+        return semantic
 
     def to_json(self) -> dict[str, Any]:
         """Every resolved value as plain JSON types."""
@@ -279,7 +295,7 @@ class RunConfig(Part):
         """
         model = values.get("model") if isinstance(values, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if isinstance(model, Mapping):
-            values = {**values, "model": model_config.nested(cast("Mapping[str, Any]", model))}
+            values = {**values, "model": model_json.nested(cast("Mapping[str, Any]", model))}
         return build(cls, values)
 
     def override(self, assignments: Sequence[str]) -> RunConfig:
@@ -297,7 +313,7 @@ class RunConfig(Part):
         values = self.to_json()
         for path, text in given:
             if path == "model.arch" and text != values["model"]["arch"]:
-                values["model"] = model_config.carried(values["model"], text)
+                values["model"] = model_json.carried(values["model"], text)
         known = dotted_names(values)
         groups = {path[:at] for path in known for at, letter in enumerate(path) if letter == "."}
         for path, text in given:
@@ -317,6 +333,11 @@ class RunConfig(Part):
             if rows is not None and values["data"]["tokenizer"] != self.data.tokenizer:
                 values["model"]["vocab_size"] = rows
         return RunConfig.from_json(values)
+
+
+def _digest(semantic: dict[str, Any]) -> str:
+    canonical = json.dumps(semantic, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
 def _split(assignment: str) -> tuple[str, str]:

@@ -7,13 +7,18 @@ read once, with several files at a time.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from linscale.errors import LinscaleError
+from linscale.file_names import find_inside
+from linscale.texts import clean
 from scaling.data.token_store import (
     INDEX,
     TRAINED,
@@ -24,6 +29,7 @@ from scaling.data.token_store import (
     shard_problem,
 )
 from scaling.data.tokenizers import load_json_tokenizer
+from scaling.system.claims import exclusive
 from scaling.system.devices import cores
 
 
@@ -135,3 +141,81 @@ def _block_lists(folder: Path, index: Index) -> list[str]:
         except (ValueError, IndexError, ZeroDivisionError) as error:
             problems.append(f"{path.name} cannot be read ({error})")
     return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What lies in one folder of a cache."""
+
+    folder: str
+    corpus: str
+    tokenizer: str
+    state: str
+    """`complete`, `unfinished` or `damaged`."""
+    tokens: int
+    size: int
+    """Bytes of all its files."""
+    used: float
+    """When it was last opened or written, in seconds of the epoch."""
+    orphan: bool
+    """Whether a complete one of the same settings, made later from other content, is there."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def listing(cache: Path) -> list[Listed]:
+    """The prepared corpora of a cache, by their indexes alone; no shard is read.
+
+    Raises:
+        LinscaleError: there is none.
+    """
+    found = [_listed(folder) for folder in prepared_folders(cache)]
+    newest: dict[str, float] = {}
+    for one, settings in found:
+        if settings and one.state == "complete":
+            newest[settings] = max(one.used, newest.get(settings, 0.0))
+    return [
+        replace(one, orphan=bool(settings) and one.used < newest.get(settings, 0.0))
+        for one, settings in found
+    ]
+
+
+def _listed(folder: Path) -> tuple[Listed, str]:
+    """A folder, and the settings that it was made for, without the content of the corpus."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    used = max((path.stat().st_mtime for path in files), default=0.0)
+    index: Index | None = None
+    with suppress(LinscaleError):
+        index = Index.load(folder)
+    source = index.source if index else {}
+    plain = {k: v for k, v in source.items() if not k.endswith("signature")}
+    one = Listed(
+        folder=folder.name,
+        corpus=clean(str(source.get("corpus", ""))),
+        tokenizer=clean(str(source.get("tokenizer", ""))),
+        state="damaged" if index is None else "complete" if index.complete else "unfinished",
+        tokens=index.train.tokens + index.validation.tokens if index else 0,
+        size=sum(path.stat().st_size for path in files),
+        used=used,
+        orphan=False,
+    )
+    return one, json.dumps(plain, sort_keys=True) if index else ""
+
+
+def prune(cache: Path, folders: list[str]) -> None:
+    """Remove prepared corpora from a cache; one that a process is writing now is waited for.
+
+    Raises:
+        LinscaleError: one is not there.
+    """
+    for name in folders:
+        folder = find_inside(cache, name)
+        if not (folder / INDEX).is_file():
+            raise LinscaleError(
+                f"{folder}: is no prepared corpus; `linscale data list` shows them."
+            )
+        with exclusive(folder / "lock", f"{name}: waiting for the process that writes it"):
+            (folder / INDEX).unlink()  # first, so that what is left of a kill counts as nothing
+            shutil.rmtree(folder)

@@ -7,17 +7,11 @@ What happens there is up to the kind (`scaling.data.corpora`): texts are tokenis
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from scaling.data.corpora.registry import kind_of
 from scaling.data.prepared import PreparedData
-from scaling.data.settings import DataSettings, Work
-
-
-def default_cache() -> Path:
-    """LINSCALE_CACHE, or `data_cache` in the working directory."""
-    return Path(os.environ.get("LINSCALE_CACHE") or "data_cache")
+from scaling.data.settings import DataSettings, Work, default_cache
 
 
 def prepare(

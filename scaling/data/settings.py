@@ -7,6 +7,7 @@ protocol and not against the configuration, because the configuration asks the k
 
 from __future__ import annotations
 
+import os
 from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -63,3 +64,8 @@ class Work:
     """Show a progress bar on standard error."""
     workers: int | None = None
     """Processes that tokenise; None for one on each core where it is worth it."""
+
+
+def default_cache() -> Path:
+    """LINSCALE_CACHE, or `data_cache` in the working directory."""
+    return Path(os.environ.get("LINSCALE_CACHE") or "data_cache")

@@ -18,7 +18,6 @@ do not cross shards, and the fewer than T + 1 tokens at the end of a shard belon
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections import OrderedDict
@@ -34,13 +33,12 @@ from numpy.typing import NDArray
 
 from linscale.errors import LinscaleError
 from linscale.file_names import find_inside
+from linscale.sealed import SEAL, is_whole, sealed
 from scaling.system.files import DiskError, read_json, sha256_of, write_json
 
 FORMAT = 1
 INDEX = "index.json"
 TRAINED = "tokenizer.json"
-SEAL = "sha256"
-"""Field of a JSON file that holds the hash of its others."""
 STAMP = "verified.json"
 STAMP_EVERY = 64
 """Shards after which what was read so far is stamped."""
@@ -113,8 +111,7 @@ class Index:
 
     def save(self, folder: Path) -> None:
         """Replace the folder's index in one step."""
-        values = asdict(self)
-        write_json(folder / INDEX, values | {SEAL: seal(values)})
+        write_json(folder / INDEX, sealed(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> Index | None:
@@ -129,9 +126,9 @@ class Index:
             return None
         except (ValueError, OSError) as error:
             raise damaged(folder, f"{INDEX} cannot be read ({error})") from None
-        sealed = values.pop(SEAL, None) if isinstance(values, dict) else None
-        intact = sealed in (None, seal(values))  # None: written by an earlier version
         try:
+            intact = is_whole(values)
+            values.pop(SEAL, None)
             for split in ("train", "validation"):
                 shards = [Shard(**shard) for shard in values[split].pop("shards")]
                 values[split] = Contents(shards=shards, **values[split])
@@ -253,11 +250,6 @@ class Split:
         return {**self.__dict__, "_maps": OrderedDict()}
 
 
-def seal(values: Any) -> str:
-    """SHA-256 of plain JSON, whatever the order of its keys: kept with it, it tells of a change."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 def read_blocks(path: Path) -> list[int]:
     """A list of validation blocks.
 
@@ -266,11 +258,11 @@ def read_blocks(path: Path) -> list[int]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        sealed = values.pop(SEAL, None)
+        intact = is_whole(values)
         blocks = [int(b) for b in values["blocks"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path.parent, f"{path.name} cannot be read ({error})") from None
-    if sealed not in (None, seal(values)):  # None: written by an earlier version
+    if not intact:
         raise damaged(path.parent, f"{path.name} does not have the content that was written")
     return blocks
 

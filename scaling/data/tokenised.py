@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from linscale.errors import LinscaleError
+from linscale.sealed import sealed
 from scaling.data import remote, tokenizers
 from scaling.data.documents import Documents
 from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
-from scaling.data.token_store import FORMAT, SEAL, Index, Split, damaged, read_blocks, seal
+from scaling.data.token_store import FORMAT, Index, Split, damaged, read_blocks
 from scaling.data.tokenise import ShardWriter
 from scaling.system.claims import exclusive
 from scaling.system.files import DiskError, write_json
@@ -142,7 +143,7 @@ def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:
         content = {"blocks": [i * split.n_blocks // count for i in range(count)]}
         try:
             with exclusive(folder / LOCK):
-                write_json(path, content | {SEAL: seal(content)})
+                write_json(path, sealed(content))
         except DiskError:
             if os.access(folder, os.W_OK):
                 raise

@@ -201,6 +201,7 @@ def _pool(
         Task(config=config, flops=train_flops_per_token(config.model, 1)["total"])
         for config in _on_one_device(configs, request)
     ]
+    tasks.sort(key=lambda task: -task.flops)
     display = EvaluationDisplay(place, tasks, say)
     threads = environments([task.config for task in tasks], jobs)
     Pool(tasks, place, threads, WORK, cast(SweepDisplay, display)).run()

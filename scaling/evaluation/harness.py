@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -222,7 +223,15 @@ def run_task(name: str, subject: Subject) -> list[Measure]:
         count = outcome["n-samples"][task]["effective"] if task in outcome["n-samples"] else 0
         label = "" if len(outcome["results"]) == 1 else f"{task}."
         measures += _measures(values, label, count)
-    return measures
+    if model.truncated:
+        subject.say(
+            f"{subject.pretrained.name}, {name}: {model.truncated:,} prompts lost their beginning; "
+            f"the context is {model.max_length:,} tokens (--max-length)."
+        )
+    return [
+        replace(measure, truncated=model.truncated, context=model.max_length)
+        for measure in measures
+    ]
 
 
 def _measures(values: dict[str, Any], label: str, n: int) -> list[Measure]:

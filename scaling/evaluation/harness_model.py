@@ -34,6 +34,8 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self._pretrained, self._batch_size = pretrained, batch_size
         self.max_length = max_length
+        self.truncated = 0
+        """Prompts that have lost their beginning so far."""
         self._model = pretrained.model
 
     @property
@@ -57,6 +59,8 @@ class HarnessModel(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[Score]:
         """Scores in the order of the requests."""
+        for _, context, continuation in requests:
+            self.truncated += len(context) + len(continuation) - 1 > self.max_length
         return score(
             self._model,
             [(context, continuation) for _, context, continuation in requests],
@@ -113,7 +117,9 @@ class HarnessModel(TemplateLM):
             temperature=float(options.get("temperature") or 0.0),
             stop=tuple(text for text in handle_stop_sequences(options["until"], None) if text),
         )
-        contexts = [self.tok_encode(prompt)[-room:] or [self.eot_token_id] for prompt in prompts]
+        whole = [self.tok_encode(prompt) for prompt in prompts]
+        self.truncated += sum(len(context) > room for context in whole)
+        contexts = [context[-room:] or [self.eot_token_id] for context in whole]
         return [
             completion.text
             for completion in generate_tokens(

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map
 
-from models.architectures.llama import rope_scaling
+from models.architectures.llama import follows_length
 from models.generation import read
 from models.language_model import LanguageModel, State
 from models.layers import Trees
@@ -127,8 +127,7 @@ def score(
         inputs = [*context, *continuation][:-1]
         texts.append(Text(number, inputs[-max_length:], continuation))
     scores: list[Score] = [(0.0, False)] * len(pairs)
-    scaling = rope_scaling(model.config)
-    if scaling is not None and scaling.kind == "dynamic":  # angles depend on what a call reads
+    if follows_length(model.config):  # angles depend on what a call reads
         groups = [Group(len(text.inputs), [text]) for text in texts]
     else:
         groups = _groups(texts)
@@ -254,7 +253,7 @@ def _scores(
 
 def _likelihood(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-likelihoods of targets (n,), and whether they are the likeliest tokens."""
-    logits = torch.nn.functional.linear(hidden, model.head_weight)  # (n, V)
+    logits = model.logits(hidden)  # (n, V)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logs = -torch.nn.functional.cross_entropy(wide, targets, reduction="none")
     return logs.double(), logits.argmax(-1) == targets

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.cross_entropy import linear_cross_entropy
 from models.language_model import LanguageModel
 from scaling.data.prepared import PreparedData
 from scaling.data.token_store import Split
@@ -181,7 +180,7 @@ def document_losses(
     for first in range(0, len(tokens), chunk):
         last = min(first + chunk, len(tokens))
         hidden, state = model.hidden(text[:, first:last], state, keep_state=True)
-        losses = linear_cross_entropy(hidden, model.head_weight, text[:, first + 1 : last + 1])
+        losses = model.losses(hidden, text[:, first + 1 : last + 1])
         parts.append(losses[0].double().cpu().numpy())
     return np.concatenate(parts)
 

@@ -36,7 +36,7 @@ def give_answers(model: LanguageModel, rows: Rows) -> torch.Tensor:
         inputs, targets = part.to(device).unbind(1)  # (b, T)
         asked = targets != IGNORE_INDEX
         hidden, _ = model.hidden(inputs)
-        logits = torch.nn.functional.linear(hidden[asked], model.head_weight)  # (b * answers, V)
+        logits = model.logits(hidden[asked])  # (b * answers, V)
         right = logits.argmax(-1) == targets[asked]
         shares.append(right.view(len(part), -1).double().mean(1).cpu())
     return torch.cat(shares)

@@ -2,6 +2,8 @@
 
     {"task", "metric", "value", "stderr", "n", "tokens", "flops", "checkpoint", "settings"}
     with the cells of a grid, such as needle's: "grid": {"lengths", "depths", "scores"}
+    of the harness's tasks "truncated", prompts that lost their beginning, and "context", the tokens
+    that a prompt may have
 
 `n` counts what the standard error is over (questions, documents, blocks). `tokens` and `flops` are
 those of the checkpoint's milestone, null for a model from elsewhere. `settings` are the choices
@@ -45,6 +47,10 @@ class Measure:
     """Questions, documents or blocks."""
     grid: dict[str, Any] | None = None
     """Cells that it is the mean of: `lengths`, `depths` and `scores` (depths x lengths)."""
+    truncated: int | None = None
+    """Prompts of the task that lost their beginning; None where none can."""
+    context: int | None = None
+    """Tokens that a prompt may have, where that can cut one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +126,9 @@ def _key(checkpoint: str, task: str, settings: dict[str, Any]) -> str:
 
 
 def _line(measure: Measure) -> dict[str, Any]:
-    """Fields of a measure; `grid` only where there is one."""
-    fields = asdict(measure)
-    return fields if measure.grid else {k: v for k, v in fields.items() if k != "grid"}
+    """Fields of a measure; `grid`, `truncated` and `context` only where there is one."""
+    rare = ("grid", "truncated", "context")
+    return {k: v for k, v in asdict(measure).items() if v is not None or k not in rare}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -38,12 +38,18 @@ from scaling.evaluation.perplexity import (
 )
 from scaling.evaluation.results import EvaluationError, Measure
 from scaling.evaluation.settings import Scorer, Settings, file_sha256
+from scaling.record.data_identity import COMPARED, changes
 from scaling.record.pretrained import Pretrained
+from scaling.system.files import read_json
 
 DOCUMENTS = 32
 """Validation documents of `sliding` and `document` without --limit."""
 RECALL_SEQUENCES = 1024
 """Sequences of `recall` without --limit."""
+
+
+CORPUS = "corpus_sha256"
+"""Of a run's data: texts that are not held out may change without changing an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Subject:
         """Data of the run that trained it.
 
         Raises:
-            EvaluationError: no run trained it.
+            EvaluationError: no run trained it, or its validation blocks or tokenizer are others
+                now.
         """
         run = self.pretrained.run
         if run is None:
@@ -72,7 +79,22 @@ class Subject:
             raise EvaluationError(
                 f"{self.pretrained.name}: was trained on {run.data.corpus}, {reason}"
             )
-        return prepare(run.data)
+        prepared = prepare(run.data)
+        self._check_data(prepared)
+        return prepared
+
+    def _check_data(self, prepared: PreparedData) -> None:
+        """A loss on other validation blocks than those of the run's milestones compares nothing."""
+        if self.pretrained.run_dir is None:
+            return
+        before = read_json(self.pretrained.run_dir / "environment.json").get("data") or {}
+        changed = [name for name in changes(before, prepared.fingerprint()) if name != CORPUS]
+        if changed:
+            raise EvaluationError(
+                f"{self.pretrained.name}: {' and '.join(COMPARED[name] for name in changed)} are "
+                "not those of the run any more (environment.json has their hashes); put the former "
+                "data back, or evaluate `sliding` or `document` with --text FILE."
+            )
 
     @property
     def start(self) -> int:

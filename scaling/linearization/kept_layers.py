@@ -1,7 +1,10 @@
-"""Which layers keep their softmax: those that cost most without it, as measured.
+"""Which layers keep their softmax: by what they cost without it, as measured, or by position.
 
+    by position: the last of each of so many groups, evenly spread; nothing is measured
+    by cost or by KL of the outputs:
     a run of attention transfer alone, all layers linear (`NAME-probe`, kept beside the other)
-    -> cost of each layer on the validation blocks, into its linearization.json
+    -> what each layer costs on the validation blocks, as loss of the text (`costs`) or as
+       divergence of the next tokens from the teacher's (`divergences`), into linearization.json
     -> the costliest keep softmax attention in the run that is asked for
 
 The choice becomes part of that run's configuration, `model.options.softmax_layers`, so that it is a
@@ -20,25 +23,37 @@ from linscale.errors import LinscaleError
 from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError
 from models.language_model import LanguageModel
-from models.linearize.layer_costs import keep_costliest, layer_costs
+from models.linearize.layer_costs import (
+    divergence,
+    keep_costliest,
+    keep_spread,
+    layer_costs,
+    with_softmax_layers,
+)
+from models.linearize.options import Linearized
 from scaling.config.experiment import Experiment
 from scaling.config.linearize import LinearizeConfig
 from scaling.config.run import BudgetConfig, RunConfig
 from scaling.data.loader import validation_batches
 from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as record
+from scaling.linearization.objectives import inputs
 from scaling.record.pretrained import load_pretrained
 from scaling.sweep.launch import launch
 from scaling.training.loss import block_means
 
+BY = {"cost": "costs", "position": "", "kl": "divergences"}
+"""How layers are chosen -> the part of linearization.json with what was measured."""
 
-def keep_costliest_layers(config: RunConfig, sweep_dir: Path, keep: int, command: str) -> RunConfig:
-    """The run with softmax attention in the `keep` layers that cost most without it.
+
+def keep_layers(config: RunConfig, sweep_dir: Path, keep: int, by: str, command: str) -> RunConfig:
+    """The run with softmax attention kept in `keep` layers.
 
     Args:
-        config: linearizes all layers by LoLCATs, with attention transfer.
+        config: linearizes all layers; by LoLCATs with attention transfer, unless `by` is position.
         sweep_dir: where the run goes; the one that measures goes there too.
         keep: layers.
+        by: one of `BY`.
         command: what the user gave, for the record.
 
     Raises:
@@ -46,15 +61,26 @@ def keep_costliest_layers(config: RunConfig, sweep_dir: Path, keep: int, command
         LinscaleError: the measuring run was stopped or failed.
     """
     options, first = config.model.options, config.linearize.transfer_tokens
-    if not isinstance(options, LoLCATs) or not first or options.softmax_layers:
+    if by not in BY:
+        raise ConfigError(f"keep_by={by!r}: choose one of {', '.join(BY)}.")
+    if not isinstance(options, Linearized):
         raise ConfigError(
-            f"keep_costliest={keep}: layers are judged by attention transfer, with all of them "
-            "linear; use --method lolcats, linearize.transfer_tokens above 0, and no keep_softmax."
+            f"keep={keep} with model.arch={config.model.arch!r}: it cannot mix its layers with "
+            "softmax attention; use --method supra or lolcats."
         )
+    if options.softmax_layers:
+        raise ConfigError(f"keep={keep} with keep_softmax: give one of the two.")
     if not 0 < keep < config.model.layers:
         raise ConfigError(
-            f"keep_costliest={keep}: must be between 1 and {config.model.layers - 1}, one less "
-            "than the layers."
+            f"keep={keep}: must be between 1 and {config.model.layers - 1}, one less than the "
+            "layers."
+        )
+    if by == "position":
+        return _with(config, keep_spread(config.model.layers, keep))
+    if not isinstance(options, LoLCATs) or not first:
+        raise ConfigError(
+            f"keep={keep} with keep_by={by!r}: layers are judged by attention transfer; use "
+            "--method lolcats with linearize.transfer_tokens above 0, or --keep-by position."
         )
     probe = replace(
         config,
@@ -73,23 +99,41 @@ def keep_costliest_layers(config: RunConfig, sweep_dir: Path, keep: int, command
             f"{sweep_dir / probe.run_id}: the run that measures layers has not ended; give the "
             "same command again."
         )
-    kept = keep_costliest(costs(sweep_dir / probe.run_id), keep)
-    part = replace(options, softmax_layers=kept)
-    return replace(config, model=config.model.replace(options=part))
+    measured = measure(sweep_dir / probe.run_id, by)
+    return _with(config, keep_costliest(measured, keep))
 
 
-def costs(run_dir: Path) -> dict[int, float]:
-    """Layer -> what it costs in nats a token, of a run of attention transfer; measured once."""
-    stored = record.read(run_dir).get("costs")
+def measure(run_dir: Path, by: str) -> dict[int, float]:
+    """Layer -> what it costs in nats a token, of a run of attention transfer; measured once.
+
+    Args:
+        run_dir: of the run.
+        by: `cost`, loss on the validation text; or `kl`, divergence from the teacher there.
+    """
+    part = BY[by]
+    stored = record.read(run_dir).get(part)
     if stored is None:
         loaded = load_pretrained(run_dir)
-        run = cast(RunConfig, loaded.run)
+        run, student = cast(RunConfig, loaded.run), loaded.model
         batches = list(validation_batches(prepare(run.data), run.data.batch_sequences))
+        teacher = with_softmax_layers(student, tuple(range(student.config.layers)))
 
         def loss(model: LanguageModel) -> float:
-            return torch.cat([block_means(model, batch) for batch in batches]).mean().item()
+            if by == "kl":
+                pairs = [inputs(batch) for batch in batches]
+                found = [divergence(model, teacher, tokens, *more) for tokens, more in pairs]
+            else:
+                found = [block_means(model, batch) for batch in batches]
+            return torch.cat(found).mean().item()
 
-        for layer, cost in layer_costs(loaded.model, loss).items():
-            record.note(run_dir, "costs", str(layer), cost)
-        stored = record.read(run_dir)["costs"]
+        for layer, cost in layer_costs(student, loss).items():
+            record.note(run_dir, part, str(layer), cost)
+        stored = record.read(run_dir)[part]
     return {int(layer): cost for layer, cost in stored.items()}
+
+
+def _with(config: RunConfig, layers: tuple[int, ...]) -> RunConfig:
+    options = config.model.options
+    assert isinstance(options, Linearized)
+    part = replace(options, softmax_layers=layers)
+    return replace(config, model=config.model.replace(options=part))

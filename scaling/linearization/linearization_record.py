@@ -1,14 +1,23 @@
 """linearization.json in a run's directory: what the surgery cost and what the stages gave back.
 
-    teacher      name, path; tokens, FLOPs and SHA-256 where it is a run of ours
+    teacher      name, path, context (tokens that it can take in); tokens, FLOPs and SHA-256 where
+                 it is a run of ours
     parameters   total, and how many learn while layers are aligned (`transfer`) and after it
     tokens       of the aligning stages (`transfer`), and of the whole path
     validation   loss of the teacher, of the model after surgery, and after each aligning stage:
                  mean, standard deviation and number of the run's fixed validation blocks. With
                  fitted outputs also before these (`weights`). The end of the run is in
                  milestones.jsonl.
+    baselines    windows alone, untrained (`scaling.linearization.baselines`): window, arrangement,
+                 sinks, bytes of state, and the same three numbers
+    state_bytes  of teacher and student: one sequence as long as the run's
+    parts        at each milestone (its tokens): loss with the linear part off and with the window
+                 off, in all layers and in each; difference to the student's and its standard error
+    controls     runs of teacher and window with the same training as the student's (their ids,
+                 tokens and losses)
     layers       validation loss of each layer in an aligning stage, before and after
-    costs        what each linear layer costs, in a run that was made to choose softmax layers
+    costs, divergences   what each linear layer costs, in a run that was made to choose softmax
+                 layers: nats of the text's loss, or of divergence from the teacher
 
 Written as a whole at the start, and once more at the end of each aligning stage; both can be
 repeated, so that a run that was killed in between writes the same.
@@ -20,13 +29,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from models.architectures.llama import LlamaBased
+from models.architectures.lolcats import LoLCATs
+from models.linearize.recovery import recovered, reference, zero_of
 from scaling.config.run import RunConfig
+from scaling.linearization.baselines import Baseline, held_bytes
 from scaling.plan.costs import stages
+from scaling.record.head import read_head
+from scaling.record.pretrained import LINEARIZATION
 from scaling.system.files import write_json
 
-FILE = "linearization.json"
+FILE = LINEARIZATION
 EVENTS = {
     "teacher": "teacher",
+    "softmax": "before it was linearized",
     "weights": "before fitting outputs",
     "surgery": "after surgery",
     "matrices": "after mixing matrices",
@@ -34,6 +50,19 @@ EVENTS = {
     "hidden": "after hidden states",
 }
 """Names in `validation` in the order of events, as people read them."""
+WINDOWS = {
+    "window": "window of {window}",
+    "window + sink": "window of {window} + sink",
+    "equal window": "equal state: window of {window}",
+    "equal window + sink": "equal state: window of {window} + sink",
+}
+"""Names in `baselines` as people read them."""
+CONTROLS = {
+    "teacher": "teacher, trained alike",
+    "window": "window alone, trained alike",
+    "equal window": "equal state + sink, trained alike",
+}
+"""Names in `controls` as people read them."""
 SUPRA_SHARE = 0.05
 """Share of the pretraining tokens that SUPRA uses (arXiv 2405.06640, abstract)."""
 LOLCATS_PARAMETERS, LOLCATS_TOKENS = 0.002, 0.004
@@ -51,7 +80,9 @@ def begin(run_dir: Path, config: RunConfig, teacher: dict[str, Any]) -> None:
     """
     from models.accounting import parameters
 
-    counted = stages(config)
+    counted, options = stages(config), config.model.options
+    llama = options.llama if isinstance(options, LlamaBased) else None
+    softmax = None if llama is None else config.model.replace(arch="llama", options=llama)
     write_json(
         run_dir / FILE,
         {
@@ -66,7 +97,16 @@ def begin(run_dir: Path, config: RunConfig, teacher: dict[str, Any]) -> None:
                 "transfer": counted["transfer_tokens"],
                 "path": config.steps * config.tokens_per_step,
             },
+            "counts_from": zero_of(config.model.arch),
+            "sinks": config.model.options.sink_tokens
+            if isinstance(config.model.options, LoLCATs)
+            else 0,
+            "state_bytes": {
+                "student": held_bytes(config.model, config),
+                **({} if softmax is None else {"teacher": held_bytes(softmax, config)}),
+            },
             "validation": {},
+            "baselines": {},
             "layers": {},
         },
     )
@@ -86,27 +126,73 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:
-    """Validation losses in the order of events: what, tokens, loss, recovered share of the gap.
+    """Validation losses in the order of events.
 
-    The gap is that between the teacher and the model right after surgery.
+    Each: what, tokens, loss, state_bytes, `recovered` beyond the zero that the record counts from
+    (`models.linearize.recovery`), and `of_surgery`, the share of the gap that surgery opened. The
+    shares are None in rows that are no stage of the student.
     """
-    content, milestones = read(run_dir), run_dir / "milestones.jsonl"
-    found = content["validation"]
+    content = read(run_dir)
+    arch = read_head(run_dir).run_config().model.arch
+    known, size = reference(content, arch), content.get("state_bytes", {})
     rows: list[dict[str, Any]] = []
-    for name, what in EVENTS.items():
-        if name in found:
-            tokens = found[name].get("tokens", 0)
-            if name == "transfer":  # which older records do not say
-                tokens = tokens or content["tokens"]["transfer"]
-            rows.append({"what": what, "tokens": tokens, "loss": found[name]["loss"]})
-    lines = milestones.read_text(encoding="utf-8").splitlines() if milestones.is_file() else []
-    for line in map(json.loads, lines):
-        rows.append({"what": "milestone", "tokens": line["tokens"], "loss": line["val_loss"]})
-    gap = found["surgery"]["loss"] - found["teacher"]["loss"] if "surgery" in found else 0.0
-    for row in rows:
-        known = gap > 0 and row["tokens"] > 0
-        row["recovered"] = (found["surgery"]["loss"] - row["loss"]) / gap if known else None
+
+    def add(what: str, tokens: int, loss: float, state: int | None, shares: bool = True) -> None:
+        of = {
+            name: recovered(loss, known[zero], known["teacher"]) if shares else None
+            for name, zero in (("recovered", "zero"), ("of_surgery", "surgery"))
+        }
+        rows.append({"what": what, "tokens": tokens, "loss": loss, "state_bytes": state, **of})
+
+    found = content["validation"]
+    for name in (n for n in ("teacher", "softmax") if n in found):
+        add(EVENTS[name], 0, found[name]["loss"], size.get("teacher"), False)
+    for name, control in content.get("controls", {}).items():
+        add(CONTROLS[name], control["tokens"], control["loss"], control["state_bytes"])
+    for name, entry in content.get("baselines", {}).items():
+        add(WINDOWS[name].format(**entry), 0, entry["loss"], entry["state_bytes"])
+    for name in (n for n in EVENTS if n in found and n not in ("teacher", "softmax")):
+        tokens = found[name].get("tokens", 0)
+        if name == "transfer":  # which older records do not say
+            tokens = tokens or content["tokens"]["transfer"]
+        add(EVENTS[name], tokens, found[name]["loss"], size.get("student"), tokens > 0)
+    for line in _milestones(run_dir):
+        add("milestone", line["tokens"], line["val_loss"], size.get("student"))
+        parts = content.get("parts", {}).get(str(line["tokens"]), {})
+        for part in (p for p in ("linear off", "window off") if p in parts):
+            add(f" {part}", line["tokens"], parts[part]["loss"], None)
     return rows
+
+
+def last_milestone(run_dir: Path) -> dict[str, Any]:
+    """The line of milestones.jsonl with most tokens."""
+    return max(_milestones(run_dir), key=lambda line: line["tokens"])
+
+
+def cost(run_dir: Path) -> dict[str, Any]:
+    """What a run has cost: tokens of all stages, their training FLOPs (`exact`), and device hours.
+
+    Device hours are the measured time of training and validation, times the devices.
+    """
+    last = last_milestone(run_dir)
+    parallel = read_head(run_dir).run_config().parallel
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    wall = max(json.loads(line)["wall"] for line in lines)
+    hours = wall * parallel.world_size / 3600
+    return {"tokens": last["tokens"], "flops": last["flops"], "device_hours": hours}
+
+
+def _milestones(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "milestones.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def window_entry(baseline: Baseline) -> dict[str, Any]:
+    """What the record says of a window alone, beside its loss."""
+    options = baseline.options
+    names = ("window", "arrangement", "sink_tokens")
+    return {n: getattr(options, n) for n in names} | {"state_bytes": baseline.state_bytes}
 
 
 def describe(content: dict[str, Any]) -> list[str]:

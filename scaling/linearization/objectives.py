@@ -64,6 +64,18 @@ class FromTeacher(Objective):
         if self.asks_teacher and module.teacher is None:
             lend(module, self.config, record, prepared)
 
+    def on_end(self, module: Training, record: RunRecord, validation: list[Batch]) -> None:
+        from scaling.linearization.start import measure_parts
+
+        if module.segment.milestone:
+            measure_parts(module, self.config, record, validation)
+
+    def before_batch(self, net: LanguageModel, step: int) -> None:
+        if self.config.linearize.window_dropout:
+            from scaling.linearization.window_dropout import drop
+
+            drop(net, self.config, step)
+
     def accept(self, net: LanguageModel, weights: Mapping[str, Tensor]) -> None:
         from scaling.linearization.low_rank import match
 
@@ -111,7 +123,7 @@ class _Distilled(FromTeacher):
         from models.linearize.distill import distillation_loss
 
         assert teacher is not None
-        tokens, packing = _inputs(batch)
+        tokens, packing = inputs(batch)
         targets = batch[1].reshape(tokens.shape)
         part = self.config.linearize
         loss = distillation_loss(
@@ -168,6 +180,7 @@ class Alignment(FromTeacher):
         from scaling.linearization.start import end_alignment
 
         end_alignment(self.name, self.layer_losses, module, self.config, record, validation)
+        super().on_end(module, record, validation)
 
 
 class Transfer(Alignment):
@@ -189,9 +202,11 @@ class Transfer(Alignment):
     ) -> Tensor:
         from models.linearize.transfer import attention_transfer_loss
 
-        tokens, packing = _inputs(batch)
-        factor = self.config.linearize.cross_entropy
-        return attention_transfer_loss(net, tokens, *packing, cross_entropy=factor)
+        tokens, packing = inputs(batch)
+        part = self.config.linearize
+        return attention_transfer_loss(
+            net, tokens, *packing, cross_entropy=part.cross_entropy, far=part.far_error
+        )
 
 
 class _ByName(Alignment):
@@ -245,7 +260,7 @@ class Matrices(_ByName):
         from models.linearize.distill import matrix_losses
 
         assert teacher is not None
-        tokens, _ = _inputs(batch)
+        tokens, _ = inputs(batch)
         return torch.stack([loss for _, loss in matrix_losses(net, teacher, tokens)])
 
 
@@ -270,11 +285,11 @@ class Hidden(_ByName):
         from models.linearize.distill import hidden_losses
 
         assert teacher is not None
-        tokens, packing = _inputs(batch)
+        tokens, packing = inputs(batch)
         return torch.stack([loss for _, loss in hidden_losses(net, teacher, tokens, *packing)])
 
 
-def _inputs(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+def inputs(batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """Tokens, and the boundaries of packed rows, which become one."""
     tokens, _, *packing = batch
     return (tokens.reshape(1, -1) if packing else tokens), packing

@@ -1,7 +1,9 @@
 """The first moment of a run that starts from a teacher, and the end of its aligning stages.
 
-    validate the teacher -> its weights into the student [-> fit outputs] -> validate the student
+    validate the teacher and windows alone (`scaling.linearization.baselines`)
+    -> its weights into the student [-> fit outputs] -> validate the student
     ... a stage that aligns layers ... -> validate the student
+    ... a milestone -> validate the student's parts
 
 All on the run's fixed validation blocks and in its precision. A model that is sharded over devices
 takes the teacher's weights and is not validated before it is trained.
@@ -18,9 +20,12 @@ from torch import Tensor
 
 from linscale.errors import LinscaleError
 from models.language_model import LanguageModel
+from models.linearize.lolcats import Reads
+from models.linearize.parts import hybrid_mixers, reading
 from scaling.config.run import RunConfig
 from scaling.data.loader import Batch, to_batch
 from scaling.data.prepared import PreparedData
+from scaling.linearization import baselines
 from scaling.linearization import linearization_record as linearization
 from scaling.linearization.teacher import adopt, load_teacher
 from scaling.plan.accelerator import accelerator
@@ -56,10 +61,18 @@ def begin(
     """
     net = module.net
     teacher = load_teacher(config, prepared.tokenizer())
-    measured: dict[str, Any] = {}
+    measured: dict[str, Tensor] = {}
+    windows: dict[str, tuple[baselines.Baseline, Tensor]] = {}
     layers: dict[str, list[float]] = {}
     if not module.sharded:
         measured["teacher"] = _losses(teacher.model, config, validation)
+        if baselines.is_linearized(config):
+            softmax = baselines.softmax_form(teacher.model)
+            if softmax is not teacher.model:
+                measured["softmax"] = _losses(softmax, config, validation)
+            windows = baselines.measure(
+                config, softmax, lambda model: _losses(model, config, validation)
+            )
     adopt(net, teacher.model)
     if not module.sharded:
         if count := config.linearize.fit_sequences:
@@ -69,9 +82,13 @@ def begin(
         for name, layer_losses in alignments.items():
             layers[name] = _layers(layer_losses, net, teacher.model, config, validation)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        linearization.begin(record.path, config, {"name": teacher.name, **teacher.cost})
+        known = {"name": teacher.name, "context": teacher.context, **teacher.cost}
+        linearization.begin(record.path, config, known)
         for name, losses in measured.items():
             linearization.note(record.path, "validation", name, _summary(losses))
+        for name, (baseline, losses) in windows.items():
+            shown = linearization.window_entry(baseline)
+            linearization.note(record.path, "baselines", name, shown | _summary(losses))
         for name, losses in layers.items():
             linearization.note(record.path, "layers", _key(name, "before"), losses)
         for line in linearization.describe(linearization.read(record.path)):
@@ -111,6 +128,41 @@ def end_alignment(
     layers = _layers(layer_losses, net, module.teacher, config, validation)
     linearization.note(record.path, "layers", _key(name, "after"), layers)
     record.log(f"{linearization.EVENTS[name]} | validation loss {summary['loss']:.4f}")
+
+
+def measure_parts(
+    module: Training, config: RunConfig, record: RunRecord, validation: list[Batch]
+) -> None:
+    """Write what the student's linear part and its window carry, at a milestone.
+
+    The student with one of them off, in all layers and in each alone: mean loss, and how much
+    that is above the student's, with the standard error of the difference over blocks.
+    """
+    net = module.net
+    mixers = hybrid_mixers(net)
+    if not mixers or module.sharded:
+        return
+    whole = _losses(net, config, validation)
+
+    def without(reads: Reads, layers: list[int] | None = None) -> dict[str, Any]:
+        with reading(net, reads, layers):
+            difference = _losses(net, config, validation) - whole
+        found = _summary(difference)
+        spread = None if found["std"] is None else found["std"] / len(difference) ** 0.5
+        loss = whole.mean().item() + found["loss"]
+        return {"loss": loss, "difference": found["loss"], "stderr": spread}
+
+    tokens = module.step * config.tokens_per_step
+    parts = {
+        "loss": whole.mean().item(),
+        "linear off": without("window"),
+        "window off": without("past"),
+        "layers": [
+            {"layer": n, "linear off": without("window", [n]), "window off": without("past", [n])}
+            for n in mixers
+        ],
+    }
+    linearization.note(record.path, "parts", str(tokens), parts)
 
 
 def _key(stage: str, when: str) -> str:

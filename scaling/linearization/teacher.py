@@ -38,6 +38,8 @@ class Teacher:
     """Run and checkpoint, or the directory's name."""
     model: LanguageModel
     """On the CPU, in evaluation mode."""
+    context: int | None
+    """Tokens that it can take in; None where that is not known."""
     cost: dict[str, Any]
     """`tokens`, `flops`, `flops_paper` and `sha256` of its milestone; empty for a foreign model."""
 
@@ -90,6 +92,7 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
     return Teacher(
         name=loaded.name,
         model=loaded.model,
+        context=loaded.context,
         cost={} if checkpoint is None else _cost(checkpoint),
     )
 
@@ -152,8 +155,8 @@ def _softmax(config: ModelConfig, path: Path | str) -> ModelConfig:
     if config.architecture.starts_from not in ("itself", "surgery"):
         raise ConfigError(
             f"linearize.teacher={path}: is a model of arch={config.arch!r}; only a transformer "
-            "with rotary softmax attention can be a teacher (llama here; Llama, Mistral and Qwen2 "
-            "in Hugging Face's layout), or one that is linearized already."
+            "with rotary softmax attention can be a teacher (llama here; its relatives in Hugging "
+            "Face's layout, such as Qwen3 or Gemma 3), or one that is linearized already."
         )
     return config
 

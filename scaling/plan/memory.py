@@ -25,12 +25,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import Any
 
 from models.accounting import layer_costs, parameters
 from models.architecture import Kept
 from models.chunk_sizes import PLAIN_LOGITS, STATE_INTERVAL
-from models.config import ModelConfig
+from models.config import ModelConfig, layer_configs
 from scaling.config.run import RunConfig
 from scaling.plan.costs import learning_parameters, teacher_parameters
 from scaling.plan.kept import measured
@@ -78,46 +77,35 @@ def kept_by_block(
         products = kept.products + d + 2 * g
         return (4 * d + width * products + states) * tokens
     row = 4 * (kept.narrow if bf16 else kept.wide)
-    glu = (4 if model.has_silu else 3) * g
+    glu = (3 if model.gate_activation == "none" else 4) * g
     return (row + width * (glu + kept.gate) + states + 12) * tokens + 4 * kept.position * positions
 
 
 def _kept(model: ModelConfig) -> Kept | None:
-    """The mean layer's; None where the architecture has no closed form for some layer."""
-    found = [None] if (layers := layer_costs(model)) is None else [c.kept for c in layers]
-    kept = [k for k in found if k is not None]
-    if len(kept) < len(found):
+    """The mean layer's; None where the architecture has no closed form for some layer.
+
+    A layer's own architecture says what is kept with its own norms: those with weights keep their
+    results twice in float32, before and after.
+    """
+    found = [costs.kept for costs in layer_costs(model)]
+    own = [config.architecture.weighted_norm for config in layer_configs(model)]
+    kept = [
+        replace(k, wide=k.wide + 2 * model.dim * (model.architecture.weighted_norm - weighted))
+        for k, weighted in zip(found, own, strict=True)
+        if k is not None
+    ]
+    if len(kept) < len(found) or not model.architecture.costs:
         return None
     names = [f.name for f in fields(Kept)]
     return Kept(**{name: fmean(getattr(k, name) for k in kept) for name in names})  # pyright: ignore[reportArgumentType]
-
-
-def decide_strategy(run: RunConfig, capacity: float) -> RunConfig:
-    """The run with strategy `auto` decided: what a plan shows and what a run does.
-
-    `single` on one device; on several `ddp` where each can hold the whole model, and else `fsdp`.
-
-    Args:
-        run: any other strategy stays as it is.
-        capacity: bytes of memory for each device.
-    """
-
-    def on(**changes: Any) -> RunConfig:
-        return replace(run, parallel=replace(run.parallel, **changes))
-
-    if run.parallel.strategy != "auto":
-        return run
-    if run.parallel.world_size == 1:
-        return on(strategy="single")
-    whole = on(strategy="ddp")
-    return whole if memory(whole).total <= USABLE * capacity else on(strategy="fsdp")
 
 
 def memory(run: RunConfig, devices: int | None = None) -> Memory:
     """Estimated bytes per device of a run.
 
     Args:
-        run: its `parallel` says how; strategy `auto` is read as `single` or `ddp`.
+        run: its `parallel` says how; strategy `auto` is read as `single` or `ddp`. The mode of
+            checkpointing must be decided.
         devices: None: those of the run. Otherwise as if `fsdp` shared the model out over so many.
     """
     model, parallel = run.model, run.parallel

@@ -25,7 +25,8 @@ from models.config import ConfigError, ModelConfig
 from scaling.config.hyper_laws import Law
 from scaling.config.run import RunConfig
 from scaling.plan.costs import flops as training_flops
-from scaling.plan.memory import USABLE, decide_strategy, memory
+from scaling.plan.decide import decide_parallel, with_least_activations
+from scaling.plan.memory import USABLE, memory
 from scaling.system.devices import GIB, Device, device_for
 
 
@@ -71,6 +72,7 @@ def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
     Raises:
         ConfigError: what one device holds of a micro-batch alone does not fit.
     """
+    run = with_least_activations(run)
     devices = max(1, run.parallel.world_size)
     while devices <= limit:
         if memory(run, devices).total <= USABLE * device.memory_of_each(run):
@@ -83,8 +85,8 @@ def place(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfi
     """The run on a cluster, as `parallel` would say it.
 
     It gets as many whole nodes as share its batch evenly, or part of one node; micro-batches are
-    made smaller where they would not divide a device's share. Strategy `auto` is decided as the run
-    would decide it (`scaling.plan.memory.decide_strategy`).
+    made smaller where they would not divide a device's share. What is `auto` is decided as the run
+    would decide it (`scaling.plan.decide`).
 
     Raises:
         ConfigError: it does not fit; the message names the fields that would make it fit.
@@ -97,11 +99,13 @@ def place(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfi
     used = whole[0] if whole else 1
     devices = per_node if whole else max(n for n in range(1, per_node + 1) if rows % n == 0)
     share = rows // (used * devices)
-    micro = math.gcd(share, parallel.micro_batch_sequences or share)
+    micro = parallel.micro_batch_sequences
+    if micro is not None or parallel.activation_checkpointing != "auto":
+        micro = math.gcd(share, micro or share)
 
     there = replace(parallel, nodes=used, devices=devices, micro_batch_sequences=micro)
     result = replace(run, parallel=there)
-    result = decide_strategy(result, device.memory_of_each(result))
+    result = decide_parallel(result, device.memory_of_each(result))
     check_fits(result, device)
     return result
 
@@ -126,7 +130,7 @@ def placed(
     own = run.parallel
     needed = devices_needed(run, device) if own.strategy == "auto" else own.world_size
     if needed <= own.world_size:
-        check_fits(decide_strategy(run, device.memory_of_each(run)), device)
+        check_fits(decide_parallel(run, device.memory_of_each(run)), device)
         return run  # which decides `auto` itself
     share = run.data.batch_sequences * own.sequence
     while share % needed and needed < share:
@@ -185,6 +189,7 @@ class Rung:
 
     run_id: str
     arch: str
+    """Architecture, or the pattern of a hybrid."""
     size: str
     seed: int
     params: int
@@ -307,9 +312,10 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
     if run.parallel.strategy == "auto":
         devices = devices_needed(run, device)
     if devices > run.parallel.world_size:
-        held = memory(run, devices)
+        decided = with_least_activations(run)
+        held = memory(decided, devices)
     else:
-        decided = decide_strategy(run, device.memory_of_each(run))
+        decided = decide_parallel(run, device.memory_of_each(run))
         check_fits(decided, device)
         held, strategy = memory(decided), decided.parallel.strategy
     flops = training_flops(run, trained_tokens(run))
@@ -317,7 +323,7 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
     disk, disk_peak = disk_bytes(run)
     return Rung(
         run_id=run.run_id,
-        arch=model.arch,
+        arch=model.group,
         size=run.size,
         seed=run.seed,
         params=non_embedding_parameters(model, "paper"),

@@ -1,6 +1,8 @@
 """The files of a checkpoints folder: written with their SHA-256, read only if it is still theirs.
 
-    manifest.json    {"run_id", "files": {name: {"sha256", "bytes"}}, "resume": [...]}
+    manifest.json    {"run_id", "files": {name: {"sha256", "bytes"}}, "resume": [...], "sha256"}
+
+The manifest holds the hash of its other fields.
 
 A file holds tensors and plain containers, marked with `FORMAT`, and is read with
 `weights_only=True` after size and SHA-256 have been compared with its entry in the manifest.
@@ -8,15 +10,24 @@ A file holds tensors and plain containers, marked with `FORMAT`, and is read wit
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from linscale.errors import LinscaleError
 from linscale.file_names import find_inside
-from scaling.system.files import HashingWriter, disk_errors, replacing, sha256_of, sync
+from linscale.json_reader import Fields, read_object
+from linscale.sealed import SEAL, is_whole, sealed
+from scaling.system.files import (
+    HashingWriter,
+    disk_errors,
+    replacing,
+    sha256_of,
+    sync,
+    write_json,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -112,27 +123,78 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """Where training goes on."""
+
+    segment: int
+    """Index into `scaling.config.schedule.segments`; the number of segments when all have ended."""
+    step: int
+    """Steps taken along the segment's path."""
+    file: str
+    """Checkpoint file; empty when all segments have ended."""
+    wall: float
+    """Seconds trained so far, over all segments."""
+    trunk_file: str
+    """The checkpoint to return to after the current branch; `file` itself on the trunk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says."""
+
+    run_id: str | None = None
+    """The run; None where there is no manifest yet."""
+    files: dict[str, Entry]
+    resume: list[ResumePoint]
+
+
+def write_manifest(folder: Path, manifest: Manifest, ready: Callable[[], None] | None) -> None:
+    """Replace the manifest of a checkpoints folder; `ready` as in `write_checkpoint`.
+
+    Raises:
+        DiskError: it could not be written; it is as it was.
+    """
+    write_json(folder / MANIFEST, sealed({"schema": 1, **asdict(manifest)}), ready)
+
+
+def read_manifest(path: Path) -> Manifest:
     """The manifest; an empty one when there is none.
 
     Raises:
-        CheckpointError: it exists and cannot be read.
+        CheckpointError: it exists and cannot be read, or was changed.
     """
     if not path.exists():
-        return {"run_id": None, "files": {}, "resume": []}
+        return Manifest(files={}, resume=[])
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        manifest = {
-            "run_id": str(value["run_id"]),
-            "files": dict(value["files"]),
-            "resume": list(value["resume"]),
-        }
-        points = [point[name] for point in manifest["resume"] for name in ("file", "trunk_file")]
-        for name in (*manifest["files"], *filter(None, points)):  # "" where all has ended
+        whole = read_object(path)
+        if set(whole.values) - {"schema", "run_id", "files", "resume", SEAL}:
+            raise ValueError("a field of another name")
+        if not is_whole(whole.values):
+            raise ValueError("it does not have the content that was written")
+        files = whole.part("files")
+        entries: dict[str, Entry] = {}
+        for name in files.values:
+            entry = files.part(name)
+            entries[name] = {"sha256": entry.word("sha256"), "bytes": entry.whole("bytes", 0)}
+        points: list[ResumePoint] = []
+        for number, value in enumerate(whole.list_of("resume")):
+            point = Fields(value, f"{MANIFEST} resume[{number}]")
+            points.append(
+                ResumePoint(
+                    segment=point.whole("segment", 0, 10**6),
+                    step=point.whole("step", 0),
+                    file=point.word("file"),
+                    wall=point.number("wall", above=-1.0),
+                    trunk_file=point.word("trunk_file"),
+                )
+            )
+        used = [name for point in points for name in (point.file, point.trunk_file)]
+        for name in (*entries, *filter(None, used)):  # "" where all has ended
             find_inside(path.parent, name, links=True)
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Manifest(run_id=whole.word("run_id"), files=entries, resume=points)
+    except (LinscaleError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). Restore it, or delete "
+            f"{path}: cannot be read ({error}). Restore it, or delete "
             f"{path.parent.parent} to start this run again."
         ) from error

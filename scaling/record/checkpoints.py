@@ -23,53 +23,38 @@ A resume point says with which file, at which step of which segment, training go
 branch has ended, the next point is the file from which the branch left the trunk; nothing is
 copied. Kept are the last two files of the trunk and the last one of the current branch, so that a
 damaged file costs the way back to the file before it, and never the run. Those of the trunk that
-`budget.keep_every_tokens` asks for are kept for good.
+`budget.keep_every_tokens` asks for are kept for good, and the last one where a longer run may go on
+from it (`scaling.record.trunk`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from models.config import ConfigError
-from scaling.config.run import RunConfig
 from scaling.config.schedule import TRUNK, Segment
 from scaling.record.checkpoint_files import (
     MANIFEST,
     CheckpointError,
     Entry,
+    Manifest,
+    ResumePoint,
     flush,
     read_checkpoint,
     read_manifest,
     remove,
     verify_file,
     write_checkpoint,
+    write_manifest,
 )
-from scaling.system.files import DiskError, disk_errors, write_json
+from scaling.system.files import DiskError, disk_errors
 from scaling.system.ranks import host_group
 
 if TYPE_CHECKING:
-    from models.language_model import LanguageModel
     from scaling.system.background import Background
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResumePoint:
-    """Where training goes on."""
-
-    segment: int
-    """Index into `scaling.config.schedule.segments`; the number of segments when all have ended."""
-    step: int
-    """Steps taken along the segment's path."""
-    file: str
-    """Checkpoint file; empty when all segments have ended."""
-    wall: float
-    """Seconds trained so far, over all segments."""
-    trunk_file: str
-    """The checkpoint to return to after the current branch; `file` itself on the trunk."""
 
 
 class Checkpoints:
@@ -82,6 +67,7 @@ class Checkpoints:
         segments: tuple[Segment, ...],
         check: Callable[[], None] | None = None,
         keeps: Callable[[int], bool] = lambda step: False,
+        keep_trunk: bool = False,
     ) -> None:
         """Open it.
 
@@ -92,6 +78,7 @@ class Checkpoints:
             check: called before anything that was written appears, on whatever thread; raises
                 `scaling.system.claims.ClaimLost` when the run is another's by then.
             keeps: whether the trunk's checkpoint of a step is kept for good.
+            keep_trunk: whether the last one of the trunk stays when all segments have ended.
 
         Raises:
             CheckpointError: the manifest cannot be read, or is that of another run.
@@ -100,14 +87,14 @@ class Checkpoints:
         self.run_id = run_id
         self.segments = segments
         manifest = read_manifest(folder / MANIFEST)
-        if manifest["run_id"] not in (run_id, None):
+        if manifest.run_id not in (run_id, None):
             raise CheckpointError(
-                f"{folder}: these are the checkpoints of {manifest['run_id']}, not of {run_id}; "
+                f"{folder}: these are the checkpoints of {manifest.run_id}, not of {run_id}; "
                 "put the run's own back, or delete the folder to start this run again."
             )
-        self.files: dict[str, dict[str, Any]] = manifest["files"]
-        self.points: list[ResumePoint] = [ResumePoint(**point) for point in manifest["resume"]]
-        self._check, self._keeps = check, keeps
+        self.files: dict[str, Entry] = manifest.files
+        self.points: list[ResumePoint] = manifest.resume
+        self._check, self._keeps, self._keep_trunk = check, keeps, keep_trunk
         self._writing: Background | None = None
 
     def wait(self) -> None:
@@ -136,15 +123,21 @@ class Checkpoints:
             if not point.file:
                 return point, {}
             try:
+                if point.file.partition("/")[0] not in {n.partition("/")[0] for n in self.files}:
+                    raise CheckpointError(
+                        f"{self.folder / point.file}: the manifest has no hash of it."
+                    )
                 return point, self._read(point.file, verify)
             except CheckpointError as error:
                 bad = point.file
                 self.points = [p for p in self.points if bad not in (p.file, p.trunk_file)]
                 self._forget(bad)
                 self._write()
+                with suppress(DiskError):
+                    remove(self.folder / bad)
                 back = self.points[-1] if self.points else None
                 where = f"step {back.step} ({back.file})" if back else "the very beginning"
-                say(f"{error} Falling back to {where}.")
+                say(f"{error} It is removed. Falling back to {where}.")
         return None, {}
 
     def save_resume(self, segment: int, step: int, wall: float, content: dict[str, Any]) -> None:
@@ -188,6 +181,17 @@ class Checkpoints:
         self._write()
         return name, self.files[name]["sha256"]
 
+    def milestone_problems(self) -> list[str]:
+        """What is wrong with the milestones that the manifest names, a sentence each."""
+        problems: list[str] = []
+        for name, entry in list(self.files.items()):
+            if name.startswith("milestone-"):
+                try:
+                    verify_file(self.folder / name, entry)
+                except CheckpointError as error:
+                    problems.append(str(error))
+        return problems
+
     def finish_segment(self, segment: int, wall: float) -> None:
         """The milestone at the end of a segment is recorded: go on with the next one, or finish.
 
@@ -214,7 +218,13 @@ class Checkpoints:
             if path.name != MANIFEST and path.name not in named:
                 remove(path)
 
+    def take_over(self, files: dict[str, Entry], point: ResumePoint) -> None:
+        """Begin with the files of another run, which lie in the folder, at this point."""
+        self.files |= files
+        self._set_point(point)
+
     def _set_point(self, point: ResumePoint) -> None:
+        last_trunk = self.points[-1].trunk_file if self.points else point.trunk_file
         self.points.append(point)
         kept: list[ResumePoint] = []
         trunk_files: list[str] = []
@@ -230,6 +240,8 @@ class Checkpoints:
                 kept.append(old)
         self.points = kept[::-1]
         used = {name for p in self.points for name in (p.file, p.trunk_file)}
+        if self._keep_trunk:
+            used.add(last_trunk)
         resume = {n.partition("/")[0] for n in self.files if n.startswith("resume-")}
         useless = {name for name in resume - used if not self._is_kept(name)}
         for name in useless:
@@ -247,14 +259,42 @@ class Checkpoints:
         """Drop a file, or a folder with its files, from the manifest to be written."""
         self.files = {n: e for n, e in self.files.items() if n.partition("/")[0] != name}
 
+    def _check_place(self, point: ResumePoint, content: dict[str, Any]) -> None:
+        """Compare what the manifest says of a resume point with the checkpoint and the segments.
+
+        Raises:
+            CheckpointError: they differ.
+        """
+        path = self.folder / point.file
+        if content.get("step") != point.step:
+            raise CheckpointError(
+                f"{path}: is of step {content.get('step')}, the manifest says {point.step}."
+            )
+        segment = self.segments[point.segment] if point.segment < len(self.segments) else None
+        if segment is None or not segment.first <= point.step < segment.last:
+            raise CheckpointError(
+                f"{path}: step {point.step} is not in segment {point.segment} of the manifest."
+            )
+        if point.file != point.trunk_file and content.get("segment") not in (None, segment.name):
+            raise CheckpointError(
+                f"{path}: is of segment {content['segment']}, the manifest says {segment.name}."
+            )
+
     def _read(self, name: str, verify: bool) -> dict[str, Any]:
         """The content of a resume file or, with its `folder`, the common part of a sharded one."""
         path = self.folder / name
         if path.suffix != ".dcp":
+            if name not in self.files:
+                raise CheckpointError(f"{path}: the manifest does not name this file.")
             return read_checkpoint(path, self.files[name])
+        from scaling.record.sharded_reader import METADATA, read_metadata
         from scaling.record.sharded_state import COMMON
 
         shares = {n: e for n, e in self.files.items() if n.startswith(f"{name}/")}
+        if path.is_dir() and (more := {f"{name}/{p.name}" for p in path.iterdir()} - set(shares)):
+            raise CheckpointError(
+                f"{self.folder / min(more)}: the manifest does not name this file."
+            )
         if verify:
             with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
                 list(
@@ -263,6 +303,10 @@ class Checkpoints:
                     )
                 )
         common = f"{name}/{COMMON}"
+        for needed in (common, f"{name}/{METADATA}"):
+            if needed not in shares:
+                raise CheckpointError(f"{path}: the manifest names no {needed}.")
+        read_metadata(path)
         return read_checkpoint(self.folder / common, shares[common]) | {"folder": str(path)}
 
     def _make_room(self, name: str) -> None:
@@ -288,6 +332,7 @@ class Checkpoints:
         import torch.distributed as dist
 
         from scaling.record import sharded_state
+        from scaling.record.sharded_reader import METADATA
 
         folder, rank, group = self.folder / name, dist.get_rank(), host_group()
         with disk_errors(folder):
@@ -297,7 +342,7 @@ class Checkpoints:
             for path in folder.glob(f"__{rank}_*"):
                 mine[f"{name}/{path.name}"] = flush(path)
             if rank == 0:
-                mine[f"{name}/.metadata"] = flush(folder / ".metadata")
+                mine[f"{name}/{METADATA}"] = flush(folder / METADATA)
                 common = folder / sharded_state.COMMON
                 mine[f"{name}/{common.name}"] = write_checkpoint(common, content)
         except DiskError as error:
@@ -312,56 +357,5 @@ class Checkpoints:
         return rank == 0
 
     def _write(self) -> None:
-        manifest = {
-            "schema": 1,
-            "run_id": self.run_id,
-            "files": self.files,
-            "resume": [asdict(point) for point in self.points],
-        }
-        write_json(self.folder / MANIFEST, manifest, self._check)
-
-
-def load_model(checkpoint_path: Path | str) -> tuple[LanguageModel, RunConfig]:
-    """The model of a checkpoint, on the CPU in evaluation mode, and the run that trained it.
-
-    Args:
-        checkpoint_path: a file in a run's checkpoints folder, beside its manifest.
-
-    Raises:
-        CheckpointError: missing, damaged, or not one of ours; the message says which.
-    """
-    from models.language_model import build
-
-    path = Path(checkpoint_path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint.{_siblings(path)}")
-    entry = read_manifest(path.parent / MANIFEST)["files"].get(path.name)
-    if entry is None:
-        raise CheckpointError(
-            f"{path}: {path.parent / MANIFEST} does not name this file, so its content cannot be "
-            "checked; point at a checkpoint inside a run's checkpoints folder, or copy that folder "
-            "whole."
-        )
-    content = read_checkpoint(path, entry)
-    try:
-        config = RunConfig.from_json(content["config"])
-        model = build(config.model)
-        model.load_state_dict(content["model"])
-    except (KeyError, ConfigError, RuntimeError) as error:
-        refuse_misfit(path, error)
-    return model.eval(), config
-
-
-def refuse_misfit(path: Path, error: Exception) -> NoReturn:
-    """Raise CheckpointError for a sound checkpoint that this version's model cannot take over."""
-    details = " ".join(str(error).split())  # torch's own message runs over many lines
-    details = details if len(details) < 240 else details[:240] + " ..."
-    raise CheckpointError(
-        f"{path}: does not fit the model that this version builds ({details}). Use the revision "
-        "that began the run (environment.json names it), or delete the run to start it again."
-    ) from error
-
-
-def _siblings(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
-    return f" Found beside it: {', '.join(names)}." if names else ""
+        manifest = Manifest(run_id=self.run_id, files=self.files, resume=self.points)
+        write_manifest(self.folder, manifest, self._check)

@@ -20,8 +20,9 @@ from linscale.errors import LinscaleError
 from linscale.file_names import find_inside
 from scaling.config.run import RunConfig
 from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
-from scaling.record.checkpoints import CheckpointError, load_model
+from scaling.record.checkpoint_files import CheckpointError
 from scaling.record.head import read_head
+from scaling.record.load_model import load_model
 from scaling.record.record import TOKENIZER
 from scaling.system.files import read_json
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import torch
 
     from models.language_model import LanguageModel
+
+LINEARIZATION = "linearization.json"
+"""Of a run that starts from a teacher (`scaling.linearization.linearization_record`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +46,14 @@ class Pretrained:
     tokenizer: Tokenizer
     """The one that it was trained with."""
     context: int | None
-    """Tokens of the sequences it was trained on; None where that is not known."""
+    """What it can take in: tokens of the sequences it was trained on, of a linearized model those
+    of its teacher. None where that is not known."""
     eos_ids: tuple[int, ...]
     """Tokens that end a text."""
     run: RunConfig | None
     """The run that trained it; None for a foreign model."""
+    run_dir: Path | None = None
+    """The directory of that run."""
 
 
 def load_pretrained(
@@ -151,10 +158,18 @@ def _from_run(
         name=f"{config.run_id}/{checkpoint.stem}",
         model=model.to(device=device, dtype=dtype),
         tokenizer=tokenizer,
-        context=config.data.sequence_length,
+        context=_context(config, checkpoint.parent.parent),
         eos_ids=(tokenizer.eos_id,),
         run=config,
+        run_dir=checkpoint.parent.parent,
     )
+
+
+def _context(config: RunConfig, run_dir: Path) -> int:
+    """The teacher's where there is one: its weights know what lies beyond the sequences that the
+    student was trained on. A record without it is from before it was written."""
+    stored = read_json(run_dir / LINEARIZATION) if config.linearize.teacher else {}
+    return stored.get("teacher", {}).get("context") or config.data.sequence_length
 
 
 def _foreign(path: Path, device: torch.device | str, dtype: torch.dtype | None) -> Pretrained:

@@ -9,6 +9,7 @@
         status.json       state, reason, progress and a heartbeat; replaced as a whole
         metrics.jsonl     one line a recorded step: loss, rate, gradient norm, speed
         milestones.jsonl  one line a horizon: validation loss and the checkpoint's SHA-256
+        origin.json       the run whose trunk this one went on from, see scaling.record.trunk
         rewinds.jsonl     one line a return to a checkpoint after a loss spike, see
                           scaling.training.guard
         log.txt           the same for people
@@ -31,6 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from linscale.sealed import LINE_SEAL, is_whole, sealed
 from models.accounting import Convention, summary
 from models.config import ConfigError
 from scaling.config.objectives import NEXT_TOKEN
@@ -39,8 +41,17 @@ from scaling.config.schedule import Segment, segments
 from scaling.data.tokenizers import JsonTokenizer, Tokenizer
 from scaling.plan.costs import stages
 from scaling.record.head import SCHEMA, RecordError, State, label, read_head
-from scaling.system.files import append_line, read_json, replacing, sync, write_json
+from scaling.system.files import (
+    append_line,
+    read_json,
+    remove_leftovers,
+    replacing,
+    sync,
+    write_json,
+)
 
+ORIGIN = "origin.json"
+"""From which run the beginning of this one was taken over (`scaling.record.trunk`)."""
 TOKENIZER = "tokenizer.json"
 """The tokenizer of a run, in its directory."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -119,6 +130,7 @@ class RunRecord:
     def create(self) -> None:
         """Write what is known before training: configuration and accounting."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.path)
         write_json(self.path / "config.json", label(self.config, self.path))
         write_json(self.path / "accounting.json", self.accounting)
 
@@ -203,9 +215,9 @@ class RunRecord:
             listener(line)
 
     def append_milestone(self, line: dict[str, Any]) -> None:
-        """Append to milestones.jsonl, durably."""
+        """Append to milestones.jsonl, durably, with a hash of the line."""
         path = self.path / "milestones.jsonl"
-        append_line(path, json.dumps(line, allow_nan=False))
+        append_line(path, json.dumps(sealed(line, LINE_SEAL), allow_nan=False))
         sync(path)
 
     def append_rewind(self, line: dict[str, Any]) -> None:
@@ -233,29 +245,43 @@ class RunRecord:
         """
         ends = {s.last: i for i, s in enumerate(self.segments) if s.milestone}
         metrics = _filter_lines(
-            self.path / "metrics.jsonl", lambda line: self._position(line) <= (index, step)
+            self.path / "metrics.jsonl", lambda line: self.position(line) <= (index, step)
         )
         milestones = _filter_lines(
-            self.path / "milestones.jsonl", lambda line: ends[line["step"]] < index
+            self.path / "milestones.jsonl",
+            lambda line: is_whole(line, LINE_SEAL) and ends[line["step"]] < index,
         )
         _filter_lines(
             self.path / "rewinds.jsonl",
             lambda line: (line["segment"], line["to"]) <= (index, step),
         )
-        last = self._position(metrics[-1]) if metrics else None
+        last = self.position(metrics[-1]) if metrics else None
         if last != self._last_recorded(index, step):
             self._refuse_incomplete("metrics.jsonl", step)
         if len(milestones) != sum(s.milestone for s in self.segments[:index]):
             self._refuse_incomplete("milestones.jsonl", step)
 
-    def _position(self, line: dict[str, Any]) -> tuple[int, int]:
-        """Segment number and step of a line of metrics.jsonl."""
+    def position(self, line: dict[str, Any]) -> tuple[int, int]:
+        """Segment number and step of a line of metrics.jsonl.
+
+        Raises:
+            StopIteration: it is of no segment of this run.
+        """
         name, step = line["segment"], line["step"]
         parts = enumerate(self.segments)
         return next((i, step) for i, s in parts if s.name == name and s.first < step <= s.last)
 
     def _last_recorded(self, index: int, step: int) -> tuple[int, int] | None:
-        """Position of the last line that is written up to `step` of segment `index`."""
+        """Position of the last line that is written up to `step` of segment `index`.
+
+        Lines that were taken over from another run are where that one wrote them.
+        """
+        taken = read_json(self.path / ORIGIN).get("last")
+        origin = (int(taken[0]), int(taken[1])) if taken and len(taken) == 2 else None
+        own = self._last_by_interval(index, step)
+        return origin if origin is not None and (own is None or own < origin) else own
+
+    def _last_by_interval(self, index: int, step: int) -> tuple[int, int] | None:
         if index < len(self.segments):
             segment = self.segments[index]
             last = step if step == segment.last else step // self.record_every * self.record_every

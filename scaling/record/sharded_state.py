@@ -9,8 +9,8 @@ Tensors go by name, `model.<parameter>` and `<moment>.<parameter>`, so that a re
 the layout nor the number of ranks of the writer: ranks of another number read the rows that they
 need, and a single process reads whole tensors.
 
-`.metadata` is a pickle of PyTorch's own: read it only when its SHA-256 is that of the run's
-manifest, which `scaling.record.checkpoints` sees to.
+Files that the run's manifest does not name are refused (`scaling.record.checkpoints`), and
+`.metadata`, a pickle, is read as data (`scaling.record.sharded_reader`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from scaling.record.checkpoint_files import CheckpointError
+from scaling.record.sharded_reader import TensorReader
 
 COMMON = "common.pt"
 
@@ -91,7 +94,14 @@ def load(content: dict[str, Any], model: nn.Module) -> dict[str, Any] | None:
             whole[index] = plain | moments
         state = {"param_groups": state["param_groups"], "state": whole}
     try:
-        load_distributed(wanted, checkpoint_id=content["folder"], no_dist=not dist.is_initialized())
+        load_distributed(
+            wanted,
+            storage_reader=TensorReader(content["folder"]),
+            no_dist=not dist.is_initialized(),
+        )
     except CheckpointException as error:
+        for failure, _ in error.failures.values():
+            if isinstance(failure, CheckpointError):
+                raise failure from None
         raise RuntimeError(str(error)) from error
     return state

@@ -19,11 +19,12 @@ import signal
 import sys
 import textwrap
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.architecture import show_children
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
@@ -33,14 +34,14 @@ from scaling.plan.plan import trained_tokens
 from scaling.record.data_identity import consent
 from scaling.record.head import SCHEMA, read_head
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.pool import Pool
+from scaling.sweep.pool import RETRY_SECONDS, Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
-from scaling.sweep.task import Task
+from scaling.sweep.task import Task, waits_for
 from scaling.sweep.worker import attempt, find
-from scaling.system.claims import exclusive
+from scaling.system.claims import exclusive, holder
 from scaling.system.devices import cores
-from scaling.system.files import read_json, write_json
-from scaling.training.loggers import check_installed
+from scaling.system.files import read_json, remove_leftovers, write_json
+from scaling.training.loggers import check_installed, check_servers
 
 LAUNCHERS = ("local", "inline", "slurm")
 TRAIN = "scaling.training.train:train"
@@ -55,6 +56,7 @@ def launch(
     slurm: SlurmOptions | None = None,
     train: str = TRAIN,
     accept_data_change: bool = False,
+    in_order: bool = False,
     dry_run: bool = False,
 ) -> bool:
     """Run a sweep, or what is left of it.
@@ -68,6 +70,7 @@ def launch(
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
         accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
             them out of fits.
+        in_order: begin runs in the order of the experiment, not the longest first.
         dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
@@ -83,6 +86,10 @@ def launch(
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
+    if in_order and launcher == "slurm":
+        raise ConfigError("--in-order with --launcher slurm: a cluster chooses its own order.")
+    for arch in dict.fromkeys(config.model.arch for config in experiment.runs):
+        show_children(arch)
     tasks: list[Task] = []
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
@@ -96,7 +103,10 @@ def launch(
         for array in submit([t.config for t in left], sweep_dir, options, train, dry_run=True):
             print(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
         return True
-    check_installed(dict.fromkeys(name for task in left for name in task.config.loggers))
+    loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
+    check_installed(loggers)
+    for warning in check_servers(loggers, sweep_dir):
+        print(warning, file=sys.stderr)
     for data in dict.fromkeys(task.config.data for task in left):
         prepared = prepare(data, progress=sys.stderr.isatty())
         for task in left:
@@ -109,6 +119,8 @@ def launch(
     if launcher == "slurm":
         _submit([task.config for task in left], sweep_dir, options, train)
         return True
+    if not in_order:
+        left.sort(key=lambda task: -task.flops)  # the end is then reached soonest
     with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
         if len(left) < len(tasks):
             display.say(f"{len(tasks) - len(left)} of {len(tasks)} runs have ended before")
@@ -161,19 +173,26 @@ def _flops(config: RunConfig) -> float:
 
 
 def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
-    """Write sweep.json; runs of earlier launches with other overrides stay listed."""
+    """Write sweep.json; runs of earlier launches, and the files that made them, stay listed."""
     path = sweep_dir / "sweep.json"
     with exclusive(sweep_dir / "sweep.lock"):
-        earlier = read_json(path).get("runs", [])
-        runs = [*earlier, *(config.run_id for config in experiment.runs)]
+        remove_leftovers(sweep_dir)
+        before = read_json(path)
+        runs = [*before.get("runs", []), *(config.run_id for config in experiment.runs)]
+        texts = before.get("experiments", [])
+        if (former := before.get("experiment")) and not texts:  # of an earlier version
+            texts = [{"text": former, "argv": before.get("argv", [])}]
+        if experiment.text not in [each.get("text") for each in texts]:
+            texts = [*texts, {"text": experiment.text, "argv": sys.argv}]
         content = {
             "schema": SCHEMA,
             "sweep": sweep_dir.name,
             "experiment": experiment.text,
             "argv": sys.argv,
             "runs": list(dict.fromkeys(runs)),
+            "experiments": texts,
         }
-        if read_json(path) != content:
+        if before != content:
             write_json(path, content)
 
 
@@ -192,18 +211,28 @@ def indented(text: str) -> str:
 
 
 def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay) -> None:
-    """Train here, longest first. The first interrupt saves at the next step."""
+    """Train here, one after the other. The first interrupt saves at the next step.
+
+    A run that another process has, perhaps one of a pool that was killed and is saving, is tried
+    again until it is free or has ended.
+    """
     function = find(train)
     stop = threading.Event()
+    left = deque(tasks)
     with _stopping(stop):
-        for task in sorted(tasks, key=lambda task: -task.flops):
-            if stop.is_set():
-                return
+        while left and not stop.is_set():
+            task = left.popleft()
             task.state = "running"
             outcome = attempt(task.config, sweep_dir, function, stop, progress=True)
             if outcome.state == "busy":
                 task.state = "elsewhere"
-                display.say(f"{task.run_id}: another process is training it; left to that one")
+                held = holder(sweep_dir / task.run_id, glance=False)
+                if held is not None and not task.told:
+                    task.told = True
+                    display.say(waits_for(task, held))
+                left.append(task)
+                if all(other.state == "elsewhere" for other in left):
+                    stop.wait(RETRY_SECONDS)
                 continue
             task.state = outcome.state
             task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason

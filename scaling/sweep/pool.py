@@ -1,6 +1,6 @@
 """The local pool: worker processes, and who trains what next.
 
-The pool hands runs to `scaling.sweep.worker` processes, longest first. A worker that dies is
+The pool hands runs to `scaling.sweep.worker` processes, in the order given. A worker that dies is
 replaced and its run goes on from its last checkpoint; so is one whose heartbeat stops. A run that
 kills its worker again and again without getting further has failed. A run that another launch has
 claimed is looked at again every few seconds, and taken over if it is given up. The first interrupt
@@ -29,8 +29,8 @@ from linscale.errors import LinscaleError
 from scaling.record.head import read_head
 from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
-from scaling.sweep.task import Task
-from scaling.system.claims import claim, heartbeat, holder
+from scaling.sweep.task import Task, waits_for
+from scaling.system.claims import Holder, claim, heartbeat, holder
 from scaling.system.orphans import KERNEL_TELLS
 
 MOST_DEATHS = 3
@@ -70,13 +70,13 @@ class Pool:
     ) -> None:
         """
         Args:
-            tasks: the runs; their state is kept up to date.
+            tasks: the runs, in the order in which they are begun; their state is kept up to date.
             sweep_dir: directory of the sweep.
             environments: one worker each, with these variables on top of our own.
             train: `MODULE:FUNCTION` that trains one run.
             display: shows what happens.
         """
-        self._tasks = sorted(tasks, key=lambda task: -task.flops)
+        self._tasks = tasks
         self._sweep_dir, self._train, self._display = sweep_dir, train, display
         self._slots = [
             _Slot(environment=extra, log=sweep_dir / f"worker-{i}.log")
@@ -125,22 +125,33 @@ class Pool:
             if task.state != "elsewhere" or time.monotonic() < task.retry_at:
                 continue
             task.retry_at = time.monotonic() + RETRY_SECONDS
-            if holder(self._sweep_dir / task.run_id) is None:
-                head = read_head(self._sweep_dir / task.run_id)
+            run_dir = self._sweep_dir / task.run_id
+            held = holder(run_dir, glance=False)
+            if held is not None:
+                self._tell(task, held)
+            else:
+                task.silent = heartbeat(run_dir)
+                head = read_head(run_dir)
                 if head.state in ("done", "diverged", "failed"):
                     self._finish(task, head.state, head.reason)
                 else:
                     task.state = "waiting"
 
+    def _tell(self, task: Task, held: Holder) -> None:
+        """Say once whom a run waits for."""
+        if not task.told:
+            task.told = True
+            self._display.say(waits_for(task, held))
+
     def _fill(self) -> None:
-        """Give free workers a run, the longest first, and start workers that are missing."""
+        """Give free workers the next run, and start workers that are missing."""
         waiting = deque(task for task in self._tasks if task.state == "waiting")
         for slot in self._slots:
             if slot.ready and waiting:
                 task = waiting.popleft()
                 slot.task, slot.ready, task.state = task, False, "running"
                 task.beat = -1
-                self._send(slot, {"run": task.config.to_json()})
+                self._send(slot, {"run": task.config.to_json(), "silent": task.silent})
         starting = sum(s.process is not None and s.task is None for s in self._slots)
         for slot in self._slots:
             if slot.process is None and len(waiting) > starting:

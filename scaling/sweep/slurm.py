@@ -244,6 +244,7 @@ def submit(
         ConfigError: a rung does not fit the devices, or a time limit is none, or longer than the
             partition allows.
     """
+    _refuse_lines(sweep_dir, options)
     executor_class = _executor_class(dry_run)
     device = device_for(configs, options.device)
     groups: dict[Resources, list[tuple[RunConfig, int]]] = {}
@@ -283,6 +284,30 @@ def submit(
             )
         )  # fmt: skip
     return arrays
+
+
+def _refuse_lines(sweep_dir: Path, options: SlurmOptions) -> None:
+    """submitit writes options and paths into a shell script, a line each: what holds a line end, or
+    another control character, would be lines of its own there, which are run.
+
+    Raises:
+        ConfigError: one does.
+    """
+    named = {
+        "--out": str(sweep_dir.resolve()),
+        "--partition": options.partition or "",
+        "--time": options.time or "",
+        "the Python interpreter": sys.executable,
+        **{f"--slurm {name}": value for name, value in options.extra.items()},
+        **{f"--setup (line {i})": line for i, line in enumerate(options.setup, 1)},
+        **child_variables(),
+    }
+    for name, value in named.items():
+        if bad := next((c for c in value if not c.isprintable()), None):
+            raise ConfigError(
+                f"{name}={value!r}: holds {bad!r}, and would end a line of the batch script; "
+                "leave it out, or rename the folder."
+            )
 
 
 def _time_limit(planned: int, options: SlurmOptions) -> int:

@@ -24,12 +24,16 @@ from linscale.json_reader import (
     parse_lines,
 )
 from linscale.selection import chosen, fields_of
+from models.layer_pattern import group
 from scaling.sweep.slurm_queue import Job, queued
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.words import duration, nats, percent, si, speed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
+    from rich.text import Text
 
 _READ = ("config", "status", "environment")
 UNFINISHED = ("running", "queued", "planned", "interrupted")
@@ -61,7 +65,9 @@ def status_rows(directory: Path, only: str | None = None) -> list[dict[str, Any]
         nodes), `job_id` (of SLURM, the last that was submitted), `tokens`, `tokens_total`,
         `loss` (training), `val_loss` and `milestones` (how many are recorded, the loss of the
         last), `tokens_per_second`, `eta_seconds`, `mfu`, `data_wait` (share of the time),
-        `memory_peak` (bytes, of rank 0), `updated`, `hostname`, `git_revision`.
+        `memory_peak` (bytes, of rank 0), `updated`, `hostname`, `git_revision`, and `health`, None
+        until somebody who can tell fills it in: `deviation` and `band` (per cent of loss) and
+        `outside`.
 
     Raises:
         LinscaleError: the directory is no sweep, or the selection leaves nothing.
@@ -132,9 +138,10 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
     elif state == "running" and _age(updated) > STALE_SECONDS:
         state, reason = "interrupted", "the process is gone; run again to continue"
     live = state == "running"
+    model = config.part("model", {})
     return {
         "run_id": run_dir.name,
-        "arch": config.part("model", {}).word("arch", ""),
+        "arch": group(model.word("arch", ""), model.word("mixers", "")),
         "size": config.word("size", ""),
         "seed": config.whole("seed", 0) if config.has("seed") else None,
         "devices": _devices(config.part("parallel", {})),
@@ -153,6 +160,7 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
         "updated": updated,
         "hostname": held_by.hostname if held_by else status.word("hostname", "") or None,
         "git_revision": environment.word("git_revision", "") or None,
+        "health": None,
     }
 
 
@@ -176,6 +184,7 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
         "tokens": [Text(si(row["tokens"]) if row["tokens"] else "") for row in rows],
         "loss": [Text(nats(row["loss"])) for row in rows],
         "val loss": [Text(nats(row["val_loss"])) for row in rows],
+        "off law": [_health(row["health"]) for row in rows],
         "tok/s": [Text(speed(row["tokens_per_second"])) for row in rows],
         "MFU": [Text(percent(row["mfu"])) for row in rows],
         "left": [Text(duration(row["eta_seconds"])) for row in rows],
@@ -207,8 +216,29 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
     return Group(*parts)
 
 
-def watch(directory: Path, seconds: float = 2.0, only: str | None = None) -> None:
+def _health(found: dict[str, Any] | None) -> Text:
+    """How far a live run is off its law, in red outside its band."""
+    from rich.text import Text
+
+    if found is None:
+        return Text("")
+    text = f"{found['deviation']:+.1f}%"
+    return Text(f"{text}!", style="bold red") if found["outside"] else Text(text)
+
+
+def watch(
+    directory: Path,
+    seconds: float = 2.0,
+    only: str | None = None,
+    judge: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+) -> None:
     """Show the table, renewed until no run is left to wait for or the user interrupts.
+
+    Args:
+        directory: of the sweep.
+        seconds: between two looks.
+        only: which runs (`linscale.selection`); None: all.
+        judge: fills in the health of the rows.
 
     Raises:
         LinscaleError: the directory is no sweep.
@@ -216,10 +246,12 @@ def watch(directory: Path, seconds: float = 2.0, only: str | None = None) -> Non
     from rich.live import Live
 
     rows = status_rows(directory, only)
+    judge(rows)
     with Live(status_table(directory, rows), auto_refresh=False) as live:
         while any(row["state"] in UNFINISHED for row in rows):
             time.sleep(seconds)
             rows = status_rows(directory, only)
+            judge(rows)
             live.update(status_table(directory, rows), refresh=True)
 
 

@@ -38,7 +38,19 @@ td:last-child { white-space: normal; }
 progress { width: 8em; }
 """
 
-COLUMNS = ("run", "state", "done", "tokens", "loss", "val loss", "tok/s", "left", "host", "")
+COLUMNS = (  # the last is the reason
+    "run",
+    "state",
+    "done",
+    "tokens",
+    "loss",
+    "val loss",
+    "off law",
+    "tok/s",
+    "left",
+    "host",
+    "",
+)
 
 
 def status_page(directory: Path, rows: list[dict[str, Any]]) -> str:
@@ -67,6 +79,13 @@ def write_page(directory: Path, rows: list[dict[str, Any]], path: Path) -> None:
         file.write(status_page(directory, rows).encode())
 
 
+def _health(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    text = f"{found['deviation']:+.1f}%"
+    return f'<b style="color:{COLOURS["failed"]}">{text}!</b>' if found["outside"] else text
+
+
 def _row(row: dict[str, Any]) -> str:
     colour = COLOURS.get(row["state"], "inherit")
     total = row["tokens_total"]
@@ -80,6 +99,7 @@ def _row(row: dict[str, Any]) -> str:
         si(row["tokens"]) if row["tokens"] else "",
         nats(row["loss"]),
         nats(row["val_loss"]),
+        _health(row["health"]),
         speed(row["tokens_per_second"]),
         duration(row["eta_seconds"]),
         html.escape(row["hostname"] or ""),

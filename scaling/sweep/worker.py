@@ -53,10 +53,14 @@ def attempt(
     train: TrainFunction,
     stop: threading.Event,
     progress: bool = False,
+    silent: int | None = None,
 ) -> Outcome:
-    """Claim a run and train it; whatever goes wrong is an outcome and never an exception."""
+    """Claim a run and train it; whatever goes wrong is an outcome and never an exception.
+
+    `silent`: as in `scaling.system.claims.claim`.
+    """
     try:
-        held = claim(sweep_dir / config.run_id)
+        held = claim(sweep_dir / config.run_id, silent)
         if held is None:
             return Outcome(state="busy")
         with held:
@@ -107,7 +111,8 @@ def main() -> None:
             order = orders.get()
             if order is None or stop.is_set():
                 break
-            outcome = attempt(RunConfig.from_json(order["run"]), sweep_dir, train, stop)
+            config, silent = RunConfig.from_json(order["run"]), order.get("silent")
+            outcome = attempt(config, sweep_dir, train, stop, silent=silent)
             answer(asdict(outcome))
     except BrokenPipeError:
         os._exit(1)  # the pool is gone: there is nobody to answer, at exit neither

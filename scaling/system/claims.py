@@ -9,10 +9,12 @@ A process that trains a run holds `<run>/claim`:
 2. In it, as JSON: host, process and time, for `linscale status`.
 3. Its modification time, renewed every few seconds: the heartbeat. Where file locks do not reach
    other machines (some network file systems), a claim of another host holds as long as its
-   heartbeat is younger than a minute, and is taken over after that. A holder whose heartbeat failed
-   (a stopped process, a network that was gone) looks before its next step whether the claim is
-   still its own, and else leaves the run at once, without a word in its record (`ClaimLost`). What
-   it was writing meanwhile on another thread looks as well, before it shows (`watch`).
+   heartbeat changes, and is taken over when whoever wants it has seen no change for a minute by a
+   clock of its own: clocks of two hosts are never compared, since one may be hours ahead. A holder
+   whose heartbeat failed (a stopped process, a network that was gone) looks before its next step
+   whether the claim is still its own, and else leaves the run at once, without a word in its record
+   (`ClaimLost`). What it was writing meanwhile on another thread looks as well, before it shows
+   (`watch`).
 
 The file stays when a claim is given up, empty: removing it would let two processes lock two files
 of the same name.
@@ -39,7 +41,7 @@ CLAIM = "claim"
 HEARTBEAT_SECONDS = 5.0
 """Between two renewals of a claim."""
 STALE_SECONDS = 60.0
-"""Age of a heartbeat after which the claim of another host counts no more."""
+"""Without a change of its heartbeat, after which the claim of another host counts no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +143,14 @@ class _Watched:
         return self._stop.is_set()
 
 
-def claim(run_dir: Path) -> Claim | None:
+def claim(run_dir: Path, silent: int | None = None) -> Claim | None:
     """Claim a run; None when another process has it. The directory is made where it is missing.
+
+    A claim of another host is watched from the first call in this process on.
+
+    Args:
+        run_dir: of the run.
+        silent: a `heartbeat` that the caller knows to have not changed for `STALE_SECONDS`.
 
     Raises:
         DiskError: the claim cannot be written.
@@ -152,13 +160,26 @@ def claim(run_dir: Path) -> Claim | None:
         run_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if _lock(descriptor) and not _held_by_another_host(descriptor):
+            if _lock(descriptor) and not _held_by_another_host(descriptor, silent):
                 return Claim(descriptor)
         except OSError:
             os.close(descriptor)
             raise
         os.close(descriptor)
         return None
+
+
+def outwait(run_dir: Path) -> Claim | None:
+    """As `claim`, but a claim of another host is watched here, for a minute at most, until it shows
+    life or has been silent long enough."""
+    before = heartbeat(run_dir)
+    while (held := claim(run_dir)) is None:
+        by = holder(run_dir, glance=False)
+        ours = by is not None and by.hostname in (socket.gethostname(), "")
+        if ours or heartbeat(run_dir) != before:
+            return None
+        time.sleep(0.2)
+    return held
 
 
 _held: set[Claim] = set()
@@ -232,8 +253,14 @@ def _lock(descriptor: int) -> bool:
     return False
 
 
-def holder(run_dir: Path) -> Holder | None:
-    """The process that holds a run now, None when nobody does."""
+def holder(run_dir: Path, *, glance: bool = True) -> Holder | None:
+    """The process that holds a run now, None when nobody does.
+
+    Args:
+        run_dir: of the run.
+        glance: judge a claim of another host by the age of its heartbeat, as who looks once must,
+            for people; else by whether this process has seen it change, as `claim` does.
+    """
     try:
         descriptor = os.open(run_dir / CLAIM, os.O_RDONLY)
     except OSError:
@@ -244,7 +271,8 @@ def holder(run_dir: Path) -> Holder | None:
         except BlockingIOError:
             # A claim that is being written this moment has no content yet.
             return _content(descriptor) or Holder(hostname="", pid=0, since=time.time())
-        return _content(descriptor) if _held_by_another_host(descriptor) else None
+        held = _looks_alive(descriptor) if glance else _held_by_another_host(descriptor)
+        return _content(descriptor) if held else None
     finally:
         os.close(descriptor)
 
@@ -281,12 +309,32 @@ def exclusive(path: Path, while_waiting: str = "") -> Iterator[None]:
         yield
 
 
-def _held_by_another_host(descriptor: int) -> bool:
+_seen: dict[tuple[int, int], tuple[int, float]] = {}
+"""File of a claim -> its last known heartbeat, and our clock when that was new to us."""
+
+
+def _held_by_another_host(descriptor: int, silent: int | None = None) -> bool:
     """Whether a file that nobody has locked here is a live claim of another host."""
-    claimed = _content(descriptor)
-    if claimed is None or claimed.hostname == socket.gethostname():
+    if not _is_of_another_host(descriptor):
         return False
-    return time.time() - os.fstat(descriptor).st_mtime < STALE_SECONDS
+    stat = os.fstat(descriptor)
+    if stat.st_mtime_ns == silent:
+        return False
+    file = (stat.st_dev, stat.st_ino)
+    if _seen.get(file, (0, 0.0))[0] != stat.st_mtime_ns:
+        _seen[file] = (stat.st_mtime_ns, time.monotonic())
+    return time.monotonic() - _seen[file][1] < STALE_SECONDS
+
+
+def _looks_alive(descriptor: int) -> bool:
+    """The same at a glance, by the clocks of both hosts."""
+    age = time.time() - os.fstat(descriptor).st_mtime
+    return _is_of_another_host(descriptor) and abs(age) < STALE_SECONDS
+
+
+def _is_of_another_host(descriptor: int) -> bool:
+    claimed = _content(descriptor)
+    return claimed is not None and claimed.hostname != socket.gethostname()
 
 
 def _content(descriptor: int) -> Holder | None:

@@ -10,6 +10,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +20,9 @@ from typing import Any, BinaryIO
 from linscale.errors import LinscaleError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class DiskError(LinscaleError):
@@ -49,10 +54,12 @@ def replacing(path: Path, ready: Callable[[], None] | None = None) -> Iterator[B
     Raises:
         DiskError: the file could not be written; `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Neither a link that somebody has laid there nor another process's file is ever written to.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with disk_errors(path):
-            with temporary.open("wb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(temporary, flags, 0o666), "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -64,6 +71,15 @@ def replacing(path: Path, ready: Callable[[], None] | None = None) -> Iterator[B
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of `replacing` from a folder in which nobody else writes now: of
+    processes that were killed."""
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 class HashingWriter:

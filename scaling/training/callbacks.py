@@ -359,6 +359,7 @@ def save(
     losses = torch.tensor(list(journal.losses), dtype=torch.float64)
     content = module.state(optimizer) | {
         "config": record.config.to_json(),
+        "segment": journal.segment.name,
         "losses": losses,
         "skipped": journal.skipped,
     }

@@ -94,6 +94,7 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a micro-batch, a scalar: of the next token, in nats, by default."""
         share = self._count(batch) if self._unequal and self.objective.of_text else None
+        self.objective.before_batch(self.net, self.step)
         loss = self.objective.loss(self.net, batch, share=share, teacher=self.teacher)
         self.loss_sum += loss.detach()
         return loss

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.language_model import LanguageModel
+    from scaling.config.schedule import Segment
     from scaling.data.loader import Batch
     from scaling.data.prepared import PreparedData
     from scaling.record.record import RunRecord
@@ -29,6 +30,7 @@ class Training(Protocol):
     """What an objective may touch of what trains (`scaling.training.module.TrainingModule`)."""
 
     net: LanguageModel
+    segment: Segment
     step: int
     """Optimizer steps along the path, from initialisation."""
 
@@ -76,6 +78,11 @@ class Objective:
         from scaling.training.loss import mean_loss, token_losses
 
         return mean_loss(net, batch) if share is None else token_losses(net, batch).mean()
+
+    def before_batch(self, net: LanguageModel, step: int) -> None:
+        """Before the loss of each micro-batch of the step after `step`; a function of the run's
+        configuration and the step alone, so that a run that was stopped goes on as it would have.
+        """
 
     def learns(self, net: LanguageModel) -> None:
         """Let those parameters learn that the objective trains, and freeze the others.

@@ -26,7 +26,7 @@ from linscale.code_search import child_environment, python_command
 from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
 from scaling.plan.accelerator import accelerator
-from scaling.plan.memory import decide_strategy
+from scaling.plan.decide import decide_parallel
 from scaling.system.claims import ClaimLost, hand_on
 from scaling.system.devices import host_memory, reproducible_cuda
 from scaling.system.orphans import die_with_parent
@@ -62,8 +62,8 @@ RANK_MODULE = "scaling.training.train"
 
 
 def decide(config: RunConfig) -> RunConfig:
-    """Decide strategy `auto` by the memory of these devices; all ranks must ask."""
-    if config.parallel.strategy != "auto":
+    """Decide what is `auto` by the memory of these devices; all ranks must ask."""
+    if "auto" not in (config.parallel.strategy, config.parallel.activation_checkpointing):
         return config
     import torch
 
@@ -71,7 +71,7 @@ def decide(config: RunConfig) -> RunConfig:
         capacity = float(torch.cuda.get_device_properties(0).total_memory)
     else:
         capacity = host_memory() / config.parallel.devices
-    return decide_strategy(config, agree(capacity))
+    return decide_parallel(config, agree(capacity))
 
 
 def accumulation(config: RunConfig) -> int:

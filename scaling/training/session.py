@@ -27,10 +27,13 @@ from scaling.config.run import RunConfig
 from scaling.config.schedule import changes
 from scaling.data.loader import DataModule
 from scaling.data.prepare import prepare
-from scaling.record.checkpoints import Checkpoints, refuse_misfit
+from scaling.record.checkpoint_files import remove
+from scaling.record.checkpoints import Checkpoints
 from scaling.record.data_identity import check_data
 from scaling.record.environment import environment, memory_peak, peak_flops, reset_memory_peak
-from scaling.record.record import RunRecord, State
+from scaling.record.load_model import refuse_misfit
+from scaling.record.record import ORIGIN, RunRecord, State
+from scaling.record.trunk import adopt
 from scaling.system import ranks
 from scaling.system.background import begin
 from scaling.system.claims import StopEvent, watch
@@ -43,8 +46,8 @@ from scaling.training.callbacks import (
     TokenCheckpoint,
     save,
 )
+from scaling.training.follower import attach
 from scaling.training.guard import DivergenceGuard, find_rewinds, write_rewind
-from scaling.training.loggers import attach
 from scaling.training.milestones import SegmentEnd
 from scaling.training.module import TrainingModule
 from scaling.training.norms import Norms
@@ -83,6 +86,10 @@ class _Session:
         self._still_ours = watch(record.path)
         self._reading: Future[None] | None = None
         """Reads the shards while the first steps are made."""
+        self._looking: Future[None] | None = None
+        """Reads the milestones of earlier sessions meanwhile."""
+        self._lost: list[str] = []
+        """What is wrong with those."""
         self._prepared = prepare(config.data, progress=progress and self._is_main)
         self._validation = DataModule(config, self._prepared).val_dataloader()
         self._checkpoints = self._open_checkpoints()
@@ -101,10 +108,13 @@ class _Session:
             found = self._prepared.fingerprint()
             step = self._checkpoints.points[-1].step if self._checkpoints.points else 0
             changed = check_data(record, found, step)
+            if not self._checkpoints.points and (told := adopt(record, self._checkpoints, found)):
+                record.log(told)
             record.write_environment(environment(config, found), changed)
             if config.data.tokenizer_in_file:
                 record.write_tokenizer(self._prepared.tokenizer())
             self._reading = begin(self._prepared.verify_changed)
+            self._looking = begin(self._look_at_milestones)
 
     def run(self) -> State:
         """Segment after segment."""
@@ -121,7 +131,9 @@ class _Session:
                     return "preempted"
                 if journal.rewinding and self._is_main:
                     write_rewind(journal, self._record, self._checkpoints.points[-1].step)
-        self._end("done", journal.remarks)
+        if self._looking is not None:
+            self._looking.result()
+        self._end("done", "; ".join(filter(None, [journal.remarks, *self._lost])))
         return "done"
 
     def _restore(self) -> TrainingModule | None:
@@ -141,6 +153,7 @@ class _Session:
             point, content = self._checkpoints.newest(self._say, verify=False)
         assert point is not None
         if point.segment == len(self._record.segments):
+            self._journal.index, self._journal.step = point.segment - 1, point.step
             return None
         module = self._module or TrainingModule(self._config)
         self._module = module
@@ -175,12 +188,15 @@ class _Session:
             record.segments,
             self._sound,
             self._config.keeps,
+            self._config.budget.keep_trunk and self._config.trunk_id is not None,
         )
 
     def _start_afresh(self) -> None:
         """Write the checkpoint of step 0, from the seed alone."""
         self._module = TrainingModule(self._config)
         self._journal.begin(0, 0, 0.0, [])
+        if self._is_main:
+            remove(self._record.path / ORIGIN)
         if not (self._is_main or self._module.sharded):
             return
         first = objective_of(self._config, self._journal.segment.objective)
@@ -227,6 +243,15 @@ class _Session:
                 "one waits for that. Killed meanwhile, the run goes on from the one before."
             )
         self._reading.result()
+
+    def _look_at_milestones(self) -> None:
+        """Say which weights of earlier sessions are lost: losses stay, models do not."""
+        for problem in self._checkpoints.milestone_problems():
+            self._lost.append(problem)
+            self._say(
+                f"{problem} Its loss is in the record; its weights are gone. To have them, restore "
+                "the file, or train the run anew in another directory (--out)."
+            )
 
     def _end(self, state: State, reason: str) -> None:
         journal = self._journal

@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("sweep_dir", type=Path)
     parser.add_argument("--progress", action="store_true")
     arguments = parser.parse_args()
-    search_also()
+    search_also(Path.cwd())
     if is_rank():
         die_with_parent(os.getppid(), signal.SIGKILL)
     stop = threading.Event()

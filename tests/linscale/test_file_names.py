@@ -13,7 +13,7 @@ from models.interop.tensors import shard_files
 from scaling.data.prepare import prepare
 from scaling.data.token_store import INDEX, Index
 from scaling.evaluation.targets import targets
-from scaling.record.checkpoint_files import read_manifest
+from scaling.record.checkpoint_files import CheckpointError, read_manifest
 from scaling.record.pretrained import find_checkpoint
 from scaling.sweep.status import status_rows
 from tests.support.small_corpora import sample_documents, write_corpus
@@ -94,16 +94,17 @@ def test_milestones(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("place", ["files", "file", "trunk_file"])
 def test_manifests(tmp_path: Path, place: str) -> None:
     point = {"segment": 0, "step": 1, "file": "a.pt", "wall": 0.0, "trunk_file": "a.pt"}
-    manifest = {"run_id": "r", "files": {"a.pt": {}}, "resume": [point]}
+    entry = {"sha256": "0", "bytes": 1}
+    manifest = {"run_id": "r", "files": {"a.pt": entry}, "resume": [point]}
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
-    assert read_manifest(path)["run_id"] == "r"
+    assert read_manifest(path).run_id == "r"
     if place == "files":
-        manifest["files"] = {"../a.pt": {}}
+        manifest["files"] = {"../a.pt": entry}
     else:
         manifest["resume"] = [point | {place: "/a.pt"}]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(FileNameError):
+    with pytest.raises(CheckpointError, match="leads out of it"):
         read_manifest(path)
 
 

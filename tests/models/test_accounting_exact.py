@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import accounting, cosformer2, hgrn2, layers, tnl
+from models import accounting, cosformer2, delta_mixer, gla, hgrn2, layers, mamba2, tnl
 from models.architectures.lolcats import LoLCATs
 from models.architectures.supra import Supra
 from models.config import ARCHS, ASPECT_SHAPES, PAPER_SIZES, Arch, paper_config, toy_config
+from models.kernels.delta.reference import recurrent_delta
 from models.kernels.lrpe import lrpe
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
@@ -29,7 +30,7 @@ GROUPS = {
     "norm": "norm.",
     "feature_map": ("_map.", ".factor."),
     "position": ("theta", "tpe."),
-    "decay": ("slopes", "stem.logits"),
+    "decay": ("slopes", ".logits", ".decay."),
     "token_mixer": ".mixer.",
 }
 
@@ -58,6 +59,14 @@ VARIANTS: list[tuple[Arch, dict[str, object]]] = [
     ("hgrn2", {"glu_activation": "silu"}),
     ("llama", {"kv_heads": 2, "qkv_bias": True, "window": 5}),
     ("llama", {"kv_heads": 1, "head_size": 6, "out_bias": True, "glu_bias": True}),
+    ("gla", {}),
+    ("gla", {"key_ratio": 0.75, "rank": 3}),
+    ("mamba2", {}),
+    ("mamba2", {"groups": 2, "state_size": 5, "expansion": 1, "convolution": 2}),
+    ("gated_deltanet", {}),
+    ("gated_deltanet", {"key_size": 5, "value_expansion": 3.0, "convolution": 3}),
+    ("kda", {}),
+    ("kda", {"key_size": 6, "value_expansion": 0.5, "tie_embeddings": False}),
     ("supra", {}),
     ("supra", {"kv_heads": 2, "learn_decay": True, "options": Supra(softmax_layers=(0,))}),
     ("supra", {"head_size": 6, "options": Supra(feature_map="t2r", norm=False)}),
@@ -162,8 +171,9 @@ def reference_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the definitions in the place of the kernels."""
     monkeypatch.setattr(layers, "linear_attention", one_pole_filter)
     monkeypatch.setattr(lolcats.HybridAttention, "attend", token_by_token)
-    for module in (tnl, supra):
+    for module in (tnl, supra, gla, mamba2):
         monkeypatch.setattr(module, "linear_attention", recurrent_reference)
+    monkeypatch.setattr(delta_mixer, "delta_attention", recurrent_delta)
     monkeypatch.setattr(cosformer2, "cosine_attention", cosine_reference)
     monkeypatch.setattr(hgrn2, "hgrn2_attention", gated_reference)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", causal_softmax)

@@ -189,7 +189,7 @@ def test_exported_model_trains(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    model = random_model("llama", {"window": 9, "qkv_bias": True})
+    model = random_model("llama", {"qk_norm": "head", "glu_bias": True})
     with pytest.raises(InteropError, match="no family of transformers has this combination"):
         export_model(model, tmp_path / "out", context=64, eos_id=0)
     assert not (tmp_path / "out").exists()

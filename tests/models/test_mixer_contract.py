@@ -1,4 +1,4 @@
-"""The contract of `mixer_contract` for the four architectures and their options."""
+"""The contract of `mixer_contract` for the architectures and their options."""
 
 from __future__ import annotations
 
@@ -51,3 +51,33 @@ class TestCosFormer2WithoutTPE(MixerContract):
     config = toy_config("cosformer2", 48, vocab_size=61, layers=2, head_dim=16).with_options(
         tpe=False, lrpe_learned=False, gate_rank=5
     )
+
+
+class TestGLA(MixerContract):
+    config = toy_config("gla", 64, vocab_size=61, layers=2)
+
+
+class TestMamba2(MixerContract):
+    config = toy_config("mamba2", 64, vocab_size=61, layers=2)
+
+
+class TestMamba2WithGroupsAndLargeStates(MixerContract):
+    config = toy_config("mamba2", 48, vocab_size=61, layers=2, head_dim=12).with_options(
+        groups=2, state_size=20, expansion=1, convolution=1
+    )
+
+
+class TestGatedDeltaNet(MixerContract):
+    config = toy_config("gated_deltanet", 64, vocab_size=61, layers=2)
+
+
+class TestGatedDeltaNetWithNegativeEigenvalues(MixerContract):
+    config = toy_config("gated_deltanet", 48, vocab_size=61, layers=2).with_options(
+        key_size=10, value_expansion=1.5, convolution=2, negative_eigenvalues=True
+    )
+    # With beta near 2 a state's rounding is reflected again and again, and not forgotten.
+    bfloat16_cosine = 0.997
+
+
+class TestKDA(MixerContract):
+    config = toy_config("kda", 64, vocab_size=61, layers=2)

@@ -84,14 +84,14 @@ def test_the_mixer_is_the_papers_recurrence() -> None:
 
 
 def test_an_empty_state_needs_closed_forms(module: types.ModuleType) -> None:
-    measured.costs.cache_clear()
+    measured.layer_costs.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             module.GatedLinearAttention, "initial_state", lambda self, n, device, dtype: {}
         )
         with pytest.raises(ConfigError, match=r"model.arch='my_gla' starts with an empty state"):
             accounting.parameters(toy_config("my_gla", 48, vocab_size=61))
-    measured.costs.cache_clear()
+    measured.layer_costs.cache_clear()
 
 
 def run(arch: str, *overrides: str, **parts: Any) -> RunConfig:
@@ -133,20 +133,39 @@ def test_options_are_set_checked_and_kept() -> None:
         run("my_gla", "model.options.rank=4.5")
 
 
-def test_a_record_says_where_its_architecture_is(module: types.ModuleType) -> None:
-    """From another process that knows the record alone."""
+def test_a_record_names_a_file_and_does_not_run_it(
+    module: types.ModuleType, tmp_path: Path
+) -> None:
+    """Another process that knows the record alone: code is found where the process searches."""
     values = run("my_gla").to_json()
     assert values["model"]["file"] == module.__file__
     code = (
         "import json, sys\nfrom scaling.config.run import RunConfig\n"
+        "from linscale.code_search import search_also\nsearch_also()\n"
         "print(RunConfig.from_json(json.load(sys.stdin)).run_id)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(values), text=True, capture_output=True,
-        env=environment, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() == run("my_gla").run_id
+
+    def read(values: dict[str, Any], *folders: object) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join(map(str, (ROOT, *folders)))
+        environment = os.environ | {"PYTHONPATH": path, "LINSCALE_PATH": ""}
+        return subprocess.run(
+            [sys.executable, "-c", code], input=json.dumps(values), text=True,
+            capture_output=True, env=environment, cwd=tmp_path, check=False,
+        )  # fmt: skip
+
+    folder = Path(str(module.__file__)).parent
+    assert read(values, folder).stdout.strip() == run("my_gla").run_id
+    refused = read(values)
+    assert refused.returncode
+    assert f"record says that it was '{module.__file__}'" in refused.stderr
+    assert f"put {folder} on PYTHONPATH" in refused.stderr
+
+    trap = tmp_path / "elsewhere" / "trap.py"
+    trap.parent.mkdir()
+    trap.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\nARCHITECTURE = None\n")
+    values["model"] |= {"arch": "trap", "file": str(trap)}
+    assert "model.arch='trap'" in read(values).stderr
+    assert not (tmp_path / "sprung").exists()
 
 
 class RunningMean(TokenMixer):

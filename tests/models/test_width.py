@@ -112,6 +112,30 @@ def test_rules_are_those_of_the_table(arch: Arch) -> None:
     assert not hasattr(model.embedding, "width_rule")
 
 
+@pytest.mark.parametrize(
+    ("arch", "reductions", "fixed"),
+    [
+        ("gla", ("rate_down",), ("rate_up",)),
+        ("mamba2", (), ()),
+        ("gated_deltanet", (), ()),
+        ("kda", ("rate.down", "gate.down"), ("rate.up", "gate.up")),
+    ],
+)
+def test_rules_of_mixers_outside_the_table(
+    arch: str, reductions: tuple[str, ...], fixed: tuple[str, ...]
+) -> None:
+    """Low ranks have the width of a head, or one of their own; all else is between wide layers."""
+    model = build(config(arch, 4 * BASE, mup=True), device="meta")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            spread, rate = 0.5, 0.25
+            if ".mixer." in name and name.endswith(reductions or "-"):
+                spread = 0.25
+            if ".mixer." in name and name.endswith(fixed or "-"):
+                spread = rate = 1
+            assert module.width_rule == Rule(spread=spread, rate=rate), name
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_nothing_changes_at_the_width_of_the_base(arch: Arch) -> None:
     torch.manual_seed(0)

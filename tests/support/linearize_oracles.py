@@ -34,8 +34,10 @@ def mixer(model: LanguageModel, layer: int) -> nn.Module:
     return cast(nn.Module, model.blocks[layer].mixer)
 
 
-def dense_lolcats(attention: HybridAttention, x: Tensor, config: ModelConfig) -> Tensor:
-    """The paper's formula, one query and one key at a time."""
+def dense_lolcats(
+    attention: HybridAttention, x: Tensor, config: ModelConfig, reads: str = "both"
+) -> Tensor:
+    """The paper's formula, one query and one key at a time; with sinks, and with one part alone."""
     options, size = attention.options, config.head_dim
     assert options is not None
     positions = torch.arange(x.shape[1])[None]
@@ -53,11 +55,19 @@ def dense_lolcats(attention: HybridAttention, x: Tensor, config: ModelConfig) ->
                 first = max(0, (t // options.window - 1) * options.window)
             else:
                 first = max(0, t - options.window + 1)
-            scores = (q[:, t, None, h] * k[:, first : t + 1, h]).sum(-1) / size**0.5
+            sinks = list(range(min(options.sink_tokens, first)))
+            beyond = [s for s in range(first) if s not in sinks]
+            window = [*sinks, *range(first, t + 1)]
+            scores = (q[:, t, None, h] * k[:, window, h]).sum(-1) / size**0.5
             near = factor[h] * (scores - scores.max(-1, keepdim=True).values).exp()
-            far = (q_map[:, t, None, h] * k_map[:, :first, h]).sum(-1)
+            far = (q_map[:, t, None, h] * k_map[:, beyond, h]).sum(-1)
             far = far * (1 - factor[h] if options.affine else 1)
+            if reads == "window":
+                far = 0 * far
+            if reads == "past":
+                near = 0 * near
             weights = torch.cat((far, near), 1)
-            sums = (weights[..., None] * v[:, : t + 1, h]).sum(1)
-            out[:, t, h] = sums / weights.sum(1, keepdim=True)
+            sums = (weights[..., None] * v[:, beyond + window, h]).sum(1)
+            mass = weights.sum(1, keepdim=True)
+            out[:, t, h] = sums / torch.where(mass > 0, mass, 1)
     return attention.out(out.flatten(-2))

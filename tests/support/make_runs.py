@@ -171,9 +171,11 @@ def _write_run(
 
     def log(segment: str, tokens: np.ndarray, losses: np.ndarray, lr: np.ndarray) -> None:
         for i, (t, loss) in enumerate(zip(tokens.tolist(), losses.tolist(), strict=True)):
+            # At a horizon the only validation line is that of its milestone.
+            held_out = i % 10 == 9 and t not in horizons
             metrics.append({
                 "segment": segment, "step": t // step_tokens, "tokens": t, "flops": t * exact,
-                "wall": t / speed, "split": "validation" if i % 10 == 9 else "train", "loss": loss,
+                "wall": t / speed, "split": "validation" if held_out else "train", "loss": loss,
                 "bpb": loss / math.log(2) / BYTES_PER_TOKEN, "lr": float(lr[i]),
                 "grad_norm": 0.5 + 0.1 * rng.random(),
                 "tokens_per_second": speed * (1 + 0.02 * rng.standard_normal()),

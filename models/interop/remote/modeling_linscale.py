@@ -96,7 +96,7 @@ def normalize(x: Tensor, eps: float) -> Tensor:
 
 
 def head_slopes(settings: dict[str, Any], layer: int) -> list[float]:
-    """TNL's decay of each head of a layer, in nats a step."""
+    """Decay of each head of a layer of TNL or SUPRA, in nats a step."""
     heads, layers = settings["heads"], settings["layers"]
     if settings["decay_slopes"] == "none":
         return [0.0] * heads
@@ -110,6 +110,8 @@ def head_slopes(settings: dict[str, Any], layer: int) -> list[float]:
         slopes = [2 ** (-8 * (head + 1) / below) for head in range(below)]
         return slopes if below == count else slopes + powers(2 * below)[::2][: count - below]
 
+    if settings["decay_slopes"] == "alibi-flat":
+        return powers(heads)
     return [slope * (1 - layer / max(layers - 1, 1) + 1e-5) for slope in powers(heads)]
 
 
@@ -245,21 +247,57 @@ class LinscaleBlock(nn.Module):
         return x + self.channel["down"](gated), after
 
 
+class LinscaleStem(nn.Module):
+    """What runs once before the blocks: cosFormer2's Toeplitz encoding, HGRN2's lower bounds.
+
+    With `acts=False` it only prepares what layers need.
+    """
+
+    def __init__(self, settings: dict[str, Any], acts: bool = True) -> None:
+        super().__init__()
+        self.settings = settings
+        dim, heads, kind = settings["dim"], settings["heads"], KINDS.get(settings["arch"])
+        self.logits = self.tpe = None
+        if kind is not None and kind.forgets:
+            self.logits = nn.Parameter(torch.empty(settings["layers"] * dim))
+        elif acts and kind is not None and kind.rotates and settings["tpe"]:
+            self.tpe = Vector("pole", heads)
+            weight = nn.Parameter(torch.empty(heads, dim // heads, dim // heads))
+            self.tpe.register_parameter("weight", weight)
+
+    def encode(self, x: Tensor, mask: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """cosFormer2's Toeplitz encoding: a one-pole filter and a matrix per head."""
+        if self.tpe is None:
+            return x
+        pole = F.logsigmoid(self.tpe.get_parameter("pole").to(mask.dtype))
+        present = mask[..., None, None]  # (B, T, 1, 1)
+        ones = present.expand(*x.shape[:2], self.settings["heads"], 1)
+        values = x.unflatten(-1, (self.settings["heads"], -1)) * present.to(x.dtype)
+        out, states["stem"] = linear_attention(
+            ones, ones, values, pole[:, None] * present, states.get("stem")
+        )
+        weight = self.tpe.get_parameter("weight").to(x.dtype)
+        return torch.einsum("bthk,hvk->bthv", out, weight).flatten(-2)
+
+    def bounds(self) -> list[Tensor | None]:
+        """HGRN2's lower bounds of the forget gates, (H, K) a layer."""
+        layers = self.settings["layers"]
+        if self.logits is None:
+            return [None] * layers
+        share = self.logits.view(layers, -1).softmax(0)
+        bounds = share.cumsum(0) - share[:1]
+        return list(bounds.view(layers, self.settings["heads"], -1))
+
+
 class LinscaleModel(nn.Module):
     """Embedding, blocks and final norm, under the parameter names of Linscale's checkpoints."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
         self.settings = settings
-        dim, heads, layers = settings["dim"], settings["heads"], settings["layers"]
+        dim, layers = settings["dim"], settings["layers"]
         self.embedding = nn.Embedding(settings["vocab_size"], dim)
-        self.stem = nn.Module()
-        if KINDS[settings["arch"]].forgets:
-            self.stem = Vector("logits", layers * dim)
-        elif KINDS[settings["arch"]].rotates and settings["tpe"]:
-            self.stem.tpe = Vector("pole", heads)
-            weight = nn.Parameter(torch.empty(heads, dim // heads, dim // heads))
-            self.stem.tpe.register_parameter("weight", weight)
+        self.stem = LinscaleStem(settings)
         self.blocks = nn.ModuleList(LinscaleBlock(settings, layer) for layer in range(layers))
         tied = settings["tie_embeddings"]
         self.head = None if tied else nn.Linear(dim, settings["vocab_size"], bias=False)
@@ -274,35 +312,12 @@ class LinscaleModel(nn.Module):
             count = count + states["count"]
         positions = (count - 1).clamp(min=0)
         states["count"] = count[:, -1:]
-        x = self._encode(x, mask, states)
-        for layer, (block, bound) in enumerate(zip(self.blocks, self._bounds(), strict=True)):
+        x = self.stem.encode(x, mask, states)
+        for layer, (block, bound) in enumerate(zip(self.blocks, self.stem.bounds(), strict=True)):
             name = f"block {layer}"
             x, states[name] = block(x, mask, positions, bound, states.get(name))
         cache.seen += x.shape[1]
         return normalize(x, self.settings["norm_eps"])
-
-    def _encode(self, x: Tensor, mask: Tensor, states: dict[str, Tensor]) -> Tensor:
-        """cosFormer2's Toeplitz encoding: a one-pole filter and a matrix per head."""
-        if not hasattr(self.stem, "tpe"):
-            return x
-        pole = F.logsigmoid(self.stem.get_parameter("tpe.pole").to(mask.dtype))
-        present = mask[..., None, None]  # (B, T, 1, 1)
-        ones = present.expand(*x.shape[:2], self.settings["heads"], 1)
-        values = x.unflatten(-1, (self.settings["heads"], -1)) * present.to(x.dtype)
-        out, states["stem"] = linear_attention(
-            ones, ones, values, pole[:, None] * present, states.get("stem")
-        )
-        weight = self.stem.get_parameter("tpe.weight").to(x.dtype)
-        return torch.einsum("bthk,hvk->bthv", out, weight).flatten(-2)
-
-    def _bounds(self) -> list[Tensor | None]:
-        """HGRN2's lower bounds of the forget gates, (H, K) a layer."""
-        layers = self.settings["layers"]
-        if not KINDS[self.settings["arch"]].forgets:
-            return [None] * layers
-        share = self.stem.get_parameter("logits").view(layers, -1).softmax(0)
-        bounds = share.cumsum(0) - share[:1]
-        return list(bounds.view(layers, self.settings["heads"], -1))
 
 
 class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):

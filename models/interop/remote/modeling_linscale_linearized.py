@@ -58,6 +58,8 @@ class FeatureMap(nn.Module):
                 self.bias = nn.Parameter(torch.empty(heads * columns))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "none":
+            return x[..., :0]
         if self.kind == "supra":
             return F.relu(self.project(x.flatten(-2))).view(x.shape)
         if self.kind in ("t2r", "hedgehog"):
@@ -86,12 +88,12 @@ class LinearizedMixer(nn.Module):
         dim, self.heads = settings["dim"], settings["heads"]
         self.groups = settings["kv_heads"] or self.heads
         self.size = settings["head_size"] or dim // self.heads
-        self.options: dict[str, Any] = settings[settings["arch"]]
+        self.options: dict[str, Any] = settings.get(settings["arch"]) or {"softmax_layers": [layer]}
         width = (self.heads + 2 * self.groups) * self.size
         self.qkv = nn.Linear(dim, width, bias=settings["qkv_bias"])
         self.out = nn.Linear(self.heads * self.size, dim, bias=settings["out_bias"])
         kept = layer in self.options["softmax_layers"]
-        self.method = "softmax" if kept else settings["arch"]
+        self.method = "softmax" if kept else settings["arch"]  # of a llama's layer: softmax
         if self.method == "supra":
             self.feature_map = FeatureMap(self.options, self.heads, self.size)
             if self.groups < self.heads:
@@ -171,7 +173,7 @@ class LinearizedMixer(nn.Module):
     def _lolcats(
         self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, state: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        window = self.options["window"]
+        window, sinks = self.options["window"], self.options["sink_tokens"]
         wide = torch.promote_types(q.dtype, torch.float32)
         factor = torch.sigmoid(self.factor.get_parameter("logit").to(wide))[:, None, None]
         weight = 1 - factor if self.options["affine"] else torch.ones_like(factor)
@@ -185,7 +187,8 @@ class LinearizedMixer(nn.Module):
             values = F.pad(self._repeat(cache["v"]).to(wide), (0, 1), value=1)  # [v, 1]
             q_map, k_map = self.query_map(q[:, part]).to(wide), self.key_map(keys).to(wide)
             seen = (where >= 0)[:, None] & (where[:, None] <= now[..., None])  # (B, C, S)
-            near = seen & (where[:, None] >= self._oldest(now)[..., None])
+            near = where[:, None] >= self._oldest(now)[..., None]
+            near = seen & (near | (where < sinks)[:, None])
             far = (seen & ~near)[:, None]
             near = never_empty(near)[:, None]
             scores = torch.einsum("bchk,bshk->bhcs", q[:, part], keys).to(wide) * self.size**-0.5
@@ -199,13 +202,13 @@ class LinearizedMixer(nn.Module):
             outputs.append(total[..., :-1] / total[..., -1:])
             # Keys that no later window holds join the sums; two windows' worth stay.
             oldest = self._oldest(where.amax(1, keepdim=True) + 1)
-            gone = (where >= 0) & (where < oldest)
+            gone = (where >= sinks) & (where < oldest)
             joined = torch.einsum("bshf,bs,bshv->bhfv", k_map, gone.to(wide), values)
             order = where.masked_fill(gone, -1).sort(dim=1, stable=True)
-            kept = order.indices[:, -2 * window :]
+            kept = order.indices[:, -2 * window - sinks :]
             rows = torch.arange(q.shape[0], device=q.device)[:, None]
             state = {name: cache[name][rows, kept] for name in ("k", "v")}
-            state["position"] = order.values[:, -2 * window :]
+            state["position"] = order.values[:, -2 * window - sinks :]
             state["kv"] = joined if sums is None else sums + joined
         return torch.cat(outputs, 1), state
 
@@ -235,6 +238,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)
+
+
+def rotary_angles(
+    rotary: dict[str, Any], positions: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (B, T, 1, K / 2), of positions (B, T) by a configuration's `rotary`."""
+    turns = torch.tensor(rotary["frequencies"], dtype=dtype, device=positions.device)
+    turned = positions.to(dtype)[..., None, None] * turns
+    return turned.cos() * rotary["scale"], turned.sin() * rotary["scale"]
 
 
 class Norm(nn.Module):
@@ -303,10 +315,7 @@ class LinearizedModel(nn.Module):
         states["count"] = count[:, -1:]
         positions = (count - 1).masked_fill(~present, -1)
         wide = torch.promote_types(x.dtype, torch.float32)
-        turns = torch.tensor(self.rotary["frequencies"], dtype=wide, device=x.device)
-        turned = positions.to(wide)[..., None, None] * turns  # (B, T, 1, K / 2)
-        scale = self.rotary["scale"]
-        angles = turned.cos() * scale, turned.sin() * scale
+        angles = rotary_angles(self.rotary, positions, wide)
         for layer, block in enumerate(self.blocks):
             prefix = f"block {layer} "
             before = {n[len(prefix) :]: s for n, s in states.items() if n.startswith(prefix)}

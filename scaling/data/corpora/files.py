@@ -1,7 +1,7 @@
 """Corpora of files: which they are, how they are signed, and errors that name file and line.
 
-The *signature* of files is their names, sizes and times, which is cheap to take and decides whether
-shards made earlier are still those of this corpus. The content itself is hashed when it is read.
+The *signature* of files is their names, sizes and hashes (`scaling.data.corpora.content`), which
+decides whether shards made earlier are still those of this corpus.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from linscale.errors import LinscaleError
+from scaling.data.corpora.content import content_hashes
 from scaling.data.corpora.opening import COMPRESSED, not_utf8, open_bytes
 from scaling.data.documents import BadRecords, Documents
 
@@ -54,10 +55,9 @@ def from_files(
 def sign_files(paths: Sequence[Path], base: Path | None) -> tuple[list[Any], int]:
     """The signature of files, and their bytes together; `base` as in `from_files`."""
     signature: list[Any] = []
-    for path in paths:
-        stat = path.stat()
+    for path, digest in zip(paths, content_hashes(paths), strict=True):
         label = path.relative_to(base) if base else path
-        signature.append([label.as_posix(), stat.st_size, stat.st_mtime_ns])
+        signature.append([label.as_posix(), path.stat().st_size, digest])
     return signature, sum(size for _, size, _ in signature)
 
 

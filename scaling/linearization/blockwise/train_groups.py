@@ -47,7 +47,7 @@ from scaling.linearization.blockwise.teacher_layers import (
     student_layers,
 )
 from scaling.linearization.blockwise.transfer_config import Blockwise
-from scaling.system.claims import Claim, claim, exclusive, holder
+from scaling.system.claims import Claim, exclusive, holder, outwait
 from scaling.system.files import read_json, replacing, write_json
 
 CHECKPOINT_STEPS = 100
@@ -107,7 +107,7 @@ def train_group(
     group, folder = config.group(number), out / f"group-{number:02d}"
     if (folder / LEARNED).is_file():
         return
-    held = claim(folder)
+    held = outwait(folder)
     if held is None:
         by = holder(folder)
         where = "another process" if by is None else f"process {by.pid} on {by.hostname}"

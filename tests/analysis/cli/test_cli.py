@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis.cli.fit import app
+from analysis.cli.commands import app
 from analysis.fit.law_fit import LawFit
 from analysis.laws.registry import FORMS
 from tests.support.make_runs import LAWS, Problem, write_sweep
@@ -366,7 +366,7 @@ def test_linscale_fits_a_table_without_torch(table: Path) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from analysis.cli.fit import app\n"
+        "import sys; from analysis.cli.commands import app\n"
         "print([n for n in ('numpy', 'pandas', 'scipy', 'matplotlib') if n in sys.modules])"
     )
     done = python(code)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.interpolate import PchipInterpolator
 from scipy.optimize import minimize_scalar
 
 from analysis.fit.approaches import three_approaches
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
+from analysis.io.frames import where
+from analysis.io.records import load_sweep
 from analysis.judge.checklist import checklist
 from analysis.judge.design import quantity
-from analysis.laws.compute_model import fit_compute_model
+from analysis.laws.compute_model import SIX_ND, fit_compute_model
 from tests.support.worlds import loss_of, suite
 
+ROOT = Path(__file__).parents[3]
 Cost = Callable[[np.ndarray], np.ndarray]
 
 
@@ -149,3 +154,33 @@ def test_widths_are_recovered_exactly() -> None:
     model = fit_compute_model(n, attention(n))
     far = np.array([1e6, 1e11])
     np.testing.assert_allclose(model(far), attention(far), rtol=1e-9)
+
+
+def test_the_small_ladders_optimum_follows_its_own_flops() -> None:
+    """By brute force along budgets, with the runs' exact FLOPs interpolated between their sizes.
+
+    a is the mean slope over the compute of the runs, .549; from 1e11 to 1e12 FLOPs it is .552, and
+    under 6 N D, which is no cost of these models, it would be .525.
+    """
+    sweep = load_sweep(ROOT / "experiments" / "results" / "small_ladder.zip")
+    points = where(sweep.points, arch="llama")
+    fit = fit_law("chinchilla", points, clusters="size_seed", accounting=True)
+    cost = (points["flops"] / points["tokens"]).groupby(points["n_params"]).mean()
+    log_cost = PchipInterpolator(np.log(cost.index.to_numpy(float)), np.log(cost.to_numpy()))
+    n = np.geomspace(cost.index.min(), cost.index.max(), 200_001)
+    per_token, p = np.exp(log_cost(np.log(n))), fit.params
+
+    def best(compute: float) -> tuple[float, float]:
+        d = compute / per_token
+        i = int((p["A"] / n ** p["alpha"] + p["B"] / d ** p["beta"]).argmin())
+        return float(n[i]), float(d[i])
+
+    slope = np.log(best(1e12)[0] / best(1e11)[0]) / np.log(10)
+    assert slope == pytest.approx(0.552, abs=0.02)
+    ours = fit.optimal([1e11, 1e12])
+    assert np.log(ours["n"][1] / ours["n"][0]) / np.log(10) == pytest.approx(0.552, abs=5e-4)
+    assert ours["d"][1] == pytest.approx(best(1e12)[1], rel=0.05)
+    assert p["a"] == pytest.approx(0.549, abs=5e-4)
+    six = fit.under(SIX_ND)
+    assert six.params["a"] == pytest.approx(0.525, abs=1e-3)
+    assert six.optimal(1e12)["d"].iloc[0] == pytest.approx(1.6 * ours["d"][1], rel=0.1)

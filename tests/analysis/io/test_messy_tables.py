@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis.cli.fit import app
+from analysis.cli.commands import app
 from analysis.errors import AnalysisError
 from analysis.io.cells import read_cells
 from analysis.io.columns import NAMES

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import AnalysisError
+from analysis.judge.comparison import compare, layers
 from analysis.judge.linearization_law import fit
 from analysis.judge.recovery import LINEARIZED, equivalent, frontier, read, summarise
 from analysis.report.linearization_report import write
@@ -21,6 +22,7 @@ SIZES = {"d16": 8_000, "d32": 40_000, "d64": 150_000}
 BUDGETS = (25_000, 50_000, 100_000, 200_000, 400_000)
 A, B, C = 0.2, 0.8, 0.3
 TEACHER, SURGERY, STEP_FLOPS = 1.3, 3.3, 1e6
+WINDOWS = {"window": 1.4, "window + sink": 1.42, "equal window": 1.31, "equal window + sink": 1.32}
 
 
 def unrecovered(tokens: float, n: float) -> float:
@@ -28,14 +30,18 @@ def unrecovered(tokens: float, n: float) -> float:
 
 
 def write_run(
-    root: Path, arch: str, size: str, seed: int, losses: dict[int, float], linear: bool
-) -> None:
-    folder, n = root / f"{arch}-{size}-{seed}-{linear}", SIZES[size]
+    root: Path, arch: str, size: str, seed: int, losses: dict[int, float], linear: bool,
+    stages: dict[str, Any] | None = None, options: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    name = "-".join(
+        [arch, size, str(seed), str(linear), *map(str, (options or stages or {}).values())]
+    )
+    folder, n = root / name, SIZES[size]
     folder.mkdir(parents=True)
-    linearize = {"teacher": "t"} if linear else {"teacher": ""}
+    linearize = {"teacher": "t", **(stages or {})} if linear else {"teacher": ""}
     config = {
         "name": folder.name, "size": size, "seed": seed, "linearize": linearize,
-        "model": {"arch": arch, "dim": 8, "layers": 2},
+        "model": {"arch": arch, "dim": 8, "layers": 2, "options": options or {}},
         "data": {"sequence_length": 64, "batch_sequences": 4, "corpus": "kjv",
                  "tokenizer": "bytes"},
         "optim": {"lr": 1e-3}, "schedule": {"kind": "wsd"}, "budget": {"tokens": max(losses)},
@@ -54,8 +60,29 @@ def write_run(
         linearization = {
             "teacher": {"tokens": 1_600_000, "flops": 1.6e6 * STEP_FLOPS * n},
             "parameters": {"total": n, "transfer": 10, "after": n},
+            "tokens": {"transfer": 10_000, "path": max(losses)},
+            "counts_from": "after surgery",
             "validation": {"teacher": {"loss": TEACHER}, "surgery": {"loss": SURGERY}},
         }
+        if arch == "lolcats":
+            linearization |= {
+                "counts_from": "the window alone",
+                "state_bytes": {"student": 3000, "teacher": 9000},
+                "baselines": {
+                    name: {"loss": loss, "window": 4, "sink_tokens": 0, "state_bytes": 1000}
+                    for name, loss in WINDOWS.items()
+                },
+                "parts": {
+                    str(max(losses)): {
+                        "linear off": {"loss": 1.39, "difference": 0.04, "stderr": 0.01},
+                        "window off": {"loss": 3.0, "difference": 1.6, "stderr": 0.1},
+                        "layers": [
+                            {"layer": 0, "linear off": {"difference": 0.01 * seed},
+                             "window off": {"difference": 0.5}},
+                        ],
+                    }
+                },
+            }  # fmt: skip
         (folder / "linearization.json").write_text(json.dumps(linearization))
     environment = {"data": {"validation_sha256": "abc"}}
     for name, value in (
@@ -104,6 +131,79 @@ def test_recovered_share(sweep: Path) -> None:
         else:
             # From scratch, too: by the losses of the linearized runs of its size.
             assert point["recovered"] == pytest.approx((SURGERY - point["loss"]) / gap)
+
+
+@pytest.fixture
+def beside_windows(tmp_path: Path) -> Path:
+    """LoLCATs with three seeds, and a teacher and a window that were trained alike."""
+    for seed, loss in ((1, 1.34), (2, 1.35), (3, 1.36)):
+        write_run(tmp_path / "w", "lolcats", "d64", seed, {50_000: 1.41, 100_000: loss}, True)
+        alike = {"lora_rank": 8}
+        write_run(tmp_path / "w", "llama", "d64", seed, {90_000: 1.3}, True, alike)
+        options = {"feature_map": "none", "window": 4}
+        write_run(tmp_path / "w", "lolcats", "d64", seed, {90_000: 1.37}, True, alike, options)
+    return tmp_path / "w"
+
+
+def test_a_run_without_attention_transfer_is_read(sweep: Path) -> None:
+    """Its record says that the stage of no tokens costs nothing."""
+    for file in sweep.glob("supra-*-True/accounting.json"):
+        values = json.loads(file.read_text())
+        values["stages"]["transfer_tokens"] = 0
+        values["stages"]["transfer_flops_per_token"] = {"exact": 0.0, "paper": 0.0}
+        file.write_text(json.dumps(values))
+    assert len(read(sweep).of(LINEARIZED)) == 9 * len(BUDGETS)
+
+
+def test_shares_beyond_a_window(beside_windows: Path) -> None:
+    """By hand: the window alone loses 0.1 to the teacher, surgery 2.0."""
+    recovery = read(beside_windows)
+    students = recovery.points[recovery.points["group"] == "lolcats (linearized)"]
+    share = {(p["seed"], p["tokens"]): p for p in students.to_dict("records")}
+    assert share[2, 100_000]["recovered"] == pytest.approx((1.4 - 1.35) / 0.1)
+    assert share[2, 100_000]["of_surgery"] == pytest.approx((3.3 - 1.35) / 2.0)
+    assert share[1, 50_000]["recovered"] == pytest.approx(-0.1)  # worse than its window
+    alike = recovery.points[recovery.points["group"] == "llama (trained alike)"]
+    assert alike["recovered"].tolist() == pytest.approx([1.0] * 3)
+    window = recovery.points[recovery.points["group"] == "lolcats (window of 4)"]
+    assert window["recovered"].tolist() == pytest.approx([0.3] * 3)
+
+
+def test_a_student_beside_windows(beside_windows: Path, tmp_path: Path) -> None:
+    recovery = read(beside_windows)
+    table = compare(recovery, "lolcats (linearized)", "d64").set_index("what")
+    assert table["loss"].to_dict() == pytest.approx({
+        "teacher": 1.3, "its window alone, untrained (4)": 1.4,
+        "its window and the first token, untrained (4)": 1.42,
+        "a window of equal state, untrained (4)": 1.31,
+        "a window of equal state with the first token, untrained (4)": 1.32,
+        "after surgery": 3.3, "student": 1.35, "student, linear part off": 1.39,
+        "student, window off": 3.0, "teacher, trained alike": 1.3,
+        "window of 4 alone, trained alike": 1.37,
+    })  # fmt: skip
+    # t_{0.95, 2} = 2.920, and the standard deviation of the three seeds is 0.01.
+    assert table.loc["student", "high"] == pytest.approx(1.35 + 2.919986 * 0.01 / math.sqrt(3))
+    assert table.loc["student", "recovered"] == pytest.approx(0.5)
+    assert table.loc["student, linear part off", "recovered"] == pytest.approx(0.1)
+    assert table.loc["student", "state bytes"] == 3000
+    by_layer = layers(recovery, "lolcats (linearized)", "d64").to_dict("records")
+    assert by_layer == [{"layer": 0, "linear part off": pytest.approx(0.02), "window off": 0.5}]
+    page = write(beside_windows, tmp_path / "report").read_text()
+    assert "beyond its window alone" in page
+    assert "Beside windows alone" in page
+
+
+def test_a_record_without_windows_has_no_headline(tmp_path: Path) -> None:
+    """Records from before windows were measured say only what they know."""
+    write_run(tmp_path / "w", "lolcats", "d64", 1, {100_000: 1.4}, True)
+    (file,) = tmp_path.glob("w/*/linearization.json")
+    old = {k: v for k, v in json.loads(file.read_text()).items()
+           if k in ("teacher", "parameters", "validation")}  # fmt: skip
+    file.write_text(json.dumps(old))
+    (point,) = read(tmp_path / "w").points.to_dict("records")
+    assert math.isnan(point["recovered"])
+    assert point["of_surgery"] == pytest.approx(0.95)
+    assert "was not measured" in write(tmp_path / "w", tmp_path / "report").read_text()
 
 
 def test_compute_counts_the_cheaper_stage(sweep: Path) -> None:

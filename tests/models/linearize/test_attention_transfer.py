@@ -22,6 +22,7 @@ from models.linearize.transfer import (
     attention_transfer_loss,
     attention_weights,
     count_trained,
+    far_error,
     freeze_for_transfer,
     layer_losses,
 )
@@ -160,3 +161,37 @@ def test_models_without_the_right_layers_are_refused() -> None:
         add_lora(build(toy_config("tnl", 32, vocab_size=61)))
     with pytest.raises(ConfigError, match="rank=0"):
         add_lora(teacher(), rank=0)
+
+
+@pytest.mark.parametrize("sinks", [0, 1])
+@pytest.mark.parametrize("arrangement", ["terraced", "sliding"])
+def test_far_error_is_that_of_the_keys_before_the_window(arrangement: str, sinks: int) -> None:
+    """One query and one key at a time; gradients reach the feature maps."""
+    options = LoLCATs(window=3, arrangement=arrangement, sink_tokens=sinks)  # pyright: ignore[reportArgumentType]
+    model = linearize(teacher(), options)
+    freeze_for_transfer(model)
+    attention, length = mixer(model, 0), 13
+    assert isinstance(attention, HybridAttention)
+    x = torch.randn(2, length, 32, dtype=torch.float64)
+    span = make_span(torch.zeros(2, length), None, None, False)
+    shared = model.stem(x, span, None)[1][0]
+    loss = far_error(attention, x, span, shared)
+    q, k, v = attention._project(x, shared)
+    k, v = k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
+    q_map, k_map = attention.query_map(q), attention.key_map(k)
+    errors = []
+    for t in range(length):
+        first = t - 2 if arrangement == "sliding" else (t // 3 - 1) * 3
+        keys = range(min(sinks, max(first, 0)), max(first, 0))
+        if not keys:
+            continue
+        for h in range(4):
+            scores = (q[:, t, None, h] * k[:, keys, h]).sum(-1) / 8**0.5
+            goal = (scores.softmax(-1)[..., None] * v[:, keys, h]).sum(1)
+            weights = (q_map[:, t, None, h] * k_map[:, keys, h]).sum(-1)
+            mine = (weights[..., None] * v[:, keys, h]).sum(1) / weights.sum(1, keepdim=True)
+            errors.append((mine - goal).square().mean())
+    torch.testing.assert_close(loss, torch.stack(errors).mean())
+    assert attention.reads == "both"
+    loss.backward()
+    assert cast(Tensor, cast(nn.Module, attention.key_map).weight).grad is not None

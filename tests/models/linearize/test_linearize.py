@@ -70,13 +70,19 @@ def test_hedgehog_is_two_distributions() -> None:
 # --- the formulas -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sinks", [0, 1, 6])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("arrangement", ["terraced", "sliding"])
 @pytest.mark.parametrize(("window", "length"), [(4, 17), (5, 20), (1, 6), (9, 7)])
 def test_lolcats_equals_the_dense_formula(
-    window: int, length: int, arrangement: str, affine: bool
+    window: int, length: int, arrangement: str, affine: bool, sinks: int
 ) -> None:
-    options = LoLCATs(window=window, arrangement=arrangement, affine=affine)  # pyright: ignore[reportArgumentType]
+    options = LoLCATs(
+        window=window,
+        arrangement=arrangement,  # pyright: ignore[reportArgumentType]
+        affine=affine,
+        sink_tokens=sinks,
+    )
     model = linearize(teacher(), options)
     attention = mixer(model, 0)
     assert isinstance(attention, HybridAttention)
@@ -89,6 +95,44 @@ def test_lolcats_equals_the_dense_formula(
     torch.testing.assert_close(
         actual, dense_lolcats(attention, x, model.config), rtol=1e-10, atol=1e-10
     )
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+@pytest.mark.parametrize("arrangement", ["terraced", "sliding"])
+@pytest.mark.parametrize("reads", ["window", "past"])
+def test_one_part_alone(reads: str, arrangement: str, sinks: int) -> None:
+    options = LoLCATs(window=4, arrangement=arrangement, sink_tokens=sinks)  # pyright: ignore[reportArgumentType]
+    model = linearize(teacher(), options)
+    attention = mixer(model, 0)
+    assert isinstance(attention, HybridAttention)
+    x = torch.randn(2, 17, 32, dtype=torch.float64)
+    span = make_span(torch.zeros(2, 17), None, None, False)
+    shared = model.stem(x, span, None)[1][0]
+    attention.reads = reads  # pyright: ignore[reportAttributeAccessIssue]
+    actual, _ = attention(x, span, shared, None)
+    torch.testing.assert_close(actual, dense_lolcats(attention, x, model.config, reads))
+    # And token by token.
+    text = tokens(2, 17)
+    for layer in range(model.config.layers):
+        cast(HybridAttention, mixer(model, layer)).reads = reads  # pyright: ignore[reportAttributeAccessIssue]
+    state = model.initial_state(2)
+    torch.testing.assert_close(recur(model, text, state)[0], model(text), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sinks", [0, 1])
+def test_without_features_it_is_the_window_alone(sinks: int) -> None:
+    """The window factor cancels: softmax over the window, as LLaMA's own sliding window."""
+    original = teacher()
+    options = LoLCATs(feature_map="none", window=5, arrangement="sliding", sink_tokens=sinks)
+    student, text = linearize(original, options), tokens(2, 30)
+    if not sinks:
+        windowed = build(original.config.with_options(window=5), dtype=torch.float64)
+        windowed.load_state_dict(original.state_dict())
+        torch.testing.assert_close(student(text), windowed(text), rtol=1e-10, atol=1e-10)
+    trained = linearize(original, LoLCATs(window=5, arrangement="sliding", sink_tokens=sinks))
+    for layer in range(trained.config.layers):
+        cast(HybridAttention, mixer(trained, layer)).reads = "window"
+    torch.testing.assert_close(student(text), trained(text), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("slopes", ["alibi", "retnet", "none"])

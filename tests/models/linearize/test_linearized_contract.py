@@ -49,3 +49,17 @@ class TestLoLCATsSliding(MixerContract):
         affine=True,
         softmax_layers=(2,),
     )
+
+
+class TestLoLCATsWithSinks(MixerContract):
+    """More sinks than the window is long, and packed sequences shorter than either."""
+
+    config = vary(
+        toy_config("lolcats", 64, vocab_size=61, layers=2), kv_heads=2, window=3, sink_tokens=5
+    )
+
+
+class TestWindowAlone(MixerContract):
+    config = toy_config("lolcats", 64, vocab_size=61, layers=2).with_options(
+        feature_map="none", window=6, arrangement="sliding", sink_tokens=1
+    )

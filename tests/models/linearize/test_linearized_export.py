@@ -35,6 +35,8 @@ METHODS: list[tuple[Supra | LoLCATs, dict[str, Any]]] = [
     ),
     (LoLCATs(window=7, feature_map="t2r", feature_size=3), {"glu_activation": "none"}),
     (LoLCATs(window=3, feature_map="taylor", arrangement="sliding"), {}),
+    (LoLCATs(window=3, sink_tokens=5), {}),
+    (LoLCATs(window=6, feature_map="none", arrangement="sliding", sink_tokens=1), {}),
     (
         LoLCATs(window=3, feature_map="relu"),
         {"rope_scaling": RopeScaling(kind="llama3", factor=3.0, original_length=32)},

@@ -68,6 +68,8 @@ def test_every_shipped_experiment_loads(path):
         ("def runs():\n    return 1 / 0", r"mine\.py:2: ZeroDivisionError"),
         ("def runs(:\n", r"mine\.py:1: SyntaxError"),
         ("import no_such_thing_at_all", r"mine\.py:1: ModuleNotFoundError"),
+        ("import sys\nsys.exit(3)", r"mine\.py:2: sys.exit\(3\) ends the file before"),
+        ("import sys\ndef runs():\n    sys.exit()", r"mine\.py:3: sys.exit\(None\) ends the file"),
     ],
 )
 def test_a_file_that_cannot_work_says_where(tmp_path, text, message):
@@ -116,3 +118,33 @@ def test_runs_made_equal_by_an_override_are_refused(tmp_path):
     overrides = [f"model.{name}={value}" for name, value in shape.items()]
     with pytest.raises(LinscaleError, match="the same twice"):
         load_experiment(write(tmp_path, GOOD.replace('f"tnl-{d}"', '"tnl"')), overrides)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_bytes(GOOD.encode() + "# Größe\n".encode("latin1"))
+    with pytest.raises(LinscaleError, match=r"mine.py: is not UTF-8 text .*iconv"):
+        load_experiment(path, [])
+    path.write_bytes(b"# -*- coding: latin1 -*-\n" + GOOD.encode() + "# Größe\n".encode("latin1"))
+    assert "# Größe" in load_experiment(path, []).text
+
+
+def test_runs_that_differ_at_each_load_are_noticed(tmp_path: Path) -> None:
+    text = "import random\n" + GOOD.replace(
+        "RunConfig(name", "RunConfig(seed=random.getrandbits(60), name"
+    )
+    with pytest.raises(LinscaleError, match=r"gives other runs each time .*fixed seed"):
+        load_experiment(write(tmp_path, text), [])
+    fixed = text.replace("def runs():", "def runs():\n    random.seed(1)")
+    assert len(load_experiment(write(tmp_path, fixed), []).runs) == 2
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    text = "import numpy as np\n" + GOOD.replace("in (32, 64)", "in np.array([32, 64])").replace(
+        "tokens=100_000", "tokens=np.int64(100_000)"
+    )
+    runs = load_experiment(write(tmp_path, text), []).runs
+    assert [run.run_id for run in runs] == [
+        run.run_id for run in load_experiment(write(tmp_path, GOOD), []).runs
+    ]
+    assert all(type(run.model.dim) is int for run in runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -19,7 +20,9 @@ from scaling.evaluation.request import Request
 from scaling.evaluation.results import EvaluationError, Measure, Origin, Results
 from scaling.evaluation.settings import Settings
 from scaling.evaluation.targets import targets
+from scaling.evaluation.tasks import Subject
 from scaling.evaluation.work import evaluate_targets
+from scaling.record.pretrained import load_pretrained
 from scaling.system.claims import claim
 
 
@@ -256,3 +259,18 @@ def test_a_reason_is_listed_once():
         f"a/1.pt, boolq and 1 more: {why}",
         "piqa: no data: get them",
     ]
+
+
+def test_other_validation_blocks_than_the_runs_are_refused(sweep: Path, tmp_path: Path) -> None:
+    """A text that was held out has changed since the run was trained."""
+    copy = tmp_path / "sweep"
+    shutil.copytree(sweep, copy)
+    run = only_run(copy)
+    environment = json.loads((run / "environment.json").read_text())
+    subject = Subject(load_pretrained(run), Settings())
+    assert len(subject.prepared.validation)
+    environment["data"]["validation_sha256"] = "0" * 64
+    (run / "environment.json").write_text(json.dumps(environment))
+    subject = Subject(load_pretrained(run), Settings())
+    with pytest.raises(EvaluationError, match="the validation blocks are not those of the run"):
+        _ = subject.prepared

@@ -25,7 +25,7 @@ from scaling.data.instructions import (
 from scaling.data.loader import to_batch
 from scaling.data.prepare import prepare
 from scaling.data.tokenizers import ByteTokenizer
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.training.loss import block_means, mean_loss, token_losses
 from scaling.training.train import train

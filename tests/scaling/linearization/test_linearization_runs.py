@@ -6,12 +6,14 @@ The oracle for resuming is a run that was not disturbed; that for weights is the
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 import torch
 
 from models.accounting import forward_flops_per_token
+from models.language_model import build
 from models.linearize.lora import LoRALinear
 from models.linearize.surgery import linearize
 from scaling.config.run import RunConfig
@@ -26,7 +29,7 @@ from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as linearization
 from scaling.linearization.costs import lora_parameters
 from scaling.plan.costs import stages
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.record.record import RunRecord
 from scaling.training.loss import block_means
@@ -67,7 +70,8 @@ def test_losses_before_and_after(student: Any, tmp_path: Path, method: str) -> N
         assert not any(isinstance(module, LoRALinear) for module in model.modules())
         assert validation_loss(model, config) == pytest.approx(line["val_loss"], rel=1e-5)
     rows = linearization.losses(folder)
-    assert [row["loss"] for row in rows][-2:] == [line["val_loss"] for line in milestones]
+    reached = [row for row in rows if row["what"] == "milestone"]
+    assert [row["loss"] for row in reached] == [line["val_loss"] for line in milestones]
     if method == "llama":
         assert found["surgery"]["loss"] == found["teacher"]["loss"]
         assert all(row["recovered"] is None for row in rows)
@@ -75,7 +79,90 @@ def test_losses_before_and_after(student: Any, tmp_path: Path, method: str) -> N
     # Surgery costs something, and what is trained gives part of it back.
     assert found["surgery"]["loss"] > found["teacher"]["loss"]
     assert found["surgery"]["loss"] > milestones[-1]["val_loss"]
-    assert rows[-1]["recovered"] > 0
+    assert reached[-1]["of_surgery"] > 0
+    if method == "supra":  # no window: the surgery is its zero
+        assert reached[-1]["recovered"] == reached[-1]["of_surgery"]
+
+
+def test_what_a_student_is_compared_with(student: Any, tmp_path: Path) -> None:
+    """Windows alone and parts switched off, against models that are built for it."""
+    config = student("lolcats", "model.options.window=4")
+    assert train(config, tmp_path) == "done"
+    folder = tmp_path / config.run_id
+    content = linearization.read(folder)
+    original = load_pretrained(config.linearize.teacher).model
+    state = {k: v for k, v in original.state_dict().items()}
+
+    # A sliding window is LLaMA's own; the student's state in keys of 2 heads x 8 channels.
+    equal = content["baselines"]["equal window"]
+    assert equal["state_bytes"] <= content["state_bytes"]["student"]
+    windowed = build(original.config.with_options(window=equal["window"]))
+    windowed.load_state_dict(state)
+    assert equal["loss"] == pytest.approx(validation_loss(windowed, config), rel=1e-5)
+    assert equal["window"] == content["baselines"]["equal window + sink"]["window"] + 1
+    # 2 x 4 heads x 2 x 4 features x (8 + 1) and 8 keys with values, in 2 layers of float32; of the
+    # window alone the keys.
+    assert content["state_bytes"]["student"] == 2 * 4 * (2 * 4 * 8 * 9 + 2 * 8 * 16)
+    assert content["baselines"]["window"]["state_bytes"] == 2 * 4 * 2 * 8 * 16
+
+    # Blocks of 4: a mask over the whole, in torch's own attention.
+    losses = {"window": 0, "window + sink": 1}
+    for name, sinks in losses.items():
+        found = content["baselines"][name]
+        assert found["sink_tokens"] == sinks
+        expected = validation_loss(masked(original, 4, sinks), config)
+        assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+    milestone = read_lines(folder / "milestones.jsonl")[-1]
+    parts = content["parts"][str(milestone["tokens"])]
+    assert parts["loss"] == pytest.approx(milestone["val_loss"], rel=1e-5)
+    model, _ = load_model(folder / milestone["checkpoint"])
+    # The student's projections behind the window alone: a model without its linear part.
+    off = validation_loss(masked(model, 4, 0), config)
+    assert parts["linear off"]["loss"] == pytest.approx(off, rel=1e-5)
+    assert parts["linear off"]["difference"] == pytest.approx(off - parts["loss"], abs=1e-5)
+    assert parts["linear off"]["stderr"] > 0
+    assert parts["window off"]["loss"] > parts["loss"]
+    assert [entry["layer"] for entry in parts["layers"]] == [0, 1]
+    # With one layer off the other still works.
+    assert all(entry["linear off"]["loss"] != parts["linear off"]["loss"]
+               for entry in parts["layers"])  # fmt: skip
+
+    # The headline is counted from the window alone, by hand.
+    teacher = content["validation"]["teacher"]["loss"]
+    window = content["baselines"]["window"]["loss"]
+    (last,) = [r for r in linearization.losses(folder)
+               if r["what"] == "milestone" and r["tokens"] == milestone["tokens"]]  # fmt: skip
+    assert content["counts_from"] == "the window alone"
+    if window > teacher:
+        by_hand = (window - milestone["val_loss"]) / (window - teacher)
+        assert last["recovered"] == pytest.approx(by_hand)
+    else:  # nothing to recover
+        assert last["recovered"] is None
+    spent = linearization.cost(folder)
+    assert spent["tokens"] == 24 * STEP
+    assert spent["flops"] == milestone["flops"]
+    wall = max(line["wall"] for line in read_lines(folder / "metrics.jsonl"))
+    assert spent["device_hours"] == pytest.approx(wall / 3600)
+
+
+def masked(model: Any, window: int, sinks: int) -> Any:
+    """The LLaMA on a model's projections whose queries see the token's block of `window`, the block
+    before, and the first tokens, by a mask in torch's attention."""
+    config, plain = model.config, copy.deepcopy(model)
+    options = getattr(config.options, "llama", config.options)
+    llama = build(config.replace(arch="llama", options=options))
+    names = llama.state_dict().keys()
+    llama.load_state_dict({k: v for k, v in plain.state_dict().items() if k in names})
+
+    def read(self: Any, q: Any, k: Any, v: Any, span: Any, state: Any) -> Any:
+        at = torch.arange(q.shape[1])
+        seen = (at <= at[:, None]) & ((at >= (at[:, None] // window - 1) * window) | (at < sinks))
+        return self._softmax(q, k, v, seen)
+
+    for block in llama.blocks:
+        block.mixer._read = types.MethodType(read, block.mixer)
+    return llama.eval()
 
 
 def test_surgery_is_that_of_models(student: Any, tmp_path: Path) -> None:

@@ -72,16 +72,20 @@ def test_costliest_layers_and_tasks_before_and_after(teacher: Any, tmp_path: Pat
     """A run of attention transfer judges the layers; teacher and student answer the questions."""
     questions = tmp_path / "questions"
     questions.mkdir()
-    words = [("the quick brown", " fox", " sun"), ("jumps over a", " dog", " over")]
+    words = [("the quick brown", " fox", " sun"), ("jumps over a " * 9, "dog", "over")]
     lines = [{"query": q, "choices": [a, b], "gold": 0} for q, a, b in words]
     (questions / "arc_easy.jsonl").write_text("".join(json.dumps(n) + "\n" for n in lines))
     out = tmp_path / "out"
     command = [teacher[1], "--method", "lolcats", "--tokens", 12 * STEP, "--window", 4,
-               "--keep-costliest", 1, "--tasks", "arc_easy", "--data", questions, "-o", out,
-               *SMALL]  # fmt: skip
+               "--keep", 1, "--tasks", "arc_easy", "--data", questions, "-o", out, *SMALL,
+               "data.sequence_length=16", "data.batch_sequences=8"]  # fmt: skip
     first = linscale(*command)
     assert first.exit_code == 0, first.output
     assert "arc_easy" in first.stdout
+    # The student was trained on 16 tokens and sees its teacher's 32: both lose the long question's
+    # beginning, once for each of its answers.
+    for of in ("teacher", "1,536 tokens"):
+        assert f"arc_easy, {of}: 2 prompts lost their beginning" in first.stdout
     assert "1,536 tokens" in first.stdout
     again = linscale(*command, "--json")  # nothing is trained, measured or evaluated again
     values = json.loads(again.stdout[again.stdout.index("{") :])
@@ -94,6 +98,8 @@ def test_costliest_layers_and_tasks_before_and_after(teacher: Any, tmp_path: Pat
     of = {(n["of"], n["metric"]): n for n in values["tasks"]}
     assert set(of) >= {("teacher", "acc"), ("run", "acc"), ("run", "acc_norm")}
     assert all(n["n"] == 2 for n in of.values())
+    assert load_pretrained(values["run"]).context == 32
+    assert all((n["truncated"], n["context"]) == (2, 32) for n in values["tasks"])
     stored = (Path(values["run"]) / "evals.jsonl").read_text().splitlines()
     assert json.loads(stored[0])["task"] == "arc_easy"
 
@@ -105,7 +111,12 @@ def test_other_mixers_and_stages(teacher: Any, tmp_path: Path) -> None:
     result = linscale(*command, *SMALL, *stages)
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout[result.stdout.index("{") :])
-    assert [row["what"] for row in values["losses"]] == [
+    # It has no window of its own: windows of equal state stand beside it.
+    (equal, sink) = [row for row in values["losses"] if row["what"].startswith("equal state")]
+    assert equal["state_bytes"] == sink["state_bytes"] <= values["state_bytes"]["student"]
+    stages = [row for row in values["losses"] if not row["what"].startswith("equal state")]
+    assert stages[-1]["recovered"] == stages[-1]["of_surgery"]
+    assert [row["what"] for row in stages] == [
         "teacher", "before fitting outputs", "after surgery", "after hidden states", "milestone",
     ]  # fmt: skip
     config = json.loads((Path(values["run"]) / "config.json").read_text())
@@ -133,8 +144,10 @@ def test_going_on_with_a_linearized_model(teacher: Any, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--method", "hgrn2", "--window", "4"], ("window=4", "hgrn2 has no such option")),
-        (["--method", "supra", "--keep-costliest", "1"], ("keep_costliest=1", "lolcats")),
-        (["--method", "lolcats", "--keep-costliest", "2"], ("keep_costliest=2", "between 1 and 1")),
+        (["--method", "supra", "--keep", "1"], ("keep=1", "lolcats")),
+        (["--method", "hgrn2", "--keep", "1"], ("keep=1", "cannot mix")),
+        (["--method", "lolcats", "--keep", "1", "--keep-by", "age"], ("keep_by='age'", "position")),
+        (["--method", "lolcats", "--keep", "2"], ("keep=2", "between 1 and 1")),
         (["--tasks", "perplexity", "--data", "nowhere"], ("nowhere", "no such directory")),
         (["--method", "mamba"], ("mamba", "supra, lolcats")),
         (["--method", "supra", "--window", "4"], ("window=4", "supra has no such option")),
@@ -158,3 +171,33 @@ def test_refused(
 def test_report_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(LinscaleError, match="neither a sweep"):
         CliRunner().invoke(app, ["linearize-report", str(tmp_path)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("by", ["position", "kl"])
+def test_layers_kept_by_position_and_divergence(teacher: Any, tmp_path: Path, by: str) -> None:
+    command = [teacher[1], "--method", "lolcats", "--tokens", 6 * STEP, "--window", 2, "--keep", 1,
+               "--keep-by", by, "--no-controls", "-o", tmp_path, "--json", *SMALL]  # fmt: skip
+    result = linscale(*command)
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout[result.stdout.index("{") :])
+    (kept,) = json.loads((Path(values["run"]) / "config.json").read_text())["model"]["options"][
+        "softmax_layers"
+    ]
+    probes = list(tmp_path.glob("*-probe-*"))
+    if by == "position":  # the last of each of one group, and nothing is measured
+        assert (kept, probes) == (1, [])
+        return
+    costs = json.loads((probes[0] / "linearization.json").read_text())["divergences"]
+    assert all(cost > 0 for cost in costs.values())  # a divergence is never negative
+    assert kept == int(max(costs, key=lambda layer: costs[layer]))
+
+
+def test_position_is_for_every_method(teacher: Any, tmp_path: Path) -> None:
+    command = [teacher[1], "--method", "supra", "--tokens", 4 * STEP, "--keep", 1, "--no-controls",
+               "-o", tmp_path, "--json", *SMALL]  # fmt: skip
+    with pytest.raises(ConfigError, match="--keep-by position"):
+        linscale(*command)
+    result = linscale(*command, "--keep-by", "position")
+    values = json.loads(result.stdout[result.stdout.index("{") :])
+    config = json.loads((Path(values["run"]) / "config.json").read_text())
+    assert config["model"]["options"]["softmax_layers"] == [1]

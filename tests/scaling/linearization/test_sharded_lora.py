@@ -12,7 +12,7 @@ from models.linearize.lora import LoRALinear
 from scaling.config.run import RunConfig
 from scaling.linearization.costs import lora_parameters
 from scaling.plan.memory import memory
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.training.module import TrainingModule
 from scaling.training.train import train

@@ -22,7 +22,7 @@ from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as linearization
 from scaling.plan.costs import stages, teacher_parameters
 from scaling.plan.memory import memory
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.record.record import RunRecord
 from scaling.training.module import TrainingModule

@@ -20,8 +20,9 @@ from models.checkpointing import checkpoint_blocks
 from models.config import ARCHS, ConfigError, ModelConfig, paper_config
 from models.language_model import LanguageModel, build
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
+from scaling.plan.decide import decide_parallel
 from scaling.plan.kept import measured
-from scaling.plan.memory import STATE_INTERVAL, USABLE, decide_strategy, kept_by_block, memory
+from scaling.plan.memory import STATE_INTERVAL, USABLE, kept_by_block, memory
 from scaling.plan.plan import check_fits, place, rung
 from scaling.system.devices import DEVICES, GIB, Device
 from scaling.training import fsdp, parallel
@@ -262,7 +263,7 @@ def test_a_run_decides_auto_as_its_plan_does(
 
 def test_one_device_is_single_even_where_it_does_not_fit() -> None:
     run = make_run("tnl", MIDDLE, 4)
-    assert decide_strategy(run, 1.0).parallel.strategy == "single"
+    assert decide_parallel(run, 1.0).parallel.strategy == "single"
     large = paper_run("llama", "7B", micro_batch_sequences=1)
     planned = rung(large, DEVICES["h100"])
     assert planned.strategy == "fsdp"

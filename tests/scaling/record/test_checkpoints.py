@@ -15,8 +15,10 @@ import torch
 
 from scaling.config.run import RunConfig
 from scaling.config.schedule import segments
-from scaling.record.checkpoints import CheckpointError, Checkpoints, load_model
+from scaling.record.checkpoint_files import CheckpointError
+from scaling.record.checkpoints import Checkpoints
 from scaling.record.head import RecordError
+from scaling.record.load_model import load_model
 from scaling.record.record import RunRecord, read_states
 from scaling.training.module import TrainingModule
 from scaling.training.train import train

@@ -70,14 +70,14 @@ FULL = """
 import errno
 from scaling.record import checkpoints
 from scaling.system.ranks import rank
-plain = checkpoints.flushed
+plain = checkpoints.flush
 
 def full(path):
     if path.parent.name == "resume-trunk-6.dcp" and rank() == 1:
         raise checkpoints.DiskError(f"{path}: cannot be written (the disk or quota is full).")
     return plain(path)
 
-checkpoints.flushed = full
+checkpoints.flush = full
 """
 
 

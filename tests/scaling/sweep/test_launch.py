@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
 from scaling.sweep import launch as launching
 from scaling.sweep.launch import environments, launch
+from scaling.system.claims import claim
 from tests.support.launches import FAKE, STEPS, finish, gate, run_config, started, states, steps
 
 
@@ -31,6 +34,18 @@ def test_every_run_is_trained_once_longest_first(
     record = json.loads((sweep / "sweep.json").read_text())
     assert record["experiment"] == "# exp"
     assert [r.rpartition("-")[0] for r in record["runs"]] == ["a", "b", "c"]
+
+
+def test_runs_begin_in_the_order_of_the_experiment_if_asked(
+    make_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    for launcher in ("local", "inline"):
+        sweep = tmp_path / launcher
+        experiment = make_experiment("b", "c", "a")
+        assert launch(experiment, sweep, launcher=launcher, jobs=1, train=FAKE, in_order=True)
+        assert started(sweep) == ["b", "c", "a"]
+    with pytest.raises(ConfigError, match="--in-order with --launcher slurm"):
+        launch(experiment, tmp_path / "slurm", launcher="slurm", in_order=True)
 
 
 def test_again_changes_nothing(make_experiment: Callable[..., Experiment], tmp_path: Path) -> None:
@@ -114,8 +129,11 @@ def test_runs_of_earlier_overrides_stay_in_the_record(
     sweep = tmp_path / "sweep"
     assert launch(make_experiment("a", "b"), sweep, jobs=1, train=FAKE)
     assert launch(make_experiment("c"), sweep, jobs=1, train=FAKE)
-    runs = json.loads((sweep / "sweep.json").read_text())["runs"]
-    assert [r.rpartition("-")[0] for r in runs] == ["a", "b", "c"]
+    second = dataclasses.replace(make_experiment("d"), text="# another")
+    assert launch(second, sweep, jobs=1, train=FAKE)
+    written = json.loads((sweep / "sweep.json").read_text())
+    assert [r.rpartition("-")[0] for r in written["runs"]] == ["a", "b", "c", "d"]
+    assert [each["text"] for each in written["experiments"]] == ["# exp", "# another"]
 
 
 def test_workers_that_cannot_start_are_explained(
@@ -170,3 +188,17 @@ def test_workers_share_cores_and_devices(
     assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0", "1", "2", "3", "0"]
     found = environments([on_gpu.override(["parallel.devices=4", "data.batch_sequences=8"])], None)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0,1,2,3"]
+
+
+def test_inline_waits_for_a_run_that_another_process_is_saving(
+    make_experiment: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a worker does whose pool was killed; the run is trained when it lets go."""
+    experiment = make_experiment("a", "b")
+    sweep = tmp_path / "sweep"
+    held = claim(sweep / experiment.runs[1].run_id)
+    assert held is not None
+    threading.Timer(1.0, held.release).start()
+    assert launch(experiment, sweep, launcher="inline", train=FAKE)
+    assert set(states(sweep).values()) == {"done"}
+    assert f"process {os.getpid()} on " in capsys.readouterr().out

@@ -26,9 +26,10 @@ from scaling.config.experiment import Experiment
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig
 from scaling.record.record import RunRecord, read_states
 from scaling.sweep.launch import launch
-from scaling.sweep.slurm import SlurmOptions, SlurmRun, parse_extra, resources
+from scaling.sweep.slurm import SlurmOptions, SlurmRun, parse_extra, resources, submit
 from scaling.sweep.slurm_queue import longest, minutes
 from scaling.sweep.status import status_rows, summary
+from scaling.system import claims
 from scaling.system.claims import claim
 from tests.support.results import result
 
@@ -281,15 +282,19 @@ def test_submitits_local_executor_requeues_too(
     assert steps(sweep, "waits") == STEPS
 
 
-def test_the_claim_of_a_dead_node_runs_out(make: Callable[..., Experiment], tmp_path: Path) -> None:
-    """A job that is requeued after its node died finds a young claim of that node, and waits."""
+def test_the_claim_of_a_dead_node_runs_out(
+    make: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is requeued after its node died finds a claim of that node, and waits, whatever
+    that node's clock was."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 3.0)
     (config,) = make("a").runs
     folder = tmp_path / "sweep" / config.run_id
     folder.mkdir(parents=True)
     held = {"hostname": "node-7", "pid": 1, "since": time.time()}
     (folder / "claim").write_text(json.dumps(held))
-    almost_stale = time.time() - 57
-    os.utime(folder / "claim", (almost_stale, almost_stale))
+    ahead = time.time() + 3600
+    os.utime(folder / "claim", (ahead, ahead))
     assert SlurmRun(config, tmp_path / "sweep", FAKE)() == "done"
     assert RunRecord(config, tmp_path / "sweep").state == "done"
 
@@ -393,6 +398,25 @@ def test_time_limits(text: str, expected: int) -> None:
 def test_a_time_limit_that_is_none(text: str) -> None:
     with pytest.raises(ConfigError, match="write minutes"):
         minutes(text)
+
+
+@pytest.mark.parametrize("bad", ["a\nrm -rf ~", "a\rb", "a\x00b", "a\u2028b"])
+@pytest.mark.parametrize("place", ["partition", "extra", "out"])
+def test_lines_in_an_option_or_a_path_are_refused(
+    queue: Path, make: Callable[..., Experiment], tmp_path: Path, place: str, bad: str
+) -> None:
+    """submitit would write them into the batch script, where they are run."""
+    if place == "out" and "\x00" in bad:
+        pytest.skip("no path holds a null")
+    options = {
+        "partition": SlurmOptions(partition=bad),
+        "extra": SlurmOptions(extra={"comment": bad}),
+        "out": SlurmOptions(),
+    }[place]
+    sweep = tmp_path / (bad if place == "out" else "sweep")
+    with pytest.raises(ConfigError, match=r"would end a line of the batch script"):
+        submit(make("one").runs, sweep, options, FAKE)
+    assert scripts(queue) == []
 
 
 def test_extra_options_are_checked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from linscale.errors import LinscaleError
 from scaling.cli.main import app
 from scaling.sweep import status as status_module
 from scaling.sweep.status import STYLES, status_rows, status_table, summary, watch
-from scaling.sweep.status_page import COLOURS
+from scaling.sweep.status_page import COLOURS, status_page
 from scaling.system.claims import claim
 
 
@@ -83,6 +84,23 @@ def test_a_static_page(tmp_path: Path) -> None:
     text = page.read_text()
     assert "1 running" in text
     assert '<meta http-equiv="refresh"' in text
+
+
+def test_a_run_outside_its_band_is_marked(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path, name, state="done")
+    rows = status_rows(tmp_path)
+    assert [row["health"] for row in rows] == [None, None]
+    rows[0]["health"] = {"deviation": -0.42, "band": 3.1, "outside": False}
+    rows[1]["health"] = {"deviation": 7.25, "band": 3.1, "outside": True}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(status_table(tmp_path, rows))
+    text = console.export_text()
+    assert "off law" in text
+    assert "-0.4%" in text
+    assert "-0.4%!" not in text
+    assert "+7.2%!" in text
+    assert "+7.2%!</b>" in status_page(tmp_path, rows)
 
 
 def test_page_and_table_know_the_same_states() -> None:

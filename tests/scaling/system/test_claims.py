@@ -109,18 +109,56 @@ def test_a_forked_process_holds_nothing(tmp_path: Path) -> None:
     again.release()
 
 
-def test_another_host_holds_while_its_heart_beats(tmp_path: Path) -> None:
-    other_host(tmp_path / "fresh", age=claims.STALE_SECONDS / 2)
-    other_host(tmp_path / "stale", age=claims.STALE_SECONDS + 1)
-    assert claim(tmp_path / "fresh") is None
-    found = holder(tmp_path / "fresh")
+@pytest.mark.parametrize("age", [-7200.0, 0.0, 7200.0])
+def test_another_host_holds_while_its_heart_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float
+) -> None:
+    """Whatever its clock says: hours ahead it is not immortal, hours behind it is not robbed."""
+    now = [100.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    other_host(tmp_path / "run", age)
+    assert claim(tmp_path / "run") is None
+    now[0] += claims.STALE_SECONDS - 1
+    other_host(tmp_path / "run", age - 5)  # it beats
+    assert claim(tmp_path / "run") is None
+    now[0] += claims.STALE_SECONDS - 1
+    found = holder(tmp_path / "run", glance=False)
     assert found is not None
     assert found.hostname == "elsewhere"
-    assert holder(tmp_path / "stale") is None
-    held = claim(tmp_path / "stale")
+    now[0] += 2
+    assert holder(tmp_path / "run", glance=False) is None
+    held = claim(tmp_path / "run")
     assert held is not None
     held.release()
-    assert holder(tmp_path / "stale") is None
+    assert holder(tmp_path / "run") is None
+
+
+def test_a_caller_who_has_watched_says_so(tmp_path: Path) -> None:
+    """A worker of a pool has not; its pool has."""
+    other_host(tmp_path / "run", 0.0)
+    beat = claims.heartbeat(tmp_path / "run")
+    assert claim(tmp_path / "run", beat - 1) is None
+    held = claim(tmp_path / "run", beat)
+    assert held is not None
+    held.release()
+
+
+def test_who_looks_once_judges_by_the_clock(tmp_path: Path) -> None:
+    for age, alive in ((30.0, True), (61.0, False), (-7200.0, False)):
+        other_host(tmp_path / f"{age}", age)
+        assert (holder(tmp_path / f"{age}") is not None) == alive
+
+
+def test_outwaiting_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.5)
+    other_host(tmp_path / "dead", -7200.0)
+    held = claims.outwait(tmp_path / "dead")
+    assert held is not None
+    held.release()
+    monkeypatch.setattr(claims, "STALE_SECONDS", 60.0)
+    other_host(tmp_path / "alive", 0.0)
+    threading.Timer(0.3, other_host, (tmp_path / "alive", -5.0)).start()
+    assert claims.outwait(tmp_path / "alive") is None
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +221,10 @@ def robbed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[claims.Claim
     monkeypatch.setattr(claims, "_lock", lambda descriptor: True)
     first = claim(run_dir)
     assert first is not None
-    os.utime(run_dir / CLAIM, (0, 0))
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
-    second = claim(run_dir)
-    assert second is not None
+    second = None
+    while second is None:  # its heart may beat between the two
+        second = claim(run_dir, claims.heartbeat(run_dir))
     return first, second
 
 

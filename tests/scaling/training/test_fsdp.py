@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scaling.config.run import RunConfig
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.training.train import train
 from tests.support.ranks import DOUBLE, in_double, train_ranks
 from tests.support.results import lines

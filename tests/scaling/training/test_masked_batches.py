@@ -17,7 +17,7 @@ from scaling.config.linearize import LinearizeConfig
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
 from scaling.config.schedule import segments
 from scaling.data.loader import DataModule
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
 from tests.support.ranks import DOUBLE, in_double, train_ranks

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from models.config import ARCHS, toy_config
 from models.language_model import build
 from scaling.data.loader import Loader
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.sweep.status import status_rows
 from scaling.training.norms import groups, norm
 from scaling.training.train import train

@@ -23,7 +23,7 @@ from models.config import ARCHS, Arch
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
 from scaling.record import record
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.record.record import read_states
 from scaling.training import callbacks, parallel
 from scaling.training.train import train

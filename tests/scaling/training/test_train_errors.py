@@ -15,7 +15,7 @@ import torch
 from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.record import checkpoints, record
-from scaling.record.checkpoints import load_model
+from scaling.record.load_model import load_model
 from scaling.record.record import read_states
 from scaling.system import files
 from scaling.system.files import DiskError, append_line, write_json

@@ -1,0 +1,120 @@
+"""`linscale optima` and `linscale tuning`: laws of optima, and of the best hyper-parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from linscale.paragraph import one_paragraph
+
+if TYPE_CHECKING:
+    from analysis.io.sweep import Sweep
+
+app = typer.Typer()
+_AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+_Column = typer.Option(help="Column, as for linscale fit.")
+
+
+@app.command(epilog="Example: linscale optima optima.csv --compute C --params N_opt --group arch")
+def optima(
+    table: Annotated[Path, typer.Argument(help="A row an optimum: C and N*, D* or both.")],
+    compute: Annotated[str | None, _Column] = None,
+    params: Annotated[str | None, _Column] = None,
+    tokens: Annotated[str | None, _Column] = None,
+    group: Annotated[str | None, _Column] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Rows, as for linscale fit.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Fit N*(C) and D*(C) to optima that somebody has found: a, b and their intervals."""
+    with one_paragraph():
+        from analysis.io.frames import finite, groups
+        from analysis.io.frames import where as where_
+        from analysis.io.tables import load_table
+        from analysis.judge.optima import optima_law
+
+        sweep = load_table(table, loss="", compute=compute, params=params, tokens=tokens,
+                           group=group, where=where or ())  # fmt: skip
+        points = sweep.require_points()
+        laws = {g: optima_law(where_(points, arch=g)) for g in groups(points, "arch")}
+        if as_json:
+            record = {g: law.as_dict() for g, law in laws.items()}
+            typer.echo(json.dumps(finite({"source": sweep.name, "notes": sweep.notes,
+                                          "laws": record}), indent=1))  # fmt: skip
+            return
+        _head(sweep)
+        for name, law in laws.items():
+            parts: list[str] = []
+            for key, line, star in (("a", law.n, "N*"), ("b", law.d, "D*")):
+                low, high = law.interval(key)
+                reach = f" [{low:.3f}, {high:.3f}]" if low == low else " (two optima: no interval)"
+                parts.append(f"{star} = {line.coefficient:.4g} C^{line.exponent:.3f}{reach}")
+            _say(f"{name}, {law.budgets} optima: {'; '.join(parts)}")
+            if law.derived:
+                _say(f"{name}: {law.derived} was computed by C = 6 N D, so that a + b = 1")
+
+
+@app.command(epilog="Example: linscale tuning sweep.csv --setting lr")
+def tuning(
+    table: Annotated[Path, typer.Argument(help="Runs that sweep a setting at several N and D.")],
+    setting: Annotated[
+        str | None, typer.Option(help="Column of the setting (default: the one that is swept).")
+    ] = None,
+    loss: Annotated[str | None, _Column] = None,
+    params: Annotated[str | None, _Column] = None,
+    tokens: Annotated[str | None, _Column] = None,
+    group: Annotated[str | None, _Column] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Rows, as for linscale fit.")] = None,
+    bootstrap: Annotated[int, typer.Option(min=100, help="Resamplings for intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    as_json: _AsJson = False,
+) -> None:
+    """Fit the best learning rate or batch as a function of N and D, and say what is identified."""
+    with one_paragraph():
+        from analysis.errors import AnalysisError
+        from analysis.io.columns import listed
+        from analysis.io.frames import finite, groups
+        from analysis.io.frames import where as where_
+        from analysis.io.table_warnings import SETTINGS, swept
+        from analysis.io.tables import load_table
+        from analysis.judge.tuning_law import tuning_law
+
+        sweep = load_table(table, loss=loss, params=params, tokens=tokens, group=group,
+                           where=where or ())  # fmt: skip
+        points = sweep.require_points()
+        names = [setting] if setting else swept(points)
+        if not names:
+            raise AnalysisError(
+                "no column is known to be swept (such as "
+                f"{', '.join(SETTINGS[:4])}); name it with --setting. Columns: {listed(points)}"
+            )
+        laws = {
+            f"{g}: {name}" if g != "all" else name:
+                tuning_law(where_(points, arch=g), name, bootstrap=bootstrap, seed=seed)
+            for g in groups(points, "arch") for name in names
+        }  # fmt: skip
+        if as_json:
+            record = {key: law.as_dict() for key, law in laws.items()}
+            typer.echo(json.dumps(finite({"source": sweep.name, "laws": record}), indent=1))
+            return
+        _head(sweep)
+        for key, law in laws.items():
+            for sentence in law.describe():
+                _say(f"{key}: {sentence}")
+
+
+def _head(sweep: Sweep) -> None:
+    _say(f"{sweep.name}: {sweep.conventions}")
+    for note in sweep.notes:
+        if not note.startswith("WARNING"):
+            _say(note)
+    for row in sweep.exclusions.to_dict("records"):
+        _say(f"left out: {row['run_id']}: {row['reason']}")
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console(markup=False, emoji=False, highlight=False).print(text)

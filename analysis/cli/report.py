@@ -1,0 +1,78 @@
+"""`linscale report`: tables, figures and a page of a sweep, or of anybody's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analysis.cli.source import OtherData
+from linscale import selection
+from linscale.paragraph import one_paragraph
+
+app = typer.Typer()
+_COLUMN = "Of a table, as for linscale fit."
+
+
+@app.command(
+    epilog="Examples: `linscale report runs/quickstart -o report`, "
+    "`linscale report results.csv --group arch`"
+)
+def report(
+    source: Annotated[Path, typer.Argument(help="Sweep, such as runs/quickstart, or a table.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write (default DIR/report; beside a zip or "
+                     "table)."),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    params: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    tokens: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    compute: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    group: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    runs: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    where: Annotated[list[str] | None, typer.Option(help=_COLUMN)] = None,
+    last_per: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    best_per: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Architecture or group that the others are compared with (default llama, "
+                     "else the first)."),
+    ] = None,
+    other_data: OtherData = False,
+    only: Annotated[str | None, typer.Option(help=selection.HELP)] = None,
+    bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    forecasts: Annotated[
+        list[Path] | None,
+        typer.Option("--forecast", help="Show and score this sealed forecast; repeatable."),
+    ] = None,
+) -> None:  # fmt: skip
+    """Write fits.json, tables (CSV), figures (PNG, PDF) and one self-contained index.html."""
+    with one_paragraph():
+        from rich.console import Console
+        from rich.markup import escape
+
+        from analysis.cli.source import read_source
+        from analysis.io.sweep_files import is_table, report_folder
+        from analysis.report.report import write_report
+
+        chosen: dict[str, Any] = {"runs": runs, "where": where or (), "last_per": last_per,
+                                  "best_per": best_per}  # fmt: skip
+        named = {"loss": loss, "params": params, "tokens": tokens, "compute": compute,
+                 "group": group}  # fmt: skip
+        of_table = is_table(source)
+        console = Console(stderr=True)
+        with console.status("reading", spinner="dots") as status:
+            given = None
+            if of_table or any(named.values()) or any(chosen.values()):
+                given = read_source(
+                    source, chosen=chosen, other_data=other_data, only=only, **named
+                )
+            page = write_report(
+                source, out or report_folder(source), given=given if of_table else None,
+                other_data=other_data, only=only, baseline=baseline, bootstrap=bootstrap, seed=seed,
+                seals=forecasts or (), progress=lambda text: status.update(escape(text)),
+            )  # fmt: skip
+        console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

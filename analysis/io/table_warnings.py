@@ -1,0 +1,145 @@
+"""What a table's rows show by themselves: a log, a sweep of settings, repeated data, experts.
+
+Each finding is a note; a reader of the notes decides. Only repeated data add a column.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.io import columns as choice
+from analysis.io.cells import read_cells
+from analysis.io.columns import Column, simplify
+from analysis.io.frames import by, numbers
+
+_MANY = 10
+"""Losses of one model at so many token counts, falling all along, look like one run's log."""
+SETTINGS = (
+    "lr", "learning_rate", "peak_lr", "max_lr", "base_lr", "batch_size", "global_batch_size",
+    "batch_tokens", "tokens_per_batch", "tokens_per_step", "bs", "weight_decay", "wd", "warmup",
+    "warmup_steps",
+)  # fmt: skip
+"""Names of hyper-parameters that people sweep."""
+_ACTIVE = ("active_params", "params_active", "n_active", "active_parameters", "n_params_active")
+_EPOCHS = ("epochs", "num_epochs", "n_epochs", "num_train_epochs", "passes")
+_CELL = ("arch", "n_params", "tokens")
+_SWEPT = 0.3
+"""Share of the models that several values of a setting must have been tried with."""
+_AGAIN = 1.5
+"""Passes over the data from which they are called repeated."""
+
+
+def like_a_log(kept: pd.DataFrame, frame: pd.DataFrame, step: Column | None) -> list[str]:
+    """A warning where rows that count as runs look like checkpoints of a few runs."""
+    ask = (
+        "each row counts as a run of its own, which makes intervals too narrow if they are not: "
+        "name what tells runs apart with --runs (--last-per keeps the last row of each)"
+    )
+    if step is not None:
+        values = len(set(map(str, frame[step.name].loc[kept.index])))
+        if values > max(2, 0.1 * len(kept)) or values >= _MANY:
+            return [f"WARNING: {step.name!r} looks like the steps of a log; {ask}"]
+    if not {"tokens", "n_params", "loss"} <= {*kept.columns}:
+        return []
+    if falling := _falling(kept):
+        return [f"WARNING: {falling} model size(s) have {_MANY} or more rows whose loss falls with "
+                f"tokens, as the checkpoints of one run do; {ask}"]  # fmt: skip
+    return []
+
+
+def _falling(kept: pd.DataFrame) -> int:
+    """Models with many token counts, over which the loss falls nearly all the way."""
+    ordered = by(kept, "arch", "n_params", "tokens")
+    model = _codes(ordered, "arch", "n_params")
+    tokens, losses = numbers(ordered, "tokens"), numbers(ordered, "loss")
+    within = model[1:] == model[:-1]  # neighbours of one model
+    size = int(model.max(initial=-1)) + 1
+    more = np.bincount(model[1:][within & (np.diff(tokens) > 0)], minlength=size)
+    steps = np.bincount(model[1:][within], minlength=size)
+    falls = np.bincount(model[1:][within & (np.diff(losses) < 0)], minlength=size)
+    return int(((more + 1 >= _MANY) & (falls > 0.9 * steps)).sum())
+
+
+def _codes(frame: pd.DataFrame, *names: str) -> NDArray[np.int64]:
+    """A number for each distinct combination of columns."""
+    code = np.zeros(len(frame), dtype=np.int64)
+    for name in names:
+        own, distinct = pd.factorize(frame[name])
+        code = code * (len(distinct) + 1) + own
+    return np.unique(code, return_inverse=True)[1].astype(np.int64)
+
+
+def swept(points: pd.DataFrame) -> list[str]:
+    """Columns of hyper-parameters that take several values at one N and D."""
+    if not {"n_params", "tokens", "loss"} <= {*points.columns}:
+        return []
+    found: list[str] = []
+    for name in points.columns:
+        if choice.bare(str(name)) not in SETTINGS:
+            continue
+        cell, value = _codes(points, *_CELL), _codes(points, name)
+        pairs = np.unique(np.stack([cell, value]), axis=1)[0]
+        if len(pairs) and float((np.bincount(pairs) > 1).mean()) > _SWEPT:
+            found.append(str(name))
+    return found
+
+
+def like_a_sweep(kept: pd.DataFrame) -> list[str]:
+    """A warning where a law would be fitted through badly tuned runs as well as good ones."""
+    names = swept(kept)
+    if not names:
+        return []
+    quoted = " and ".join(repr(n) for n in names)
+    cells = len(set(_codes(kept, *_CELL)))
+    return [
+        f"WARNING: {quoted} takes several values at one N and D: a sweep, {len(kept)} rows of "
+        f"{cells} models. A law through all of them lies above the tuned runs: keep the best of "
+        f"each with --best-per N,D; linscale tuning fits the best {names[0]!r} itself"
+    ]
+
+
+def repeated(points: pd.DataFrame) -> list[str]:
+    """Notes where data were read more than once; from a column of epochs follow unique tokens."""
+    if "tokens" not in points:
+        return []
+    if "unique_tokens" in points:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            passes = numbers(points, "tokens") / numbers(points, "unique_tokens")
+        source = ""
+    else:
+        named = [c for c in points.columns if simplify(str(c)) in _EPOCHS]
+        if not named:
+            return []
+        passes = read_cells(points[named[0]], named[0], count=False).values
+        if not np.nanmax(passes, initial=0.0) > _AGAIN:
+            return []
+        points["unique_tokens"] = numbers(points, "tokens") / np.fmax(passes, 1.0)
+        source = f"; unique tokens = D / {named[0]!r}"
+    again = int((passes > _AGAIN).sum())
+    if not again:
+        return []
+    return [
+        f"{again} row(s) read their data up to {np.nanmax(passes):.3g} times{source}: a repeated "
+        "token is worth less than a new one, and --form data_constrained has terms for it"
+    ]
+
+
+def experts(frame: pd.DataFrame, n_column: Column | None) -> list[str]:
+    """A note where active and total parameters differ: a mixture of experts."""
+    if n_column is None:
+        return []
+    active = [str(c) for c in frame.columns if choice.bare(str(c)) in _ACTIVE]
+    if not active or active[0] == n_column.name:
+        return []
+    n = read_cells(frame[n_column.name], n_column.name, count=True).values
+    some = read_cells(frame[active[0]], active[0], count=True).values
+    if not np.nanmax(n / some, initial=1.0) > 1.01:
+        return []
+    return [
+        f"a mixture of experts: {active[0]!r} is up to {np.nanmax(n / some):.3g} times smaller "
+        f"than N = {n_column.name!r}. Compute follows the active parameters (--params "
+        f"{active[0]}, or a column of C); models of another number of experts need a law of "
+        "their own (--group)"
+    ]

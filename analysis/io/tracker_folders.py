@@ -1,0 +1,181 @@
+"""Folders that trackers write, as one table.
+
+    events.out.tfevents*     TensorBoard, through its own reader: a row a run and step, a column a
+                             scalar; a run is a folder of event files
+    mlruns/<exp>/<run>/      MLflow's file store: a row a run, params and the last of each metric
+    results*.json            lm-evaluation-harness: a row a file, a column task/metric
+
+Tags of TensorBoard that were written at other steps leave empty cells.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from linscale.texts import clean
+
+_EVENTS = "events.out.tfevents*"
+_MLFLOW_STATES = {"1": "running", "2": "scheduled", "3": "finished", "4": "failed", "5": "killed"}
+"""MLflow's RunStatus by number, as meta.yaml has it."""
+_DEEPEST = 8
+"""Folders below the one given that are looked into."""
+
+
+def tracker_of(path: Path) -> str:
+    """`tensorboard`, `mlflow`, `lm-eval`, or "" for a folder that no tracker wrote."""
+    if not path.is_dir() or (path / "sweep.json").is_file():
+        return ""
+    if _below(path, _EVENTS):
+        return "tensorboard"
+    if _below(path, "meta.yaml") and any(m.parent.joinpath("metrics").is_dir()
+                                         for m in _below(path, "meta.yaml")):  # fmt: skip
+        return "mlflow"
+    if any(_is_harness(file) for file in _below(path, "results*.json")[:3]):
+        return "lm-eval"
+    return ""
+
+
+def read_tracker(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table in a tracker's folder, and what was assumed.
+
+    Raises:
+        AnalysisError: nothing in it can be read.
+        ImportError: TensorBoard's reader is not installed.
+    """
+    kind = tracker_of(path)
+    rows = {"tensorboard": _tensorboard, "mlflow": _mlflow, "lm-eval": _harness}[kind](path)
+    if not rows:
+        raise AnalysisError(f"{path} holds no values that can be read ({kind})")
+    runs = len({row["run"] for row in rows})
+    return pd.DataFrame(rows), [f"{kind}: {len(rows)} rows of {runs} runs below {path.name}"]
+
+
+def harness_row(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """A row of one result file of lm-evaluation-harness: run, N where it says so, task/metric."""
+    config = record.get("config") if isinstance(record.get("config"), dict) else {}
+    run = record.get("model_name") or (config or {}).get("model_args") or name
+    row: dict[str, Any] = {"run": clean(str(run))}
+    if isinstance(count := (config or {}).get("model_num_parameters"), int | float):
+        row["model_num_parameters"] = count
+    for task, metrics in record["results"].items():
+        for key, value in metrics.items() if isinstance(metrics, dict) else ():
+            metric, _, filters = key.partition(",")
+            if isinstance(value, int | float) and "stderr" not in metric:
+                row[f"{task}/{metric}" + ("" if filters in ("", "none") else f",{filters}")] = value
+    return row
+
+
+def is_harness_record(record: Any) -> bool:
+    """Whether a JSON value is a result file of lm-evaluation-harness."""
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("results"), dict)
+        and bool(record["results"])
+        and ("versions" in record or "n-shot" in record or "configs" in record)
+    )
+
+
+def _below(path: Path, pattern: str) -> list[Path]:
+    found = [file for file in path.rglob(pattern)
+             if len(file.relative_to(path).parts) <= _DEEPEST]  # fmt: skip
+    return sorted(found)
+
+
+def _is_harness(file: Path) -> bool:
+    try:
+        return is_harness_record(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _tensorboard(path: Path) -> list[dict[str, Any]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    rows: list[dict[str, Any]] = []
+    for folder in sorted({file.parent for file in _below(path, _EVENTS)}):
+        reader = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+        reader.Reload()
+        tags = reader.Tags()
+        name = folder.relative_to(path).as_posix()
+        run = path.name if name == "." else name
+        by_step: dict[int, dict[str, Any]] = {}
+
+        def put(step: int, tag: str, value: float, steps: Any = by_step, run: str = run) -> None:
+            steps.setdefault(step, {"run": clean(run), "step": step})[clean(tag)] = value
+
+        for tag in tags["scalars"]:
+            for event in reader.Scalars(tag):
+                put(event.step, tag, float(event.value))
+        for tag in tags["tensors"]:  # scalars of writers that use the newer form
+            plugin = reader.SummaryMetadata(tag).plugin_data.plugin_name
+            for event in reader.Tensors(tag) if plugin == "scalars" else ():
+                put(event.step, tag, float(tensor_util.make_ndarray(event.tensor_proto)))
+        rows += [by_step[step] for step in sorted(by_step)]
+    return rows
+
+
+def _mlflow(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for meta in _below(path, "meta.yaml"):
+        folder = meta.parent
+        if not (folder / "metrics").is_dir():
+            continue
+        said = dict(_yaml_lines(meta))
+        if said.get("lifecycle_stage") == "deleted":
+            continue
+        state = said.get("status", "")
+        row: dict[str, Any] = {
+            "run": clean(said.get("run_name") or said.get("run_id") or folder.name),
+            "status": _MLFLOW_STATES.get(state, state.lower()),
+        }
+        for file in _files(folder / "params"):
+            row[clean(file.relative_to(folder / "params").as_posix())] = clean(_text(file))
+        for file in _files(folder / "metrics"):
+            value = _last_metric(_text(file))
+            if math.isfinite(value):
+                row[clean(file.relative_to(folder / "metrics").as_posix())] = value
+        rows.append(row)
+    return rows
+
+
+def _harness(path: Path) -> list[dict[str, Any]]:
+    return [
+        harness_row(json.loads(file.read_text(encoding="utf-8")), file.parent.name)
+        for file in _below(path, "results*.json") if _is_harness(file)
+    ]  # fmt: skip
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in _below(folder, "*") if file.is_file()]
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _yaml_lines(file: Path) -> list[tuple[str, str]]:
+    """The top-level scalars of a meta.yaml, which is flat."""
+    pairs = (line.partition(":") for line in _text(file).splitlines() if line[:1].strip())
+    return [(key.strip(), value.strip().strip("'\"")) for key, _, value in pairs]
+
+
+def _last_metric(text: str) -> float:
+    """The value at the last step of lines "timestamp value step"; NaN without one."""
+    best = (-math.inf, -math.inf, math.nan)
+    for line in text.splitlines():
+        fields = line.split()
+        try:
+            stamp, value = float(fields[0]), float(fields[1])
+            step = float(fields[2]) if len(fields) > 2 else 0.0
+        except (IndexError, ValueError):
+            continue
+        if (step, stamp) >= best[:2]:
+            best = (step, stamp, value)
+    return best[2]

@@ -1,0 +1,185 @@
+"""The cheapest model for a loss and a demand: training and inference together.
+
+    cheapest(law, loss, demand, serving) -> Deployment        (Sardana et al. 2401.00448)
+        minimise  f(N) D + g(N) T  over N and D with L(N, D) = loss
+        f   training FLOPs a token, as the law's optima take it
+        g   decoding FLOPs a token at one context, of the architecture itself
+        T   tokens to be generated
+
+A larger demand moves the optimum to smaller models trained for longer. What g is at a long context
+is where mixers differ: attention grows with the context, a bounded state does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fit.law_fit import LawFit
+from analysis.fit.uncertainty import quantiles
+from analysis.laws.compute_model import ComputeModel, fit_compute_model
+from analysis.units import LEVEL, Array
+
+_GRID, _WIDEST, _ROUNDS = 241, 14.0, 3
+"""Sizes tried a round, from just above the smallest that can reach the loss to e^14 times it."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What one architecture costs at one context, as functions of N."""
+
+    context: int
+    flops: ComputeModel
+    """Decoding FLOPs of the token at the end of the context."""
+    kept: ComputeModel
+    """Bytes of state and cache that a sequence holds there."""
+
+
+def serving(n: Array, flops: Array, kept: Array, context: int) -> Serving:
+    """From sizes (m,), decoding FLOPs a token (m,) and bytes kept (m,), all positive."""
+    return Serving(context, fit_compute_model(n, flops), fit_compute_model(n, kept))
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The cheapest model of one architecture."""
+
+    n: float
+    d: float
+    training: float
+    """FLOPs."""
+    inference: float
+    """FLOPs for the whole demand."""
+    kept: float
+    """Bytes of state and cache a sequence."""
+    total_draws: Array
+    """Total FLOPs of every bootstrap refit (b,); infinite where it cannot reach the loss."""
+    outside: str
+    """In words, where N lies outside the sizes fitted, or N D beyond the largest."""
+
+    @property
+    def total(self) -> float:
+        """FLOPs."""
+        return self.training + self.inference
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Of the total."""
+        low, high = quantiles(self.total_draws, level)
+        return float(low), float(high)
+
+
+def cheapest(law: LawFit, loss: float, demand: float, at: Serving) -> Deployment:
+    """The model that reaches `loss` and generates `demand` tokens with the fewest FLOPs.
+
+    Raises:
+        AnalysisError: a law without N and D, or one whose floor lies above the loss.
+    """
+    if not (np.isfinite(loss) and loss > 0 and np.isfinite(demand) and demand >= 0):
+        raise AnalysisError(f"loss {loss!r} must be positive, and demand {demand!r} not negative")
+    values = law.values[None]
+    log_n, log_d = _minimum(law, values, loss, demand, at)
+    if not np.isfinite(log_n[0]):
+        floor = float(law.law.column(values, "E")[0]) if law.law.has_floor else 0.0
+        raise AnalysisError(f"a loss of {loss:g} is not above the law's floor E = {floor:.4g}: no "
+                            "model reaches it")  # fmt: skip
+    n, d = float(np.exp(log_n[0])), float(np.exp(log_d[0]))
+    training, inference = _costs(law, log_n, log_d, demand, at)
+    draws = np.empty(0)
+    if law.draws is not None:
+        drawn = _minimum(law, law.draws.values, loss, demand, at)
+        draws = np.add(*_costs(law, *drawn, demand, at))
+        draws = np.where(np.isfinite(draws), draws, np.inf)
+    sizes = law.observations.columns["n"]
+    leap = float(law.leap({"n": np.array([n]), "d": np.array([d])})[0])
+    outside = [f"N is {factor:.3g} times {edge} that was fitted" for factor, edge, is_out in (
+                   (n / sizes.max(), "the largest", n > sizes.max()),
+                   (n / sizes.min(), "the smallest", n < sizes.min())) if is_out]  # fmt: skip
+    outside += [f"N D is {leap:.3g} times the largest that was fitted"] if leap > 1.001 else []
+    return Deployment(n, d, float(training[0]), float(inference[0]),
+                      float(at.kept(np.array([n]))[0]), draws,
+                      "; ".join(outside))  # fmt: skip
+
+
+def _costs(
+    law: LawFit, log_n: Array, log_d: Array, demand: float, at: Serving
+) -> tuple[Array, Array]:
+    """Training and inference FLOPs."""
+    with np.errstate(over="ignore"):
+        training = np.exp(law.compute_model.log_cost(log_n)[0] + log_d)
+        return training, demand * np.exp(at.flops.log_cost(log_n)[0])
+
+
+def _minimum(
+    law: LawFit, values: Array, loss: float, demand: float, at: Serving
+) -> tuple[Array, Array]:
+    """log N and log D (b,) of the cheapest model for natural parameters (b, p); NaN where none
+    reaches the loss."""
+    inner = law.law.inner(values)
+    if inner is None or {"n", "d"} - set(law.law.columns):
+        raise AnalysisError(f"{law.form} has no N and D to trade")
+    floor = law.law.column(values, "E") if law.law.has_floor else np.zeros(len(values))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wanted = np.log(loss - floor) / law.law.outer(values)
+        smallest = (np.log(inner.A) - wanted) / inner.alpha  # log N at endless data
+
+    def tokens(log_n: Array) -> Array:
+        """log D that reaches the loss at log N (b, g)."""
+        share = -np.expm1(inner.alpha[:, None] * (smallest[:, None] - log_n))
+        return (np.log(inner.B)[:, None] - wanted[:, None] - np.log(share)) / inner.beta[:, None]
+
+    # Steps above the smallest size, in logarithms of their own: the optimum may hug it.
+    low = np.full(len(values), np.log(1e-5))
+    high = np.full(len(values), np.log(_WIDEST))
+    step = low
+    for _ in range(_ROUNDS):
+        grid = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, _GRID)
+        log_n = smallest[:, None] + np.exp(grid)
+        total = np.add(*_costs(law, log_n, tokens(log_n), demand, at))
+        best = np.where(np.isfinite(total), total, np.inf).argmin(axis=1)
+        width = (high - low) / (_GRID - 1)
+        step = np.take_along_axis(grid, best[:, None], axis=1)[:, 0]
+        low, high = step - width, step + width
+    log_n = smallest + np.exp(step)
+    return log_n, tokens(log_n[:, None])[:, 0]
+
+
+def deployments(
+    laws: dict[str, LawFit], loss: float, demand: float, at: dict[str, Serving], baseline: str
+) -> pd.DataFrame:
+    """The cheapest model of every architecture, a row each.
+
+    Returns:
+        arch, context, n, d, training, inference, total, lo, hi, kept (bytes a sequence), ratio (of
+        the total to the baseline's), ratio_lo, ratio_hi, outside, note.
+    """
+    found: dict[str, Deployment] = {}
+    failures: dict[str, str] = {}
+    for name, law in laws.items():
+        try:
+            found[name] = cheapest(law, loss, demand, at[name])
+        except AnalysisError as error:
+            failures[name] = str(error)
+    base = found.get(baseline)
+    table: list[dict[str, object]] = []
+    for name, each in found.items():
+        row: dict[str, object] = {
+            "arch": name, "context": at[name].context, "n": each.n, "d": each.d,
+            "training": each.training, "inference": each.inference, "total": each.total,
+            "kept": each.kept, "outside": each.outside, "note": "",
+        }  # fmt: skip
+        if len(each.total_draws):
+            row["lo"], row["hi"] = each.interval()
+        if base is not None:
+            row["ratio"] = each.total / base.total
+            if len(each.total_draws) == len(base.total_draws) > 0:
+                with np.errstate(invalid="ignore"):
+                    ratios = each.total_draws / base.total_draws
+                row["ratio_lo"], row["ratio_hi"] = (
+                    float(v) for v in quantiles(np.nan_to_num(ratios, nan=1.0), LEVEL)
+                )
+        table.append(row)
+    table += [{"arch": name, "note": why} for name, why in failures.items()]
+    return pd.DataFrame(table)

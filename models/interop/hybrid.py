@@ -1,0 +1,118 @@
+"""What an exported hybrid's config.json says of its layers, for the code that it carries."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from models import flat
+from models.architectures.llama import LlamaBased, LlamaOptions, llama_options, rope_scaling
+from models.config import ModelConfig, layer_configs
+from models.interop.tensors import InteropError
+from models.mixed_stem import is_mixed
+from models.rope import rotary_angles
+from models.stems import stem_parts
+
+CODE = "modeling_linscale_hybrid.py"
+KINDS = ("llama", "tnl", "hgrn2", "cosformer2", "supra", "lolcats")
+"""Architectures whose mixers that code has."""
+
+
+def is_hybrid(config: ModelConfig) -> bool:
+    """Whether a model is exported as a hybrid: one, or a LLaMA without rotary positions, which no
+    family of transformers is."""
+    options = config.options
+    nope = isinstance(options, LlamaOptions) and options.rope_share == 0
+    return config.mixers is not None or nope
+
+
+def config_fields(config: ModelConfig) -> dict[str, Any]:
+    """Fields of config.json beside those of every model of ours.
+
+    Raises:
+        InteropError: the carried code does not have a layer's mixer, or one of its options.
+    """
+    own = dict.fromkeys(layer_configs(config))
+    for kind in own:
+        _check(kind)
+    stems = stem_parts(config)
+    kinds = list(own) + [stem.config for stem in stems if stem.config not in own]
+    code = CODE.removesuffix(".py")
+    return {
+        "architectures": ["HybridForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"{code}.HybridConfig",
+            "AutoModelForCausalLM": f"{code}.HybridForCausalLM",
+        },
+        "linscale": config.to_json(),
+        "hybrid": {
+            "kinds": [{"settings": _settings(kind), "rotary": _rotary(kind)} for kind in kinds],
+            "layers": [kinds.index(kind) for kind in layer_configs(config)],
+            "stems": [
+                {
+                    "kind": kinds.index(stem.config),
+                    "layers": list(stem.layers),
+                    "base": stem.config == config,
+                }
+                for stem in stems
+            ],
+            "mixed": is_mixed(config),
+            "weighted": config.architecture.weighted_norm,
+        },
+    }
+
+
+def _settings(kind: ModelConfig) -> dict[str, Any]:
+    return flat.settings(kind) | {"glu_activation": kind.gate_activation}
+
+
+def _check(kind: ModelConfig) -> None:
+    if kind.arch not in KINDS:
+        raise InteropError(
+            f"model.mixers: an export carries the code of {', '.join(KINDS)}, and there is none "
+            f"for {kind.arch}; load its checkpoint with linscale.load_pretrained."
+        )
+    for known in fields(kind):
+        if known.name in _CARRIED or not known.metadata.get("later"):
+            continue
+        if (value := getattr(kind, known.name)) != known.default:
+            raise InteropError(
+                f"model.{known.name}={value!r}: the carried code of a hybrid does not have it."
+            )
+    if isinstance(kind.options, LlamaOptions | LlamaBased):
+        options = llama_options(kind)
+        if not replace(options, rope_share=1.0).plain or 0 < options.rope_share < 1:
+            raise InteropError(
+                f"model.mixers: {kind.arch} with {options!r}: the carried code of a hybrid has "
+                "none of the options that came with imported families."
+            )
+    if (scaling := rope_scaling(kind)) is not None and scaling.kind == "dynamic":
+        raise InteropError(
+            f"model.mixers: {kind.arch} with rope_scaling.kind='dynamic': its angles change with "
+            "the length of the text, which the carried code does not follow."
+        )
+
+
+_CARRIED = ("glu_bias", "glu_activation", "mup_base_dim", "mixers")
+
+
+def _rotary(kind: ModelConfig) -> dict[str, Any] | None:
+    """Angles a position, (K / 2,), and the factor on their cosines; None without attention that
+    rotates."""
+    if not isinstance(kind.options, LlamaOptions | LlamaBased):
+        return None
+    return rotary(kind)
+
+
+def rotary(config: ModelConfig) -> dict[str, Any]:
+    """The same of a LLaMA, or a model based on one, whose angles do not follow the length."""
+    # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
+    # frequencies never exceed one radian a position.
+    one = torch.ones(1, 1, dtype=torch.float64)
+    cos, sin = rotary_angles(config, one, one, torch.float64, llama_options(config).rope_of(0))
+    return {
+        "frequencies": torch.atan2(sin, cos).flatten().tolist(),
+        "scale": float(torch.hypot(sin, cos).flatten()[0]),
+    }

@@ -1,0 +1,161 @@
+"""`linscale inference`: the cheapest model of each architecture to train and to run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from analysis.io.sweep import Sweep
+    from analysis.judge.inference import Serving
+
+app = typer.Typer()
+CONTEXTS = tuple(2**k for k in range(8, 21))
+"""Contexts of the figure and the table behind it."""
+
+
+@app.command(
+    epilog="Example: linscale inference experiments/results/small_ladder --loss 1.5 "
+    "--demand 1e9 --context 16384 -o inference"
+)
+def inference(
+    sweep: Annotated[Path, typer.Argument(help="Finished sweep, its directory or zip.")],
+    loss: Annotated[
+        float | None,
+        typer.Option(help="Loss to reach (default: the lowest that every architecture has)."),
+    ] = None,
+    demand: Annotated[float, typer.Option(help="Tokens to be generated in all.")] = 1e12,
+    context: Annotated[
+        int, typer.Option(min=1, help="Context at which they are generated, in tokens.")
+    ] = 16384,
+    baseline: Annotated[str, typer.Option(help="Architecture to compare with.")] = "llama",
+    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the table over contexts and its figure."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:  # fmt: skip
+    """Fewest training plus inference FLOPs for a loss and a demand, with bytes kept a sequence.
+
+    Decoding is counted for each architecture as its models are built: attention grows with the
+    context, a bounded state does not.
+    """
+    from analysis.fit.fitting import fit_law
+    from analysis.io.frames import finite, groups, numbers, plain, where
+    from analysis.io.records import load_sweep
+    from analysis.judge.inference import deployments
+
+    read = load_sweep(sweep)
+    points = read.require_points()
+    names = groups(points, "arch")
+    laws = {
+        name: fit_law("chinchilla", where(points, arch=name), clusters=read.unit, accounting=True,
+                      bootstrap=bootstrap, seed=seed)
+        for name in names
+    }  # fmt: skip
+    base = baseline if baseline in laws else names[0]
+    if loss is None:
+        loss = max(float(numbers(where(points, arch=name), "loss").min()) for name in names)
+    configs = _configs(sweep, read)
+    found = deployments(laws, loss, demand, _served(configs, context), base)
+    everywhere: pd.DataFrame | None = None
+    if out is not None:
+        import pandas as pd
+
+        parts = [deployments(laws, loss, demand, _served(configs, c), base) for c in CONTEXTS]
+        everywhere = pd.concat(parts, ignore_index=True)
+        _save(out, everywhere, base, f"{read.name}: loss {loss:.4g}, {demand:.3g} tokens generated")
+    if as_json:
+        record = {"sweep": read.name, "loss": loss, "demand": demand, "context": context,
+                  "baseline": base, "conventions": read.conventions,
+                  "models": plain(found)}  # fmt: skip
+        typer.echo(json.dumps(finite(record), indent=1))
+        return
+    _show(found, f"{read.name}: loss {loss:.4g}, {demand:.3g} tokens generated at a context of "
+          f"{context:,}", base)  # fmt: skip
+
+
+def _configs(sweep: Path, read: Sweep) -> dict[str, dict[int, Any]]:
+    """Model configurations of every architecture, by their N."""
+    from analysis.io.sweep_files import unpacked
+    from scaling.record.head import read_config
+
+    found: dict[str, dict[int, Any]] = {}
+    with unpacked(sweep) as folder:
+        for run in read.runs.to_dict("records"):
+            config = read_config(folder / str(run["run_id"]) / "config.json")
+            found.setdefault(str(run["arch"]), {})[int(run["n_params"])] = config.model
+    return found
+
+
+def _served(configs: dict[str, dict[int, Any]], context: int) -> dict[str, Serving]:
+    """What decoding costs at a context, by architecture; bytes of half-precision caches and
+    single-precision states."""
+    import numpy as np
+
+    from analysis.judge.inference import serving
+    from models.accounting import decode_flops_per_token, kv_cache_bytes, state_bytes
+
+    def column(values: list[float]) -> np.ndarray:
+        return np.array(values, dtype=np.float64)
+
+    return {
+        name: serving(
+            column([float(n) for n in models]),
+            column([decode_flops_per_token(m, context)["total"] for m in models.values()]),
+            column([float(state_bytes(m) + kv_cache_bytes(m, context)) for m in models.values()]),
+            context,
+        )
+        for name, models in configs.items()
+    }
+
+
+def _save(out: Path, table: pd.DataFrame, baseline: str, title: str) -> None:
+    from analysis.figures import style
+    from analysis.figures.serving import serving
+
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "inference.csv", index=False)
+    style.save(serving(table, baseline=baseline), out / "inference", title=title,
+               caption=f"{title}. Fewest training and inference FLOPs over those of the baseline, "
+               "with 90 % intervals, and bytes that a sequence holds.", runs=[])  # fmt: skip
+    typer.echo(f"wrote {out / 'inference.csv'} and {out / 'inference.png'}", err=True)
+
+
+def _show(table: pd.DataFrame, title: str, baseline: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.io.looks import look
+    from analysis.units import si_text
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    shown = Table(title=title, title_justify="left")
+    for name in ("architecture", "N", "D", "training", "inference", "total",
+                 f"over {look(baseline).label}", "bytes a sequence"):  # fmt: skip
+        shown.add_column(name, justify="left" if name == "architecture" else "right")
+    notes: list[str] = []
+    for row in table.to_dict("records"):
+        label = look(str(row["arch"])).label
+        if row["note"]:
+            notes.append(f"{label}: {row['note']}")
+            continue
+        ratio = f"{row['ratio']:.3g}"
+        if row.get("ratio_lo") == row.get("ratio_lo") and "ratio_lo" in row:
+            ratio += f" [{row['ratio_lo']:.3g}, {row['ratio_hi']:.3g}]"
+        shown.add_row(label, si_text(row["n"]), si_text(row["d"]), f"{row['training']:.2e}",
+                      f"{row['inference']:.2e}", f"{row['total']:.2e}", ratio,
+                      f"{row['kept']:,.0f}")  # fmt: skip
+        if row["outside"]:
+            notes.append(f"{label}, extrapolated: {row['outside']}.")
+    console.print(shown)
+    for note in notes:
+        console.print(note, style="yellow")

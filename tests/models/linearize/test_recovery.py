@@ -1,0 +1,42 @@
+"""What a recovered share counts from, with numbers computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.linearize.recovery import SURGERY, WINDOW, recovered, reference, zero_of
+
+RECORD = {
+    "validation": {"teacher": {"loss": 1.3060}, "surgery": {"loss": 3.07}},
+    "baselines": {"window": {"loss": 1.3485}, "window + sink": {"loss": 1.3515}},
+}
+
+
+def test_the_same_student_by_both_zeros() -> None:
+    """(1.3485 - 1.3380) / (1.3485 - 1.3060) = 0.247; (3.07 - 1.3380) / (3.07 - 1.3060) = 0.982."""
+    known = reference(RECORD, "lolcats")
+    assert recovered(1.3380, known["zero"], known["teacher"]) == pytest.approx(0.247, abs=5e-4)
+    assert recovered(1.3380, known["surgery"], known["teacher"]) == pytest.approx(0.982, abs=5e-4)
+
+
+def test_a_student_with_sinks_counts_from_its_own_window() -> None:
+    assert reference({**RECORD, "sinks": 1}, "lolcats")["zero"] == 1.3515
+
+
+@pytest.mark.parametrize(
+    ("arch", "zero"), [("lolcats", WINDOW), ("supra", SURGERY), ("tnl", SURGERY)]
+)
+def test_methods_without_a_window_keep_their_zero(arch: str, zero: str) -> None:
+    assert zero_of(arch) == zero
+    known = reference(RECORD, arch)
+    assert known["zero"] == known["window" if zero == WINDOW else "surgery"]
+
+
+def test_what_was_linearized_before_counts_to_its_softmax() -> None:
+    record = {**RECORD, "validation": {**RECORD["validation"], "softmax": {"loss": 1.2}}}
+    assert reference(record, "lolcats")["teacher"] == 1.2
+
+
+@pytest.mark.parametrize(("zero", "teacher"), [(None, 1.0), (1.0, None), (1.0, 1.0), (0.9, 1.0)])
+def test_no_share_without_a_gap(zero: float | None, teacher: float | None) -> None:
+    assert recovered(1.5, zero, teacher) is None
