@@ -217,10 +217,10 @@ def _script(parameters: dict[str, Any], folder: Path, python: str, tasks: int) -
     from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
     command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    mapped = {"map_count": tasks} if tasks > 1 else {}
-    known = SlurmExecutor._equivalence_dict() or {}
+    mapped: dict[str, Any] = {"map_count": tasks} if tasks > 1 else {}
+    known: dict[str, str] = {**(SlurmExecutor._equivalence_dict() or {})}
     named = {known.get(name, name): value for name, value in parameters.items()}
-    return _make_sbatch_string(command=command, folder=folder, **named, **mapped)
+    return _make_sbatch_string(command=command, folder=folder, **(named | mapped))
 
 
 def describe(array: Submitted) -> str:
