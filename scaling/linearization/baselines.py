@@ -60,8 +60,9 @@ def windows(config: RunConfig, teacher: ModelConfig) -> dict[str, Baseline]:
     linear = model.layers - len(kept)
     if not linear:
         return {}
-    key = 2 * softmax(teacher, 0).key_width * itemsize(config)  # one key with its value, a layer
-    kept_bytes = sum(key * softmax(teacher, layer).held(length) for layer in kept)
+    caches = [softmax(teacher, layer) for layer in range(teacher.layers)]
+    key = 2 * caches[0].key_width * itemsize(config)  # one key with its value, a layer
+    kept_bytes = sum(key * caches[layer].held(length) for layer in kept)
 
     def alone(window: int, sinks: int, arrangement: Any) -> LoLCATs:
         return LoLCATs(

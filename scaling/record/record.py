@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from linscale.json_reader import as_list, parse_lines
 from linscale.sealed import LINE_SEAL, is_whole, sealed
 from models.accounting import Convention, summary
 from models.config import ConfigError
@@ -157,9 +158,9 @@ class RunRecord:
         """
         before = self.environment
         revision = environment["git_revision"], environment["git_dirty_sha256"]
-        revisions = [tuple(r) for r in before.get("git_revisions", [])]
-        revisions = list(dict.fromkeys([*revisions, revision]))
-        changes = [*before.get("data_changes", []), *([data_change] if data_change else [])]
+        earlier = [r for r in as_list(before.get("git_revisions")) if isinstance(r, list)]
+        revisions = [*earlier, *([] if list(revision) in earlier else [list(revision)])]
+        changes = [*as_list(before.get("data_changes")), *([data_change] if data_change else [])]
         history = {"git_revisions": revisions} | ({"data_changes": changes} if changes else {})
         write_json(self.path / "environment.json", environment | history)
 
@@ -203,7 +204,7 @@ class RunRecord:
             {
                 "state": state,
                 "reason": reason,
-                "tokens": before.get("tokens", 0) if tokens is None else tokens,
+                "tokens": read_head(self.path).tokens if tokens is None else tokens,
                 "tokens_total": trained,
                 "loss": before.get("loss") if loss is None else loss,
                 "tokens_per_second": tokens_per_second,
@@ -243,7 +244,7 @@ class RunRecord:
     def rewinds(self) -> list[dict[str, Any]]:
         """The lines of rewinds.jsonl; `truncate` has cut off a torn one."""
         path = self.path / "rewinds.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return parse_lines(path.read_bytes())[0] if path.exists() else []
 
     def sync_metrics(self) -> None:
         """Make metrics.jsonl durable, so that a checkpoint never knows more than the metrics."""
@@ -361,5 +362,5 @@ def _parse(line: bytes, is_kept: Callable[[dict[str, Any]], bool]) -> dict[str, 
     try:
         value = json.loads(line)
         return value if is_kept(value) else None
-    except (ValueError, KeyError, TypeError, StopIteration):
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
         return None
