@@ -76,6 +76,11 @@ def export_model(
             f"model.arch={model.config.arch!r}: it has LoRA that is not merged; call "
             "models.linearize.lora.merge_lora(model) first."
         )
+    if layout == "fla" and model.config.mixers is not None:
+        raise InteropError(
+            f"model.mixers={model.config.mixers!r}: layout='fla' is for models whose layers are "
+            "all alike; leave the layout out."
+        )
     model = unscaled(model)  # no layout knows muP
     if layout == "fla" and model.config.arch != "hgrn2":
         content = fla_mixers.config_json(model.config, context, eos_id)
