@@ -78,6 +78,11 @@ def export_model(
             f"model.arch={model.config.arch!r}: it has LoRA that is not merged; call "
             "models.linearize.lora.merge_lora(model) first."
         )
+    if layout == "fla" and model.config.mixers is not None:
+        raise InteropError(
+            f"model.mixers={model.config.mixers!r}: layout='fla' is for models whose layers are "
+            "all alike; leave the layout out."
+        )
     model = unscaled(model)  # no layout knows muP
     every = None if isinstance(eos_id, int | None) else list(eos_id)
     eos_id = eos_id if isinstance(eos_id, int | None) else eos_id[0]

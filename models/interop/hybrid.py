@@ -40,6 +40,12 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
     Raises:
         InteropError: the carried code does not have a layer's mixer, or one of its options.
     """
+    if unknown := [arch for arch in config.archs if arch not in KINDS]:
+        raise InteropError(
+            f"model.mixers={config.mixers!r} with model.arch={config.arch!r}: an export carries "
+            f"the code of {', '.join(KINDS)}, and there is none for {unknown[0]}; load its "
+            "checkpoint with linscale.load_pretrained."
+        )
     own = dict.fromkeys(layer_configs(config))
     for kind in own:
         _check(kind)
@@ -75,11 +81,6 @@ def _settings(kind: ModelConfig) -> dict[str, Any]:
 
 
 def _check(kind: ModelConfig) -> None:
-    if kind.arch not in KINDS:
-        raise InteropError(
-            f"model.mixers: an export carries the code of {', '.join(KINDS)}, and there is none "
-            f"for {kind.arch}; load its checkpoint with linscale.load_pretrained."
-        )
     for known in fields(kind):
         if known.name in _CARRIED or not known.metadata.get("later"):
             continue
