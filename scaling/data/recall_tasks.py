@@ -13,7 +13,7 @@ again, and that token is to be given.
 `parity`, `s3`, `s5`: `steps` permutations of 2, 3 or 5 things, one a token; at each, the
 permutation that they make together is to be given. This is state tracking: what must be held is
 small, but every token changes all of it. A recurrence whose steps only shrink its state cannot do
-parity at any length, one whose steps may reflect it can (arXiv 2411.12537, `negative_eigenvalues`
+parity at all lengths, one whose steps may reflect it can (arXiv 2411.12537, `negative_eigenvalues`
 of the delta rule); no finite group is harder than S5 (arXiv 2404.08819).
 
 Sources: multi-query associative recall of arXiv 2312.04927, selective copying of arXiv 2312.00752
