@@ -4,7 +4,8 @@
 
 Each case is a process of its own, with one thread. Of commands CPU seconds are those of the whole
 process, start included; of calls of the library those of the call. Peak memory is the process's.
-The tables are made up, from the law of 2203.15556 with noise that the rows of a run share. `limit` is what the project promises; ratios to it are kept.
+The tables are made up, from the law of 2203.15556 with noise that the rows of a run share. `limit`
+is what the project promises; ratios to it are kept.
 """
 
 from __future__ import annotations
