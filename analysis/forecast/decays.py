@@ -35,6 +35,8 @@ from analysis.units import Array
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """Shares of a trunk, up to where a decay leaves it, that forecasts are tested from."""
+NEARLY = 0.02
+"""Of a trunk may be missing: not every step is logged."""
 FEWEST_SIZES = 2
 """Sizes to test on without which there is no interval."""
 
@@ -173,7 +175,7 @@ class _Group:
         decay = decay_of(trunk, asked.start, asked.horizon, asked.final)
         loss = float(self.law(decay, np.array([asked.horizon]))[0])
         seen = min(1.0, float(trunk.rates.tokens[-1]) / asked.start)
-        share = next((s for s in SHARES if s <= seen * 1.001), SHARES[-1])
+        share = next((s for s in SHARES if s <= seen + NEARLY), SHARES[-1])
         record: dict[str, Any] = {
             "name": f"{asked.run_id.rpartition('-')[0]} decayed at {asked.horizon:.2e} tokens",
             "n": trunk.n, "d": asked.horizon, "c": asked.flops, "group": self.arch,

@@ -57,6 +57,8 @@ def find_outlying(x: Array, y: Array, degree: int) -> NDArray[np.bool_]:
     chosen = np.array(list(itertools.islice(_choices(len(x), degree + 1), _MOST)))
     systems = design[chosen]
     chosen = chosen[np.abs(np.linalg.det(systems)) > 1e-9]
+    if not len(chosen):  # repeats of at most `degree` places determine no polynomial
+        return far
     solutions = np.linalg.solve(design[chosen], y[chosen][:, :, None])[:, :, 0]
     residual = y - solutions @ design.T
     best = residual[np.abs(residual).sum(axis=1).argmin()]

@@ -106,6 +106,12 @@ def test_outlying_points_of_a_profile(count: int) -> None:
     assert np.flatnonzero(find_outlying(x, y, 2)).tolist() == [4]
 
 
+def test_repeats_of_few_places_have_no_outlying_points() -> None:
+    """Seeds of two sizes: no parabola passes through three different places."""
+    x = np.repeat([1.0, 2.0], 4)
+    assert not find_outlying(x, np.array([3.0, 3.1, 3.0, 9.0, 2.0, 2.1, 2.0, 2.1]), 2).any()
+
+
 def test_approaches_agree_in_spite_of_a_diverged_cell() -> None:
     data = _profiles()
     data.loc[9, "loss"] = 9.0
