@@ -39,7 +39,8 @@ def paper_recipe(
     Stated by the paper: 300B tokens, context 8192, 480 sequences a step (a batch of 4M tokens,
     held at every context length), Adam, lr 3e-4 for all sizes, weight decay 0.1, "a fixed
     learning rate scheduler", read as constant. Not stated: betas and clipping (the defaults of
-    `OptimConfig`), warm-up (2B tokens here, or a fiftieth of a shorter budget). The corpus is not
+    `OptimConfig`), warm-up (2B tokens here, or a fiftieth of a shorter budget, and with `wsd` at
+    most half of the first horizon). The corpus is not
     public: point `data.corpus` at your own.
 
     Args:
@@ -52,6 +53,8 @@ def paper_recipe(
         sequence_length: context.
     """
     even = tuple(tokens * k // 32 for k in range(1, 33))
+    places = even if horizons is None else tuple(horizons)
+    first = places[0] if places else tokens
     return RunConfig(
         name=name,
         size=size,
@@ -65,10 +68,13 @@ def paper_recipe(
             validation_blocks=512,
         ),
         optim=OptimConfig(lr=3e-4, weight_decay=0.1),
-        schedule=ScheduleConfig(kind=kind, warmup_tokens=min(2_000_000_000, tokens // 50)),
+        schedule=ScheduleConfig(
+            kind=kind,
+            warmup_tokens=min(2_000_000_000, tokens // 50, first // 2 if kind == "wsd" else tokens),
+        ),
         budget=BudgetConfig(
             tokens=tokens,
-            horizons=even if horizons is None else tuple(horizons),
+            horizons=places,
             checkpoint_every_tokens=2_000_000_000,
         ),
         parallel=ParallelConfig(
