@@ -5,8 +5,9 @@ gives the lowest loss, and does it move with compute? HGRN2 and Gated DeltaNet, 
 with 1/8, 1/4, 1/2 and all of the layers softmax; norms, channel mixers and stem stay the family's.
 Command: linscale run experiments/hybrid_ratio.py --toy
          python -m experiments.hybrid_figure runs/hybrid_ratio-toy runs/hybrid_recall-toy
-Expected: some softmax layers are better than none and than all; shares next to the best tie in
-loss. What they recall differs (experiments/hybrid_recall.py).
+Expected: at scale a few softmax layers are better than none and than all, and shares next to the
+best tie in loss. In the toy the stack without any is best at every budget (`docs/hybrids.md`). What
+they recall differs (experiments/hybrid_recall.py).
 
 Every model trains once: a WSD trunk passes all its budgets, with a decay branch at each.
 """
