@@ -113,8 +113,8 @@ def _rotary(kind: ModelConfig) -> dict[str, Any] | None:
 
 
 def rotary(config: ModelConfig) -> dict[str, Any]:
-    """How queries and keys rotate in a LLaMA, or a model based on one, whose angles do not follow
-    the length: each use of the rotary encoding, the use of each layer, the factor on queries."""
+    """How queries and keys of a LLaMA, or of a model based on one, rotate, where that does not
+    follow the length: uses of the rotary encoding, that of each layer, the factor on queries."""
     options, scaling = llama_options(config), rope_scaling(config)
     # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
     # frequencies never exceed one radian a position.

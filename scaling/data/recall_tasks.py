@@ -12,10 +12,9 @@ again, and that token is to be given.
 
 `parity`, `s3`, `s5`: `steps` permutations of 2, 3 or 5 things, one a token; at each, the
 permutation that they make together is to be given. This is state tracking: what must be held is
-small, but every token changes all of it. Recurrences whose steps only shrink the state cannot do it
-beyond the lengths they were trained on; with steps that may reflect it (`negative_eigenvalues` of
-the delta rule) they can for parity (arXiv 2411.12537), and S5 is the hardest of all finite groups
-(arXiv 2404.08819).
+small, but every token changes all of it. A recurrence whose steps only shrink its state cannot do
+parity at all lengths, one whose steps may reflect it can (arXiv 2411.12537, `negative_eigenvalues`
+of the delta rule); no finite group is harder than S5 (arXiv 2404.08819).
 
 Sources: multi-query associative recall of arXiv 2312.04927, selective copying of arXiv 2312.00752
 (section 4.1.1), induction heads of arXiv 2212.14052 and 2312.00752 (section 4.1.2).
