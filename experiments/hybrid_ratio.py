@@ -27,7 +27,7 @@ BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20, 3e20)
 SHAPES = ((384, 8), (512, 8), (640, 16), (768, 16), (1024, 24), (1280, 24), (1536, 32), (2048, 40))
 """Width and depth, which is a multiple of `PERIOD`."""
 TOY_BUDGETS = (2.5e10, 5e10, 1e11)
-TOY_SHAPES = ((12, 8), (16, 8), (24, 8))
+TOY_SHAPES = ((12, 8), (16, 8), (20, 8), (24, 8))  # a report needs four sizes
 TOY_HEAD_DIM = 4
 TOKENS_PER_PARAMETER = (1.5, 200.0)
 

@@ -129,7 +129,8 @@ def draw(result: Study) -> list[Drawn]:
                 figures.shares(lowest, result.shares.bands(LEVEL), result.shares.best(LEVEL)),
                 "Lowest loss of the sizes at each budget against the share of softmax layers, and "
                 f"the law L(C, share) at the size best by it with its {LEVEL:.0%} interval, below "
-                "the points where that size was not trained; orange: the best share and its interval.",
+                "the points where that size was not trained; orange: the best share and its "
+                "interval.",
             )
         )
     if len(result.forecast):
