@@ -27,7 +27,7 @@ from models.layer_pattern import group, softmax_share
 from scaling.data.recall_tasks import parse
 
 LEVEL = 0.9
-DRAWS = 500
+DRAWS = 300
 
 
 def recall_table(sweep: Path) -> pd.DataFrame:

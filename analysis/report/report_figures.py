@@ -128,8 +128,9 @@ def draw(result: Study) -> list[Drawn]:
                 "shares",
                 figures.shares(lowest, result.shares.bands(LEVEL), result.shares.best(LEVEL)),
                 "Lowest loss of the sizes at each budget against the share of softmax layers, and "
-                f"the law L(C, share) with its {LEVEL:.0%} interval; orange: the best share and "
-                "its interval.",
+                f"the law L(C, share) at the size best by it with its {LEVEL:.0%} interval, below "
+                "the points where that size was not trained; orange: the best share and its "
+                "interval.",
             )
         )
     if len(result.forecast):
