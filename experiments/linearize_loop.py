@@ -9,13 +9,14 @@ Expected: on a quarter of the teacher's tokens LoLCATs recovers 53 % beyond its 
 with the same low-rank training recovers as much, while an untrained window of equal state recovers
 94 %. SUPRA, which has no window, closes 94 % of the gap that surgery opens, and from scratch 82 %.
 Not counting the teacher, LoLCATs reaches its loss with several times less compute than the
-frontier's models, and SUPRA with somewhat more; counting it, both cost two to seven times as much.
+frontier's models, and SUPRA with somewhat more; counting it, both cost two to seven times as
+much.
 
 Each method has several budgets and seeds; three controls have as many tokens: the same models from
 random weights, and the teacher itself, trained on. Teacher, window and a window of equal state also
-have LoLCATs' low-rank stage, at two budgets of the largest size. SUPRA's budgets are decayed branches of one run;
-LoLCATs' are runs of their own, half of each for attention transfer. The teachers saw the blocks in
-the order of seed 0; seeds here are others.
+have LoLCATs' low-rank stage, at two budgets of the largest size. SUPRA's budgets are decayed
+branches of one run; LoLCATs' are runs of their own, half of each for attention transfer. The
+teachers saw the blocks in the order of seed 0; seeds here are others.
 """
 
 from __future__ import annotations
