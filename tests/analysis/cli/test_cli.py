@@ -282,7 +282,8 @@ def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert str(tmp_path / "r" / "index.html") in err
     assert callable(seen.pop("progress"))
     assert seen == {"directory": sweep_dir, "out": tmp_path / "r", "baseline": "tnl",
-                    "bootstrap": 150, "seed": 3, "given": None, "other_data": True}  # fmt: skip
+                    "bootstrap": 150, "seed": 3, "given": None, "only": None, "seals": (),
+                    "other_data": True}  # fmt: skip
     call("report", sweep_dir)
     assert seen["other_data"] is False
     assert seen["out"] == sweep_dir / "report"
