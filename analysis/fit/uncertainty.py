@@ -258,6 +258,7 @@ def _first_order(problem: Problem, theta: Array) -> Array:
     free = problem.lower < problem.upper
     step = np.zeros(by_run.shape)
     step[:, free] = by_run[:, free] @ np.linalg.pinv(hessian[np.ix_(free, free)])
+    step = np.clip(step, -1.0, 1.0)  # beyond, the law is not linear at all
     return step
 
 
