@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from analysis.figures import shares, style
-from analysis.io.frames import numbers, where, words
+from analysis.io.frames import numbers, take, where, words
 from analysis.io.jsonlines import read_records
 from analysis.io.records import load_sweep
 from analysis.io.sweep_files import names_of_runs, open_sweep
@@ -64,9 +64,9 @@ def report(found: Shares) -> str:
                 f"[{row['lo']:.2f}, {row['hi']:.2f}]; not to be told apart: {row['tied']}"
             )
         ratios = np.unique(numbers(where(found.table, family=family), "ratio"))
-        columns = ["ratio", "compute", "compute_lo", "compute_hi"]
+        columns = {name: name for name in ("ratio", "compute", "compute_lo", "compute_hi")}
         lines += ["compute for the loss of share 0, over what that takes:",
-                  _text(law.band(law.c0, ratios, LEVEL)[columns])]  # fmt: skip
+                  _text(take(law.band(law.c0, ratios, LEVEL), columns))]  # fmt: skip
     lines += [f"{family}: no law: {why}" for family, why in found.failures.items()]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """Hybrids: how many layers of softmax attention does a recurrent stack want?
 
 Question: at equal compute, counted by each pattern's own accounting, which share of softmax layers
-gives the lowest loss, and does it move with compute? HGRN2 and its hybrids with 1/8, 1/4, 1/2 and
-all of the layers softmax; norms, channel mixers and stem stay HGRN2's.
+gives the lowest loss, and does it move with compute? HGRN2 and Gated DeltaNet, and their hybrids
+with 1/8, 1/4, 1/2 and all of the layers softmax; norms, channel mixers and stem stay the family's.
 Command: linscale run experiments/hybrid_ratio.py --toy
          python -m experiments.hybrid_figure runs/hybrid_ratio-toy runs/hybrid_recall-toy
 Expected: some softmax layers are better than none and than all; shares next to the best tie in
@@ -18,7 +18,7 @@ from scaling.config.recipes import TOY_VOCAB, paper_recipe, toy_recipe
 from scaling.config.run import RunConfig
 from scaling.plan.plan import isoflop_horizons
 
-FAMILIES: tuple[Arch, ...] = ("hgrn2",)
+FAMILIES: tuple[Arch, ...] = ("hgrn2", "gated_deltanet")
 PERIOD = 8
 SHARES = (0, 1, 2, 4, 8)
 """Softmax layers of `PERIOD`."""

@@ -4,7 +4,9 @@ Question: where LoLCATs' window does nearly everything, do window dropout, cross
 of the linear part alone in attention transfer, or a sink, recover more beyond that window?
 Command: linscale run experiments/linearize_remedies.py    (after make quickstart; a few core
 minutes)
-Expected: see docs/linearize.md, "Making the linear part work".
+Expected: none helps here. Cross-entropy and the sink tie with the plain recipe; window dropout and
+the error of the linear part alone make the student worse, and the plain student is worse than its
+window alone (docs/linearize.md).
 
 The quickstart's LLaMA of width 48 with a window of four bytes, three seeds, 100 thousand tokens,
 half of them for attention transfer, as in `experiments/linearize_loop.py`; one option is changed at

@@ -4,7 +4,9 @@ Question: uptrained on a twentieth of the pretraining tokens, how much of the ga
 opens is closed, and what do SUPRA's parts contribute: the norm in softmax's place, the decay, the
 learned feature map?
 Command: linscale run experiments/supra.py --toy    (after make quickstart; a few core minutes)
-Expected: the published form is well ahead of the same model trained from scratch on as many tokens.
+Expected: the published form is well ahead of the same model trained from scratch on as many tokens,
+1.45 against 1.71 nats a byte; without a norm it is hardly worse, with the identity for a feature
+map better (1.42), and with slower decays than ALiBi's, or none, much worse.
 
 At full size: Mistral-7B on 100B tokens of RefinedWeb, as released (arXiv 2405.06640 and the card of
 the authors' Mistral-SUPRA). Its weights and tokenizer are expected in models/Mistral-7B-v0.1.

@@ -27,6 +27,7 @@ EXTRAS = {
     "torch": "train",
     "triton": "train",
     "lm_eval": "eval",
+    "gguf": "gguf",
     "openpyxl": "tables",
     "submitit": "slurm",
     "tensorboard": "tables",

@@ -229,6 +229,16 @@ def as_number(value: object) -> float:
     return math.nan
 
 
+def as_list(value: object) -> list[Any]:
+    """A JSON list; an empty one for everything else."""
+    return value if isinstance(value, list) else []
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """A JSON object; an empty one for everything else."""
+    return value if isinstance(value, dict) else {}
+
+
 def is_name(text: str) -> bool:
     """Whether a text from a file may be the name of a file or folder: never a path."""
     return text not in ("", ".", "..") and not set(text) & set("/\\\0") and text.isprintable()

@@ -52,7 +52,8 @@ class ModelConfig(Part):
 
     arch: Arch
     """Token mixer: softmax (`llama`), per-head decay (`tnl`), per-channel data-dependent decay
-    (`hgrn2`), no decay (`cosformer2`), a linearized LLaMA's (`supra`, `lolcats`), or one of your
+    (`hgrn2`), no decay (`cosformer2`), gated linear attention (`gla`), Mamba-2's (`mamba2`), the
+    delta rule (`gated_deltanet`, `kda`), a linearized LLaMA's (`supra`, `lolcats`), or one of your
     own: the name of a module that defines `ARCHITECTURE`, such as `my_package.gla`."""
     vocab_size: int
     """Rows of the embedding table."""

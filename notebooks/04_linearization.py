@@ -38,9 +38,9 @@ recovery and points.groupby("kind").agg(
 # r is 1 at the teacher's loss. Its zero is each method's own: for LoLCATs the loss of its window
 # alone on the teacher's weights, without a linear part and without training; for SUPRA, which has
 # no window, the loss right after surgery. Controls: the same models from random weights (dashed,
-# as many tokens), the teacher itself trained on, which tells how much of r is merely a teacher
-# that had not finished, and teacher and windows with the low-rank training of the student
-# (dotted).
+# as many tokens), and the teacher itself trained on, which tells how much of r is merely a
+# teacher that had not finished. The table also has teacher and windows with the low-rank training
+# of the student, at the tokens of that stage.
 
 # %%
 recovery and figures.recovered(at_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from analysis.figures import style
 from analysis.figures.common import FLOPS, LOSS, note, shades
 from analysis.figures.style import End
-from analysis.io.frames import by, numbers, plain, where, words
+from analysis.io.frames import by, numbers, plain, rows, where, words
 from analysis.judge.linearization_law import Law
 from analysis.judge.recovery import ALIKE, CONTINUED, LINEARIZED, SCRATCH, WINDOW, summarise
 from analysis.units import si_text
@@ -42,16 +41,15 @@ def label(base: str, kind: str) -> str:
     return others.get(kind, name)
 
 
-def _dashes(kind: str) -> Any:
-    return (0, (1, 1)) if kind == ALIKE or kind.startswith(WINDOW) else _DASHES[kind]
-
-
 def recovered(points: pd.DataFrame) -> Figure:
     """Loss, and recovered share, over tokens; mean over seeds with intervals.
+
+    Teacher and windows that were trained alike are left to `compared`.
 
     Args:
         points: milestones of one size, as in `analysis.judge.recovery.Recovery`.
     """
+    points = rows(points, np.isin(words(points, "kind"), list(_DASHES)))
     teacher = numbers(where(points, kind=LINEARIZED), "teacher_loss").mean()
     with style.context():
         figure, grid = style.panels(1, 2, width=style.DOUBLE + 0.9, height=3.1)
@@ -74,7 +72,7 @@ def recovered(points: pd.DataFrame) -> Figure:
         for axes in (left, right):
             _budgets(axes, points)
         handles, names = left.get_legend_handles_labels()
-        right.legend(handles, names, loc="lower right")
+        left.legend(handles, names, loc="upper right")
         return style.finish(figure)
 
 
@@ -90,7 +88,7 @@ def _lines(axes: Axes, points: pd.DataFrame, column: str) -> None:
         low, high = numbers(mean, "lo"), numbers(mean, "hi")
         axes.fill_between(x, low, high, color=color(base), alpha=0.15, linewidth=0)
         faint = 1.0 if kind != SCRATCH else 0.75
-        axes.plot(x, y, color=color(base), linestyle=_dashes(kind), marker="o", markersize=3,
+        axes.plot(x, y, color=color(base), linestyle=_DASHES[kind], marker="o", markersize=3,
                   label=label(base, kind), alpha=faint,
                   linewidth=1.5 if kind != SCRATCH else 1.1)  # fmt: skip
 
@@ -107,6 +105,7 @@ def compared(table: pd.DataFrame, title: str) -> Figure:
     shown = plain(table)
     losses = {row["what"]: row["loss"] for row in shown}
     teacher, near = losses["teacher"], [x for w, x in losses.items() if "untrained" in w]
+    least = min(losses.values())
     most = teacher + 1.6 * (max([*near, losses["student"]]) - teacher)
     with style.context():
         height = 0.9 + 0.23 * len(shown)
@@ -127,7 +126,7 @@ def compared(table: pd.DataFrame, title: str) -> Figure:
         axes.set_yticks(range(len(shown)), [str(row["what"]) for row in reversed(shown)])
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.axvline(teacher, color=_COLORS["llama"], linewidth=0.8)
-        axes.set(xlabel=LOSS, title=title, xlim=(teacher - 0.06 * (most - teacher), most))
+        axes.set(xlabel=LOSS, title=title, xlim=(least - 0.06 * (most - least), most))
         return style.finish(figure)
 
 
@@ -174,9 +173,9 @@ def _budgets(axes: Axes, points: pd.DataFrame) -> None:
 def _shares(axes: Axes) -> None:
     """Percentages as ticks of a logarithmic axis."""
     low, high = axes.get_ylim()
-    ticks = [d * 10.0**k for k in range(-4, 1) for d in (1, 2, 5)]
+    ticks = [d * 10.0**k for k in range(-4, 4) for d in (1, 2, 5)]
     inside = [tick for tick in ticks if low <= tick <= high]
-    axes.set_yticks(inside, [f"{tick:.3g} %" for tick in np.multiply(inside, 100)])
+    axes.set_yticks(inside, [f"{round(100 * tick, 4):,g} %" for tick in inside])
     axes.yaxis.set_minor_locator(NullLocator())
 
 

@@ -13,7 +13,6 @@ from analysis.figures import style
 from analysis.figures.common import shades
 from analysis.io.frames import by, numbers, where, words
 from analysis.io.looks import look
-from analysis.units import si_text
 
 SHARE = "share of softmax layers"
 _TASKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#B0568E", "D"))
@@ -61,7 +60,7 @@ def _losses(axes: Axes, lowest: pd.DataFrame, bands: pd.DataFrame, best: pd.Data
     for tone, budget in zip(shades("#4D4D4D", len(budgets)), budgets, strict=True):
         measured = by(where(lowest, budget=budget), "ratio")
         band = by(where(bands, budget=budget), "ratio")
-        label = f"{si_text(float(budget))} FLOPs"
+        label = f"{float(budget):.2g} FLOPs"
         x = np.sqrt(numbers(measured, "ratio"))
         axes.plot(x, numbers(measured, "loss"), "o", color=tone, label=label)
         if len(band):
@@ -77,7 +76,9 @@ def _losses(axes: Axes, lowest: pd.DataFrame, bands: pd.DataFrame, best: pd.Data
             axes.plot([np.sqrt(row["ratio"])], [height], "D", color="#D55E00", zorder=4)
     axes.set_ylabel("loss (nats/token)")
     _share_axis(axes, numbers(lowest, "ratio"))
-    axes.legend(loc="best")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.13 * (high - low) * -(-len(budgets) // 2))  # room for the legend
+    axes.legend(loc="upper center", ncols=2)
 
 
 def _recall(axes: Axes, recall: pd.DataFrame) -> None:

@@ -60,8 +60,8 @@ def prepare(
     warnings: list[FitWarning] = []
     names = {"n": n, "d": d, "c": c, "u": u}
     for role, name in names.items():
-        # One that the caller names is there; only the usual name may be left out.
-        if name != USUAL[role] and name not in data.columns:
+        # One that the caller names is there; only the usual name may be left out, "" is none.
+        if name not in ("", USUAL[role]) and name not in data.columns:
             raise AnalysisError(_absent(name, AXES[role], data))
     raw = {role: _numbers(data, name) for role, name in names.items() if name in data.columns}
     _derive(raw, law, names, data, warnings)

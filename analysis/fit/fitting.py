@@ -70,7 +70,8 @@ def fit_law(
     Args:
         form: a name in `analysis.laws.registry.FORMS`.
         data: one row per trained model or checkpoint.
-        n, d, c, u, loss: columns of N, D, C, unique tokens and loss; only what the form needs.
+        n, d, c, u, loss: columns of N, D, C, unique tokens and loss; only what the form needs. c=""
+            is C = 6 N D, whatever the table has.
         objective, delta, below: the loss of log residuals (robust.py).
         weights: column of weights, for noise that differs between points (1 / variance).
         noise: instead, column of the known standard deviation of each loss, in its units.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,6 @@ from analysis.laws.compute_model import ComputeModel
 from analysis.laws.registry import get_law
 from analysis.units import Array
 
-if TYPE_CHECKING:
-    from analysis.fit.law_fit import LawFit
-
 
 class LawFields(TypedDict):
     """The fields of a `LawFit`."""
@@ -36,8 +33,8 @@ class LawFields(TypedDict):
     compute_model: ComputeModel
 
 
-def written(fit: LawFit) -> str:
-    """Everything at full precision: parameters, points, draws, evidence, warnings."""
+def written(fit: Any) -> str:
+    """Everything of a `LawFit` at full precision: parameters, points, draws, evidence, warnings."""
     obs, robust = fit.observations, fit.problem.robust
     return json.dumps({
         "schema": 1,

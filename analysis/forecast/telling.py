@@ -67,9 +67,10 @@ def _high_floor(group: Group) -> str | None:
     rows = group.rows
     if not find_form(rows.form).floor or "E" in next(iter(group.laws.values())).mean.pinned:
         return None
-    table = {k: rows.columns[k] for k in rows.columns} | {"loss": rows.loss}
+    usual = {"n": "n_params", "d": "tokens", "c": "flops"}
+    table = {usual.get(k, k): values for k, values in rows.columns.items()} | {"loss": rows.loss}
     try:
-        fit = fit_law(rows.form, pd.DataFrame(table), **{k: k for k in "ndc" if k in table})
+        fit = fit_law(rows.form, pd.DataFrame(table))
     except AnalysisError:
         return None
     share = fit.params["E"] / float(rows.loss.min())

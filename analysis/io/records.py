@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -28,11 +27,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.io import data_identity, milestones
+from analysis.io import milestones
 from analysis.io.jsonlines import Columns, read_records
+from analysis.io.leaving_out import count_once, selectable, without_other_data
 from analysis.io.looks import learn
 from analysis.io.metrics_cache import Metrics
-from analysis.io.origins import shared_milestones
 from analysis.io.sweep import Compute, Conventions, Parameters, Sweep
 from analysis.io.sweep_files import Place, names_of_runs, open_sweep
 from linscale.json_reader import (
@@ -44,7 +43,7 @@ from linscale.json_reader import (
     is_name,
     read_object,
 )
-from linscale.selection import chosen, fields_of
+from linscale.selection import chosen
 from linscale.texts import clean, quote
 from models.layer_pattern import group
 
@@ -103,57 +102,11 @@ def load_sweep(
         )
     reader = _Reader(root, how, notes)
     listed = list(dict.fromkeys([*planned, *found]))
-    for run_id in listed if only is None else chosen(listed, only, partial(_fields, root)):
+    for run_id in listed if only is None else chosen(listed, only, partial(selectable, root)):
         reader.read(run_id)
     reader.metrics.save()
-    sweep = _once(reader.sweep(name), root)
-    return sweep if other_data else _without_other_data(sweep, root)
-
-
-def _once(sweep: Sweep, root: Place) -> Sweep:
-    """The sweep without the milestones of a run that a longer one has taken over."""
-    shared = shared_milestones(root, sweep.points)
-    if not shared:
-        return sweep
-    keys = zip(sweep.points["run_id"].astype(str), sweep.points["tokens"], strict=True)
-    stays = [key not in shared for key in keys]
-    rows = [
-        {"run_id": run_id, "tokens": tokens, "reason": f"counted with {by}, which went on from it"}
-        for (run_id, tokens), by in shared.items()
-    ]
-    return replace(
-        sweep,
-        points=sweep.points[stays].reset_index(drop=True),
-        exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),
-    )
-
-
-def _fields(root: Place, run_id: str) -> dict[str, object]:
-    """What a selection sees of a run; of one whose files cannot be read, its name."""
-    try:
-        config = find_object(root / run_id / "config.json").values
-        state = find_object(root / run_id / "status.json").word("state", "planned")
-    except BadRecord:
-        names = ("arch", "size", "seed", "name", "state")
-        return {**dict.fromkeys(names, ""), "run_id": run_id}
-    return fields_of(config, run_id=run_id, state=state)
-
-
-def _without_other_data(sweep: Sweep, root: Place) -> Sweep:
-    """The sweep without the runs whose data are not those of the others, each with its reason."""
-    reasons = data_identity.other_data(root, map(str, sweep.curves["run_id"].unique()))
-    if not reasons:
-        return sweep
-    rows = [
-        {"run_id": run_id, "tokens": math.nan, "reason": f"{why}; --other-data keeps it in a fit"}
-        for run_id, why in reasons.items()
-    ]
-    return replace(
-        sweep,
-        points=sweep.points[~sweep.points["run_id"].isin(reasons)].reset_index(drop=True),
-        curves=sweep.curves[~sweep.curves["run_id"].isin(reasons)].reset_index(drop=True),
-        exclusions=pd.concat([sweep.exclusions, pd.DataFrame(rows)], ignore_index=True),
-    )
+    sweep = count_once(reader.sweep(name), root)
+    return sweep if other_data else without_other_data(sweep, root)
 
 
 def _instead(root: Place) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
 from scipy.special import chdtrc
 
 from analysis.errors import AnalysisError
@@ -81,6 +80,8 @@ def shared_exponents(fits: Mapping[str, LawFit], *, level: float = 0.9) -> Share
         AnalysisError: fewer than two fits, different forms or objectives, or a form whose exponents
             are not coordinates of its fit (kaplan).
     """
+    from scipy.optimize import minimize  # a large part of the time to start: loaded when used
+
     first = _check(fits)
     law, names = first.law, list(first.law.exponents)
     position = [law.parameters.index(n) for n in names]

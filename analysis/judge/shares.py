@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fit.ratio_law import RatioLaw, fit_ratio_law
-from analysis.io.frames import numbers, rows, where, words
+from analysis.io.frames import numbers, rows, take, where, words
 from models.errors import ConfigError
 from models.layer_pattern import softmax_share
 
@@ -45,8 +45,7 @@ class Shares:
                 best = at.loc[at.groupby("ratio")["loss"].idxmin()]
                 if len(best) == shares:
                     parts.append(best)
-        columns = ["family", "ratio", "budget", "loss", "size"]
-        return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+        return _stack(parts, "family", "ratio", "budget", "loss", "size")
 
     def bands(self, level: float) -> pd.DataFrame:
         """Each law over the ratios at each budget of `lowest`: family, budget, ratio, loss, lo,
@@ -55,8 +54,7 @@ class Shares:
         for family, budget in self._measured():
             band = self.laws[family].band(budget, np.linspace(0, 1, 81), level)
             parts.append(band.assign(family=family, budget=budget))
-        columns = ["family", "budget", "ratio", "loss", "lo", "hi"]
-        return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+        return _stack(parts, "family", "budget", "ratio", "loss", "lo", "hi")
 
     def best(self, level: float) -> pd.DataFrame:
         """Best ratio at each budget of `lowest`: family, budget, ratio, lo, hi, tied (the ratios
@@ -107,6 +105,12 @@ def shares_of(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> Shares:
         except AnalysisError as error:
             failures[family] = str(error)
     return Shares(table, laws, failures)
+
+
+def _stack(parts: list[pd.DataFrame], *columns: str) -> pd.DataFrame:
+    if not parts:
+        return pd.DataFrame(columns=list(columns))
+    return take(pd.concat(parts, ignore_index=True), {name: name for name in columns})
 
 
 def _share(name: str) -> tuple[str, float]:

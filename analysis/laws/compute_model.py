@@ -15,11 +15,11 @@ where e is constant, and no power law where it is not.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import nnls
 
 from analysis.laws.power_sum import Inner
 from analysis.units import Array
@@ -141,7 +141,9 @@ def fit_compute_model(
     basis = np.stack([wide**3, wide**2, wide], axis=1) / per_token[:, None]
     one = np.ones(len(n))
     best = _scattered(
-        ComputeModel(source, _numbers(nnls(basis, one)[0]), scale, column=column), log_n, log_f
+        ComputeModel(source, _numbers(_non_negative(basis, one)), scale, column=column),
+        log_n,
+        log_f,
     )
     if len(np.unique(np.round(x, 6))) < 4:
         return best
@@ -162,6 +164,23 @@ def fit_compute_model(
         sane = np.isfinite(slopes).all() and _FLATTEST < slopes.min() <= slopes.max() < _STEEPEST
         if sane and other.scatter < 0.5 * best.scatter:
             best = other
+    return best
+
+
+def _non_negative(basis: Array, target: Array) -> Array:
+    """Least squares with coefficients >= 0: the best of all subsets of the few columns, whose own
+    least-squares coefficients are positive."""
+    columns = range(basis.shape[1])
+    best, least = np.zeros(basis.shape[1]), float(target @ target)
+    for size in range(1, basis.shape[1] + 1):
+        for chosen in itertools.combinations(columns, size):
+            part = basis[:, chosen]
+            found = np.linalg.lstsq(part, target, rcond=None)[0]
+            left = target - part @ found
+            if found.min() >= 0 and float(left @ left) < least:
+                best = np.zeros(basis.shape[1])
+                best[list(chosen)] = found
+                least = float(left @ left)
     return best
 
 

@@ -102,8 +102,7 @@ _RECOVERED = (
     "Validation loss and recovered share over the tokens of all stages, size {size}; mean over "
     "seeds, bands are 90 % t intervals. r is 1 at the teacher's loss; it is 0 for a method with a "
     "window at that window alone, untrained, for another right after surgery. Models from scratch "
-    "are measured by the same two losses. Controls that were trained alike stand at the tokens of "
-    "the stage that they share with the student."
+    "are measured by the same two losses."
 )
 _COMPARED = (
     "A student at its largest budget beside the teacher, windows on the teacher's weights and its "

@@ -2,9 +2,10 @@
 
     python -m experiments.benchmarks.table_sizes [--only NAME] [-o FILE.json]
 
-Each command is a process of its own, with one thread; CPU seconds and peak memory are those of the
-whole process, start included. The tables are made up, from the law of 2203.15556 with noise that
-the rows of a run share. `limit` is what the project promises; ratios to it are kept.
+Each case is a process of its own, with one thread. Of commands CPU seconds are those of the whole
+process, start included; of calls of the library those of the call. Peak memory is the process's.
+The tables are made up, from the law of 2203.15556 with noise that the rows of a run share. `limit`
+is what the project promises; ratios to it are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -24,29 +27,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.fit.fitting import fit_law
+from analysis.io.tables import load_table
+from analysis.judge.sensitivity import sensitivity
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One command on one table."""
+    """One command, or one call of the library, on one table."""
 
     name: str
     table: str
     """Key of `TABLES`."""
     options: tuple[str, ...]
+    """Of the command; empty where `call` is measured."""
     seconds: float
     """CPU seconds promised."""
     mebibytes: float = 2048.0
     """Peak memory promised."""
+    call: str = ""
+    """Key of `CALLS`: what takes its time after the table has been read."""
 
 
 CASES = (
     Case("40 runs, 1000 refits", "runs_40", ("--bootstrap", "1000"), 3.0),
-    Case("62 runs with repeated data, 1000 refits", "repeated_62",
-         ("--form", "data_constrained", "--bootstrap", "1000"), 3.0),
-    Case("10k one-row runs, 200 refits", "runs_10k", ("--bootstrap", "200"), 3.0),
-    Case("30k one-row runs, other choices", "runs_30k", ("--bootstrap", "0"), 2.0),
+    Case("62 runs with repeated data, 1000 refits", "repeated_62", (), 3.0, call="repeated"),
+    Case("10k one-row runs, 200 refits", "runs_10k", (), 3.0, call="refits"),
+    Case("30k one-row runs, other choices", "runs_30k", (), 2.0, call="choices"),
     Case("1M rows of 200 runs, 1000 refits", "log_1m",
          ("--runs", "run", "--bootstrap", "1000"), 30.0),
 )  # fmt: skip
@@ -98,17 +107,44 @@ TABLES = {
 }
 
 
+def _repeated(points: pd.DataFrame) -> float:
+    return _seconds(lambda: fit_law("data_constrained", points, bootstrap=1000))
+
+
+def _refits(points: pd.DataFrame) -> float:
+    return _seconds(lambda: fit_law("chinchilla", points, bootstrap=200))
+
+
+def _choices(points: pd.DataFrame) -> float:
+    fit = fit_law("chinchilla", points)
+    return _seconds(lambda: sensitivity("chinchilla", points, reference=fit))
+
+
+CALLS = {"repeated": _repeated, "refits": _refits, "choices": _choices}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
 def measure(case: Case, folder: Path) -> dict[str, Any]:
     """CPU seconds and peak mebibytes of one command."""
     path = folder / f"{case.table}.csv"
     if not path.exists():
         TABLES[case.table]().to_csv(path, index=False)
     command = [sys.executable, "-m", "analysis", "fit", str(path), *case.options]
+    if case.call:
+        command = [sys.executable, "-m", "experiments.benchmarks.table_sizes", "--call",
+                   case.call, "--table", str(path)]  # fmt: skip
     child = subprocess.run(
         [sys.executable, "-c", _PEAK, *command], cwd=ROOT, capture_output=True, text=True,
         check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     used = json.loads(child.stdout.splitlines()[-1])
+    if case.call:
+        used["cpu_s"] = float(child.stdout.splitlines()[0])
     return {
         "name": case.name, "cpu_s": used["cpu_s"], "peak_mib": used["peak_mib"],
         "limit_s": case.seconds, "limit_mib": case.mebibytes,
@@ -119,7 +155,9 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
 _PEAK = """
 import json, resource, subprocess, sys
-done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True, check=True)
+if "--call" in sys.argv:
+    print(done.stdout.strip())
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps({"cpu_s": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024}))
 """
@@ -131,7 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("-o", "--output", type=Path, help="JSON file to write")
+    parser.add_argument("--call", choices=list(CALLS), help="print the seconds of one call alone")
+    parser.add_argument("--table", type=Path, help="its table")
     options = parser.parse_args()
+    if options.call:
+        print(CALLS[options.call](load_table(options.table).points))
+        return
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:

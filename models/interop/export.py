@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,10 +49,11 @@ def export_model(
     directory: Path | str,
     *,
     context: int,
-    eos_id: int | None,
+    eos_id: int | Sequence[int] | None,
     vocab_size: int | None = None,
     layout: str = "transformers",
     shard_bytes: int = SHARD_BYTES,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights, configuration, generation configuration and, where needed, code.
 
@@ -60,11 +61,12 @@ def export_model(
         model: any of ours.
         directory: where to; made if need be, must be empty or absent.
         context: tokens of the sequences it was trained on.
-        eos_id: token that ends a text.
+        eos_id: token that ends a text, or all that do.
         vocab_size: tokens of the tokenizer, where the embedding is padded beyond them: generation
             is told never to draw the rows of the padding. None: all rows.
         layout: `transformers`, or `fla` for a model of flash-linear-attention.
         shard_bytes: largest size of a file of weights.
+        generation: settings of generation to keep, as in a `generation_config.json`.
 
     Raises:
         InteropError: the directory is not empty, or the layout cannot hold the model.
@@ -76,7 +78,14 @@ def export_model(
             f"model.arch={model.config.arch!r}: it has LoRA that is not merged; call "
             "models.linearize.lora.merge_lora(model) first."
         )
+    if layout == "fla" and model.config.mixers is not None:
+        raise InteropError(
+            f"model.mixers={model.config.mixers!r}: layout='fla' is for models whose layers are "
+            "all alike; leave the layout out."
+        )
     model = unscaled(model)  # no layout knows muP
+    every = None if isinstance(eos_id, int | None) else list(eos_id)
+    eos_id = eos_id if isinstance(eos_id, int | None) else eos_id[0]
     if layout == "fla" and model.config.arch != "hgrn2":
         content = fla_mixers.config_json(model.config, context, eos_id)
         tensors = fla_mixers.written(model)
@@ -91,7 +100,9 @@ def export_model(
         named = {name: parameter.detach() for name, parameter in model.named_parameters()}
         content, tensors = _own(model.config, context, eos_id, _made(named))
     content["dtype"] = _name(model.embedding.weight.dtype)
-    _write(Path(directory), content, tensors, vocab_size, shard_bytes)
+    if every is not None:
+        content["eos_token_id"] = every
+    _write(Path(directory), content, tensors, vocab_size, shard_bytes, generation)
 
 
 def export_tensors(
@@ -129,6 +140,7 @@ def _write(
     tensors: dict[str, Callable[[], Tensor]],
     vocab_size: int | None,
     shard_bytes: int,
+    given: Mapping[str, Any] | None = None,
 ) -> None:
     """All files of an export; `content` is config.json."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -136,8 +148,12 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory, tensors, shard_bytes)
     _write_json(directory / "config.json", content)
-    end = content["eos_token_id"]
-    generation: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end, "do_sample": False}
+    end = {"eos_token_id": content["eos_token_id"], "pad_token_id": content["pad_token_id"]}
+    generation: dict[str, Any] = end | {"do_sample": False}
+    if given is not None:  # its own padding stays, and what ends a text is all that may
+        own = ("transformers_version", "_from_model_config")
+        kept = {name: value for name, value in given.items() if name not in own}
+        generation |= kept | {"eos_token_id": end["eos_token_id"]}
     if vocab_size is not None and vocab_size < content["vocab_size"]:
         generation["suppress_tokens"] = list(range(vocab_size, content["vocab_size"]))
     _write_json(directory / "generation_config.json", generation)
@@ -165,6 +181,13 @@ def _own(
             f"{', '.join(fla_mixers.CLASSES)}, or load a checkpoint with linscale.load_pretrained."
         )
     own = _own_config(config, context, eos_id)
+    activation = config.gate_activation in ("silu", "none")
+    if linearized(config) is None and not (config.plain_blocks and activation):
+        raise InteropError(
+            f"model.norms={config.norms!r}, model.residual_scale={config.residual_scale}, "
+            f"model.glu_activation={config.glu_activation!r} with model.arch={config.arch!r}: the "
+            "exported code of this architecture has pre-norms, plain residuals, and SiLU or none."
+        )
     if hybrid.is_hybrid(config):
         own |= hybrid.config_fields(config)
     elif linearized(config) is not None:
@@ -179,13 +202,13 @@ def _own(
 
 
 def _rotary(config: ModelConfig) -> dict[str, Any]:
-    """Angles a position of the rotary encoding, (K / 2,), and the factor on their cosines."""
+    """How queries and keys rotate, as the exported code of linearized models reads it."""
     scaling = rope_scaling(config)
-    if scaling is not None and scaling.kind == "dynamic":
+    if scaling is not None and scaling.by_length:
         raise InteropError(
-            "model.options.llama.rope_scaling.kind='dynamic': its angles change with the length of "
-            "the text, which the exported code of linearized models does not follow; linearize the "
-            "model without scaling, or with linear, yarn or llama3."
+            f"model.options.llama.rope_scaling.kind={scaling.kind!r}: its angles change with the "
+            "length of the text, which the exported code of linearized models does not follow; "
+            "linearize the model without scaling, or with linear, yarn or llama3."
         )
     return hybrid.rotary(config)
 

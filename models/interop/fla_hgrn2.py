@@ -134,13 +134,12 @@ def written(model: LanguageModel) -> dict[str, Callable[[], Tensor]]:
     """
     config = model.config
     if (
-        config.mixers is not None
-        or not isinstance(model.blocks[0].mixer, GatedRecurrence)
+        not isinstance(model.blocks[0].mixer, GatedRecurrence)
         or config.gate_activation != "silu"
         or config.glu_bias
     ):
         raise InteropError(
-            f"model {config.group} with glu_activation={config.glu_activation!r}: "
+            f"arch={config.arch!r} with glu_activation={config.glu_activation!r}: "
             "flash-linear-attention's HGRN2 has a SwiGLU channel mixer without biases; train with "
             "model.arch=hgrn2 model.glu_activation=silu to export to it."
         )

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from models import flat
-from models.architectures.llama import LlamaBased, LlamaOptions, llama_options, rope_scaling
+from models.architectures.llama import (
+    LlamaBased,
+    LlamaOptions,
+    RopeUse,
+    llama_options,
+    rope_scaling,
+)
 from models.config import ModelConfig, layer_configs
 from models.interop.tensors import InteropError
 from models.mixed_stem import is_mixed
@@ -34,6 +40,12 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
     Raises:
         InteropError: the carried code does not have a layer's mixer, or one of its options.
     """
+    if unknown := [arch for arch in config.archs if arch not in KINDS]:
+        raise InteropError(
+            f"model.mixers={config.mixers!r} with model.arch={config.arch!r}: an export carries "
+            f"the code of {', '.join(KINDS)}, and there is none for {unknown[0]}; load its "
+            "checkpoint with linscale.load_pretrained."
+        )
     own = dict.fromkeys(layer_configs(config))
     for kind in own:
         _check(kind)
@@ -69,11 +81,6 @@ def _settings(kind: ModelConfig) -> dict[str, Any]:
 
 
 def _check(kind: ModelConfig) -> None:
-    if kind.arch not in KINDS:
-        raise InteropError(
-            f"model.mixers: an export carries the code of {', '.join(KINDS)}, and there is none "
-            f"for {kind.arch}; load its checkpoint with linscale.load_pretrained."
-        )
     for known in fields(kind):
         if known.name in _CARRIED or not known.metadata.get("later"):
             continue
@@ -88,10 +95,10 @@ def _check(kind: ModelConfig) -> None:
                 f"model.mixers: {kind.arch} with {options!r}: the carried code of a hybrid has "
                 "none of the options that came with imported families."
             )
-    if (scaling := rope_scaling(kind)) is not None and scaling.kind == "dynamic":
+    if (scaling := rope_scaling(kind)) is not None and scaling.by_length:
         raise InteropError(
-            f"model.mixers: {kind.arch} with rope_scaling.kind='dynamic': its angles change with "
-            "the length of the text, which the carried code does not follow."
+            f"model.mixers: {kind.arch} with rope_scaling.kind={scaling.kind!r}: its angles change "
+            "with the length of the text, which the carried code does not follow."
         )
 
 
@@ -99,20 +106,29 @@ _CARRIED = ("glu_bias", "glu_activation", "mup_base_dim", "mixers")
 
 
 def _rotary(kind: ModelConfig) -> dict[str, Any] | None:
-    """Angles a position, (K / 2,), and the factor on their cosines; None without attention that
-    rotates."""
+    """What `rotary` says; None without attention that rotates."""
     if not isinstance(kind.options, LlamaOptions | LlamaBased):
         return None
     return rotary(kind)
 
 
 def rotary(config: ModelConfig) -> dict[str, Any]:
-    """The same of a LLaMA, or a model based on one, whose angles do not follow the length."""
+    """How queries and keys of a LLaMA, or of a model based on one, rotate, where that does not
+    follow the length: uses of the rotary encoding, that of each layer, the factor on queries."""
+    options, scaling = llama_options(config), rope_scaling(config)
     # At position 1 the angles are the frequencies; their tangent is free of the factor. Higher
     # frequencies never exceed one radian a position.
     one = torch.ones(1, 1, dtype=torch.float64)
-    cos, sin = rotary_angles(config, one, one, torch.float64, llama_options(config).rope_of(0))
+    layers: list[RopeUse] = [options.rope_of(layer) for layer in range(config.layers)]
+    uses: dict[str, Any] = {}
+    for use in dict.fromkeys(layers):
+        cos, sin = (x.flatten() for x in rotary_angles(config, one, one, torch.float64, use))
+        frequencies, scales = torch.atan2(sin, cos), torch.hypot(sin, cos)
+        uses[use] = {"frequencies": frequencies.tolist(), "scales": scales.tolist()}
     return {
-        "frequencies": torch.atan2(sin, cos).flatten().tolist(),
-        "scale": float(torch.hypot(sin, cos).flatten()[0]),
+        "uses": uses,
+        "layers": layers,
+        "query_scale": options.queries_factor(config.head_dim),
+        "query_growth": 0.0 if scaling is None else scaling.query_growth,
+        "query_length": 1 if scaling is None else scaling.original_length or 1,
     }

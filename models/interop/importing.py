@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 from models.config import ConfigError, ModelConfig
 from models.interop import fla_hgrn2, fla_mixers, llama, parameter_names
 from models.interop.families import FAMILIES
+from models.interop.gguf import folder_of
 from models.interop.tensors import (
     InteropError,
     Names,
@@ -31,6 +33,8 @@ from models.interop.tensors import (
 )
 from models.language_model import LanguageModel, build
 
+ADAPTER = "adapter_config.json"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LINSCALE = "linscale"
 """model_type of our own exports of linear models."""
 
@@ -55,12 +59,8 @@ def read_source(directory: Path | str) -> Source:
     Raises:
         InteropError: it is missing, damaged, or of a model that cannot be imported.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise InteropError(
-            f"{directory}: is not a directory with config.json and safetensors files; download the "
-            "checkpoint first and give its path."
-        )
+    directory = folder_of(Path(directory))
+    check_folder(directory)
     values = read_json(directory / "config.json")
     kind = values.get("model_type")
     if kind == LINSCALE:
@@ -82,6 +82,30 @@ def read_source(directory: Path | str) -> Source:
     )
 
 
+def check_folder(directory: Path) -> None:
+    """Raise InteropError, with the remedy, where a path is no folder of a whole model."""
+    if not directory.is_dir():
+        name = directory.as_posix()
+        hub = HUB_NAME.fullmatch(name) and not directory.parent.exists()
+        remedy = (
+            f"it looks like a name on the Hugging Face hub, which is not asked here; download the "
+            f"model first: hf download {name} --local-dir DIR, and give DIR."
+            if hub
+            else "download the checkpoint first and give its path."
+        )
+        raise InteropError(
+            f"{directory}: is not a directory with config.json and safetensors files, nor a GGUF "
+            f"file; {remedy}"
+        )
+    if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
+        base = read_json(directory / ADAPTER).get("base_model_name_or_path")
+        raise InteropError(
+            f"{directory}: holds an adapter for {base}, no whole model; merge the two, with peft: "
+            "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()."
+            "save_pretrained(NEW_DIR), and give NEW_DIR."
+        )
+
+
 def import_model(
     directory: Path | str,
     *,
@@ -91,7 +115,7 @@ def import_model(
     """The model of a checkpoint directory, in evaluation mode, and what the directory says of it.
 
     Args:
-        directory: with config.json and safetensors files.
+        directory: with config.json and safetensors files; or a GGUF file.
         dtype: of the parameters; None: as stored.
         device: where the model is wanted.
 

@@ -6,9 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from models.generation import Sampling
+    from scaling.data.chat import Message
+    from scaling.record.pretrained import Pretrained
 
 app = typer.Typer()
 
@@ -40,13 +45,21 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Text number i draws with seed + i.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Prompts are what a user says, written by the model's chat template; without "
+            "--prompt, each line of the input is.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Continue texts. One text comes as it is made; several come when they end.
 
     Without --prompt a document is begun.
     """
-    from models.generation import Sampling
+    from models.generation import Sampling, generate_tokens
     from models.generation import generate as continue_texts
     from scaling.record.pretrained import load_pretrained, usable_device
 
@@ -60,8 +73,11 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    prompts = prompt or [""]
     loaded = load_pretrained(model, device=usable_device(device))
+    if chat and not prompt:
+        _talk(loaded, sampling)
+        return
+    prompts = prompt or [""]
     live = len(prompts) == 1 and not as_json
     if live:
         typer.echo(prompts[0], nl=False)
@@ -72,14 +88,22 @@ def generate(
             sys.stdout.flush()
 
     start = time.perf_counter()
-    results = continue_texts(
-        loaded.model,
-        loaded.tokenizer,
-        prompts,
-        sampling,
-        eos_ids=loaded.eos_ids,
-        on_text=show,
-    )
+    if chat:
+        turns = [_chat_tokens(loaded, [{"role": "user", "content": text}]) for text in prompts]
+        if live:
+            typer.echo()
+        results = generate_tokens(
+            loaded.model, loaded.tokenizer, turns, sampling, eos_ids=loaded.eos_ids, on_text=show
+        )
+    else:
+        results = continue_texts(
+            loaded.model,
+            loaded.tokenizer,
+            prompts,
+            sampling,
+            eos_ids=loaded.eos_ids,
+            on_text=show,
+        )
     seconds = time.perf_counter() - start
     if as_json:
         rows = [
@@ -95,6 +119,35 @@ def generate(
             typer.echo(f"{text}{result.text}\n")
     count = sum(len(result.tokens) for result in results)
     typer.echo(f"{loaded.name}: {count} tokens, {count / seconds:.0f} tokens/s", err=True)
+
+
+def _chat_tokens(loaded: Pretrained, messages: list[Message]) -> list[int]:
+    """Tokens of a chat so far, up to where the model's turn begins."""
+    from scaling.data.chat import read_template
+    from scaling.data.json_tokenizer import JsonTokenizer
+
+    template = read_template(loaded.files)
+    assert isinstance(loaded.tokenizer, JsonTokenizer)  # others have no files
+    return loaded.tokenizer.encode_marked(template.render(messages))
+
+
+def _talk(loaded: Pretrained, sampling: Sampling) -> None:
+    """Answer line after line of the input, each with all that was said before."""
+    from models.generation import generate_tokens
+
+    messages: list[Message] = []
+    for line in sys.stdin:
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        (answer,) = generate_tokens(
+            loaded.model,
+            loaded.tokenizer,
+            [_chat_tokens(loaded, messages)],
+            sampling,
+            eos_ids=loaded.eos_ids,
+            on_text=lambda _, text: typer.echo(text, nl=False),
+        )
+        typer.echo()
+        messages.append({"role": "assistant", "content": answer.text})
 
 
 @app.command(epilog="Example: linscale export runs/quickstart/RUN -o exported")

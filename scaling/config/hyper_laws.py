@@ -17,8 +17,8 @@ With C the training FLOPs, N the parameters without embedding and head, D the to
 
 C of `deepseek` counts the FLOPs of the blocks alone, attention included, as its authors do. Both
 laws were fitted on softmax transformers in the usual parametrisation: they replace muP
-(`models.width`), and for linear mixers they are a guess to be checked. The step law does not come out
-of the table of runs that was published with it (its repository, issue 10): a start for a sweep.
+(`models.width`), and for linear mixers they are a guess to be checked. The step law does not come
+out of the table of runs that was published with it: a start for a sweep.
 """
 
 from __future__ import annotations

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 """End-of-document token of trained vocabularies."""
 
+KEPT = "tokenizer"
+"""Folder in a run's directory with the tokenizer files of its teacher as they are."""
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "generation_config.json",
+)  # fmt: skip
+"""Files that make up a tokenizer and say how to generate."""
+
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>")
 
 
@@ -46,7 +55,26 @@ def load_json_tokenizer(name: str, path: Path) -> JsonTokenizer:
     end = named_end(path)
     if isinstance(end, tuple):
         end = next((text for n in end if (text := inner.id_to_token(n)) is not None), None)
-    return JsonTokenizer(name, inner, end)
+    return JsonTokenizer(name, inner, end, whole_folder(path))
+
+
+def whole_folder(path: Path) -> Path | None:
+    """The folder with all files of the tokenizer of a `tokenizer.json`, as its maker wrote them.
+
+    It is the one that the file is in, or `KEPT` beside it in a run's directory; None where nobody
+    but this project wrote any.
+    """
+    for folder in (path.parent / KEPT, path.parent):
+        if "tokenizer_class" in _read(folder / "tokenizer_config.json"):
+            return folder
+    return None
+
+
+def more_ends(folder: Path) -> tuple[int, ...]:
+    """Tokens that end a text by the `generation_config.json` in a folder."""
+    numbers = _read(folder / "generation_config.json").get("eos_token_id")
+    numbers = numbers if isinstance(numbers, list) else [numbers]
+    return tuple(n for n in numbers if isinstance(n, int) and n >= 0)
 
 
 def named_end(path: Path) -> str | tuple[int, ...] | None:
@@ -61,9 +89,7 @@ def named_end(path: Path) -> str | tuple[int, ...] | None:
         token = token.get("content")
     if isinstance(token, str):
         return token
-    numbers = _read(path.with_name("generation_config.json")).get("eos_token_id")
-    numbers = numbers if isinstance(numbers, list) else [numbers]
-    return tuple(n for n in numbers if isinstance(n, int) and n >= 0) or None
+    return more_ends(path.parent) or None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,12 +118,19 @@ class JsonTokenizer(Tokenizer):
     spelling is cut after its first character, and the parts are encoded one by one.
     """
 
-    def __init__(self, name: str, inner: tokenizers.Tokenizer, end: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        inner: tokenizers.Tokenizer,
+        end: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """
         Args:
             name: `data.tokenizer`.
             inner: what the file holds.
             end: text of the token that ends a document; None: one of a few known names.
+            folder: with all of its files, where they came with a model.
 
         Raises:
             LinscaleError: no end-of-document token or several can be found in it, it encodes one
@@ -106,7 +139,7 @@ class JsonTokenizer(Tokenizer):
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True  # a special token spelt out in a text is just text
-        self.name = name
+        self.name, self.folder = name, folder
         self._inner = inner
         content = json.loads(inner.to_str())
         if dropout := content["model"].get("dropout"):
@@ -171,6 +204,14 @@ class JsonTokenizer(Tokenizer):
 
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
         return self._inner.decode([int(t) for t in tokens], skip_special_tokens=True)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Tokens of a text whose special tokens are meant, such as a chat's; nothing is added."""
+        self._inner.encode_special_tokens = False
+        try:
+            return self._inner.encode(text, add_special_tokens=False).ids
+        finally:
+            self._inner.encode_special_tokens = True
 
     def to_json(self) -> str:
         """Content of its `tokenizer.json`."""

@@ -17,6 +17,7 @@ what is left over could be guessed without any recall.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -137,10 +138,32 @@ def _induction(task: Recall, words: Words, held: Held, inputs: Rows, targets: Ro
     targets[:, -1:] = np.take_along_axis(inputs, place + 1, axis=1)
 
 
+def _tracking(things: int) -> Callable[[Recall, Words, Held, Rows, Rows], None]:
+    """Permutations of so many things and, at each token, the product of those so far. They are
+    numbered in the order of their texts, the identity first; later ones act on what earlier ones
+    have left: place i gets what was at place p(i)."""
+    elements = list(itertools.permutations(range(things)))
+    number = {element: i for i, element in enumerate(elements)}
+    product = np.array([[number[tuple(a[i] for i in b)] for b in elements] for a in elements])
+
+    def fill(task: Recall, words: Words, held: Held, inputs: Rows, targets: Rows) -> None:
+        steps = words.integers(task.load, 0, len(elements))  # (n, load)
+        states = steps.copy()
+        for t in range(1, task.load):
+            states[:, t] = product[states[:, t - 1], steps[:, t]]
+        inputs[:, : task.load] = np.where(held, SPECIAL + steps, BLANK)
+        targets[:, : task.load] = np.where(held, SPECIAL + states, IGNORE_INDEX)
+
+    return fill
+
+
 _FILL: dict[str, Callable[[Recall, Words, Held, Rows, Rows], None]] = {
     "mqar": _mqar,
     "copying": _copying,
     "induction": _induction,
+    "parity": _tracking(2),
+    "s3": _tracking(3),
+    "s5": _tracking(5),
 }
 
 

@@ -10,6 +10,12 @@ given in their order.
 `induction`: random tokens, among them once a mark and the token after it; at the end the mark comes
 again, and that token is to be given.
 
+`parity`, `s3`, `s5`: `steps` permutations of 2, 3 or 5 things, one a token; at each, the
+permutation that they make together is to be given. This is state tracking: what must be held is
+small, but every token changes all of it. A recurrence whose steps only shrink its state cannot do
+parity at all lengths, one whose steps may reflect it can (arXiv 2411.12537, `negative_eigenvalues`
+of the delta rule); no finite group is harder than S5 (arXiv 2404.08819).
+
 Sources: multi-query associative recall of arXiv 2312.04927, selective copying of arXiv 2312.00752
 (section 4.1.1), induction heads of arXiv 2212.14052 and 2312.00752 (section 4.1.2).
 
@@ -52,6 +58,10 @@ KINDS: dict[str, Kind] = {
     "mqar": Kind("pairs", 8, 64, room=4, symbols=2, least_symbols=4),
     "copying": Kind("items", 8, 16, room=2, symbols=0, least_symbols=2),
     "induction": Kind("", 1, 16, room=3, symbols=0, least_symbols=2),
+    # As many symbols as there are permutations.
+    "parity": Kind("steps", 32, 4, room=1, symbols=0, least_symbols=2),
+    "s3": Kind("steps", 32, 8, room=1, symbols=0, least_symbols=6),
+    "s5": Kind("steps", 32, 122, room=1, symbols=0, least_symbols=120),
 }
 
 
@@ -60,9 +70,9 @@ class Recall:
     """A task with its difficulty."""
 
     task: str
-    """`mqar`, `copying` or `induction`."""
+    """One of `KINDS`."""
     load: int
-    """Things to remember at once: pairs, items, or 1."""
+    """Things to remember at once: pairs, items, or 1; permutations to follow."""
     vocab: int
     """Tokens, blank and mark included; `model.vocab_size` must be at least that."""
 

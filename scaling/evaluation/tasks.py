@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn, cast
 
+from linscale.json_reader import as_object
 from scaling.config.run import DataConfig
 from scaling.data.corpora.registry import open_corpus
 from scaling.data.prepare import prepare
@@ -87,7 +88,7 @@ class Subject:
         """A loss on other validation blocks than those of the run's milestones compares nothing."""
         if self.pretrained.run_dir is None:
             return
-        before = read_json(self.pretrained.run_dir / "environment.json").get("data") or {}
+        before = as_object(read_json(self.pretrained.run_dir / "environment.json").get("data"))
         changed = [name for name in changes(before, prepared.fingerprint()) if name != CORPUS]
         if changed:
             raise EvaluationError(

@@ -60,8 +60,9 @@ def windows(config: RunConfig, teacher: ModelConfig) -> dict[str, Baseline]:
     linear = model.layers - len(kept)
     if not linear:
         return {}
-    kept_bytes = held_bytes(teacher, config) * len(kept) // model.layers
-    key = 2 * softmax(teacher).key_width * itemsize(config)  # one key with its value, a layer
+    caches = [softmax(teacher, layer) for layer in range(teacher.layers)]
+    key = 2 * caches[0].key_width * itemsize(config)  # one key with its value, a layer
+    kept_bytes = sum(key * caches[layer].held(length) for layer in kept)
 
     def alone(window: int, sinks: int, arrangement: Any) -> LoLCATs:
         return LoLCATs(

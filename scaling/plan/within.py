@@ -55,8 +55,7 @@ def within(
         if share >= LEAST_SHARE:
             break
     share = min(1.0, share)
-    shortened = [_shorter(run, share) for run in kept]
-    if min(run.horizon_steps[0] for run in shortened) < LEAST_STEPS:
+    if share * min(run.horizon_steps[0] for run in kept) < LEAST_STEPS:
         raise ConfigError(
             f"--minutes {minutes:g}: too short for {experiment.name} on {machine.name}, whose "
             f"shortest form needs about {LEAST_STEPS} steps to every first horizon; give more, or "
@@ -64,7 +63,7 @@ def within(
         )
     ids = len(dict.fromkeys(run.size for run in kept))
     name = f"{experiment.name}-{minutes:g}min"
-    return replace(experiment, name=name, runs=shortened), (
+    return replace(experiment, name=name, runs=[_shorter(run, share) for run in kept]), (
         f"{len(kept)} of {len(experiment.runs)} runs ({ids} of {len(sizes)} sizes) at {share:.0%} "
         f"of their tokens: about {minutes:g} of {whole:.0f} minutes on {machine.name}; sweep {name}"
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from linscale.errors import LinscaleError
+from linscale.json_reader import as_object
 from scaling.record.record import TOKENIZER, RunRecord
 
 CONSENT = "accept-data-change"
@@ -60,7 +61,7 @@ def check_data(record: RunRecord, now: dict[str, Any], step: int) -> dict[str, A
         LinscaleError: they differ and nobody has agreed.
     """
     agreed = (record.path / CONSENT).exists()
-    before = record.environment.get("data") or {}
+    before = as_object(record.environment.get("data"))
     changed = changes(before, now)
     if changed and not agreed:
         what = "; ".join(
@@ -77,7 +78,8 @@ def check_data(record: RunRecord, now: dict[str, Any], step: int) -> dict[str, A
         return None
     former = record.path / TOKENIZER
     if "tokenizer_sha256" in changed and former.exists():
-        former.replace(former.with_stem(f"{former.stem}-{before['tokenizer_sha256'][:8]}"))
+        mark = "".join(c for c in str(before["tokenizer_sha256"]) if c.isalnum())[:8]
+        former.replace(former.with_stem(f"{former.stem}-{mark}"))
     what = " and ".join(COMPARED[name] for name in changed)
     record.log(f"data changed at step {step}, as agreed: {what}")
     return {

@@ -6,7 +6,7 @@ becomes a `tokenizer.json` that encodes every text to the same tokens:
 | tokenizer   | tokenizer.json                                                             |
 |-------------|----------------------------------------------------------------------------|
 | `bytes`     | byte-level BPE without merges: one token a byte, number = value            |
-| `bpe:`, `file:` | itself                                                                 |
+| `bpe:`, `file:` | itself; where it came with a model, all of its files as they are       |
 | `tiktoken:` | byte-level BPE whose merges are read off the ranks, with the same pattern  |
 """
 
@@ -26,11 +26,16 @@ from scaling.data.tokenizers import (
     Tokenizer,
 )
 from scaling.record.pretrained import Pretrained
-from scaling.record.record import TOKENIZER
+from scaling.record.record import TOKENIZER, TOKENIZER_CONFIG, copy_files
+from scaling.system.files import read_json
 
 if TYPE_CHECKING:
     import tiktoken
     import tokenizers
+
+GENERATION = "generation_config.json"
+INPUTS = ["input_ids", "attention_mask"]
+"""What models here read of what a tokenizer makes."""
 
 
 def export_pretrained(loaded: Pretrained, directory: Path | str, layout: str) -> None:
@@ -48,17 +53,22 @@ def export_pretrained(loaded: Pretrained, directory: Path | str, layout: str) ->
     from models.interop import export_model
 
     directory = Path(directory)
-    tokenizer = to_json_tokenizer(loaded.tokenizer)
+    tokenizer = None if loaded.files is not None else to_json_tokenizer(loaded.tokenizer)
+    eos_id, *more = loaded.eos_ids
     context = loaded.context or 2048  # transformers' own default where nothing is known
-    eos_id = loaded.eos_ids[0]
     export_model(
         loaded.model,
         directory,
         context=context,
-        eos_id=eos_id,
+        eos_id=(eos_id, *more) if more else eos_id,
         vocab_size=loaded.tokenizer.vocab_size,
         layout=layout,
+        generation=None if loaded.files is None else read_json(loaded.files / GENERATION),
     )
+    if tokenizer is None:
+        assert loaded.files is not None
+        _copy_tokenizer(loaded.files, directory)
+        return
     (directory / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     end = tokenizer.id_to_token(eos_id)
     settings = {
@@ -70,10 +80,27 @@ def export_pretrained(loaded: Pretrained, directory: Path | str, layout: str) ->
         # A special token spelt out in a text is just text, as in training.
         "split_special_tokens": True,
         "padding_side": "left",
+        "model_input_names": INPUTS,
     }
     (directory / "tokenizer_config.json").write_text(
         json.dumps(settings, indent=2) + "\n", encoding="utf-8"
     )
+
+
+def _copy_tokenizer(folder: Path, directory: Path) -> None:
+    """The tokenizer's files as they came, but for what no model here reads."""
+    generation = (directory / GENERATION).read_bytes()
+    copy_files(folder, directory)
+    (directory / GENERATION).write_bytes(generation)
+    path = directory / TOKENIZER_CONFIG
+    settings = read_json(path) | {"model_input_names": INPUTS}
+    # What transformers 5 has its own words for, in those that 4 knows too.
+    if settings.pop("backend", None) == "tokenizers":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(more := settings.get("extra_special_tokens"), list):
+        del settings["extra_special_tokens"]
+        settings["additional_special_tokens"] = more
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def to_json_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:

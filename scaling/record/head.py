@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from linscale.errors import LinscaleError
+from linscale.json_reader import COUNT, as_number
 from scaling.config.run import RunConfig
 from scaling.system.files import read_json
 
@@ -51,6 +52,12 @@ class Head:
     def reason(self) -> str:
         """Why the run is in its state, for people; empty when there is nothing to say."""
         return str(self.status.get("reason", ""))
+
+    @property
+    def tokens(self) -> int:
+        """Trained tokens over all segments; 0 where no number of them is recorded."""
+        number = as_number(self.status.get("tokens"))
+        return int(number) if 0 <= number <= COUNT else 0
 
     def run_config(self) -> RunConfig:
         """The configuration of the run.

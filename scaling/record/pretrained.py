@@ -7,6 +7,7 @@
 | `runs/S/R/checkpoints/milestone-N.pt`   | that checkpoint                                        |
 | `runs/S/R`                              | the last milestone of the run                          |
 | a directory with a foreign config.json  | what `models.interop` imports, and its tokenizer.json  |
+| a GGUF file                             | the same, converted once to a directory beside it      |
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ from typing import TYPE_CHECKING, Any
 from linscale.errors import LinscaleError
 from linscale.file_names import find_inside
 from scaling.config.run import RunConfig
-from scaling.data.tokenizers import Tokenizer, load_json_tokenizer, load_tokenizer
+from scaling.data.json_tokenizer import more_ends
+from scaling.data.tokenizers import (
+    JsonTokenizer,
+    Tokenizer,
+    load_json_tokenizer,
+    load_tokenizer,
+)
 from scaling.record.checkpoint_files import CheckpointError
 from scaling.record.head import read_head
 from scaling.record.load_model import load_model
 from scaling.record.record import TOKENIZER
 from scaling.system.files import read_json
+
+GGUF = ".gguf"
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +63,11 @@ class Pretrained:
     """The run that trained it; None for a foreign model."""
     run_dir: Path | None = None
     """The directory of that run."""
+
+    @property
+    def files(self) -> Path | None:
+        """The folder with its tokenizer's files as they came with it or its teacher."""
+        return self.tokenizer.folder if isinstance(self.tokenizer, JsonTokenizer) else None
 
 
 def load_pretrained(
@@ -86,6 +100,8 @@ def find_checkpoint(path: Path | str) -> Path | None:
         LinscaleError: there is no model at the path.
     """
     path = Path(path)
+    if path.suffix == GGUF and path.is_file():
+        return None
     if path.is_file():
         return path
     head = read_head(path)
@@ -103,6 +119,10 @@ def find_checkpoint(path: Path | str) -> Path | None:
             f"{path / 'config.json'}: is not a JSON object; restore it, or delete {path} and make "
             "it again."
         )
+    if not path.is_dir() or (path / "adapter_config.json").is_file():
+        from models.interop.importing import check_folder
+
+        check_folder(path)
     raise LinscaleError(
         f"{path}: holds no model; give a checkpoint (.pt), the directory of a run, or a directory "
         "with config.json and safetensors files."
@@ -159,10 +179,17 @@ def _from_run(
         model=model.to(device=device, dtype=dtype),
         tokenizer=tokenizer,
         context=_context(config, checkpoint.parent.parent),
-        eos_ids=(tokenizer.eos_id,),
+        eos_ids=_ends(tokenizer),
         run=config,
         run_dir=checkpoint.parent.parent,
     )
+
+
+def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end a text: the tokenizer's own first, and those that came with it."""
+    folder = tokenizer.folder if isinstance(tokenizer, JsonTokenizer) else None
+    more = () if folder is None else more_ends(folder)
+    return tuple(dict.fromkeys((tokenizer.eos_id, *more)))
 
 
 def _context(config: RunConfig, run_dir: Path) -> int:
@@ -174,7 +201,9 @@ def _context(config: RunConfig, run_dir: Path) -> int:
 
 def _foreign(path: Path, device: torch.device | str, dtype: torch.dtype | None) -> Pretrained:
     from models.interop import import_model
+    from models.interop.gguf import folder_of
 
+    path = folder_of(path)
     tokenizer_path = path / TOKENIZER
     if not tokenizer_path.is_file():
         raise LinscaleError(

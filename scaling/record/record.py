@@ -32,12 +32,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from linscale.json_reader import as_list, parse_lines
 from linscale.sealed import LINE_SEAL, is_whole, sealed
 from models.accounting import Convention, summary
 from models.config import ConfigError
 from scaling.config.objectives import NEXT_TOKEN
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment, segments
+from scaling.data.json_tokenizer import FILES, KEPT
 from scaling.data.tokenizers import JsonTokenizer, Tokenizer
 from scaling.plan.costs import stages
 from scaling.record.head import SCHEMA, RecordError, State, label, read_head
@@ -56,6 +58,17 @@ TOKENIZER = "tokenizer.json"
 """The tokenizer of a run, in its directory."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 """Beside it: which token ends a document."""
+
+
+def copy_files(folder: Path, to: Path) -> None:
+    """Copy the files of a tokenizer as they are."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (folder / name).is_file():
+            with replacing(to / name) as file:
+                file.write((folder / name).read_bytes())
+
+
 RECORDS = 500
 """About how many training lines metrics.jsonl gets on the longest path."""
 
@@ -145,9 +158,9 @@ class RunRecord:
         """
         before = self.environment
         revision = environment["git_revision"], environment["git_dirty_sha256"]
-        revisions = [tuple(r) for r in before.get("git_revisions", [])]
-        revisions = list(dict.fromkeys([*revisions, revision]))
-        changes = [*before.get("data_changes", []), *([data_change] if data_change else [])]
+        earlier = [r for r in as_list(before.get("git_revisions")) if isinstance(r, list)]
+        revisions = [*earlier, *([] if list(revision) in earlier else [list(revision)])]
+        changes = [*as_list(before.get("data_changes")), *([data_change] if data_change else [])]
         history = {"git_revisions": revisions} | ({"data_changes": changes} if changes else {})
         write_json(self.path / "environment.json", environment | history)
 
@@ -159,6 +172,8 @@ class RunRecord:
                 file.write(tokenizer.to_config().encode())
             with replacing(self.path / TOKENIZER) as file:
                 file.write(tokenizer.to_json().encode())
+            if tokenizer.folder is not None and tokenizer.folder != self.path / KEPT:
+                copy_files(tokenizer.folder, self.path / KEPT)
 
     def write_status(
         self,
@@ -189,7 +204,7 @@ class RunRecord:
             {
                 "state": state,
                 "reason": reason,
-                "tokens": before.get("tokens", 0) if tokens is None else tokens,
+                "tokens": read_head(self.path).tokens if tokens is None else tokens,
                 "tokens_total": trained,
                 "loss": before.get("loss") if loss is None else loss,
                 "tokens_per_second": tokens_per_second,
@@ -229,7 +244,7 @@ class RunRecord:
     def rewinds(self) -> list[dict[str, Any]]:
         """The lines of rewinds.jsonl; `truncate` has cut off a torn one."""
         path = self.path / "rewinds.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return parse_lines(path.read_bytes())[0] if path.exists() else []
 
     def sync_metrics(self) -> None:
         """Make metrics.jsonl durable, so that a checkpoint never knows more than the metrics."""
@@ -347,5 +362,5 @@ def _parse(line: bytes, is_kept: Callable[[dict[str, Any]], bool]) -> dict[str, 
     try:
         value = json.loads(line)
         return value if is_kept(value) else None
-    except (ValueError, KeyError, TypeError, StopIteration):
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
         return None

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from linscale.errors import LinscaleError
-from linscale.json_reader import parse_lines
+from linscale.json_reader import as_object, parse_lines
 from linscale.sealed import LINE_SEAL, is_whole
 from scaling.config.schedule import Segment
 from scaling.record.checkpoint_files import MANIFEST, Manifest, ResumePoint, read_manifest, remove
@@ -126,7 +126,7 @@ def _find(record: RunRecord, data: dict[str, Any]) -> tuple[Trunk | None, str]:
         except LinscaleError:
             continue  # `linscale verify` names what is wrong with it
         environment = read_json(run_dir / "environment.json")
-        if changes(environment.get("data") or {}, data) or environment.get("data_changes"):
+        if changes(as_object(environment.get("data")), data) or environment.get("data_changes"):
             refusal = f"does not go on from the trunk of {run_dir.name}: its data were others"
             continue
         found = _usable(record.segments, run_dir, manifest)

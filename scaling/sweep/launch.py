@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from linscale.json_reader import as_list, is_name
 from models.architecture import show_children
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
@@ -178,8 +179,11 @@ def _record_sweep(experiment: Experiment, sweep_dir: Path) -> None:
     with exclusive(sweep_dir / "sweep.lock"):
         remove_leftovers(sweep_dir)
         before = read_json(path)
-        runs = [*before.get("runs", []), *(config.run_id for config in experiment.runs)]
-        texts = before.get("experiments", [])
+        runs = [
+            *filter(is_name, map(str, as_list(before.get("runs")))),
+            *(config.run_id for config in experiment.runs),
+        ]
+        texts = [each for each in as_list(before.get("experiments")) if isinstance(each, dict)]
         if (former := before.get("experiment")) and not texts:  # of an earlier version
             texts = [{"text": former, "argv": before.get("argv", [])}]
         if experiment.text not in [each.get("text") for each in texts]:

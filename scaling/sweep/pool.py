@@ -277,7 +277,7 @@ class Pool:
     def _take_death(self, task: Task, status: int) -> None:
         """A worker ended in the middle of a run."""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        tokens = read_head(self._sweep_dir / task.run_id).status.get("tokens", 0)
+        tokens = read_head(self._sweep_dir / task.run_id).tokens
         task.deaths = task.deaths + 1 if tokens <= task.reached else 1
         task.reached = max(task.reached, tokens)
         if self._interrupts:

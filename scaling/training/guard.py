@@ -24,9 +24,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 
+from linscale.json_reader import Fields
 from scaling.config.parts import DivergenceConfig
 from scaling.record.record import RunRecord
 from scaling.training.callbacks import Journal, StepCallback
@@ -98,11 +100,18 @@ def spike(losses: Sequence[float], config: DivergenceConfig) -> str:
     return f"the loss jumped to {last:.4f} (mean {mean:.4f}, std {std:.4f})" if last > limit else ""
 
 
+def _read(line: dict[str, Any]) -> Rewind:
+    """A line of rewinds.jsonl; raises BadRecord where it is none."""
+    values = Fields(line, "rewinds.jsonl")
+    counts = {name: values.whole(name, 0) for name in ("segment", "step", "to", "skip")}
+    return Rewind(**counts, reason=values.word("reason", ""))
+
+
 def find_rewinds(record: RunRecord, index: int) -> list[Rewind]:
     """The rewinds on the path of segment number `index`: its own, and the trunk's before it."""
     return [
         rewind
-        for rewind in (Rewind(**line) for line in record.rewinds())
+        for rewind in map(_read, record.rewinds())
         if rewind.segment == index
         or (rewind.segment < index and not record.segments[rewind.segment].is_branch)
     ]

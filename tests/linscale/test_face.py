@@ -113,7 +113,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
         linscale.LinscaleError,
-        match=r"linscale.build needs torch; install it with: pip install 'linscale\[train\]'",
+        match=r"linscale.build needs torch, which the extra `train` brings",
     ):
         installation.load("build", "models.language_model", "build")
 

@@ -200,5 +200,5 @@ def test_errors(tmp_path: Path) -> None:
         export_model(model, tmp_path / "full", context=64, eos_id=0)
     with pytest.raises(InteropError, match="layout='gguf': choose one of transformers, fla"):
         export_model(model, tmp_path / "out", context=64, eos_id=0, layout="gguf")
-    with pytest.raises(InteropError, match="SwiGLU"):
+    with pytest.raises(InteropError, match="models there are hgrn2, gla"):
         export_model(model, tmp_path / "out", context=64, eos_id=0, layout="fla")

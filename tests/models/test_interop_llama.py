@@ -190,6 +190,13 @@ def test_what_cannot_be_imported_is_named(
 def test_damaged_directories(tmp_path: Path) -> None:
     with pytest.raises(InteropError, match="not a directory"):
         read_source(tmp_path / "absent")
+    with pytest.raises(InteropError, match=r"hf download Qwen/Qwen3-0\.6B --local-dir"):
+        read_source("Qwen/Qwen3-0.6B")
+    (tmp_path / "adapter").mkdir()
+    adapter = {"base_model_name_or_path": "Qwen/Qwen3-0.6B"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(InteropError, match=r"an adapter for Qwen/Qwen3-0\.6B.*merge_and_unload"):
+        read_source(tmp_path / "adapter")
     with pytest.raises(InteropError, match=r"config\.json: there is no such file"):
         import_model(tmp_path)
     make("llama", {}).save_pretrained(tmp_path, max_shard_size="20KB")

@@ -247,6 +247,14 @@ class LinscaleBlock(nn.Module):
         return x + self.channel["down"](gated), after
 
 
+def run_block(model: Any, block: nn.Module, *arguments: Any) -> Any:
+    """A block's outputs; while training with gradient checkpointing, computed again for the
+    backward pass, by the function that transformers gives the model."""
+    if model.gradient_checkpointing and model.training:
+        return model._gradient_checkpointing_func(block.__call__, *arguments)
+    return block(*arguments)
+
+
 class LinscaleStem(nn.Module):
     """What runs once before the blocks: cosFormer2's Toeplitz encoding, HGRN2's lower bounds.
 
@@ -295,6 +303,7 @@ class LinscaleModel(nn.Module):
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
         self.settings = settings
+        self.gradient_checkpointing = False
         dim, layers = settings["dim"], settings["layers"]
         self.embedding = nn.Embedding(settings["vocab_size"], dim)
         self.stem = LinscaleStem(settings)
@@ -302,8 +311,11 @@ class LinscaleModel(nn.Module):
         tied = settings["tie_embeddings"]
         self.head = None if tied else nn.Linear(dim, settings["vocab_size"], bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: LinscaleCache) -> Tensor:
-        """Normed hidden states of embedded tokens (B, T, d); the cache moves past them."""
+    def forward(
+        self, x: Tensor, mask: Tensor, cache: LinscaleCache
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Normed hidden states of embedded tokens (B, T, d), and all of them: what each block read,
+        and the normed ones. The cache moves past the tokens."""
         wide = torch.promote_types(x.dtype, torch.float32)
         states = cache.states
         mask = mask.to(wide)
@@ -313,11 +325,14 @@ class LinscaleModel(nn.Module):
         positions = (count - 1).clamp(min=0)
         states["count"] = count[:, -1:]
         x = self.stem.encode(x, mask, states)
+        seen: list[Tensor] = []
         for layer, (block, bound) in enumerate(zip(self.blocks, self.stem.bounds(), strict=True)):
+            seen.append(x)
             name = f"block {layer}"
-            x, states[name] = block(x, mask, positions, bound, states.get(name))
+            x, states[name] = run_block(self, block, x, mask, positions, bound, states.get(name))
         cache.seen += x.shape[1]
-        return normalize(x, self.settings["norm_eps"])
+        x = normalize(x, self.settings["norm_eps"])
+        return x, (*seen, x)
 
 
 class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
@@ -326,12 +341,17 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = LinscaleConfig
     base_model_prefix = "model"
     _is_stateful = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ["LinscaleBlock"]  # noqa: RUF012 (transformers' protocol)
-    _keep_in_fp32_modules_strict = ["stem", "angles", "decay"]  # noqa: RUF012
+    wide_modules = ("stem", "angles", "decay")
+    """Modules whose tensors stay in float32 where the model has them."""
 
     def __init__(self, config: LinscaleConfig) -> None:
         super().__init__(config)
         self.model: LinscaleModel = self.make_model(config)
+        # transformers takes the names of modules that are there, and refuses others.
+        there = {part for name, _ in self.named_parameters() for part in name.split(".")}
+        self._keep_in_fp32_modules_strict = {n for n in self.wide_modules if n in there}
         self.post_init()
 
     @staticmethod
@@ -379,8 +399,10 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> Any:
         """Logits of the next tokens.
 
         Args:
@@ -391,20 +413,37 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
             labels: (B, T), -100 where there is none; shifted here.
             use_cache: return the state. None: as configured.
             logits_to_keep: compute only so many last logits, or those at these indices; 0: all.
+            output_hidden_states: also return what each block read, (B, T, d), and the normed
+                hidden states. None: as configured.
+            return_dict: a `CausalLMOutputWithPast`, or a tuple of what is in it. None: as
+                configured.
             kwargs: for the loss function.
         """
         x: Tensor = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length = x.shape[:2]
         mask = x.new_ones(batch, length) if attention_mask is None else attention_mask[:, -length:]
         cache = LinscaleCache() if past_key_values is None else past_key_values
-        hidden = self.model(x, mask, cache)
+        hidden, every = self.model(x, mask, cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         head = self.model.embedding if self.model.head is None else self.model.head
-        logits = F.linear(hidden[:, keep], head.weight)
+        settings = self.config.linscale
+        logits = F.linear(hidden[:, keep] * settings.get("logit_scale", 1.0), head.weight)
+        if (cap := settings.get("logit_cap")) is not None:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         if use_cache is None:
             use_cache = not self.training and getattr(self.config, "use_cache", True)
         kept: Any = cache if use_cache else None
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
+        if output_hidden_states is None:
+            output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
+        if return_dict is None:
+            return_dict = bool(getattr(self.config, "return_dict", True))
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=kept,
+            hidden_states=every if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()

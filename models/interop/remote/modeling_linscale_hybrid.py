@@ -25,6 +25,7 @@ from .modeling_linscale import (
     fresh_angles,
     head_slopes,
     normalize,
+    run_block,
 )
 from .modeling_linscale_linearized import FeatureMap, LinearizedMixer, Norm, rotary_angles
 
@@ -84,7 +85,8 @@ class HybridBlock(nn.Module):
             x: (B, T, d).
             mask: (B, T) float, 0 at padding.
             positions: (B, T), -1 at padding.
-            shared: the lower bound of a layer that has one, or the cosines and sines of its angles.
+            shared: the lower bound of a layer that has one, or cosines and sines of its angles with
+                the factor on queries.
             state: of this layer; empty before the first token.
         """
         inner = self.mixer_norm(x)
@@ -107,7 +109,7 @@ class HybridModel(nn.Module):
     def __init__(self, settings: dict[str, Any], hybrid: dict[str, Any]) -> None:
         super().__init__()
         self.kinds, self.layers = hybrid["kinds"], hybrid["layers"]
-        self.stems = hybrid["stems"]
+        self.stems, self.gradient_checkpointing = hybrid["stems"], False
         dim, weighted = settings["dim"], hybrid["weighted"]
         self.embedding = nn.Embedding(settings["vocab_size"], dim)
         stems = [
@@ -125,8 +127,10 @@ class HybridModel(nn.Module):
         tied = settings["tie_embeddings"]
         self.head = None if tied else nn.Linear(dim, settings["vocab_size"], bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: LinscaleCache) -> Tensor:
-        """Normed hidden states of embedded tokens (B, T, d); the cache moves past them."""
+    def forward(
+        self, x: Tensor, mask: Tensor, cache: LinscaleCache
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `LinscaleModel.forward`."""
         states, present = cache.states, mask.to(torch.bool)
         count = present.to(torch.int64).cumsum(1)
         if "count" in states:
@@ -137,13 +141,16 @@ class HybridModel(nn.Module):
         for stem in self._parts():
             x = stem.encode(x, wide, states)
         shared = self._shared(positions, wide.dtype)
+        seen: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
+            seen.append(x)
             prefix = f"block {layer} "
             before = {n[len(prefix) :]: s for n, s in states.items() if n.startswith(prefix)}
-            x, after = block(x, wide, positions, shared[layer], before)
+            x, after = run_block(self, block, x, wide, positions, shared[layer], before)
             states.update({prefix + name: state for name, state in after.items()})
         cache.seen += x.shape[1]
-        return self.norm(x)
+        x = self.norm(x)
+        return x, (*seen, x)
 
     def _parts(self) -> list[LinscaleStem]:
         if not self.stems:
@@ -155,7 +162,8 @@ class HybridModel(nn.Module):
         found: list[Any] = [None] * len(self.layers)
         for layer, kind in enumerate(self.layers):
             if (rotary := self.kinds[kind]["rotary"]) is not None:
-                found[layer] = rotary_angles(rotary, positions, dtype)
+                angles = rotary_angles(rotary, positions, dtype)
+                found[layer] = angles[rotary["layers"][layer]]
         for stem, served in zip(self._parts(), self.stems, strict=True):
             bounds = stem.bounds()
             for layer in served["layers"]:
@@ -169,7 +177,7 @@ class HybridForCausalLM(LinscaleForCausalLM):
 
     config_class = HybridConfig
     _no_split_modules = ["HybridBlock"]  # noqa: RUF012 (transformers' protocol)
-    _keep_in_fp32_modules_strict = ["stem", "angles", "decay", "factor"]  # noqa: RUF012
+    wide_modules = ("stem", "angles", "decay", "factor")
 
     @staticmethod
     def make_model(config: LinscaleConfig) -> Any:

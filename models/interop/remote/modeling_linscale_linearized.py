@@ -27,19 +27,24 @@ from .modeling_linscale import (
     head_slopes,
     linear_attention,
     normalize,
+    run_block,
 )
 
 FLOOR = 1e-12
 PIECE = 64
 """Queries that LoLCATs' attention works on at a time, at least."""
+PLAIN = {"full_layers": [], "score_cap": None, "qk_norm": "none"}
+"""Later options of a transformer where its settings do not have them."""
 _POSITIVE = ("t2r", "hedgehog", "relu", "elu")
 
 
 class LinearizedConfig(LinscaleConfig):
     """A class of its own, because transformers keeps one model class for each configuration's.
 
-    `rotary` holds the angles a position of the rotary encoding, `frequencies` (K / 2,), and the
-    factor on their cosines and sines, `scale`.
+    `rotary` holds, for each of its `uses`, the angles a position of the rotary encoding,
+    `frequencies` (K / 2,), and the factors on their cosines and sines, `scales` (K / 2,); the use
+    of each of the `layers`; and the factor on queries: `query_scale`, times
+    1 + `query_growth` ln(1 + floor(position / `query_length`)).
     """
 
 
@@ -92,6 +97,14 @@ class LinearizedMixer(nn.Module):
         width = (self.heads + 2 * self.groups) * self.size
         self.qkv = nn.Linear(dim, width, bias=settings["qkv_bias"])
         self.out = nn.Linear(self.heads * self.size, dim, bias=settings["out_bias"])
+        more: dict[str, Any] = self.options.get("llama", PLAIN)
+        self.window = None if layer in more["full_layers"] else settings["window"]
+        self.cap, self.qk_norm = more["score_cap"], more["qk_norm"]
+        if self.qk_norm != "none":
+            counts = (1, 1) if self.qk_norm == "head" else (self.heads, self.groups)
+            self.query_norm, self.key_norm = (
+                make_norm(settings, count * self.size) for count in counts
+            )
         kept = layer in self.options["softmax_layers"]
         self.method = "softmax" if kept else settings["arch"]  # of a llama's layer: softmax
         if self.method == "supra":
@@ -105,24 +118,34 @@ class LinearizedMixer(nn.Module):
             self.factor = Vector("logit", self.heads)
 
     def forward(
-        self, x: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], state: dict[str, Tensor]
+        self, x: Tensor, positions: Tensor, angles: tuple[Tensor, ...], state: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mix x (B, T, d), normed.
 
         Args:
             x: (B, T, d).
             positions: (B, T), -1 at padding.
-            angles: cosines and sines of the rotary angles.
+            angles: cosines and sines of the rotary angles, and the factor on queries.
             state: of this layer; empty before the first token.
         """
         sizes = self.heads, self.groups, self.groups
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.size)).split(sizes, dim=2)  # (B, T, ., K)
+        if self.qk_norm == "head":
+            q, k = self.query_norm(q), self.key_norm(k)
+        elif self.qk_norm == "all":
+            q, k = (
+                norm(y.flatten(2)).view(y.shape)
+                for norm, y in ((self.query_norm, q), (self.key_norm, k))
+            )
         if self.method == "supra":
-            out, state = self._supra(q, k, v, positions, angles, state)
-        elif self.method == "lolcats":
-            out, state = self._lolcats(rotate(q, *angles), rotate(k, *angles), v, positions, state)
+            out, state = self._supra(q, k, v, positions, angles[:2], state)
+            return self.out(out.flatten(-2).to(x.dtype)), state
+        cos, sin, scale = angles
+        q, k = rotate(q, cos, sin) * scale.to(q.dtype), rotate(k, cos, sin)
+        if self.method == "lolcats":
+            out, state = self._lolcats(q, k, v, positions, state)
         else:
-            out, state = self._softmax(rotate(q, *angles), rotate(k, *angles), v, positions, state)
+            out, state = self._softmax(q, k, v, positions, state)
         return self.out(out.flatten(-2).to(x.dtype)), state
 
     def _repeat(self, x: Tensor) -> Tensor:
@@ -135,7 +158,7 @@ class LinearizedMixer(nn.Module):
         k: Tensor,
         v: Tensor,
         positions: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, ...],
         state: dict[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         present = (positions >= 0)[..., None, None]  # (B, T, 1, 1)
@@ -160,15 +183,21 @@ class LinearizedMixer(nn.Module):
         state = append(state, k, v, positions)
         where = state["position"][:, None]  # (B, 1, S)
         seen = (where >= 0) & (where <= positions[..., None])  # (B, T, S)
-        if (window := self.settings["window"]) is not None:
-            seen = seen & (where > positions[..., None] - window)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            self._repeat(state["k"]).transpose(1, 2),
-            self._repeat(state["v"]).transpose(1, 2),
-            attn_mask=never_empty(seen)[:, None],
-        )
+        if self.window is not None:
+            seen = seen & (where > positions[..., None] - self.window)
+        seen = never_empty(seen)[:, None]
+        q = q.transpose(1, 2)
+        k, v = (self._repeat(state[name]).transpose(1, 2) for name in ("k", "v"))
+        if self.cap is None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        else:
+            scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * self.size**-0.5
+            scores = self._capped(scores).masked_fill(~seen, -torch.inf)
+            out = scores.softmax(-1).to(v.dtype) @ v
         return out.transpose(1, 2), state
+
+    def _capped(self, scores: Tensor) -> Tensor:
+        return scores if self.cap is None else self.cap * torch.tanh(scores / self.cap)
 
     def _lolcats(
         self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, state: dict[str, Tensor]
@@ -192,7 +221,7 @@ class LinearizedMixer(nn.Module):
             far = (seen & ~near)[:, None]
             near = never_empty(near)[:, None]
             scores = torch.einsum("bchk,bshk->bhcs", q[:, part], keys).to(wide) * self.size**-0.5
-            scores = scores.masked_fill(~near, -torch.inf)
+            scores = self._capped(scores).masked_fill(~near, -torch.inf)
             weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
             weights = weights + weight * far * torch.einsum("bchf,bshf->bhcs", q_map, k_map)
             total = torch.einsum("bhcs,bshv->bchv", weights, values)
@@ -242,36 +271,71 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotary_angles(
     rotary: dict[str, Any], positions: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (B, T, 1, K / 2), of positions (B, T) by a configuration's `rotary`."""
-    turns = torch.tensor(rotary["frequencies"], dtype=dtype, device=positions.device)
-    turned = positions.to(dtype)[..., None, None] * turns
-    return turned.cos() * rotary["scale"], turned.sin() * rotary["scale"]
+) -> dict[str, tuple[Tensor, ...]]:
+    """By a configuration's `rotary`, for each use of the rotary encoding: cosines and sines,
+    (B, T, 1, K / 2), of positions (B, T), and the factor on queries, (B, T, 1, 1)."""
+    where, found = positions.to(dtype)[..., None, None], {}
+    for use, table in rotary["uses"].items():
+        turns, scales = (
+            torch.tensor(table[name], dtype=dtype, device=positions.device)
+            for name in ("frequencies", "scales")
+        )
+        turned = where * turns  # (B, T, 1, K / 2)
+        found[use] = turned.cos() * scales, turned.sin() * scales
+    stretches = torch.floor(where.clamp(min=0) / rotary["query_length"])
+    scale = rotary["query_scale"] * (1 + rotary["query_growth"] * stretches.log1p())
+    return {use: (*angles, scale) for use, angles in found.items()}
 
 
 class Norm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight."""
+    """x / sqrt(mean(x^2) + eps) * (offset + weight), the offset being 0 or 1."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, offset: bool = False) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.offset = eps, offset
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalize(x, self.eps) * self.weight.to(x.dtype)
+        weight = self.weight
+        if self.offset:
+            weight = 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return normalize(x, self.eps) * weight.to(x.dtype)
+
+
+def make_norm(settings: dict[str, Any], dim: int) -> Norm:
+    """A norm of the model's kind."""
+    return Norm(dim, settings["norm_eps"], settings["norm_offset"])
+
+
+ACTIVATIONS: dict[str, nn.Module] = {
+    "silu": nn.SiLU(),
+    "none": nn.Identity(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU(),
+}
 
 
 class LinearizedBlock(nn.Module):
-    """x + TokenMixer(Norm(x)), then x + ChannelMixer(Norm(x))."""
+    """x + s PostNorm(TokenMixer(Norm(x))), then x + s PostNorm(ChannelMixer(Norm(x))).
+
+    Norms stand where the settings' `norms` puts them, and s is its `residual_scale`.
+    """
 
     def __init__(self, settings: dict[str, Any], layer: int) -> None:
         super().__init__()
         dim, width, bias = settings["dim"], settings["glu_dim"], settings["glu_bias"]
-        plain = settings["glu_activation"] == "none"
-        self.activation = nn.Identity() if plain else nn.SiLU()
-        self.mixer_norm = Norm(dim, settings["norm_eps"])
+
+        def placed(here: bool) -> nn.Module:
+            return make_norm(settings, dim) if here else nn.Identity()
+
+        self.scale = settings["residual_scale"]
+        self.activation = ACTIVATIONS[settings["glu_activation"] or "silu"]
+        self.mixer_norm = placed(settings["norms"] != "post")
         self.mixer = LinearizedMixer(settings, layer)
-        self.channel_norm = Norm(dim, settings["norm_eps"])
+        self.mixer_post_norm = placed(settings["norms"] != "pre")
+        self.channel_norm = placed(settings["norms"] != "post")
+        self.channel_post_norm = placed(settings["norms"] != "pre")
         self.channel = nn.ModuleDict(
             {
                 "up": nn.Linear(dim, width, bias=bias),
@@ -281,14 +345,14 @@ class LinearizedBlock(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], state: dict[str, Tensor]
+        self, x: Tensor, positions: Tensor, angles: tuple[Tensor, ...], state: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Arguments as in `LinearizedMixer.forward`, x not normed."""
         mixed, after = self.mixer(self.mixer_norm(x), positions, angles, state)
-        x = x + mixed
+        x = x + self.scale * self.mixer_post_norm(mixed)
         inner = self.channel_norm(x)
         gated = self.channel["up"](inner) * self.activation(self.channel["gate"](inner))
-        return x + self.channel["down"](gated), after
+        return x + self.scale * self.channel_post_norm(self.channel["down"](gated)), after
 
 
 class LinearizedModel(nn.Module):
@@ -296,18 +360,23 @@ class LinearizedModel(nn.Module):
 
     def __init__(self, settings: dict[str, Any], rotary: dict[str, Any]) -> None:
         super().__init__()
-        self.rotary = rotary
+        self.rotary, self.settings = rotary, settings
+        self.gradient_checkpointing = False
         dim = settings["dim"]
         self.embedding = nn.Embedding(settings["vocab_size"], dim)
         self.blocks = nn.ModuleList(
             LinearizedBlock(settings, layer) for layer in range(settings["layers"])
         )
-        self.norm = Norm(dim, settings["norm_eps"])
+        self.norm = make_norm(settings, dim)
         tied = settings["tie_embeddings"]
         self.head = None if tied else nn.Linear(dim, settings["vocab_size"], bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: LinscaleCache) -> Tensor:
-        """Normed hidden states of embedded tokens (B, T, d); the cache moves past them."""
+    def forward(
+        self, x: Tensor, mask: Tensor, cache: LinscaleCache
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `LinscaleModel.forward`."""
+        scale = self.settings[self.settings["arch"]]["llama"]["embedding_scale"]
+        x = x * torch.full((), scale, dtype=x.dtype, device=x.device)
         states, present = cache.states, mask.to(torch.bool)
         count = present.to(torch.int64).cumsum(1)
         if "count" in states:
@@ -316,13 +385,16 @@ class LinearizedModel(nn.Module):
         positions = (count - 1).masked_fill(~present, -1)
         wide = torch.promote_types(x.dtype, torch.float32)
         angles = rotary_angles(self.rotary, positions, wide)
+        seen: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
-            prefix = f"block {layer} "
+            seen.append(x)
+            prefix, use = f"block {layer} ", self.rotary["layers"][layer]
             before = {n[len(prefix) :]: s for n, s in states.items() if n.startswith(prefix)}
-            x, after = block(x, positions, angles, before)
+            x, after = run_block(self, block, x, positions, angles[use], before)
             states.update({prefix + name: state for name, state in after.items()})
         cache.seen += x.shape[1]
-        return self.norm(x)
+        x = self.norm(x)
+        return x, (*seen, x)
 
 
 class LinearizedForCausalLM(LinscaleForCausalLM):
@@ -330,7 +402,7 @@ class LinearizedForCausalLM(LinscaleForCausalLM):
 
     config_class = LinearizedConfig
     _no_split_modules = ["LinearizedBlock"]  # noqa: RUF012 (transformers' protocol)
-    _keep_in_fp32_modules_strict = ["factor", "decay"]  # noqa: RUF012
+    wide_modules = ("factor", "decay")
 
     @staticmethod
     def make_model(config: LinscaleConfig) -> Any:
@@ -348,7 +420,7 @@ class LinearizedForCausalLM(LinscaleForCausalLM):
             elif isinstance(module, FeatureMap) and name == "weight":
                 nn.init.kaiming_uniform_(parameter)
             elif isinstance(module, Norm):
-                parameter.fill_(1)
+                parameter.fill_(0 if module.offset else 1)
             elif name == "logit":
                 share = torch.tensor(settings["lolcats"]["window_factor"], dtype=torch.float64)
                 parameter.fill_(float(torch.logit(share)))

@@ -428,3 +428,16 @@ def test_groups_of_a_table_are_drawn_in_pairs_on_request(tmp_path: Path) -> None
     unpaired, paired = ({w["code"]: w["message"] for w in r["warnings"]} for r in found.values())
     assert "--clusters on the command line" in unpaired["one_draw_source"]
     assert "one_draw_source" not in paired
+
+
+def test_fit_starts_without_matplotlib_and_optimisers(table: Path) -> None:
+    code = (
+        "import sys; from analysis.cli.commands import app\n"
+        f"app(['fit', {str(table)!r}, '--loss', 'final', '--params', 'size_m*1e6', '--bootstrap', "
+        "'0', '--group', ''], standalone_mode=False)\n"
+        "heavy = {'matplotlib', 'scipy.optimize', 'scipy.stats', 'torch'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert "HEAVY []" in done.stdout, done.stdout[-300:] + done.stderr[-300:]

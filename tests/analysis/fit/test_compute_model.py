@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize_scalar, nnls
 
 from analysis.fit.approaches import three_approaches
 from analysis.fit.fitting import fit_law
@@ -184,3 +184,14 @@ def test_the_small_ladders_optimum_follows_its_own_flops() -> None:
     six = fit.under(SIX_ND)
     assert six.params["a"] == pytest.approx(0.525, abs=1e-3)
     assert six.optimal(1e12)["d"].iloc[0] == pytest.approx(1.6 * ours["d"][1], rel=0.1)
+
+
+def test_widths_are_non_negative_least_squares() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        n = np.exp(rng.uniform(10, 20, 8))
+        per_token = 6 * n * np.exp(rng.normal(0, 0.5, 8)) + rng.uniform(0, 1e5) * n ** (1 / 3)
+        model = fit_compute_model(n[:3], per_token[:3])  # three sizes: no other shape is tried
+        wide = np.exp((np.log(n[:3]) - np.log(model.scale)) / 3)
+        basis = np.stack([wide**3, wide**2, wide], axis=1) / per_token[:3, None]
+        assert model.coefficients == pytest.approx(nnls(basis, np.ones(3))[0], abs=1e-6, rel=1e-6)

@@ -15,7 +15,8 @@ from analysis.io.tracker_folders import tracker_of
 
 HARNESS = {
     "results": {
-        "wikitext": {"alias": "wikitext", "bits_per_byte,none": 0.9, "bits_per_byte_stderr,none": 1},
+        "wikitext": {"alias": "wikitext", "bits_per_byte,none": 0.9,
+                     "bits_per_byte_stderr,none": 1},
         "piqa": {"acc,none": 0.71, "acc_norm,none": 0.72},
     },
     "versions": {"piqa": 1},

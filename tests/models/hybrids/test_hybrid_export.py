@@ -132,7 +132,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     dynamic = "hgrn2+llama(rope_scaling.kind=dynamic, rope_scaling.factor=2.0, "
     dynamic = base.replace(mixers=dynamic + "rope_scaling.original_length=8)")
     refused(dynamic, tmp_path / "b", "dynamic.*length of the text")
-    with pytest.raises(InteropError, match="hgrn2"):
+    refused(base.replace(mixers="hgrn2+kda"), tmp_path / "d", "model.mixers=.*none for kda")
+    with pytest.raises(InteropError, match="layout='fla' is for models whose layers are all alike"):
         export_model(
             build(base.replace(mixers="hgrn2+llama", glu_activation="silu")),
             tmp_path / "c", context=8, eos_id=0, layout="fla",

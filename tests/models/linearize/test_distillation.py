@@ -22,7 +22,13 @@ from models.linearize.distill import (
     mixing_matrix,
 )
 from models.linearize.initialise import STARTED, fit_outputs, from_attention
-from models.linearize.layer_costs import keep_costliest, layer_costs, with_softmax_layers
+from models.linearize.layer_costs import (
+    divergence,
+    keep_costliest,
+    keep_spread,
+    layer_costs,
+    with_softmax_layers,
+)
 from models.linearize.surgery import linearize
 from tests.support.linearize_oracles import teacher, tokens
 
@@ -284,3 +290,24 @@ def test_models_that_do_not_match() -> None:
         with_softmax_layers(linearize(model, LoLCATs(softmax_layers=(1,))), (0,))
     with pytest.raises(ConfigError, match=r"keep=4: must be between 0 and 3"):
         keep_costliest({0: 0.0, 1: 0.0, 2: 0.0}, 4)
+
+
+def test_layers_kept_by_position() -> None:
+    assert keep_spread(32, 8) == (3, 7, 11, 15, 19, 23, 27, 31)
+    assert keep_spread(7, 2) == (2, 6)
+    assert keep_spread(4, 0) == ()
+    assert keep_spread(3, 3) == (0, 1, 2)
+    with pytest.raises(ConfigError, match="between 0 and 3"):
+        keep_spread(3, 4)
+
+
+def test_divergence_is_torchs() -> None:
+    original, text = teacher(torch.float32), tokens(3, 20)
+    student = linearize(copy.deepcopy(original), LoLCATs(window=2))
+    with torch.no_grad():
+        found = divergence(student, original, text)
+        mine, theirs = (m(text).log_softmax(-1) for m in (student, original))
+        expected = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True)
+    torch.testing.assert_close(found, expected.sum(-1).mean(-1))
+    assert (found > 0).all()
+    assert divergence(original, original, text).abs().max() < 1e-6

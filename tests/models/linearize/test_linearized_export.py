@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from models.architectures.llama import RopeScaling, llama_options
 from models.architectures.lolcats import LoLCATs
@@ -20,6 +20,7 @@ from models.interop import InteropError, export_model, import_model
 from models.language_model import LanguageModel
 from models.linearize.lora import add_lora, merge_lora
 from models.linearize.surgery import linearize
+from tests.support.imported_blocks import BLOCKS
 from tests.support.linearize_oracles import teacher, tokens
 
 METHODS: list[tuple[Supra | LoLCATs, dict[str, Any]]] = [
@@ -220,3 +221,57 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="fla"):
         export_model(model, tmp_path / "out", context=64, eos_id=0, layout="fla")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("like", BLOCKS)
+@pytest.mark.parametrize("options", [Supra(softmax_layers=(1,)), LoLCATs(window=4, sink_tokens=1)])
+def test_blocks_of_imported_families_are_exported(
+    options: Supra | LoLCATs, like: str, tmp_path: Path
+) -> None:
+    model = student(options, BLOCKS[like])
+    export_model(model, tmp_path / "out", context=64, eos_id=0)
+    theirs, batch = loaded(tmp_path / "out"), tokens(2, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(batch).logits, model(batch), rtol=0, atol=1e-9)
+        cache, pieces = None, []
+        for piece in batch.split([40, 1, 19], dim=1):
+            out = theirs(piece, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            pieces.append(out.logits)
+        torch.testing.assert_close(torch.cat(pieces, 1), model(batch), rtol=0, atol=1e-9)
+    again, source = import_model(tmp_path / "out")
+    assert source.config == model.config
+    assert torch.equal(again(batch), model(batch))
+
+
+def test_what_callers_of_transformers_ask_for(tmp_path: Path) -> None:
+    """Hidden states, tuples, and gradients with checkpointing equal to those without."""
+    model = student(LoLCATs(window=4, softmax_layers=(2,)), {})
+    export_model(model, tmp_path / "out", context=64, eos_id=0)
+    theirs, batch = loaded(tmp_path / "out"), tokens(2, 30)
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(batch)
+        out = theirs(batch, output_hidden_states=True)
+        for mine, other in zip(seen, out.hidden_states[:-1], strict=True):
+            torch.testing.assert_close(other, mine, rtol=0, atol=1e-9)
+        last = torch.nn.functional.linear(out.hidden_states[-1], model.head_weight)
+        torch.testing.assert_close(last, out.logits, rtol=0, atol=1e-9)
+        assert theirs(batch).hidden_states is None
+        first, *_ = theirs(batch, return_dict=False)
+        torch.testing.assert_close(first, out.logits)
+    gradients: list[dict[str, Tensor]] = []
+    for again in (False, True):
+        theirs.train()
+        if again:
+            with warnings.catch_warnings():  # has another name in later versions
+                warnings.simplefilter("ignore", FutureWarning)
+                theirs.gradient_checkpointing_enable({"use_reentrant": False})
+        theirs.zero_grad()
+        theirs(batch, labels=batch).loss.backward()
+        gradients.append({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from models.architectures.lolcats import LoLCATs
 from models.linearize.recovery import SURGERY, WINDOW, recovered, reference, zero_of
 
 RECORD = {
@@ -40,3 +41,18 @@ def test_what_was_linearized_before_counts_to_its_softmax() -> None:
 @pytest.mark.parametrize(("zero", "teacher"), [(None, 1.0), (1.0, None), (1.0, 1.0), (0.9, 1.0)])
 def test_no_share_without_a_gap(zero: float | None, teacher: float | None) -> None:
     assert recovered(1.5, zero, teacher) is None
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 7])
+@pytest.mark.parametrize("arrangement", ["terraced", "sliding"])
+@pytest.mark.parametrize("window", [1, 4, 5])
+def test_keys_that_softmax_sees(window: int, arrangement: str, sinks: int) -> None:
+    """Counted one by one, and their mean."""
+    options = LoLCATs(window=window, arrangement=arrangement, sink_tokens=sinks)  # pyright: ignore[reportArgumentType]
+    counts = []
+    for t in range(40):
+        first = t - window + 1 if arrangement == "sliding" else (t // window - 1) * window
+        counts.append(sum(s >= first or s < sinks for s in range(t + 1)))
+    assert [options.seen(t + 1) for t in range(40)] == counts
+    for length in (1, 6, 17, 40):
+        assert options.mean_seen(length) == pytest.approx(sum(counts[:length]) / length)

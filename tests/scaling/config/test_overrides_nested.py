@@ -39,7 +39,7 @@ TOGETHER = {  # what else a value needs
 def another(hint: Any, now: object) -> str | None:
     """Text of another value of a type, where one is easily found."""
     if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (h for h in get_args(hint) if h is not types.NoneType)
+        hint = next(h for h in get_args(hint) if h is not types.NoneType)
     if get_origin(hint) is Literal:
         return next(str(choice) for choice in get_args(hint) if choice != now)
     if hint is bool:

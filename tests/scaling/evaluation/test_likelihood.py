@@ -63,6 +63,11 @@ VARIANTS = {
     "grouped": {"kv_heads": 1, "qkv_bias": True},
     "dynamic": {"rope_scaling": RopeScaling(kind="dynamic", factor=2.0, original_length=6)},
     "supra": {"arch": "supra"},
+    "hybrid": {"mixers": "hgrn2+llama(window=5)"},
+    "dynamic in a layer": {
+        "mixers": "tnl+llama(rope_scaling.kind=dynamic, rope_scaling.factor=2.0, "
+        "rope_scaling.original_length=6)"
+    },
     "lolcats": {"arch": "lolcats", "options": LoLCATs(window=4, softmax_layers=(1,))},
 }
 

@@ -50,6 +50,18 @@ def test_a_run_of_ours(teacher: Any, tmp_path: Path, method: str, options: list[
         assert config["model"]["options"]["arrangement"] == "sliding"
         assert config["linearize"]["transfer_tokens"] == 6 * STEP
         assert config["linearize"]["lora_rank"] == 8
+        # Teacher and windows had the low-rank stage alone: the same tokens, rate and rank.
+        assert sorted(values["controls"]) == ["equal window", "teacher", "window"]
+        for name, control in values["controls"].items():
+            own = json.loads((tmp_path / control["run"] / "config.json").read_text())
+            assert own["linearize"]["transfer_tokens"] == 0
+            assert own["linearize"]["lora_rank"] == 8
+            assert (own["optim"], own["seed"]) == (config["optim"], config["seed"])
+            assert control["tokens"] == 6 * STEP
+            arch = "llama" if name == "teacher" else "lolcats"
+            assert own["model"]["arch"] == arch
+            if arch == "lolcats":
+                assert own["model"]["options"]["feature_map"] == "none"
 
 
 def test_a_directory_in_hugging_faces_layout(teacher: Any, workplace: Path, tmp_path: Path) -> None:

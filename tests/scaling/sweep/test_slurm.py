@@ -26,8 +26,9 @@ from scaling.config.experiment import Experiment
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig
 from scaling.record.record import RunRecord, read_states
 from scaling.sweep.launch import launch
-from scaling.sweep.slurm import SlurmOptions, SlurmRun, parse_extra, resources, submit
+from scaling.sweep.slurm import SlurmOptions, parse_extra, resources, submit
 from scaling.sweep.slurm_queue import longest, minutes
+from scaling.sweep.slurm_task import SlurmRun
 from scaling.sweep.status import status_rows, summary
 from scaling.system import claims
 from scaling.system.claims import claim
@@ -230,7 +231,7 @@ def test_several_nodes(queue: Path, make: Callable[..., Experiment], tmp_path: P
     sweep = tmp_path / "sweep"
     code = (
         "import sys, json; from pathlib import Path; from scaling.config.run import RunConfig\n"
-        "from scaling.sweep.slurm import train_on_nodes\n"
+        "from scaling.sweep.slurm_task import train_on_nodes\n"
         "config = RunConfig.from_json(json.loads(sys.argv[1]))\n"
         "print(train_on_nodes(config, Path(sys.argv[2])))\n"
     )

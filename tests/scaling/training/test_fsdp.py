@@ -82,6 +82,18 @@ def test_two_ranks_are_the_single_process_over_twenty_steps(
     assert_same_run(tmp_path / "one", tmp_path / "two", one, double=False)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "selective", "block"])
+def test_a_hybrid_on_two_ranks(make_run: Any, tmp_path: Path, mode: str) -> None:
+    """Blocks of several kinds, and the stems that they need in the root group."""
+    mixers = "model.mixers=hgrn2+llama(window=9)"
+    one = make_run(*TWENTY, mixers, arch="hgrn2")
+    two = one.override([*FSDP, f"parallel.activation_checkpointing={mode}"])
+    train(one, tmp_path / "one")
+    assert train(two, tmp_path / "two") == "done"
+    assert_same_run(tmp_path / "one", tmp_path / "two", one, double=False)
+
+
 @pytest.mark.parametrize(
     ("arch", "extra"),
     [
