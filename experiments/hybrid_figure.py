@@ -23,7 +23,7 @@ from analysis.io.records import load_sweep
 from analysis.io.sweep_files import names_of_runs, open_sweep
 from analysis.judge.shares import Shares, shares_of
 from linscale.errors import LinscaleError
-from models.layer_pattern import group, softmax_share
+from linscale.layer_groups import group, softmax_share
 from scaling.data.recall_tasks import parse
 
 LEVEL = 0.9
@@ -47,7 +47,10 @@ def recall_table(sweep: Path) -> pd.DataFrame:
             raise LinscaleError(
                 f"{sweep}: {run} has no accuracy; run `linscale evaluate {sweep} --tasks recall`."
             )
-        family, ratio = softmax_share(group(model["arch"], model.get("mixers")))
+        kind = group(model["arch"], model.get("mixers"))
+        if (read := softmax_share(kind)) is None:
+            raise LinscaleError(f"{sweep}: {run} is of {kind}, which is no pattern of mixers.")
+        family, ratio = read
         rows.append({"family": family, "ratio": ratio, "task": parse(corpus).task,
                      "accuracy": found[-1]["value"], "stderr": found[-1]["stderr"]})  # fmt: skip
     return pd.DataFrame(rows).sort_values(["family", "task", "ratio"], ignore_index=True)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
+from linscale import layer_groups
 from models import flat, layer_pattern, model_json
 from models.architecture import Architecture, Options, file_of, find
 from models.errors import ConfigError
@@ -179,7 +180,7 @@ class ModelConfig(Part):
     def group(self) -> str:
         """The name that models of its kind share in tables and figures."""
         assert not isinstance(self.mixers, tuple)
-        return layer_pattern.group(self.arch, self.mixers)
+        return layer_groups.group(self.arch, self.mixers)
 
     @property
     def label(self) -> str:

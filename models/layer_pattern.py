@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+from linscale.layer_groups import split
 from models.architecture import Options, find
 from models.errors import ConfigError
 from models.fields import build
@@ -55,7 +56,7 @@ def read(pattern: str | Sequence[str], arch: str, options: Options) -> tuple[Mix
     """
     text = pattern if isinstance(pattern, str) else "+".join(pattern)
     mixers: list[Mixer] = []
-    for word in _split(text, "+"):
+    for word in split(text, "+"):
         matched = _WORD.fullmatch(word)
         if matched is None:
             raise ConfigError(
@@ -101,32 +102,6 @@ def widened(pattern: str | Sequence[str], arch: str, options: Options, factor: i
     return write(wide, arch, options.widened(factor))
 
 
-def group(arch: str, mixers: str | None) -> str:
-    """The name that models of one kind share in tables and figures: their architecture, or their
-    pattern, with the base architecture where it is not the one that is named first.
-
-    Args:
-        arch: `model.arch` of a record.
-        mixers: `model.mixers` of it.
-    """
-    if not mixers:
-        return arch
-    return mixers if re.match(rf"{re.escape(arch)}\b", mixers) else f"{mixers} on {arch}"
-
-
-def softmax_share(name: str) -> tuple[str, float]:
-    """The base architecture of a group (`group`), and the share of softmax layers in one repetition
-    of its pattern.
-
-    Raises:
-        ConfigError: it is no name of a group.
-    """
-    pattern, _, base = name.partition(" on ")
-    base = base or re.split(r"\W", pattern, maxsplit=1)[0]
-    each = read(pattern, base, find(base).options())
-    return base, sum(mixer.options.softmax for mixer in each) / len(each)
-
-
 def _once(mixers: Sequence[Mixer]) -> tuple[Mixer, ...]:
     """The shortest repetition that makes up the mixers."""
     length = len(mixers)
@@ -136,25 +111,12 @@ def _once(mixers: Sequence[Mixer]) -> tuple[Mixer, ...]:
     return tuple(mixers)
 
 
-def _split(text: str, mark: str) -> Iterator[str]:
-    """Parts of a text between marks that stand in no brackets."""
-    part, depth = "", 0
-    for letter in text:
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == mark and depth == 0:
-            yield part
-            part = ""
-        else:
-            part += letter
-    yield part
-
-
 def _changed(name: str, start: Options, inside: str, text: str) -> Options:
     """The options with the changes that stand in a word's brackets."""
     if not inside.strip():
         return start
     values = json.loads(json.dumps(asdict(start)))
-    for assignment in _split(inside, ","):
+    for assignment in split(inside, ","):
         path, equals, value = (part.strip() for part in assignment.partition("="))
         if not equals or not path:
             raise ConfigError(

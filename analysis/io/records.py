@@ -43,9 +43,9 @@ from linscale.json_reader import (
     is_name,
     read_object,
 )
+from linscale.layer_groups import group
 from linscale.selection import chosen
 from linscale.texts import clean, quote
-from models.layer_pattern import group
 
 SCHEMA = 1
 """Version of the run records that are understood."""

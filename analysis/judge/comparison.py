@@ -22,7 +22,7 @@ from analysis.errors import AnalysisError
 from analysis.io.frames import numbers, plain, where
 from analysis.judge.recovery import ALIKE, LINEARIZED, WINDOW, Recovery
 from analysis.units import LEVEL
-from models.linearize.recovery import recovered
+from linscale.recovery import recovered
 
 BASELINES = {
     "window": "its window alone, untrained",

@@ -8,7 +8,7 @@ With L_t the teacher's validation loss, L that of a milestone and L_0 a zero, th
 r = (L_0 - L) / (L_0 - L_t): 1 at the teacher's loss, above 1 below it. The zero of a method with a
 softmax window is that window alone on the teacher's weights, untrained; of a method without, the
 model right after surgery. The share of the gap that surgery opens is kept beside it (`of_surgery`).
-Both are `models.linearize.recovery`, as in the runs' own records. L_0 and L_t are means over the
+Both are `linscale.recovery`, as in the runs' own records. L_0 and L_t are means over the
 runs of an architecture and size: how unlucky the new weights of a seed were must not decide what it
 recovered. Controls from scratch, and teacher and windows that are trained as the student is, are
 measured by the same two. A law for r is in `analysis.judge.linearization_law`; all that a student
@@ -35,7 +35,7 @@ from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import open_sweep
 from analysis.units import LEVEL
 from linscale.json_reader import BadRecord, Fields, find_object
-from models.linearize.recovery import recovered, reference
+from linscale.recovery import recovered, reference
 
 LINEARIZED, CONTINUED, SCRATCH = "linearized", "continued", "scratch"
 ALIKE, WINDOW = "trained alike", "window of "
@@ -43,7 +43,7 @@ ALIKE, WINDOW = "trained alike", "window of "
 alone with it."""
 
 LOSSES = ("teacher_loss", "window_loss", "surgery_loss", "zero_loss")
-"""Columns with the losses of `models.linearize.recovery.reference`."""
+"""Columns with the losses of `linscale.recovery.reference`."""
 
 
 @dataclass(frozen=True)

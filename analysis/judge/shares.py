@@ -15,8 +15,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.ratio_law import RatioLaw, fit_ratio_law
 from analysis.io.frames import numbers, rows, take, where, words
-from models.errors import ConfigError
-from models.layer_pattern import softmax_share
+from linscale.layer_groups import softmax_share
 
 LEAST_SHARES = 3
 """Fewer make no family."""
@@ -115,10 +114,7 @@ def _stack(parts: list[pd.DataFrame], *columns: str) -> pd.DataFrame:
 
 def _share(name: str) -> tuple[str, float]:
     """Base architecture and share of a group; ("", nan) where it is none of ours."""
-    try:
-        return softmax_share(name)
-    except ConfigError:
-        return "", float("nan")
+    return softmax_share(name) or ("", float("nan"))
 
 
 def _budgets(flops: Sequence[float] | np.ndarray) -> np.ndarray:

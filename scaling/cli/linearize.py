@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from linscale.errors import LinscaleError
+from linscale.recovery import WINDOW, zero_of
 from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
 from models.linearize.options import Linearized, linearized, linearized_config
-from models.linearize.recovery import WINDOW, zero_of
 from scaling.cli.data import AcceptDataChange
 from scaling.config.linearize import STARTED
 

@@ -29,9 +29,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from linscale.recovery import recovered, reference, zero_of
 from models.architectures.llama import LlamaBased
 from models.architectures.lolcats import LoLCATs
-from models.linearize.recovery import recovered, reference, zero_of
 from scaling.config.run import RunConfig
 from scaling.linearization.baselines import Baseline, held_bytes
 from scaling.plan.costs import stages
@@ -129,7 +129,7 @@ def losses(run_dir: Path) -> list[dict[str, Any]]:
     """Validation losses in the order of events.
 
     Each: what, tokens, loss, state_bytes, `recovered` beyond the zero that the record counts from
-    (`models.linearize.recovery`), and `of_surgery`, the share of the gap that surgery opened. The
+    (`linscale.recovery`), and `of_surgery`, the share of the gap that surgery opened. The
     shares are None in rows that are no stage of the student.
     """
     content = read(run_dir)

@@ -23,8 +23,8 @@ from linscale.json_reader import (
     is_name,
     parse_lines,
 )
+from linscale.layer_groups import group
 from linscale.selection import chosen, fields_of
-from models.layer_pattern import group
 from scaling.sweep.slurm_queue import Job, queued
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.words import duration, nats, percent, si, speed

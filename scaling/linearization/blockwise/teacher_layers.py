@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linscale.errors import LinscaleError
-from models.interop import llama, read_source
+from models.interop import llama, parameter_names, read_source
 from models.interop.tensors import stored_tensors
 from models.language_model import Block, LanguageModel, build
 from models.linearize.lolcats import HybridAttention
@@ -65,10 +65,12 @@ def teacher_layers(
     for part in wanted:
         if part is not None:
             part.to_empty(device=device)
-    slots = {name: part for name, part in llama.views(model).items() if not part.is_meta}
-    for stored in stored_tensors(Path(config.teacher)):
+    folder = Path(config.teacher)
+    every = parameter_names.slots(model, llama.family_of(folder))
+    slots = {name: slot for name, slot in every.items() if not slot.parts[0].is_meta}
+    for stored in stored_tensors(folder):
         if stored.name in slots:
-            stored.read_into(slots.pop(stored.name))
+            slots.pop(stored.name).read(stored)
     if slots:
         raise LinscaleError(
             f"teacher={config.teacher}: lacks {', '.join(sorted(slots)[:3])}; the checkpoint is "

@@ -129,7 +129,7 @@ def test_groups_are_compared(table: Path) -> None:
     assert row["multiplier"] == pytest.approx(1.25 ** (-share / slope), rel=0.02)
     code, _, err = call("fit", table, *columns("--bootstrap", "0", "--baseline", "z"))
     assert code == 2
-    assert "no group 'z' to compare with; there are x, y" in " ".join(err.split())
+    assert "baseline 'z': no such group; there are x, y" in " ".join(err.split())
 
 
 def test_a_sweep_is_compared_under_its_own_flops_and_in_pairs(sweep_dir: Path) -> None:

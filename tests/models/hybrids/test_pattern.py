@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from linscale.layer_groups import SOFTMAX, softmax_share
+from models.architecture import BUILT_IN, find
 from models.config import ConfigError, ModelConfig, layer_configs, toy_config
 from models.language_model import build
-from models.layer_pattern import softmax_share
 from scaling.config.run import BudgetConfig, DataConfig, RunConfig
 from tests.support.hybrids import PATTERNS, hybrid
 from tests.support.tutorial_architecture import my_gla
@@ -129,8 +130,8 @@ def test_groups_say_family_and_share() -> None:
     assert [softmax_share(hybrid(*p).group) for p in PATTERNS] == expected
     assert softmax_share("llama") == ("llama", 1.0)
     assert softmax_share("llama on hgrn2") == ("hgrn2", 1.0)
-    with pytest.raises(ConfigError):
-        softmax_share("all runs")
+    assert softmax_share("all runs") is None
+    assert [arch for arch in BUILT_IN if find(arch).options.softmax] == [SOFTMAX]
 
 
 def test_an_architecture_of_ones_own_in_a_pattern(tmp_path: Path) -> None:

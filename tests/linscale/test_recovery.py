@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from linscale.recovery import SURGERY, WINDOW, recovered, reference, zero_of
 from models.architectures.lolcats import LoLCATs
-from models.linearize.recovery import SURGERY, WINDOW, recovered, reference, zero_of
 
 RECORD = {
     "validation": {"teacher": {"loss": 1.3060}, "surgery": {"loss": 3.07}},
