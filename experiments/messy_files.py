@@ -34,8 +34,8 @@ class Messy:
     """Of `load_table`."""
 
 
-def rows(separator: str = ",", **columns: Sequence[str]) -> str:
-    """A table of columns by name, cells quoted where they hold the separator."""
+def rows(separator: Any = ",", **columns: Sequence[str]) -> str:
+    """A table of columns by name, cells quoted where they hold the separator, a text."""
 
     def cell(text: str) -> str:
         return f'"{text}"' if separator in text else text
@@ -199,7 +199,7 @@ _FORMATS = [
     Messy("parquet", _as_bytes(_FRAME.to_parquet), "runs.parquet"),
     Messy("feather", _as_bytes(_FRAME.to_feather), "runs.feather"),
     Messy("a text called parquet", PLAIN.encode(), "runs.parquet"),
-    _file("JSON lines", _FRAME.to_json(orient="records", lines=True), "runs.ndjson"),
+    _file("JSON lines", str(_FRAME.to_json(orient="records", lines=True)), "runs.ndjson"),
     _file("JSON with a number for a record", "[1, 2]", "runs.json"),
     _file("trainer_state.json", json.dumps(_TRAINER), "trainer_state.json"),
     _file("a chart of W&B", '"tokens","a - val_loss","a - val_loss__MIN","b - val_loss"\n'

@@ -76,7 +76,9 @@ def chosen(
     each = [fields(item) for item in known]
     # A run that has not begun says less of itself than the others: it is not chosen by that.
     blank = dict.fromkeys((name for found in each for name in found), "")
-    kept = [item for item, found in zip(known, each, strict=True) if matches(only, blank | found)]
+    kept = [
+        item for item, found in zip(known, each, strict=True) if matches(only, {**blank, **found})
+    ]
     if known and not kept:
         raise SelectionError(f"--only {only!r}: leaves none of {len(known)} runs.")
     return kept

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from analysis.figures import style
 from analysis.figures.common import band, groups_of
-from analysis.io.frames import where
+from analysis.io.frames import take, where
 from analysis.io.looks import look
 
 _UNITS = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
@@ -28,12 +28,12 @@ def serving(frame: pd.DataFrame, *, baseline: str) -> Figure:
         left, right = grid[0]
         ends: list[style.End] = []
         for group in groups:
-            own = where(frame, arch=group).rename(columns={"context": "x"})
-            names = {"x": "x", "ratio": "y", "ratio_lo": "lo", "ratio_hi": "hi"}
-            ratios = own[[name for name in names if name in own]].rename(columns=names)
+            own = where(frame, arch=group)
+            names = {"context": "x", "ratio": "y", "ratio_lo": "lo", "ratio_hi": "hi"}
+            ratios = take(own, {name: new for name, new in names.items() if name in own})
             band(left, ratios, group, among=groups)
-            ends.append(band(right, own[["x", "kept"]].rename(columns={"kept": "y"}), group,
-                             among=groups))  # fmt: skip
+            kept = take(own, {"context": "x", "kept": "y"})
+            ends.append(band(right, kept, group, among=groups))
         left.axhline(1.0, color="black", linewidth=0.9)
         for axes in (left, right):
             axes.set_xscale("log", base=2)

@@ -181,5 +181,5 @@ def deployments(
                     float(v) for v in quantiles(np.nan_to_num(ratios, nan=1.0), LEVEL)
                 )
         table.append(row)
-    table += [{"arch": name, "note": why} for name, why in failures.items()]
+    table.extend({"arch": name, "note": why} for name, why in failures.items())
     return pd.DataFrame(table)

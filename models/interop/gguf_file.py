@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,10 +141,9 @@ class GGUFFile:
 def _package(path: Path) -> tuple[Any, Any]:
     """The modules of the package that knows quantised blocks."""
     try:
-        from gguf import constants, quants  # pyright: ignore[reportMissingImports]
+        return import_module("gguf.constants"), import_module("gguf.quants")
     except ModuleNotFoundError:
         raise InteropError(
             f"{path}: its weights are quantised, which the package gguf reads; install it with "
             "pip install 'linscale[gguf]'."
         ) from None
-    return constants, quants

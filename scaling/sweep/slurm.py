@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from linscale.code_search import child_variables
 from linscale.errors import LinscaleError
@@ -218,7 +218,7 @@ def _script(parameters: dict[str, Any], folder: Path, python: str, tasks: int) -
 
     command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     mapped: dict[str, Any] = {"map_count": tasks} if tasks > 1 else {}
-    known: dict[str, str] = {**(SlurmExecutor._equivalence_dict() or {})}
+    known = cast("dict[str, str]", SlurmExecutor._equivalence_dict() or {})
     named = {known.get(name, name): value for name, value in parameters.items()}
     return _make_sbatch_string(command=command, folder=folder, **(named | mapped))
 

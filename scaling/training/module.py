@@ -196,7 +196,9 @@ def build_model(config: RunConfig) -> LanguageModel:
     net = build(config.model, device="meta" if sharded else None)
     # Here already: FSDP shares out what is there when the net is built.
     objective_of(config, segments(config)[0].objective).learns(net)
-    checkpoint_blocks(net.blocks, parallel.activation_checkpointing)
+    mode = parallel.activation_checkpointing
+    assert mode != "auto", "decided by `scaling.training.parallel.decide`"
+    checkpoint_blocks(net.blocks, mode)
     if parallel.compile:
         for block in net.blocks:
             block.compile()  # in place: parameter names stay as they are
