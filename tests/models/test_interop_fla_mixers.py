@@ -186,7 +186,7 @@ def test_what_has_no_layout(tmp_path: Path) -> None:
             export_model(model, tmp_path / "out", context=8, eos_id=0, layout=layout)
     kda = toy_config("kda", 32, vocab_size=61, layers=2)
     for changes, message in [
-        ({"mixers": "kda+llama"}, r"in this layout"),
+        ({"mixers": "kda+llama"}, r"layout='fla' is for models whose layers are all alike"),
         ({"norms": "both"}, r"model\.norms='both'.*only 'pre' can"),
         ({"glu_bias": True}, r"model\.glu_bias=True.*only False can"),
         ({"glu_activation": "none"}, r"only silu can"),
