@@ -41,7 +41,6 @@ from scaling.config.parts import (
     ParallelConfig,
     ScheduleConfig,
 )
-from scaling.data.tokenizers import vocabulary_of
 
 __all__ = [
     "BudgetConfig",
@@ -329,6 +328,8 @@ class RunConfig(Part):
         named = [path for path, _ in given]
         teacher = self.linearize != LinearizeConfig()  # its vocabulary stays
         if "data.tokenizer" in named and "model.vocab_size" not in named and not teacher:
+            from scaling.data.tokenizers import vocabulary_of  # NumPy, where a tokenizer is asked
+
             rows = vocabulary_of(values["data"]["tokenizer"])
             if rows is not None and values["data"]["tokenizer"] != self.data.tokenizer:
                 values["model"]["vocab_size"] = rows

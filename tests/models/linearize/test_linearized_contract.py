@@ -10,11 +10,14 @@ from tests.support.model_variants import vary
 
 class TestSupra(MixerContract):
     config = toy_config("supra", 64, vocab_size=61, layers=2)
+    # Its norm of each head's output has an eps of its own, 1e-5: 0.9986 to 0.9994 over seeds.
+    bfloat16_cosine = 0.998
 
 
 class TestSupraGrouped(MixerContract):
     """Grouped-query heads, biases, RetNet's decay, one softmax layer kept."""
 
+    bfloat16_cosine = 0.998
     config = vary(
         toy_config("supra", 64, vocab_size=61, layers=3),
         kv_heads=2,

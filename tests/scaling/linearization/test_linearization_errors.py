@@ -48,9 +48,9 @@ def foreign(folder: Path, **values: Any) -> Path:
 def test_missing_teacher(student: Any, tmp_path: Path) -> None:
     config = replace(student("supra"), linearize=LinearizeConfig(teacher="nowhere/at/all"))
     refused(
-        lambda: train(config, tmp_path), "linearize.teacher", "nowhere/at/all", "holds no model"
+        lambda: train(config, tmp_path), "linearize.teacher", "nowhere/at/all", "not a directory"
     )
-    refused(lambda: teacher_config("nowhere"), "linearize.teacher", "holds no model")
+    refused(lambda: teacher_config("nowhere"), "linearize.teacher", "is not a directory")
 
 
 def test_untrained_teacher(teacher: Any, tmp_path: Path) -> None:

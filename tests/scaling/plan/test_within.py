@@ -62,13 +62,14 @@ def test_too_short_is_refused(quickstart: Experiment) -> None:
 
 
 def test_disk_is_what_lies_there(make_run: MakeRun, tmp_path: Path) -> None:
-    """Milestones of three horizons, in float32; every file has a kilobyte or two of structure."""
+    """Milestones of three horizons, in float32, and the end of the trunk with both moments, three
+    times as large; every file has a kilobyte or two of structure."""
     config = make_run()
     assert train(config, tmp_path) == "done"
-    files = sorted((tmp_path / config.run_id / "checkpoints").glob("milestone-*"))
-    assert len(files) == 3
+    files = sorted((tmp_path / config.run_id / "checkpoints").glob("*.pt"))
+    assert [file.name.split("-")[0] for file in files] == ["milestone"] * 3 + ["resume"]
     kept, most = disk_bytes(config)
     assert sum(file.stat().st_size for file in files) == pytest.approx(kept, rel=0.15)
-    assert most == kept + 4 * 3 * (kept / 3)  # four resume points, three times a milestone each
+    assert most == kept + 4 * 3 * (kept / 6)  # four resume points, three times a milestone each
     longer = replace(config, budget=replace(config.budget, keep_every_tokens=4 * 32 * 8))
-    assert disk_bytes(longer)[0] == kept + 3 * 3 * (kept / 3)
+    assert disk_bytes(longer)[0] == kept + 3 * 3 * (kept / 6)
