@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +110,8 @@ class Checkpoints:
     ) -> tuple[ResumePoint | None, dict[str, Any]]:
         """The last resume point whose file is sound, with its content; (None, {}) to start afresh.
 
-        A damaged file is forgotten, and so is every point that needs it.
+        A damaged file is forgotten, and so is every point that needs it; it stays on the disk, to be
+        looked at or restored.
 
         Args:
             say: receives a sentence for each damaged file.
@@ -133,11 +133,9 @@ class Checkpoints:
                 self.points = [p for p in self.points if bad not in (p.file, p.trunk_file)]
                 self._forget(bad)
                 self._write()
-                with suppress(DiskError):
-                    remove(self.folder / bad)
                 back = self.points[-1] if self.points else None
                 where = f"step {back.step} ({back.file})" if back else "the very beginning"
-                say(f"{error} It is removed. Falling back to {where}.")
+                say(f"{error} It stays there, unused. Falling back to {where}.")
         return None, {}
 
     def save_resume(self, segment: int, step: int, wall: float, content: dict[str, Any]) -> None:

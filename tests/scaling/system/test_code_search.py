@@ -91,7 +91,7 @@ def test_a_hidden_package_of_the_user_is_named(tmp_path: Path, beside: str) -> N
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "exp.py").write_text("import submitit.nothing_of_this_name\n")
-    with pytest.raises(LinscaleError, match=r"pip install 'linscale\[slurm\]'"):
+    with pytest.raises(LinscaleError, match=r"the extra `slurm` brings.*pip install '\.\[slurm\]'"):
         load_experiment(tmp_path / "exp.py", [])
 
 

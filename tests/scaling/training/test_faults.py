@@ -131,6 +131,10 @@ def test_faults_leave_no_trace(folder: Path, tmp_path: Path, seed: int, each: in
     assert Counter(filter(None, suffered)) == Counter(fault["kind"] for fault in planned)
     assert read_states(hurt) == {run.run_id: "done" for run in runs}
     assert results(hurt, runs) == results(whole, runs)
-    kept = {p.name for run in runs for p in (hurt / run.run_id / "checkpoints").iterdir()}
-    assert not {name for name in kept if not name.startswith(("milestone", "manifest"))}
+    for run in runs:
+        kept = {p.name for p in (hurt / run.run_id / "checkpoints").iterdir()}
+        rest = {name for name in kept if not name.startswith(("milestone", "manifest"))}
+        last = run.horizon_steps[-1]
+        end = f"resume-trunk-{last - run.decay_steps(last)}.pt"
+        assert rest == ({end} if run.schedule.kind == "wsd" else set())
     print(f"{len(planned)} faults, {len(statuses)} launches, {Counter(statuses)}")

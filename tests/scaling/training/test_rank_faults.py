@@ -97,4 +97,8 @@ def test_killed_ranks_leave_no_trace(
     assert read_states(hurt) == {run.run_id: "done"}
     assert result(run, hurt) == result(run, whole)
     kept = {p.name for p in (hurt / run.run_id / "checkpoints").iterdir()}
-    assert not {name for name in kept if not name.startswith(("milestone", "manifest"))}
+    rest = {name for name in kept if not name.startswith(("milestone", "manifest"))}
+    last = run.horizon_steps[-1]
+    ends = [f"resume-trunk-{last - run.decay_steps(last)}.{kind}" for kind in ("pt", "dcp")]
+    assert len(rest) == (run.schedule.kind == "wsd")
+    assert rest <= set(ends)

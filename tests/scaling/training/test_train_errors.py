@@ -14,7 +14,7 @@ import torch
 
 from linscale.errors import LinscaleError
 from models.config import ConfigError
-from scaling.record import checkpoints, record
+from scaling.record import checkpoint_files, record
 from scaling.record.load_model import load_model
 from scaling.record.record import read_states
 from scaling.system import files
@@ -202,4 +202,4 @@ def test_unwritable_directory(tmp_path: Path) -> None:
 
 
 def test_modules_share_one_way_to_write() -> None:
-    assert record.write_json is files.write_json is checkpoints.write_json
+    assert record.write_json is files.write_json is checkpoint_files.write_json
