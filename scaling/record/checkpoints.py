@@ -110,8 +110,8 @@ class Checkpoints:
     ) -> tuple[ResumePoint | None, dict[str, Any]]:
         """The last resume point whose file is sound, with its content; (None, {}) to start afresh.
 
-        A damaged file is forgotten, and so is every point that needs it; it stays on the disk, to be
-        looked at or restored.
+        A damaged file is forgotten, and so is every point that needs it; it stays on the disk, for
+        somebody to look at or restore.
 
         Args:
             say: receives a sentence for each damaged file.
