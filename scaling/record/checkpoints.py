@@ -135,7 +135,8 @@ class Checkpoints:
                 self._write()
                 back = self.points[-1] if self.points else None
                 where = f"step {back.step} ({back.file})" if back else "the very beginning"
-                say(f"{error} It stays there, unused. Falling back to {where}.")
+                stays = " It stays there, unused." if (self.folder / bad).exists() else ""
+                say(f"{error}{stays} Falling back to {where}.")
         return None, {}
 
     def save_resume(self, segment: int, step: int, wall: float, content: dict[str, Any]) -> None:

@@ -144,6 +144,10 @@ def test_a_server_that_hangs_holds_up_the_end_only(
     assert train(config, tmp_path) == "done"
     assert "not all metrics have arrived" in (tmp_path / config.run_id / "log.txt").read_text()
     spies.hangs.set()
+    for thread in threading.enumerate():  # or it would send to the spies of the next test
+        if thread.name == "tensorboard":
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def test_a_resumed_run_is_one_run_without_a_line_twice(
