@@ -38,6 +38,7 @@ KEPT = frozenset(
         _OURS.linear_attention.default,
         _OURS.hgrn2_attention.default,
         _OURS.cosine_attention.default,
+        _OURS.delta_attention.default,
     }
 )
 """Operators whose outputs `selective` keeps."""

@@ -6,11 +6,10 @@
     X + (Norm(Concat(O)) * G) W_o
 
 The cosine is linear in [q cos(theta t), q sin(theta t)] and the same for k, so the state is
-(2 d/h) x (d/h) per head. theta is per head, channel and layer (see `layers.LRPEAngles` for its
-start). No denominator: the parameter-free SRMSNorm over all heads takes its place. The channel
+(2 d/h) x (d/h) per head. theta is per head, channel and layer (its start: see `LRPEAngles`). No denominator: the parameter-free SRMSNorm over all heads takes its place. The channel
 mixer is an SGLU without activation.
 
-Data flow: 1. the stem applies TPE (`layers.ToeplitzEncoding`); 2. one product gives q, k, v;
+Data flow: 1. the stem applies TPE (`ToeplitzEncoding`); 2. one product gives q, k, v;
 3. SiLU on q and k; 4. `cosine_attention` rotates them by their absolute positions (a row or packed
 sequence may continue from any position) and runs the recurrence; 5. norm, gate, output.
 """
@@ -28,15 +27,14 @@ from models.kernels.lrpe import lrpe
 from models.layers import (
     LayerState,
     LowRankGate,
-    LRPEAngles,
     Shared,
     Span,
     SRMSNorm,
     Stem,
-    ToeplitzEncoding,
     TokenMixer,
     angle_dtype,
 )
+from models.position_layers import LRPEAngles, ToeplitzEncoding
 
 
 class ToeplitzStem(Stem):

@@ -11,6 +11,8 @@ decays and the output gate; 3. `delta_attention`; 4. norm, gate, output.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ _LENGTH_EPS = 1e-6
 """Added to the squared length of queries and keys."""
 
 
-class DeltaMixer(TokenMixer):
+class DeltaMixer(TokenMixer, ABC):
     """States: `kv` (N, H, K, V) and `conv` (N, k - 1, channels of q, k and v), float32."""
 
     decay: DecayGate
@@ -44,13 +46,13 @@ class DeltaMixer(TokenMixer):
         self.norm = RMSNorm(self.values, config.norm_eps)
         self.out = nn.Linear(self.heads * self.values, config.dim, bias=False)
 
+    @abstractmethod
     def decays(self, x: Tensor) -> Tensor:
         """Log decays, (..., H) or (..., H, K), of x (..., d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_gate(self, x: Tensor) -> Tensor:
         """What multiplies the normed output, (..., H V), of x (..., d)."""
-        raise NotImplementedError
 
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k (..., H, K) and v (..., H, V) of convolved channels."""

@@ -35,13 +35,13 @@ from models.layers import (
     FullPrecision,
     LayerState,
     LowRankGate,
-    LRPEAngles,
     Shared,
     Span,
     SRMSNorm,
     TokenMixer,
     angle_dtype,
 )
+from models.position_layers import LRPEAngles
 
 
 def alibi_slopes(heads: int) -> list[float]:

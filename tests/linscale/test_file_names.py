@@ -49,7 +49,7 @@ def test_links_that_lead_out(tmp_path: Path) -> None:
     assert find_inside(tmp_path / "alias", "real").read_text() == "y"
 
 
-@pytest.mark.parametrize("name", ["../../x.bin", "/tmp/x.bin"])
+@pytest.mark.parametrize("name", ["../../x.bin", "/x.bin"])
 def test_an_index_of_shards(tmp_path: Path, name: str) -> None:
     folder = prepare(write_corpus(tmp_path, sample_documents(60)), tmp_path / "cache").folder
     content = json.loads((folder / INDEX).read_text())

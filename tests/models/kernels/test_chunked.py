@@ -13,9 +13,9 @@ from torch import Tensor
 from models.kernels import chunked
 from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
+from tests.support.recurrences import Inputs, cotangents, error, exact
 
 MODES = ("none", "head", "head_t", "channel")
-Inputs = dict[str, Tensor | None]
 
 
 def make(
@@ -68,34 +68,6 @@ def make(
     }
 
 
-def cotangents(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    q, v, cu_seqlens = inputs["q"], inputs["v"], inputs["cu_seqlens"]
-    assert q is not None
-    assert v is not None
-    sequences = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
-    g = torch.Generator().manual_seed(99)
-    do = torch.randn(v.shape, generator=g, dtype=torch.float64)
-    dstate = torch.randn(sequences, *q.shape[2:], v.shape[-1], generator=g, dtype=torch.float64)
-    return do.to(v.dtype), dstate.to(torch.promote_types(v.dtype, torch.float32))
-
-
-def exact(inputs: Inputs) -> dict[str, Tensor]:
-    """Outputs and gradients by autograd through the float64 recurrence."""
-    leaves = {
-        name: x.detach().double().clone().requires_grad_()
-        if x is not None and x.is_floating_point()
-        else x
-        for name, x in inputs.items()
-    }
-    o, state = recurrent_reference(**leaves)  # pyright: ignore[reportArgumentType]
-    do, dstate = cotangents(inputs)
-    wanted = {n: x for n, x in leaves.items() if x is not None and x.requires_grad}
-    loss = (o * do).sum() + (state * dstate).sum()
-    grads = torch.autograd.grad(loss, list(wanted.values()))
-    named = {f"d{n}": x for n, x in zip(wanted, grads, strict=True)}
-    return {"o": o.detach(), "final_state": state.detach(), **named}
-
-
 def computed(inputs: Inputs, chunk: int = chunked.CHUNK) -> dict[str, Tensor]:
     """The same by the kernel and its own backward."""
     call = Call(**inputs)  # pyright: ignore[reportArgumentType]
@@ -106,15 +78,8 @@ def computed(inputs: Inputs, chunk: int = chunked.CHUNK) -> dict[str, Tensor]:
     return {"o": o, "final_state": final_state, **named}
 
 
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference over that of the expected values."""
-    difference = (actual.double() - expected).square().mean().sqrt()
-    scale = expected.square().mean().sqrt()
-    return float(difference / scale) if scale > 0 else float(difference)
-
-
 def assert_matches(inputs: Inputs, tolerance: float, chunk: int = chunked.CHUNK) -> None:
-    expected, actual = exact(inputs), computed(inputs, chunk)
+    expected, actual = exact(inputs, recurrent_reference), computed(inputs, chunk)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert actual[name].shape == value.shape, name

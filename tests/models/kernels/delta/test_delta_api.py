@@ -15,7 +15,8 @@ from models.kernels import delta_attention, delta_attention_step, sequence
 from models.kernels.delta import chunked, operators
 from models.kernels.delta.call import DeltaCall
 from models.kernels.delta.reference import recurrent_delta
-from tests.support.delta_inputs import MODES, Inputs, make
+from tests.support.delta_inputs import MODES, make
+from tests.support.recurrences import Inputs
 
 
 def leaves(inputs: Inputs) -> list[Tensor | None]:
