@@ -6,8 +6,9 @@
     X + (Norm(Concat(O)) * G) W_o
 
 The cosine is linear in [q cos(theta t), q sin(theta t)] and the same for k, so the state is
-(2 d/h) x (d/h) per head. theta is per head, channel and layer (its start: see `LRPEAngles`). No denominator: the parameter-free SRMSNorm over all heads takes its place. The channel
-mixer is an SGLU without activation.
+(2 d/h) x (d/h) per head. theta is per head, channel and layer (its start: see `LRPEAngles`).
+No denominator: the parameter-free SRMSNorm over all heads takes its place. The channel mixer is
+an SGLU without activation.
 
 Data flow: 1. the stem applies TPE (`ToeplitzEncoding`); 2. one product gives q, k, v;
 3. SiLU on q and k; 4. `cosine_attention` rotates them by their absolute positions (a row or packed
