@@ -18,12 +18,13 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from linscale.errors import LinscaleError
+from linscale.layer_groups import group
 
 HELP = (
     "Only these runs: 'size=1B arch=llama', 'seed<2', 'size=70M|160M', or a part of the run's id; "
     "* and ? stand for anything."
 )
-_CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*)")
+_CONDITION = re.compile(r"([\w.]+)(!=|<=|>=|=|<|>)(.*)")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": lambda a, b: a < b,
     ">": lambda a, b: a > b,
@@ -49,7 +50,8 @@ def fields_of(config: Mapping[str, Any], **more: object) -> dict[str, object]:
                 found[f"{prefix}{name}"] = value
 
     walk(config, "")
-    found.setdefault("arch", found.get("model.arch", ""))
+    arch, mixers = str(found.get("model.arch", "")), found.get("model.mixers")
+    found.setdefault("arch", group(arch, str(mixers) if mixers else None))
     return found | more
 
 
@@ -59,7 +61,8 @@ def matches(only: str | None, fields: Mapping[str, object]) -> bool:
     Raises:
         SelectionError: a field that the run does not have, or a comparison with what is no number.
     """
-    return all(_holds(part, fields, only) for part in re.split(r"[\s,]+", only or "") if part)
+    text = re.sub(r"\s*(!=|<=|>=|=|<|>)\s*", r"\1", only or "")
+    return all(_holds(part, fields, only) for part in re.split(r"[\s,]+", text) if part)
 
 
 def chosen(
@@ -87,7 +90,7 @@ def chosen(
 def _holds(part: str, fields: Mapping[str, object], only: str | None) -> bool:
     found = _CONDITION.fullmatch(part)
     if found is None:
-        return fnmatchcase(str(fields["run_id"]), f"*{part}*")
+        return any(fnmatchcase(str(fields["run_id"]), f"*{each}*") for each in part.split("|"))
     name, operator, wanted = found.groups()
     if name not in fields:
         near = difflib.get_close_matches(name, list(fields), n=1)

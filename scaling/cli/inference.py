@@ -21,7 +21,7 @@ CONTEXTS = tuple(2**k for k in range(8, 21))
 
 
 @app.command(
-    epilog="Example: linscale inference experiments/results/small_ladder --loss 1.5 "
+    epilog="Example: linscale inference experiments/results/small_ladder.zip --loss 1.5 "
     "--demand 1e9 --context 16384 -o inference"
 )
 def inference(
@@ -34,7 +34,10 @@ def inference(
     context: Annotated[
         int, typer.Option(min=1, help="Context at which they are generated, in tokens.")
     ] = 16384,
-    baseline: Annotated[str, typer.Option(help="Architecture to compare with.")] = "llama",
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Architecture to compare with (default llama, else the first)."),
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Refits for intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     out: Annotated[
@@ -51,6 +54,7 @@ def inference(
     from analysis.fit.fitting import fit_law
     from analysis.io.frames import finite, groups, numbers, plain, where
     from analysis.io.records import load_sweep
+    from analysis.judge.compare import baseline_of
     from analysis.judge.inference import deployments
 
     read = load_sweep(sweep)
@@ -61,7 +65,7 @@ def inference(
                       bootstrap=bootstrap, seed=seed)
         for name in names
     }  # fmt: skip
-    base = baseline if baseline in laws else names[0]
+    base = baseline_of(names, baseline)
     if loss is None:
         loss = max(float(numbers(where(points, arch=name), "loss").min()) for name in names)
     configs = _configs(sweep, read)

@@ -187,8 +187,9 @@ def plan(
         highlight=False,
     )
     console.print(
-        f"Disk: {size(sum(r.disk for r in rungs))} of milestones, which stay (float32 weights at "
-        f"{sum(len(r.horizons) for r in rungs)} horizons), and up to "
+        f"Disk: {size(sum(r.disk for r in rungs))} that stay (float32 weights at "
+        f"{sum(len(r.horizons) for r in rungs)} horizons, and the ends of trunks, from which "
+        "longer runs go on: budget.keep_trunk), and up to "
         f"{size(sum(r.disk_peak - r.disk for r in rungs))} of points to resume from while all "
         "runs are under way. Fewer budget.horizons take less.",
         highlight=False,

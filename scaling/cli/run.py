@@ -11,7 +11,7 @@ import typer
 from linscale.installation import require
 from models.config import ConfigError
 from scaling.cli.data import AcceptDataChange
-from scaling.cli.options import AsJson, File, GpusPerNode, HyperLaw, Only, Out, Overrides, Toy
+from scaling.cli.options import AsJson, File, HyperLaw, Only, Out, Overrides, Toy
 
 app = typer.Typer()
 
@@ -36,7 +36,9 @@ def run(
     nodes: Annotated[
         int | None, typer.Option(help="SLURM nodes that a run may have, as in `linscale plan`.")
     ] = None,
-    gpus_per_node: GpusPerNode = 8,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="SLURM: devices of a node of the cluster (default 8).")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="With slurm, what the nodes have: a100, h100, h200, b200, mi300x.")
     ] = "",
@@ -77,28 +79,34 @@ def run(
     require("linscale run", "torch", "lightning")
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.within import within
+    from scaling.plan.within import within_this_machine
     from scaling.sweep.launch import launch
     from scaling.sweep.slurm import SlurmOptions, parse_extra
     from scaling.sweep.slurm_queue import minutes as time_limit
 
     options = {
-        "--partition": partition, "--nodes": nodes, "--time": time, "--slurm": slurm,
-        "--device": device, "--at-most": at_most, "--setup": setup, "--dry-run": dry_run,
+        "--partition": partition, "--nodes": nodes, "--gpus-per-node": gpus_per_node,
+        "--time": time, "--slurm": slurm, "--device": device or None, "--at-most": at_most,
+        "--setup": setup, "--dry-run": dry_run or None,
     }  # fmt: skip
-    if launcher != "slurm" and (given := [name for name, value in options.items() if value]):
+    given = [name for name, value in options.items() if value is not None]
+    if launcher != "slurm" and given:
         raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
+    if jobs is not None and launcher != "local":
+        raise ConfigError(f"--jobs with --launcher {launcher}: only the local pool has workers.")
     if time is not None:
         time_limit(time)
-    experiment = load_experiment(file, overrides or [], toy, known_law(law), only=only)
+    per_node = 8 if gpus_per_node is None else gpus_per_node
+    multiple = 1 if nodes is None else nodes * per_node  # as `linscale plan` rounds a law's batch
+    experiment = load_experiment(file, overrides or [], toy, known_law(law), multiple, only)
     if minutes is not None:
         if launcher == "slurm":
             raise ConfigError("--minutes with --launcher slurm: it measures this machine.")
-        experiment, what = within(experiment, minutes)
+        experiment, what = within_this_machine(experiment, minutes, out)
         typer.echo(what, err=True)
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(
-        partition=partition, time=time, nodes=nodes, gpus_per_node=gpus_per_node, device=device,
+        partition=partition, time=time, nodes=nodes, gpus_per_node=per_node, device=device,
         at_most=at_most, setup=tuple(setup or ()), extra=parse_extra(slurm or []),
     )  # fmt: skip
     if not launch(
@@ -134,6 +142,8 @@ def status(
     from scaling.sweep.status import status_rows, status_table, watch
     from scaling.sweep.status_page import write_page
 
+    if live and (as_json or page is not None):
+        raise ConfigError("--watch shows the table: leave out --json and --html.")
     if live:
         watch(directory, only=only, judge=Judge(directory))
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _generation_blocks()],
+        )  # fmt: skip
         environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         environment.filters["tojson"] = _to_json
         self._special = special
         try:
@@ -53,10 +58,29 @@ class ChatTemplate:
 
         try:
             return self._template.render(
-                messages=list(messages), add_generation_prompt=True, **self._special
+                messages=list(messages),
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **self._special,
             )
         except TemplateError as error:
             raise LinscaleError(f"chat template: refuses the chat: {error}") from error
+
+
+def _generation_blocks() -> Any:
+    """`{% generation %} ... {% endgeneration %}`, which marks the model's turns for training: what
+    is inside, as it is."""
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Generation
 
 
 def _refuse(message: str) -> None:

@@ -217,7 +217,7 @@ def _submit(
     configs: dict[Path, RunConfig | None], request: Request, options: SlurmOptions
 ) -> list[str]:
     place = request.write(next(iter(configs)).parent)
-    arrays = submit(_on_one_device(configs, request), place, options, WORK)
+    arrays = submit(_on_one_device(configs, request), place, options, WORK, places=False)
     return [describe(array) for array in arrays]
 
 

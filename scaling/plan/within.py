@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from models.accounting import non_embedding_parameters
 from models.config import ConfigError
@@ -15,6 +16,7 @@ from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
 from scaling.plan.plan import rung
 from scaling.system.devices import Device, device_for
+from scaling.system.files import read_json, write_json
 
 FEWEST_SIZES = 4
 """A law of N and D needs so many to be held against one that is left out."""
@@ -24,22 +26,19 @@ LEAST_STEPS = 50
 """Optimizer steps to the first horizon, below which nothing can be learnt."""
 
 
-def within(
-    experiment: Experiment, minutes: float, device: Device | None = None
-) -> tuple[Experiment, str]:
+def within(experiment: Experiment, minutes: float, machine: Device) -> tuple[Experiment, str]:
     """The experiment, shortened to about so many minutes, and what was done in words.
 
     Args:
         experiment: its runs.
-        minutes: on this machine.
-        device: None: this machine.
+        minutes: on that machine.
+        machine: with its measured speed.
 
     Raises:
         ConfigError: not a time, or too short for anything to be learnt.
     """
     if not minutes > 0:
         raise ConfigError(f"--minutes {minutes:g}: must be more than 0.")
-    machine = device or device_for(experiment.runs)
     hours = {run.run_id: rung(run, machine).device_hours for run in experiment.runs}
     whole = 60 * sum(hours.values())
     if whole <= minutes:
@@ -67,6 +66,34 @@ def within(
         f"{len(kept)} of {len(experiment.runs)} runs ({ids} of {len(sizes)} sizes) at {share:.0%} "
         f"of their tokens: about {minutes:g} of {whole:.0f} minutes on {machine.name}; sweep {name}"
     )
+
+
+def within_this_machine(
+    experiment: Experiment, minutes: float, out: Path | None
+) -> tuple[Experiment, str]:
+    """`within` for this machine's CPU, whose speed is measured once and kept with the sweep: the
+    same command goes on with the same runs.
+
+    Args:
+        out: the sweep's directory; None: below runs/.
+
+    Raises:
+        ConfigError: as `within`; or a run is not set to a CPU.
+    """
+    if any(run.parallel.accelerator != "cpu" for run in experiment.runs):
+        raise ConfigError(
+            "--minutes: measures the CPU, and these runs are not set to one; set "
+            "parallel.accelerator=cpu, or leave --minutes out."
+        )
+    name = f"{experiment.name}-{minutes:g}min"
+    kept = (out or Path("runs") / name) / "machine.json"
+    known = read_json(kept)
+    machine = Device(**known) if known else device_for(experiment.runs)
+    shorter, what = within(experiment, minutes, machine)
+    if not known and shorter is not experiment:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, asdict(machine))
+    return shorter, what
 
 
 def _shorter(run: RunConfig, share: float) -> RunConfig:

@@ -127,7 +127,9 @@ class Checkpoints:
                     raise CheckpointError(
                         f"{self.folder / point.file}: the manifest has no hash of it."
                     )
-                return point, self._read(point.file, verify)
+                content = self._read(point.file, verify)
+                self._check_place(point, content)
+                return point, content
             except CheckpointError as error:
                 bad = point.file
                 self.points = [p for p in self.points if bad not in (p.file, p.trunk_file)]

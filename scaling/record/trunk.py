@@ -155,7 +155,9 @@ def _usable(segments: tuple[Segment, ...], run_dir: Path, manifest: Manifest) ->
         first = _first_missing(segments, step, milestones)
         everything = first == len(segments)
         part = segments[min(first, len(segments) - 1)]
-        reaches = everything or (step == part.first if part.is_branch else part.first <= step)
+        reaches = everything or (
+            step == part.first if part.is_branch else part.first <= step < part.last
+        )
         if reaches and (step or milestones):
             return Trunk(
                 run_dir=run_dir,

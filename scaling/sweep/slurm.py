@@ -111,6 +111,7 @@ def submit(
     options: SlurmOptions,
     train: str,
     *,
+    places: bool = True,
     dry_run: bool = False,
 ) -> list[Submitted]:
     """Submit the runs that have neither ended nor are being trained.
@@ -120,6 +121,7 @@ def submit(
         sweep_dir: where their records go.
         options: partition and the like.
         train: `MODULE:FUNCTION` with the signature of `scaling.training.train.train`.
+        places: give runs the devices that training needs; otherwise they have those they name.
         dry_run: write and submit nothing; the result has the scripts.
 
     Raises:
@@ -135,7 +137,9 @@ def submit(
         state = read_head(sweep_dir / config.run_id).state
         if state in ("done", "diverged") or holder(sweep_dir / config.run_id) is not None:
             continue
-        run = placed(config, device, options.nodes, options.gpus_per_node)
+        run = config
+        if places:
+            run = placed(config, device, options.nodes, options.gpus_per_node)
         planned = rung(run, device)
         needs = resources(run, planned.memory_per_device * run.parallel.devices)
         wanted = START_MINUTES + math.ceil(60 * MARGIN * planned.wall_hours)
@@ -144,13 +148,13 @@ def submit(
     for needs, members in groups.items():
         planned_minutes = max(wanted for _, wanted in members)
         time_limit = _time_limit(planned_minutes, options)
-        folder = Path("slurm-dry-run") if dry_run else sweep_dir / "slurm"
+        folder = sweep_dir / "slurm"
         python = f"{shlex.quote(sys.executable)} -P"
         ids = tuple(run.run_id for run, _ in members)
         parameters = _parameters(sweep_dir.name, needs, time_limit, options)
         job_id, script = "", ""
         if dry_run:
-            script = _script(parameters, sweep_dir / "slurm", python, len(ids))
+            script = _script(parameters, folder, python, len(ids))
         else:
             executor = executor_class(folder, max_num_timeout=1_000_000, python=python)
             executor.update_parameters(**parameters)
@@ -237,7 +241,7 @@ def describe(array: Submitted) -> str:
         jobs = math.ceil(array.planned_minutes / array.minutes)
         text += (
             f"; the longest may need {wall(60 * array.planned_minutes)}: it saves, is requeued "
-            f"and goes on, about {jobs} times"
+            f"and goes on, about {jobs - 1} times"
         )
     return text
 

@@ -259,7 +259,7 @@ def log_to(name: str, record: RunRecord) -> int:
     try:
         sender.send()
         state = record.state
-        if state != "running":
+        if state != "planned":  # `running` too: who sends has the claim, so that the run is dead
             sender.finish(ENDS.get(state, "KILLED"))
     except Exception as error:
         raise LinscaleError(
