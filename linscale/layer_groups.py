@@ -11,7 +11,7 @@ import re
 SOFTMAX = "llama"
 """The built-in architecture whose layers are softmax attention."""
 
-_WORD = re.compile(r"\s*([\w.]+)\s*(?:\(.*\))?\s*(?:\*\s*(\d+))?\s*", re.DOTALL)
+_WORD = re.compile(r"\s*([\w.]+)\s*(?:\(.*\))?\s*(?:\*\s*(\d{1,6}))?\s*", re.DOTALL)
 
 
 def group(arch: str, mixers: str | None) -> str:
@@ -38,6 +38,8 @@ def softmax_share(name: str) -> tuple[str, float] | None:
         count = int(matched[2] or 1)
         layers += count
         softmax += count * (matched[1] == SOFTMAX)
+    if not layers:
+        return None
     return base or re.split(r"\W", pattern.strip(), maxsplit=1)[0], softmax / layers
 
 

@@ -57,6 +57,9 @@ class Options(Part):
     _prefix = "model.options."
     softmax = False
     """Whether its mixer is softmax attention over all keys (or over LLaMA's window)."""
+    of_stem = frozenset[str]()
+    """Options that act on the embedded tokens: no word of a pattern can change them, since the base
+    architecture's stem alone does that."""
 
     def check(self, model: Any, where: str = _prefix) -> None:
         """Rules that take in the rest of the model; the base has none.

@@ -154,6 +154,12 @@ class ModelConfig(Part):
             )
         object.__setattr__(self, "mixers", text)
         for mixer in dict.fromkeys(each):
+            start = layer_pattern.start_of(mixer.arch, self.arch, self.options)
+            for name in layer_pattern.changes(start, mixer.options).keys() & mixer.options.of_stem:
+                raise ConfigError(
+                    f"model.mixers={text!r}: {name} acts on the embedded tokens, which belong to "
+                    f"the base architecture alone; set model.options.{name}."
+                )
             try:
                 self.with_mixer(mixer.arch, mixer.options)
             except ConfigError as error:
@@ -186,7 +192,7 @@ class ModelConfig(Part):
     def label(self) -> str:
         """The same in print."""
         labels = {arch: find(arch).label for arch in self.archs}
-        words = re.split(r"([\w.]+)(?=[*+(]|$)", self.group) if self.mixers else [self.arch]
+        words = re.split(r"([\w.]+)(?=[*+( ]|$)", self.group) if self.mixers else [self.arch]
         return "".join(labels.get(word, word) for word in words)
 
     @property
@@ -247,9 +253,10 @@ class ModelConfig(Part):
                 f"model.{unknown[0]}: no such field."
             )
         if changes.get("arch", self.arch) != self.arch and "options" not in changes:
-            kept = model_json.carried(self.to_json(), changes["arch"])["options"]
+            moved = model_json.carried(self.to_json(), changes["arch"])
             kind = find(changes["arch"]).options
-            changes["options"] = build(kind, kept, "model.options.")
+            changes["options"] = build(kind, moved["options"], "model.options.")
+            changes.setdefault("mixers", moved.get("mixers"))
         return replace(self, **changes)
 
     def with_options(self, **changes: Any) -> ModelConfig:

@@ -24,12 +24,12 @@ from typing import Any, cast
 from linscale.layer_groups import split
 from models.architecture import Options, find
 from models.errors import ConfigError
-from models.fields import build
+from models.fields import build, identity
 
 MOST_MIXERS = 10_000
 """Of one repetition: as many as a model may have layers."""
 
-_WORD = re.compile(r"\s*([\w.]+)\s*(?:\((.*)\))?\s*(?:\*\s*(\d+))?\s*", re.DOTALL)
+_WORD = re.compile(r"\s*([\w.]+)\s*(?:\((.*)\))?\s*(?:\*\s*(\d{1,6}))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def write(mixers: Sequence[Mixer], arch: str, options: Options) -> str:
     for mixer, alike in itertools.groupby(_once(mixers)):
         count = len(list(alike))
         word = mixer.arch
-        if changes := _changes(start_of(mixer.arch, arch, options), mixer.options):
-            word += f"({', '.join(f'{name}={_text(value)}' for name, value in changes.items())})"
+        if changed := changes(start_of(mixer.arch, arch, options), mixer.options):
+            word += f"({', '.join(f'{name}={_text(value)}' for name, value in changed.items())})"
         words.append(word if count == 1 else f"{word}*{count}")
     return "+".join(words)
 
@@ -148,14 +148,18 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(values.get(parent), dict):
             values[parent] = {}
         values = values[parent]
+    if value is None and isinstance(values.get(leaf), str):
+        value = "none"  # a word where the option is one, not the absence of a number
     values[leaf] = value
 
 
-def _changes(start: Options, options: Options) -> dict[str, Any]:
+def changes(start: Options, options: Options) -> dict[str, Any]:
     """Dotted name -> value of what differs."""
     before, after = (dict(_leaves(json.loads(json.dumps(asdict(o))))) for o in (start, options))
-    missing = object()
-    return {name: value for name, value in after.items() if before.get(name, missing) != value}
+    # Of a part that was none, less the later fields that stand at their default: what is hashed
+    # must not change when such a field comes.
+    kept = dict(_leaves(identity(options)))
+    return {n: v for n, v in after.items() if (before[n] != v if n in before else n in kept)}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from models import flat
+from models import flat, layer_pattern
 from models.architecture import find, find_recorded
 from models.errors import ConfigError
-from models.fields import check, hints_for, not_a_table
+from models.fields import build, check, hints_for, not_a_table
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,4 +52,10 @@ def carried(values: dict[str, Any], arch: str) -> dict[str, Any]:
                 f"{values['arch']} has this option; leave it out."
             )
     kept = {n: value for n, value in own.items() if n in known and value != before[n]}
-    return values | {"arch": arch, "options": kept}
+    moved = values | {"arch": arch, "options": kept}
+    if mixers := values.get("mixers"):  # a pattern is written from the base's options
+        old = build(find(values["arch"]).options, own, "model.options.")
+        each = layer_pattern.read(mixers, values["arch"], old)
+        new = build(find(arch).options, kept, "model.options.")
+        moved["mixers"] = layer_pattern.write(each, arch, new)
+    return moved

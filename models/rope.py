@@ -48,7 +48,7 @@ def rotary_angles(
         config: model.
         positions: (B or 1, T) integers.
         lengths: tokens of each position's sequence at the end of the call, broadcastable to
-            `positions`; read by `dynamic` scaling alone.
+            `positions`; read by `dynamic` and `longrope` scaling alone.
         dtype: of the model.
         use: which of the model's angles.
 

@@ -94,6 +94,7 @@ class LlamaOptions(Options):
     """Softmax attention with rotary positions, or without."""
 
     softmax = True
+    of_stem = frozenset({"embedding_scale"})
     rope_base: float = 10_000.0
     """Base of the rotary frequencies."""
     kv_heads: int | None = None
@@ -167,6 +168,11 @@ class LlamaOptions(Options):
                 "rotate in pairs; choose a share that is an even number of them."
             )
         scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "dynamic" and turning <= 2:
+            raise ConfigError(
+                f"{where}rope_scaling.kind='dynamic': needs more than the {turning} channels of a "
+                "head that rotate here."
+            )
         if scaling is not None and scaling.kind == "longrope":
             for name in ("short_factors", "long_factors"):
                 if len(getattr(scaling, name)) != self.rotated(model.head_dim) // 2:
@@ -219,6 +225,7 @@ class LlamaOptions(Options):
 class LlamaBased(Options):
     """Options of an architecture with a LLaMA's projections and another attention."""
 
+    of_stem = frozenset({"llama.embedding_scale"})
     llama: LlamaOptions = LlamaOptions()
     """The transformer's own options."""
 
@@ -251,7 +258,7 @@ def rope_scaling(model: ModelConfig) -> RopeScaling | None:
 def follows_length(model: ModelConfig) -> bool:
     """Whether rotary angles of some layer depend on how long a sequence becomes."""
     scalings = map(rope_scaling, layer_configs(model))
-    return any(scaling is not None and scaling.kind == "dynamic" for scaling in scalings)
+    return any(scaling is not None and scaling.by_length for scaling in scalings)
 
 
 def angles(model: ModelConfig) -> Hashable:

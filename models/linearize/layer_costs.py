@@ -101,14 +101,16 @@ def keep_spread(layers: int, keep: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def divergence(
-    model: LanguageModel, teacher: LanguageModel, tokens: Tensor, *packing: Tensor
+    model: LanguageModel, teacher: LanguageModel, tokens: Tensor, cu_seqlens: Tensor | None = None
 ) -> Tensor:
     """KL(teacher || model) of the next tokens in nats, mean over the tokens of each row, (B,).
 
     Args:
         model, teacher: of one vocabulary.
         tokens: (B, T), or one row of packed sequences.
-        packing: their boundaries, as in `LanguageModel.forward`.
+        cu_seqlens: their boundaries, as in `LanguageModel.forward`.
     """
-    theirs, mine = (m(tokens, *packing).float().log_softmax(-1) for m in (teacher, model))
+    theirs, mine = (
+        m(tokens, cu_seqlens=cu_seqlens).float().log_softmax(-1) for m in (teacher, model)
+    )
     return (theirs.exp() * (theirs - mine)).sum(-1).mean(-1)

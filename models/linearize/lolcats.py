@@ -291,7 +291,7 @@ def hybrid_attention(
     scores = capped(scores.to(wide) * q.shape[-1] ** -0.5, options.llama.score_cap)
     near = _near_weights(scores, visible, factor[:, None, None])
     if reads == "past":
-        near = torch.zeros_like(near)
+        near = near * 0  # and not zeros: DDP wants every parameter in the graph
     sums = torch.einsum("rnhij,rnjhv->rnihv", near.to(v.dtype), v)
     weight = _far_factor(factor, options)[:, None]  # (H, 1)
     linear = _in_full("rnihf,rnhfv->rnihv", q_map, far)

@@ -111,5 +111,10 @@ def linearized_config(config: ModelConfig, options: Linearized) -> ModelConfig:
             f"model.arch={config.arch!r} {what}; only llama (and imported checkpoints "
             "of its relatives, such as Qwen3 or Gemma 3) can be linearized."
         )
+    if config.mixers is not None:
+        raise ConfigError(
+            f"model.mixers={config.mixers!r}: layers of a hybrid cannot be linearized; take a "
+            "model whose layers are all llama's."
+        )
     arch = next(name for name in BUILT_IN if find(name).options is type(options))
     return config.replace(arch=arch, options=replace(options, llama=config.options))

@@ -243,7 +243,8 @@ def far_error(mixer: HybridAttention, x: Tensor, span: Span, shared: Shared) -> 
     with torch.no_grad():
         q, k, v = mixer._project(x, shared)
         seen, near = visible_keys(mixer, span)
-        beyond = seen & ~near  # (T, T)
+        # What the teacher sees of it: its own window may be shorter.
+        beyond = seen & ~near & call_mask(span, mixer.window).view(seen.shape)  # (T, T)
         some = beyond.any(-1)  # (T,)
         scores = torch.einsum("bihk,bjhk->bhij", q, repeat_heads(k, mixer.heads))
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * mixer.head_dim**-0.5

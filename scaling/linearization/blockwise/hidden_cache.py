@@ -184,7 +184,8 @@ def _states(
             continue
         x = Boundary(out, group.start).batch(number).to(device=device, dtype=dtype_of(config))
         span = span_of(tokens)
-        x, shared, _ = model.stem(x, span, None)
+        scaled, shared, _ = model.stem(x, span, None)
+        x = x if group.start else scaled  # the stem acts on embedded tokens alone
         for layer in group:
             x, _ = model.blocks[layer](x, span, shared[layer], None)
         yield number, x.cpu()

@@ -177,7 +177,8 @@ def _learn(
         span = span_of(text[batch].to(device=device, dtype=torch.int64))
         x = boundary.batch(batch).to(device=device, dtype=dtype_of(config))
         with torch.no_grad():
-            x, shared, _ = student.stem(x, span, None)
+            scaled, shared, _ = student.stem(x, span, None)
+            x = x if group.start else scaled  # the stem acts on embedded tokens alone
         optimizer.zero_grad()
         losses = block_losses(
             blocks, group.start, x, span, shared, cross_entropy=config.cross_entropy

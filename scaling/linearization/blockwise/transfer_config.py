@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from models import flat
@@ -106,7 +106,31 @@ class Blockwise(Part):
         """Hash of all that the numbers depend on: everything but the name."""
         values = {key: value for key, value in self.to_json().items() if key != "name"}
         # In the layout that earlier transfers were named by.
-        values["model"] = flat.settings(self.model)
+        values["model"] = _without_later(flat.settings(self.model), self.model)
         del values["lolcats"]["llama"]
+        if not self.lolcats.sink_tokens:
+            del values["lolcats"]["sink_tokens"]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_FIRST = ("glu_bias", "glu_activation", "mup_base_dim")
+"""Later fields of a model that the first layout had."""
+
+
+def _without_later(settings: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Settings less the fields that came after the first transfers, where they stand at their
+    default; and with the transformer's own later options, where they do not."""
+
+    def later(part: Any) -> dict[str, bool]:
+        """Later field -> whether it was set."""
+        return {
+            f.name: getattr(part, f.name) != f.default
+            for f in fields(part) if f.metadata.get("later") and f.name not in _FIRST
+        }  # fmt: skip
+
+    unset = {name for name, was_set in later(model).items() if not was_set}
+    options = {name: getattr(model.options, name)
+               for name, was_set in later(model.options).items() if was_set}  # fmt: skip
+    kept = {name: value for name, value in settings.items() if name not in unset}
+    return kept | ({"options": options} if options else {})
