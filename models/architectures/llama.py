@@ -79,7 +79,8 @@ class RopeScaling(Part):
     @property
     def by_length(self) -> bool:
         """Whether angles depend on the length of the call."""
-        return self.kind in ("dynamic", "longrope")
+        longer = self.kind == "longrope" and self.short_factors != self.long_factors
+        return self.kind == "dynamic" or longer
 
 
 QueryKeyNorm = Literal["none", "head", "all"]

@@ -32,6 +32,7 @@ from models.language_model import Block, LanguageModel
 from models.layers import Shared, Span, make_span
 from models.linearize.feature_maps import repeat_heads
 from models.linearize.lolcats import HybridAttention
+from models.linearize.parts import hybrid_mixers
 from models.llama import SoftmaxAttention
 
 MSE_FACTOR = 1000.0
@@ -67,8 +68,7 @@ def hybrid_layers(model: LanguageModel) -> dict[int, HybridAttention]:
     Raises:
         ConfigError: the model has none.
     """
-    mixers = {layer: block.mixer for layer, block in enumerate(model.blocks)}
-    hybrid = {layer: m for layer, m in mixers.items() if isinstance(m, HybridAttention)}
+    hybrid = hybrid_mixers(model)
     if not hybrid:
         raise ConfigError(
             f"model.arch={model.config.arch!r}: no layer has LoLCATs' attention to transfer to; "

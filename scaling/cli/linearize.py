@@ -111,6 +111,7 @@ def linearize(
     overrides (docs/linearize.md): linearize.matrix_tokens, hidden_tokens, temperature,
     fit_sequences. The same command goes on with a run that was stopped.
     """
+    from models.interop.gguf import folder_of
     from scaling.config.experiment import Experiment
     from scaling.linearization.controls import run_controls
     from scaling.linearization.kept_layers import keep_layers
@@ -126,7 +127,7 @@ def linearize(
         "softmax_layers": _layers(keep_softmax),
     }
     config = _config(
-        _relative(model),
+        _relative(folder_of(model)),
         method,
         {name: value for name, value in options.items() if value is not None},
         corpus=corpus,
@@ -140,12 +141,14 @@ def linearize(
     config = config.override([*transfer, *(overrides or [])])
     command = f"linscale linearize {model} --method {method}"
     if keep is not None:
-        config = keep_layers(config, out, keep, keep_by, command)
+        config = keep_layers(
+            config, out, keep, keep_by, command, accept_data_change=accept_data_change
+        )
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
         raise typer.Exit(1)
     if not no_controls and linearized(teacher_config(config.linearize.teacher)) is None:
-        run_controls(config, out, command)
+        run_controls(config, out, command, accept_data_change=accept_data_change)
     results = []
     if asked is not None:
         say = functools.partial(typer.echo, err=True)

@@ -126,9 +126,11 @@ class LinearizeConfig(Part):
                   "fit_sequences")  # fmt: skip
         given = [name for name in extras if getattr(self, name)]
         if not self.teacher:
-            for name in given:
-                self._require(name, False, "0 without a teacher")
+            for name in (*given, "far_error", "window_dropout"):
+                self._require(name, not getattr(self, name), "0 without a teacher")
             return
+        wanted = self.far_error and not self.transfer_tokens
+        self._require("far_error", not wanted, "0 without linearize.transfer_tokens")
         start = model.architecture.starts_from
         if start == "nothing":
             raise ConfigError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from linscale.file_names import find_inside
 from linscale.selection import chosen, fields_of
+from models.interop.gguf import folder_of
 from scaling.evaluation.results import EvaluationError, Origin
 from scaling.record.head import read_head
 
@@ -44,6 +45,7 @@ def targets(path: Path, only: str | None = None) -> list[Target]:
         EvaluationError: nothing is there, or no run has a milestone yet.
         SelectionError: the selection leaves no run.
     """
+    path = folder_of(path)
     if path.is_file():
         run_dir = path.resolve().parent.parent
         listed = _milestones(run_dir) if (run_dir / "milestones.jsonl").is_file() else []

@@ -22,11 +22,8 @@ from scaling.config.experiment import Experiment
 from scaling.config.linearize import LinearizeConfig
 from scaling.config.run import RunConfig
 from scaling.linearization import linearization_record as record
-from scaling.linearization.baselines import windows
+from scaling.linearization.baselines import held_bytes, own_window, windows
 from scaling.sweep.launch import launch
-
-SAME_STATE = {"window": "window", "equal window": "equal window + sink"}
-"""Control -> the untrained baseline whose attention it has."""
 
 
 def controls(config: RunConfig) -> dict[str, RunConfig]:
@@ -65,20 +62,24 @@ def controls(config: RunConfig) -> dict[str, RunConfig]:
             config,
             name=f"{config.name[:50]}-{name.replace(' ', '-')}",
             model=model,
-            linearize=stages,
+            # Distilled from itself the teacher would learn nothing.
+            linearize=replace(stages, temperature=0.0, hard=0.0) if name == "teacher" else stages,
             budget=budget,
         )
         for name, model in models.items()
     }
 
 
-def run_controls(config: RunConfig, sweep_dir: Path, command: str) -> None:
+def run_controls(
+    config: RunConfig, sweep_dir: Path, command: str, *, accept_data_change: bool = False
+) -> None:
     """Train the controls of a finished run, or what is left of them, and write what they reached.
 
     Args:
         config: the run, in `sweep_dir`.
         sweep_dir: its sweep; the controls go there too.
         command: what the user gave, for the record.
+        accept_data_change: of `launch`.
 
     Raises:
         LinscaleError: one of them was stopped or failed.
@@ -88,7 +89,7 @@ def run_controls(config: RunConfig, sweep_dir: Path, command: str) -> None:
         return
     runs = list(found.values())
     experiment = Experiment(name=sweep_dir.name, path=Path(command), text=command, runs=runs)
-    if not launch(experiment, sweep_dir, launcher="inline"):
+    if not launch(experiment, sweep_dir, launcher="inline", accept_data_change=accept_data_change):
         raise LinscaleError(
             f"{sweep_dir}: the runs that {config.run_id} is compared with have not ended; give the "
             "same command again, or --no-controls to do without them."
@@ -98,15 +99,17 @@ def run_controls(config: RunConfig, sweep_dir: Path, command: str) -> None:
 
 def note_controls(sweep_dir: Path, config: RunConfig) -> None:
     """Write what the finished controls of a run reached into its linearization.json."""
-    sizes = record.read(sweep_dir / config.run_id)
-    for name, control in controls(config).items():
+    found = controls(config)
+    if not found:
+        return
+    softmax = found["teacher"].model
+    untrained = windows(config, softmax)  # of the same attention as the controls
+    same = {"window": own_window(config.model), "equal window": "equal window + sink"}
+    for name, control in found.items():
         if not (sweep_dir / control.run_id / "milestones.jsonl").is_file():
             continue
         last = record.last_milestone(sweep_dir / control.run_id)
-        size = (
-            sizes["state_bytes"]["teacher"]
-            if name == "teacher"
-            else sizes["baselines"][SAME_STATE[name]]["state_bytes"]
-        )
+        alike = same.get(name)
+        size = held_bytes(softmax, config) if alike is None else untrained[alike].state_bytes
         entry = {"run": control.run_id, "tokens": last["tokens"], "loss": last["val_loss"]}
         record.note(sweep_dir / config.run_id, "controls", name, {**entry, "state_bytes": size})

@@ -46,7 +46,15 @@ BY = {"cost": "costs", "position": "", "kl": "divergences"}
 """How layers are chosen -> the part of linearization.json with what was measured."""
 
 
-def keep_layers(config: RunConfig, sweep_dir: Path, keep: int, by: str, command: str) -> RunConfig:
+def keep_layers(
+    config: RunConfig,
+    sweep_dir: Path,
+    keep: int,
+    by: str,
+    command: str,
+    *,
+    accept_data_change: bool = False,
+) -> RunConfig:
     """The run with softmax attention kept in `keep` layers.
 
     Args:
@@ -55,6 +63,7 @@ def keep_layers(config: RunConfig, sweep_dir: Path, keep: int, by: str, command:
         keep: layers.
         by: one of `BY`.
         command: what the user gave, for the record.
+        accept_data_change: of `launch`.
 
     Raises:
         ConfigError: another method, no attention transfer, or not so many layers.
@@ -91,10 +100,12 @@ def keep_layers(config: RunConfig, sweep_dir: Path, keep: int, by: str, command:
             transfer_tokens=first,
             transfer_lr=config.linearize.transfer_lr,
             cross_entropy=config.linearize.cross_entropy,
+            far_error=config.linearize.far_error,
+            window_dropout=config.linearize.window_dropout,
         ),
     )
     experiment = Experiment(name=sweep_dir.name, path=Path(command), text=command, runs=[probe])
-    if not launch(experiment, sweep_dir, launcher="inline"):
+    if not launch(experiment, sweep_dir, launcher="inline", accept_data_change=accept_data_change):
         raise LinscaleError(
             f"{sweep_dir / probe.run_id}: the run that measures layers has not ended; give the "
             "same command again."
@@ -126,9 +137,8 @@ def measure(run_dir: Path, by: str) -> dict[int, float]:
                 found = [block_means(model, batch) for batch in batches]
             return torch.cat(found).mean().item()
 
-        for layer, cost in layer_costs(student, loss).items():
-            record.note(run_dir, part, str(layer), cost)
-        stored = record.read(run_dir)[part]
+        stored = {str(layer): cost for layer, cost in layer_costs(student, loss).items()}
+        record.put(run_dir, part, stored)  # all at once: some of them would look like all
     return {int(layer): cost for layer, cost in stored.items()}
 
 

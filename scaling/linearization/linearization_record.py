@@ -119,6 +119,11 @@ def note(run_dir: Path, part: str, name: str, value: object) -> None:
     write_json(run_dir / FILE, content)
 
 
+def put(run_dir: Path, part: str, values: dict[str, Any]) -> None:
+    """Write a whole part of the file, in the place of an earlier one."""
+    write_json(run_dir / FILE, read(run_dir) | {part: values})
+
+
 def read(run_dir: Path) -> dict[str, Any]:
     """The file; {} where the run has none."""
     path = run_dir / FILE

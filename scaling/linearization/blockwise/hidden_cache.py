@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from linscale.errors import LinscaleError
+from models.interop.gguf import folder_of
 from models.layers import Span, make_span
 from scaling.data.prepare import prepare
 from scaling.data.prepared import PreparedData
@@ -95,7 +96,7 @@ def _draw(config: Blockwise) -> Tensor:
 
 def _check_tokenizer(config: Blockwise, prepared: PreparedData) -> None:
     """Raise LinscaleError where the text is not tokenised as the teacher's was."""
-    path = Path(config.teacher) / TOKENIZER
+    path = folder_of(Path(config.teacher)) / TOKENIZER
     if not path.is_file():
         return
     theirs = load_json_tokenizer(f"file:{path}", path)

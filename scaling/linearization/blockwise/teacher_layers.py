@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from linscale.errors import LinscaleError
 from models.interop import llama, parameter_names, read_source
+from models.interop.gguf import folder_of
 from models.interop.tensors import stored_tensors
 from models.language_model import Block, LanguageModel, build
 from models.linearize.lolcats import HybridAttention
@@ -65,7 +66,7 @@ def teacher_layers(
     for part in wanted:
         if part is not None:
             part.to_empty(device=device)
-    folder = Path(config.teacher)
+    folder = folder_of(Path(config.teacher))
     every = parameter_names.slots(model, llama.family_of(folder))
     slots = {name: slot for name, slot in every.items() if not slot.parts[0].is_meta}
     for stored in stored_tensors(folder):

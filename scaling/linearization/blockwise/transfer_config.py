@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from models import flat
+from models.architectures.llama import rope_scaling
 from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, ModelConfig
 from models.fields import Part
@@ -133,4 +134,8 @@ def _without_later(settings: dict[str, Any], model: ModelConfig) -> dict[str, An
     options = {name: getattr(model.options, name)
                for name, was_set in later(model.options).items() if was_set}  # fmt: skip
     kept = {name: value for name, value in settings.items() if name not in unset}
+    scaling = rope_scaling(model)
+    if scaling is not None:
+        newer = {name for name, was_set in later(scaling).items() if not was_set}
+        kept["rope_scaling"] = {n: v for n, v in kept["rope_scaling"].items() if n not in newer}
     return kept | ({"options": options} if options else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from experiments import lolcats_large
 from linscale.errors import LinscaleError
 from models.accounting import parameters
 from models.architectures.lolcats import LoLCATs
@@ -359,3 +361,14 @@ def test_command(make: Any, tmp_path: Path) -> None:
         exception = linscale("blockwise", "f.py").exception
         assert isinstance(exception, LinscaleError)
         assert error.replace("\\", "") in str(exception)
+
+
+def test_transfers_keep_the_names_that_they_had() -> None:
+    """Digests as of the layout that the first transfers were kept under; newer options change
+    them where they are set."""
+    large, small = lolcats_large.blockwise()
+    assert (large.digest(), small.digest()) == ("e6259bf66f2faf82", "0c315ec5d7fbf2fb")
+    normed = replace(large, model=large.model.with_options(qk_norm="head"))
+    assert normed.digest() != large.digest()
+    sunk = replace(large, lolcats=replace(large.lolcats, sink_tokens=1))
+    assert sunk.digest() != large.digest()
