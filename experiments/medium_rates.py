@@ -5,7 +5,7 @@ change with width, without muP?
 Command, in a folder that holds the text as data/prose:
 
     linscale run experiments/medium_rates.py       (48 runs, about eight core minutes)
-    python experiments/medium_rates.py runs/medium_rates
+    python -m experiments.medium_rates runs/medium_rates
 
 Expected: at the larger width the best rate is one to two octaves lower.
 
@@ -24,6 +24,7 @@ import json
 import math
 from pathlib import Path
 
+from analysis.io.sweep_files import unpacked
 from experiments.lr_transfer import best_rate
 from experiments.medium_ladder import rung
 from models.config import ARCHS
@@ -75,8 +76,12 @@ def curves(sweep: Path) -> dict[tuple[str, int, int], Curve]:
 def main() -> None:
     """Print the curves, their bottoms and the powers of width."""
     parser = argparse.ArgumentParser(description="Best rates of a finished search.")
-    parser.add_argument("sweep", type=Path)
-    found = curves(parser.parse_args().sweep)
+    parser.add_argument("sweep", type=Path, help="its directory, or the kept zip file")
+    sweep = parser.parse_args().sweep
+    with unpacked(sweep) as folder:
+        found = curves(folder)
+    if not found:
+        parser.error(f"{sweep}: no finished run there")
     for (arch, dim, batch), points in sorted(found.items()):
         losses = "  ".join(f"2^{rate:.0f} {loss:.4f}" for rate, loss in sorted(points))
         bottom = best_rate(points)

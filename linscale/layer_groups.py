@@ -11,7 +11,7 @@ import re
 SOFTMAX = "llama"
 """The built-in architecture whose layers are softmax attention."""
 
-_WORD = re.compile(r"\s*([\w.]+)\s*(?:\(.*\))?\s*(?:\*\s*(\d{1,6}))?\s*", re.DOTALL)
+_WORD = re.compile(r"\s*([\w.]+)\s*(\(.*\))?\s*(?:\*\s*(\d{1,6}))?\s*", re.DOTALL)
 
 
 def group(arch: str, mixers: str | None) -> str:
@@ -29,18 +29,22 @@ def group(arch: str, mixers: str | None) -> str:
 
 def softmax_share(name: str) -> tuple[str, float] | None:
     """The base architecture of a group, and the share of `SOFTMAX` layers in one repetition of its
-    pattern; None where the name is no pattern."""
+    pattern; None where the name is no pattern, or mixes anything else than the two, or one of them
+    with other options."""
     pattern, _, base = name.partition(" on ")
+    base = base or re.split(r"\W", pattern.strip(), maxsplit=1)[0]
     softmax = layers = 0
     for word in split(pattern, "+"):
         if (matched := _WORD.fullmatch(word)) is None:
             return None
-        count = int(matched[2] or 1)
+        if matched[2] or matched[1] not in (base, SOFTMAX):
+            return None
+        count = int(matched[3] or 1)
         layers += count
         softmax += count * (matched[1] == SOFTMAX)
     if not layers:
         return None
-    return base or re.split(r"\W", pattern.strip(), maxsplit=1)[0], softmax / layers
+    return base, softmax / layers
 
 
 def split(text: str, mark: str) -> list[str]:

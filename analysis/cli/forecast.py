@@ -140,6 +140,8 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
             if hide is not None and not decays:
                 raise AnalysisError("--hide is for --decays: it names runs whose decays are taken "
                                     "as not known")  # fmt: skip
+            from analysis.forecast.targets import PARAMETERS
+
             if decays:
                 if experiment or at or form or fix or only:
                     raise AnalysisError("--decays asks for the sweep's own trunks: leave out "
@@ -148,7 +150,9 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
             else:
                 body = _forecast(
                     sweep, source, experiment, only, at or [], form, fix or [], seed,
-                    planner=planner, toy=toy, runs=runs, parameters=params or "non_embedding",
+                    planner=planner, toy=toy, runs=runs,
+                    # A column of a table says nothing of how rungs are counted.
+                    parameters=params if params in PARAMETERS else "non_embedding",
                     compute=compute,
                 )  # fmt: skip
             from analysis.forecast.seal import seal, write_seal

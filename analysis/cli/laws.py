@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from analysis.io.sweep import Sweep
 
 app = typer.Typer()
+_Law = TypeVar("_Law")
 _AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 _Column = typer.Option(help="Column, as for linscale fit.")
 
@@ -38,13 +41,16 @@ def optima(
         sweep = load_table(table, loss="", compute=compute, params=params, tokens=tokens,
                            group=group, where=where or ())  # fmt: skip
         points = sweep.require_points()
-        laws = {g: optima_law(where_(points, arch=g)) for g in groups(points, "arch")}
+        laws, failures = _each(
+            {g: partial(optima_law, where_(points, arch=g)) for g in groups(points, "arch")}
+        )
         if as_json:
             record = {g: law.as_dict() for g, law in laws.items()}
             typer.echo(json.dumps(finite({"source": sweep.name, "notes": sweep.notes,
-                                          "laws": record}), indent=1))  # fmt: skip
+                                          "laws": record, "not_fitted": failures}),
+                                  indent=1))  # fmt: skip
             return
-        _head(sweep)
+        _head(sweep, failures)
         for name, law in laws.items():
             parts: list[str] = []
             for key, line, star in (("a", law.n, "N*"), ("b", law.d, "D*")):
@@ -90,28 +96,51 @@ def tuning(
                 "no column is known to be swept (such as "
                 f"{', '.join(SETTINGS[:4])}); name it with --setting. Columns: {listed(points)}"
             )
-        laws = {
+        laws, failures = _each({
             f"{g}: {name}" if g != "all" else name:
-                tuning_law(where_(points, arch=g), name, bootstrap=bootstrap, seed=seed)
+                partial(tuning_law, where_(points, arch=g), name, bootstrap=bootstrap, seed=seed)
             for g in groups(points, "arch") for name in names
-        }  # fmt: skip
+        })  # fmt: skip
         if as_json:
             record = {key: law.as_dict() for key, law in laws.items()}
-            typer.echo(json.dumps(finite({"source": sweep.name, "laws": record}), indent=1))
+            typer.echo(json.dumps(finite({"source": sweep.name, "laws": record,
+                                          "not_fitted": failures}), indent=1))  # fmt: skip
             return
-        _head(sweep)
+        _head(sweep, failures)
         for key, law in laws.items():
             for sentence in law.describe():
                 _say(f"{key}: {sentence}")
 
 
-def _head(sweep: Sweep) -> None:
+def _each(fits: dict[str, Callable[[], _Law]]) -> tuple[dict[str, _Law], dict[str, str]]:
+    """What could be fitted, and why the rest could not.
+
+    Raises:
+        AnalysisError: nothing could.
+    """
+    from analysis.errors import AnalysisError
+
+    laws: dict[str, _Law] = {}
+    failures: dict[str, str] = {}
+    for name, fit in fits.items():
+        try:
+            laws[name] = fit()
+        except AnalysisError as error:
+            failures[name] = str(error)
+    if not laws:
+        raise AnalysisError("; ".join(f"{name}: {why}" for name, why in failures.items()))
+    return laws, failures
+
+
+def _head(sweep: Sweep, failures: dict[str, str]) -> None:
     _say(f"{sweep.name}: {sweep.conventions}")
     for note in sweep.notes:
         if not note.startswith("WARNING"):
             _say(note)
     for row in sweep.exclusions.to_dict("records"):
         _say(f"left out: {row['run_id']}: {row['reason']}")
+    for name, why in failures.items():
+        _say(f"not fitted: {name}: {why}")
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from linscale import selection
 from linscale.paragraph import one_paragraph
 
 app = typer.Typer()
-_COLUMN = "Of a table, as for linscale fit."
+_COLUMN = "As for linscale fit."
 
 
 @app.command(
@@ -54,7 +54,7 @@ def report(
         from rich.console import Console
         from rich.markup import escape
 
-        from analysis.cli.source import read_source
+        from analysis.cli.source import conventions_of, read_source
         from analysis.io.sweep_files import is_table, report_folder
         from analysis.report.report import write_report
 
@@ -72,6 +72,7 @@ def report(
                 )
             page = write_report(
                 source, out or report_folder(source), given=given if of_table else None,
+                conventions=None if of_table else conventions_of(loss, params, compute),
                 other_data=other_data, only=only, baseline=baseline, bootstrap=bootstrap, seed=seed,
                 seals=forecasts or (), progress=lambda text: status.update(escape(text)),
             )  # fmt: skip

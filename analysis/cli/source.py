@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from analysis.io.sweep import Sweep
+    from analysis.io.sweep import Conventions, Sweep
 
 OtherData = Annotated[
     bool,
@@ -47,7 +47,6 @@ def read_source(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
         )
     from analysis.io.records import load_sweep
-    from analysis.io.sweep import Conventions
 
     if tokens is not None or group is not None or any(chosen.values()):
         raise AnalysisError(
@@ -55,6 +54,13 @@ def read_source(
             "columns and rows of a table; a sweep needs none of them, and "
             "--params, --compute and --loss choose conventions there"
         )
-    how: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
-    conventions = Conventions(**{k: v for k, v in how.items() if v is not None})
+    conventions = conventions_of(loss, params, compute)
     return load_sweep(source, conventions=conventions, other_data=other_data, only=only)
+
+
+def conventions_of(loss: str | None, params: str | None, compute: str | None) -> Conventions:
+    """What --loss, --params and --compute choose for a sweep; None: the default."""
+    from analysis.io.sweep import Conventions
+
+    how: dict[str, Any] = {"parameters": params, "compute": compute, "loss": loss}
+    return Conventions(**{k: v for k, v in how.items() if v is not None})

@@ -32,6 +32,7 @@ from analysis.forecast.trajectory_law import Rates, values
 from analysis.io.frames import groups, numbers, where, words
 from analysis.io.sweep import Sweep
 from analysis.units import Array
+from linscale.horizons import whole_steps
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """Shares of a trunk, up to where a decay leaves it, that forecasts are tested from."""
@@ -71,6 +72,7 @@ def decay_forecast(sweep: Sweep, hide: str | None = None, seed: int = 0) -> dict
     told: dict[str, Any] = {}
     answers: list[dict[str, Any]] = []
     used: list[dict[str, Any]] = []
+    failures: list[str] = []
     for arch in groups(sweep.runs, "arch"):
         runs = where(sweep.runs, arch=arch)
         asked = _asked(sweep, runs, hide)
@@ -81,15 +83,20 @@ def decay_forecast(sweep: Sweep, hide: str | None = None, seed: int = 0) -> dict
             s for s in stretches(curves_of(sweep, arch)) if not (s.is_decay and s.run_id in hidden)
         ]
         asked = [a for a in asked if any(s.run_id == a.run_id for s in own)]
+        if not asked:
+            continue
         try:
             law = fit_trajectory(own)
         except AnalysisError as error:
-            raise AnalysisError(f"{arch}: {error}") from error
+            failures.append(f"not forecast: {arch}: {error}")
+            continue
         rows = _rows(where(sweep.points, arch=arch), hidden)
         group = _Group(arch, law, own, rows)
         answers += [group.answer(a) for a in asked]
         told[arch] = group.tell()
         used += rows
+    if not answers and failures:
+        raise AnalysisError("; ".join(failures))
     if not answers:
         raise AnalysisError(
             f"{sweep.name}: no trunk waits for its decay. --decays forecasts the horizons that "
@@ -99,7 +106,7 @@ def decay_forecast(sweep: Sweep, hide: str | None = None, seed: int = 0) -> dict
         "form": ["trajectory"],
         "pinned": {},
         "conventions": sweep.conventions,
-        "notes": list(sweep.notes),
+        "notes": [*sweep.notes, *failures],
         "seed": seed,
         "groups": told,
         "forecasts": answers,
@@ -130,15 +137,16 @@ def _asked(sweep: Sweep, runs: pd.DataFrame, hide: str | None) -> list[Asked]:
         if run["schedule"] != "wsd" or (run["state"] == "done" and not hidden):
             continue
         batch, fraction = float(run["batch_tokens"]), float(run["decay_fraction"])
+        before = float((run.get("stages") or {}).get("transfer_tokens", 0.0)) / batch
         for tokens in run["horizons"]:
-            steps = max(1, int((2 * tokens + batch) // (2 * batch)))
+            steps = whole_steps(int(tokens), int(batch))
             horizon = steps * batch
             if (run_id, horizon) in measured and not hidden:
                 continue
             asked = Asked(
                 run_id=run_id,
                 horizon=horizon,
-                start=(steps - max(1, round(steps * fraction))) * batch,
+                start=(steps - max(1, round((steps - before) * fraction))) * batch,
                 final=float(run["final_lr_ratio"]),
                 flops=horizon * float(run["flops_per_token"]),
                 state=str(run["state"]),

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.forecast.trajectory_law import Rates
-from analysis.io.frames import numbers, where, words
+from analysis.io.frames import numbers, rows, where, words
 from analysis.units import Array
 
 WINDOW = 0.1
@@ -63,8 +63,11 @@ def _of_run(run_id: str, own: pd.DataFrame) -> list[Stretch]:
     if len(tokens) < 4:
         return []
     size, n = words(own, "size")[0], float(numbers(own, "n_params")[0])
-    peak = float(numbers(own, "lr").max())
-    whole = Rates(np.append(0.0, tokens), np.append(0.0, lr / peak), 0.0)
+    peak = float(numbers(where(train, segment="trunk"), "lr").max())
+    aligned = [not name.startswith(("trunk", "decay-")) for name in words(own, "segment")]
+    before = numbers(rows(own, np.array(aligned)), "tokens")  # of stages with rates of their own
+    begin = float(before.max()) if len(before) else 0.0
+    whole = Rates(np.append(begin, tokens), np.append(0.0, lr / peak), 0.0)
     late = tokens > SETTLED * float(numbers(own, "tokens").max())
     points = _with_validation(
         _windows(tokens[late], loss[late], WINDOW), where(own, split="validation", segment="trunk")

@@ -61,6 +61,10 @@ def at(text: str) -> Target:
     )  # fmt: skip
 
 
+PARAMETERS = {"non_embedding": "params_exact", "paper": "params", "total": "params_total"}
+"""Convention of N -> the field of a plan that holds it."""
+
+
 def rungs_as_targets(
     rungs: Sequence[Mapping[str, Any]], only: str | None, parameters: str = "non_embedding"
 ) -> tuple[list[Target], list[str]]:
@@ -77,11 +81,10 @@ def rungs_as_targets(
     """
     left = chosen(rungs, only, dict)
     done = [str(r["run_id"]) for r in left if r["state"] == "done"]
-    field = {"non_embedding": "params_exact", "paper": "params", "total": "params_total"}
     targets = [
         Target(
             name=f"{str(r['run_id']).rpartition('-')[0]} at {tokens:.2e} tokens",
-            n=float(r[field[parameters]]), d=float(tokens),
+            n=float(r[PARAMETERS[parameters]]), d=float(tokens),
             c=float(tokens) * float(r["flops_per_token"]), group=str(r["arch"]),
             run_id=str(r["run_id"]), state=str(r["state"]),
         )

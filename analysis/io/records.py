@@ -105,8 +105,10 @@ def load_sweep(
     for run_id in listed if only is None else chosen(listed, only, partial(selectable, root)):
         reader.read(run_id)
     reader.metrics.save()
-    sweep = count_once(reader.sweep(name), root)
-    return sweep if other_data else without_other_data(sweep, root)
+    sweep = reader.sweep(name)
+    if not other_data:
+        sweep = without_other_data(sweep, root)
+    return count_once(sweep, root)  # of the runs that are left
 
 
 def _instead(root: Place) -> str:

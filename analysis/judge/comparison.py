@@ -20,7 +20,7 @@ from scipy import stats
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import numbers, plain, where
-from analysis.judge.recovery import ALIKE, LINEARIZED, WINDOW, Recovery
+from analysis.judge.recovery import ALIKE, CONTINUED, LINEARIZED, WINDOW, Recovery
 from analysis.units import LEVEL
 from linscale.recovery import recovered
 
@@ -64,7 +64,7 @@ def compare(recovery: Recovery, group: str, size: str) -> pd.DataFrame:
         if found:
             add(what, found, None)
     rest = {(s["seed"], s["tokens"] - s["transfer_tokens"]) for s in students}
-    for control, points in _controls(recovery, size).items():
+    for control, points in _controls(recovery, size, str(first["base"])).items():
         same = [p["loss"] for p in points if (p["seed"], p["tokens"]) in rest]
         if same:
             add(control, same, None)
@@ -107,14 +107,16 @@ def _parts(recovery: Recovery, student: dict[str, Any]) -> dict[str, Any]:
     return parts.get(str(int(student["tokens"])), {})
 
 
-def _controls(recovery: Recovery, size: str) -> dict[str, list[dict[str, Any]]]:
-    """Milestones of teacher and windows that were trained as a student is, by what they are."""
+def _controls(recovery: Recovery, size: str, base: str) -> dict[str, list[dict[str, Any]]]:
+    """Milestones of teacher and windows that were trained as a student of this method is, by what
+    they are: with LoRA as LoLCATs' students, or whole as SUPRA's."""
+    alike = ALIKE if base == "lolcats" else CONTINUED
     found: dict[str, list[dict[str, Any]]] = {}
     for point in plain(where(recovery.points, size=size)):
         kind = str(point["kind"])
-        if kind == ALIKE:
+        if kind == alike:
             found.setdefault("teacher, trained alike", []).append(point)
-        elif kind.startswith(WINDOW):
+        elif base == "lolcats" and kind.startswith(WINDOW):
             found.setdefault(f"{kind} alone, trained alike", []).append(point)
     return found
 

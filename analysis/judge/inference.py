@@ -19,7 +19,6 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
-from analysis.fit.uncertainty import quantiles
 from analysis.laws.compute_model import ComputeModel, fit_compute_model
 from analysis.units import LEVEL, Array
 
@@ -67,8 +66,13 @@ class Deployment:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Of the total."""
-        low, high = quantiles(self.total_draws, level)
-        return float(low), float(high)
+        return _interval(self.total_draws, level)
+
+
+def _interval(draws: Array, level: float) -> tuple[float, float]:
+    """Central interval of draws that may be infinite: of draws themselves, not between them."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return float(low), float(high)
 
 
 def cheapest(law: LawFit, loss: float, demand: float, at: Serving) -> Deployment:
@@ -177,8 +181,9 @@ def deployments(
             if len(each.total_draws) == len(base.total_draws) > 0:
                 with np.errstate(invalid="ignore"):
                     ratios = each.total_draws / base.total_draws
-                row["ratio_lo"], row["ratio_hi"] = (
-                    float(v) for v in quantiles(np.nan_to_num(ratios, nan=1.0), LEVEL)
+                # Two endless costs, as of a loss that neither reaches, are alike.
+                row["ratio_lo"], row["ratio_hi"] = _interval(
+                    np.where(np.isnan(ratios), 1.0, ratios), LEVEL
                 )
         table.append(row)
     table.extend({"arch": name, "note": why} for name, why in failures.items())

@@ -63,6 +63,8 @@ def sensitivity(
     if reference is None:
         reference = fit_law(form, data, **options)
     draws = reference
+    # Rows that were left out, such as those that diverged: every choice is made on the same ones.
+    data = data.loc[reference.observations.rows]
     if len(reference.observations.loss) > MOST:
         data = data.loc[reference.problem.thinned(MOST).observations.rows]
         reference = fit_law(form, data, **options)
@@ -77,7 +79,6 @@ def sensitivity(
     for choice, setting, change in _alternatives(form, data, options, n_columns, c_columns,
                                                  reference):  # fmt: skip
         try:
-            # Rows that diverged are gone already: every choice is made on the same ones.
             arguments = {
                 **options,
                 "keep_diverged": True,

@@ -97,6 +97,12 @@ def shares_of(points: pd.DataFrame, *, bootstrap: int, seed: int = 0) -> Shares:
     laws: dict[str, RatioLaw] = {}
     failures: dict[str, str] = {}
     for family in families:
+        own = where(table, family=family)
+        named = set(zip(numbers(own, "ratio"), words(own, "arch"), strict=True))
+        if len(named) > len({ratio for ratio, _ in named}):
+            failures[family] = "several patterns have the same share: fit them apart"
+            table = rows(table, words(table, "family") != family)
+            continue
         try:
             laws[family] = fit_ratio_law(
                 where(table, family=family), bootstrap=bootstrap, seed=seed

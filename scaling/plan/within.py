@@ -41,8 +41,11 @@ def within(experiment: Experiment, minutes: float, machine: Device) -> tuple[Exp
         raise ConfigError(f"--minutes {minutes:g}: must be more than 0.")
     hours = {run.run_id: rung(run, machine).device_hours for run in experiment.runs}
     whole = 60 * sum(hours.values())
+    name = f"{experiment.name}-{minutes:g}min"
     if whole <= minutes:
-        return experiment, f"all of it fits: about {whole:.0f} minutes on {machine.name}"
+        return replace(experiment, name=name), (
+            f"all of it fits: about {whole:.0f} minutes on {machine.name}; sweep {name}"
+        )
     of_size = {run.run_id: non_embedding_parameters(run.model) for run in experiment.runs}
     sizes = list(dict.fromkeys(run.size for run in sorted(experiment.runs, key=lambda r:
                                                           of_size[r.run_id])))  # fmt: skip
@@ -61,7 +64,6 @@ def within(experiment: Experiment, minutes: float, machine: Device) -> tuple[Exp
             "a smaller experiment."
         )
     ids = len(dict.fromkeys(run.size for run in kept))
-    name = f"{experiment.name}-{minutes:g}min"
     return replace(experiment, name=name, runs=[_shorter(run, share) for run in kept]), (
         f"{len(kept)} of {len(experiment.runs)} runs ({ids} of {len(sizes)} sizes) at {share:.0%} "
         f"of their tokens: about {minutes:g} of {whole:.0f} minutes on {machine.name}; sweep {name}"
@@ -90,7 +92,7 @@ def within_this_machine(
     known = read_json(kept)
     machine = Device(**known) if known else device_for(experiment.runs)
     shorter, what = within(experiment, minutes, machine)
-    if not known and shorter is not experiment:
+    if not known:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, asdict(machine))
     return shorter, what

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import accounting, cosformer2, delta_mixer, gla, hgrn2, layers, mamba2, tnl
+from models import accounting, cosformer2, delta_mixer, gla, hgrn2, mamba2, position_layers, tnl
 from models.architectures.lolcats import LoLCATs
 from models.architectures.supra import Supra
 from models.config import ARCHS, ASPECT_SHAPES, PAPER_SIZES, Arch, paper_config, toy_config
@@ -169,7 +169,7 @@ def token_by_token(
 @pytest.fixture
 def reference_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the definitions in the place of the kernels."""
-    monkeypatch.setattr(layers, "linear_attention", one_pole_filter)
+    monkeypatch.setattr(position_layers, "linear_attention", one_pole_filter)
     monkeypatch.setattr(lolcats.HybridAttention, "attend", token_by_token)
     for module in (tnl, supra, gla, mamba2):
         monkeypatch.setattr(module, "linear_attention", recurrent_reference)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from analysis.cli.commands import app
 from analysis.fit.law_fit import LawFit
+from analysis.io.sweep import Conventions
 from analysis.laws.registry import FORMS
 from tests.support.make_runs import LAWS, Problem, write_sweep
 from tests.support.worlds import suite
@@ -276,14 +277,15 @@ def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("analysis.report.report.write_report", write)
     options = ("-o", tmp_path / "r", "--bootstrap", "150", "--seed", "3", "--baseline", "tnl",
-               "--other-data")  # fmt: skip
+               "--other-data", "--params", "total", "--loss", "train")  # fmt: skip
     code, _, err = call("report", sweep_dir, *options)
     assert code == 0
     assert str(tmp_path / "r" / "index.html") in err
     assert callable(seen.pop("progress"))
     assert seen == {"directory": sweep_dir, "out": tmp_path / "r", "baseline": "tnl",
                     "bootstrap": 150, "seed": 3, "given": None, "only": None, "seals": (),
-                    "other_data": True}  # fmt: skip
+                    "other_data": True,
+                    "conventions": Conventions(parameters="total", loss="train")}  # fmt: skip
     call("report", sweep_dir)
     assert seen["other_data"] is False
     assert seen["out"] == sweep_dir / "report"

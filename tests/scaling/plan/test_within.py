@@ -11,7 +11,7 @@ from models.config import ConfigError
 from scaling.config.experiment import Experiment, load_experiment
 from scaling.config.run import RunConfig
 from scaling.plan.plan import disk_bytes, rung
-from scaling.plan.within import within
+from scaling.plan.within import within, within_this_machine
 from scaling.system.devices import GIB, Device
 from scaling.training.train import train
 from tests.scaling.conftest import MakeRun
@@ -32,7 +32,8 @@ def minutes_of(runs: list[RunConfig]) -> float:
 
 def test_what_fits_is_left_alone(quickstart: Experiment) -> None:
     whole, said = within(quickstart, 60, MACHINE)
-    assert whole == quickstart
+    assert whole.runs == quickstart.runs
+    assert whole.name == "quickstart-60min"
     assert "all of it fits: about 6 minutes" in said
 
 
@@ -52,6 +53,20 @@ def test_as_many_sizes_as_see_a_quarter_of_their_tokens(
         assert last == pytest.approx(2 * second, rel=0.05)
         assert second == pytest.approx(2 * first, rel=0.05)
         assert run.steps == last
+
+
+def test_the_same_command_goes_on_with_the_same_runs(
+    quickstart: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The speed is measured once: a slower measurement later changes nothing."""
+    monkeypatch.setattr("scaling.plan.within.device_for", lambda runs: MACHINE)
+    first, _ = within_this_machine(quickstart, 3, tmp_path / "sweep")
+    slower = replace(MACHINE, peak_flops=MACHINE.peak_flops / 2)
+    monkeypatch.setattr("scaling.plan.within.device_for", lambda runs: slower)
+    again, _ = within_this_machine(quickstart, 3, tmp_path / "sweep")
+    assert [run.run_id for run in again.runs] == [run.run_id for run in first.runs]
+    fresh, _ = within_this_machine(quickstart, 3, tmp_path / "other")
+    assert [run.run_id for run in fresh.runs] != [run.run_id for run in first.runs]
 
 
 def test_too_short_is_refused(quickstart: Experiment) -> None:

@@ -117,7 +117,7 @@ def test_what_changes_after_the_call_is_not_in_the_file(make_run: Any, tmp_path:
     weight = torch.zeros(1000, 1000)
     for step in (1, 2, 3):
         weight += 1
-        folder.save_resume(0, step, 0.0, {"model": {"weight": weight}})
+        folder.save_resume(0, step, 0.0, {"model": {"weight": weight}, "step": step})
         weight += 0.5
     point, content = folder.newest(pytest.fail)
     assert point is not None

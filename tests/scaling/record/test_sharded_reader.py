@@ -125,7 +125,9 @@ def test_damaged_descriptions_are_told_in_one_sentence(folder: Path) -> None:
 def run_folder(folder: Path, make_run: Any) -> tuple[Path, Any]:
     """The checkpoints of a run, whose resume point is the sharded one."""
     run = make_run()
-    common = write_checkpoint(folder / "common.pt", {"config": {}, "losses": torch.zeros(0)})
+    common = write_checkpoint(
+        folder / "common.pt", {"config": {}, "losses": torch.zeros(0), "step": 5}
+    )
     files = {f"{folder.name}/{p.name}": flush(p) for p in folder.iterdir() if p.suffix != ".pt"}
     point = {"segment": 0, "step": 5, "file": folder.name, "wall": 0.0, "trunk_file": folder.name}
     manifest = {
