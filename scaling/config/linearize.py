@@ -129,8 +129,6 @@ class LinearizeConfig(Part):
             for name in (*given, "far_error", "window_dropout"):
                 self._require(name, not getattr(self, name), "0 without a teacher")
             return
-        wanted = self.far_error and not self.transfer_tokens
-        self._require("far_error", not wanted, "0 without linearize.transfer_tokens")
         start = model.architecture.starts_from
         if start == "nothing":
             raise ConfigError(
@@ -149,6 +147,8 @@ class LinearizeConfig(Part):
                     f"linearize.{name}={getattr(self, name)} with model.arch={model.arch!r}: it "
                     f"has no window; set linearize.{name}=0, or linearize with lolcats."
                 )
+        wanted = self.far_error and not self.transfer_tokens
+        self._require("far_error", not wanted, "0 without linearize.transfer_tokens")
         wrong = {
             "lora_rank": start == "attention",  # has other projections
             "matrix_tokens": start == "itself",  # has nothing to align
