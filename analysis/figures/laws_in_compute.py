@@ -87,7 +87,12 @@ def loss_compute(
         style.log_axis(axes, "x", si=axis != "flops")
         style.log_axis(axes, "y")
         if "inside" in laws and not np.asarray(laws["inside"], dtype=bool).all():
-            note(axes, "dashed: beyond the data")
+            note(
+                axes,
+                "dashed: optimal N, D or C beyond the data"
+                if axis == "flops"
+                else "dashed: beyond the data",
+            )
         style.lay_out(figure)
         style.label_ends(axes, ends, at=1.02)
         return style.finish(figure)

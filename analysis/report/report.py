@@ -273,7 +273,7 @@ def _compose(
         page.table(
             tables["multiplier_choices"],
             caption=f"Compute multipliers over {look(result.baseline).label} at the lowest loss "
-            "that both have reached, from the same checkpoints under other choices; point "
+            "within the data of both, from the same checkpoints under other choices; point "
             "estimates. Where a row leaves the interval above, the choice matters more than noise.",
         )
     for group in result.groups:
