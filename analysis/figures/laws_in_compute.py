@@ -167,7 +167,7 @@ def optimum(
                     axes.annotate(
                         name, (leaves, edge), (-4 if late else 4, -8 if edge == ceiling else 3),
                         ha="right" if late else "left",
-                        textcoords="offset points", fontsize=7.5, color="#6b6b6b",
+                        textcoords="offset points", fontsize=style.pt(7.5), color="#6b6b6b",
                     )  # fmt: skip
             axes.set_xlim(x[0], x[1])
             axes.set_ylim(floor, ceiling)

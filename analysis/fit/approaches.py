@@ -79,9 +79,9 @@ class Approaches:
         best = _optimum(fit, compute, LEVEL)
         return within(data, n=numbers(best, "n"), d=numbers(best, "d"), c=np.atleast_1d(compute))
 
-    def plot(self, *, level: float = 0.9) -> Figure:
+    def plot(self, *, level: float = 0.9, style: str = "house") -> Figure:
         """N*(C) and D*(C) of every approach that could be applied."""
-        return figure_of(self, level=level)
+        return figure_of(self, level=level, style=style)
 
     def as_dict(self) -> dict[str, Any]:
         """The frame, the reference budget and the warnings as JSON types."""

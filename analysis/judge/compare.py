@@ -91,9 +91,9 @@ class CompareResult:
                 [FitWarning.from_dict(w) for w in r["warnings"]], tuple(r.get("compute", ("", ""))),
             )  # fmt: skip
 
-    def plot(self) -> Figure:
+    def plot(self, *, style: str = "house") -> Figure:
         """The multiplier against the compute of y."""
-        return figure_of(self)
+        return figure_of(self, style=style)
 
     def _repr_html_(self) -> str:
         return f"<p>{self.verdict}</p>{self.frame.to_html(index=False)}"

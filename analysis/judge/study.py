@@ -28,7 +28,7 @@ from analysis.fit.envelope import EnvelopeFit, EnvelopeOptions, envelope
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import FEWEST_CLUSTERS
-from analysis.fit.within import frontier_within, measured, within
+from analysis.fit.within import frontier_within
 from analysis.io.frames import groups, numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.io.sweep import Sweep
@@ -111,18 +111,6 @@ class Study:
             )  # fmt: skip
             parts.append(band)
         return pd.concat(parts, ignore_index=True)
-
-    def envelope_bands(self) -> pd.DataFrame:
-        """The envelope's power law within the compute of the data: group, x, y, lo, hi."""
-        parts: list[pd.DataFrame] = []
-        for group, fit in self.envelopes.items():
-            x = self.compute[within(measured(self.laws[group]), c=self.compute)]
-            draws = fit.draws["A"][:, None] * x ** -fit.draws["alpha"][:, None]
-            low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-            parts.append(
-                pd.DataFrame({"group": group, "x": x, "y": fit.predict(x), "lo": low, "hi": high})
-            )
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
 
     def optimum_bands(self) -> pd.DataFrame:
         """N*(C) and D*(C): group, quantity, x, y, lo, hi, inside."""

@@ -61,9 +61,10 @@ def draw(result: Study) -> list[Drawn]:
         ),
         *([Drawn(
             "learning_curves",
-            figures.learning_curves(sweep.curves, points, result.envelope_bands()),
-            "Training loss of every run, and validation loss at the end of each decay. Black: "
-            "power law through the envelope of the decayed checkpoints, with its interval.",
+            figures.learning_curves(sweep.curves, points),
+            "Training loss of every run: medians over a twentieth of a decade. Thin: decays, from "
+            "the trunk that they leave; markers: training loss at their ends. Laws are of the "
+            "validation loss, which is not drawn here.",
             wide=True,
         )] if sweep.recorded else []),
         Drawn(
