@@ -36,7 +36,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid var(--line);
          font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:nth-child(-n+2), td:nth-child(-n+2), th:last-child, td:last-child { text-align: left; }
-td:last-child { white-space: normal; }
+td:last-child { white-space: normal; min-width: 14em; }
 progress { width: 8em; }
 @media (max-width: 60em) {
   body { font-size: 15px; margin: 1em auto; }
@@ -46,6 +46,7 @@ progress { width: 8em; }
   tbody th, tbody td { display: flex; justify-content: space-between; gap: 1em; border: 0;
                        padding: .1em 0; white-space: normal; overflow-wrap: anywhere; }
   td::before { content: attr(data-of); color: var(--soft); flex: 0 0 auto; }
+  td:last-child { min-width: 0; }
   td:empty { display: none; }
   progress { width: 6em; }
 }

@@ -10,6 +10,7 @@ import pytest
 
 from analysis.fit.fitting import fit_law
 from analysis.fit.within import frontier_within
+from analysis.io.frames import numbers, rows, where, words
 from analysis.io.records import load_sweep
 from analysis.judge.study import Study, study
 from analysis.judge.what_if import C_COUNTED, E_HELD, N_COUNTED, REPORTED, RUN_OUT, what_ifs
@@ -30,8 +31,7 @@ def table(result: Study) -> pd.DataFrame:
 
 
 def rows_of(table: pd.DataFrame, arch: str, choice: str, setting: str) -> pd.DataFrame:
-    chosen = (table["arch"] == arch) & (table["choice"] == choice) & (table["setting"] == setting)
-    return table[chosen]
+    return where(table, arch=arch, choice=choice, setting=setting)
 
 
 def test_as_reported_is_the_report(result: Study, table: pd.DataFrame) -> None:
@@ -45,23 +45,24 @@ def test_as_reported_is_the_report(result: Study, table: pd.DataFrame) -> None:
 
 
 def test_each_choice_is_a_fit_with_that_choice(result: Study, table: pd.DataFrame) -> None:
-    own = result.points[result.points["arch"] == "hgrn2"]
+    own = where(result.points, arch="hgrn2")
     usual: dict[str, Any] = {"clusters": result.sweep.unit, "accounting": True, "c": "flops"}
-    held = table.loc[table["choice"] == E_HELD, "setting"].unique()
+    held = list(dict.fromkeys(words(where(table, choice=E_HELD), "setting")))
     assert len(held) >= 5
-    run = table.loc[(table["choice"] == RUN_OUT) & (table["arch"] == "hgrn2"), "setting"].iloc[0]
+    run = words(where(table, choice=RUN_OUT, arch="hgrn2"), "setting")[0]
+    others = rows(own, np.asarray(words(own, result.sweep.unit)) != run)
     cases = {
         (E_HELD, held[1]): fit_law("chinchilla", own, fix={"E": float(held[1])}, **usual),
         (N_COUNTED, "all"): fit_law("chinchilla", own, n="n_total", **usual),
         (C_COUNTED, "6ND"): fit_law("chinchilla", own, **{**usual, "c": "flops_6nd"}),
-        (RUN_OUT, run): fit_law("chinchilla", own[own[result.sweep.unit] != run], **usual),
+        (RUN_OUT, run): fit_law("chinchilla", others, **usual),
     }
     for (choice, setting), law in cases.items():
         found = rows_of(table, "hgrn2", choice, setting)
         best = law.optimal(result.compute, extrapolate=True)
         for name in ("n", "d", "loss"):
             np.testing.assert_allclose(found[name], best[name], rtol=2e-3, err_msg=choice)
-        assert found["lo"].isna().all()
+        assert np.isnan(numbers(found, "lo")).all()
 
 
 def test_the_page_interpolates_to_the_law(result: Study, table: pd.DataFrame) -> None:

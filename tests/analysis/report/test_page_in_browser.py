@@ -14,9 +14,11 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.fit.fitting import fit_law
+from analysis.io.frames import rows, where, words
 from analysis.io.records import load_sweep
 from analysis.report.report import write_report
 
@@ -145,9 +147,9 @@ def test_what_ifs_say_what_the_command_line_says(report: Path, tmp_path: Path) -
     seen, console = look(page, tmp_path / "profile")
     assert console == []
     points = load_sweep(RECORDS).points
-    own = points[points["arch"] == "hgrn2"]
-    usual = {"clusters": "size_seed", "accounting": True}
-    others = own[own["size_seed"] != seen["run"]["setting"]]
+    own = where(points, arch="hgrn2")
+    usual: dict[str, Any] = {"clusters": "size_seed", "accounting": True}
+    others = rows(own, np.asarray(words(own, "size_seed")) != seen["run"]["setting"])
     assert len(others) < len(own)
     laws = {
         "reported": fit_law("chinchilla", own, **usual),
