@@ -19,16 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from linscale.errors import LinscaleError
 from models.architectures.llama import LlamaOptions
 from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, ModelConfig
-from models.language_model import LanguageModel
 from models.linearize.initialise import keep_attention
 from models.linearize.layer_costs import (
-    divergence,
     keep_costliest,
     keep_spread,
     layer_costs,
@@ -41,12 +37,10 @@ from scaling.config.run import BudgetConfig, RunConfig
 from scaling.data.loader import validation_batches
 from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as record
-from scaling.linearization.objectives import inputs
-from scaling.linearization.swap_costs import swap_costs
+from scaling.linearization.swap_costs import judge, swap_costs
 from scaling.linearization.teacher import teacher_config
 from scaling.record.pretrained import load_pretrained
 from scaling.sweep.launch import launch
-from scaling.training.loss import block_means
 
 BY = {"cost": "costs", "position": "", "kl": "divergences"}
 """How layers are chosen -> the part of linearization.json with what was measured."""
@@ -137,14 +131,7 @@ def measure(run_dir: Path, by: str) -> dict[int, float]:
         batches = list(validation_batches(prepare(run.data), run.data.batch_sequences))
         teacher = with_softmax_layers(student, tuple(range(student.config.layers)))
 
-        def loss(model: LanguageModel) -> float:
-            if by == "kl":
-                pairs = [inputs(batch) for batch in batches]
-                found = [divergence(model, teacher, tokens, *more) for tokens, more in pairs]
-            else:
-                found = [block_means(model, batch) for batch in batches]
-            return torch.cat(found).mean().item()
-
+        loss = judge(by, teacher, batches)
         stored = {str(layer): cost for layer, cost in layer_costs(student, loss).items()}
         record.put(run_dir, part, stored)  # all at once: some of them would look like all
     return {int(layer): cost for layer, cost in stored.items()}

@@ -23,7 +23,7 @@ from models.language_model import LanguageModel, build
 from models.linearize.initialise import fit_outputs
 from models.linearize.layer_costs import divergence
 from scaling.config.run import RunConfig
-from scaling.data.loader import to_batch, validation_batches
+from scaling.data.loader import Batch, to_batch, validation_batches
 from scaling.data.prepare import prepare
 from scaling.linearization.objectives import inputs
 from scaling.linearization.teacher import adopt, load_teacher
@@ -64,6 +64,22 @@ def swap_costs(
     return {int(layer): cost for layer, cost in known[key].items()}
 
 
+def judge(
+    by: str, teacher: LanguageModel, batches: list[Batch]
+) -> Callable[[LanguageModel], float]:
+    """Model -> nats a token: its loss on the text, or for `kl` its divergence from the teacher."""
+
+    def loss(model: LanguageModel) -> float:
+        if by == "kl":
+            pairs = [inputs(batch) for batch in batches]
+            found = [divergence(model, teacher, tokens, *more) for tokens, more in pairs]
+        else:
+            found = [block_means(model, batch) for batch in batches]
+        return torch.cat(found).mean().item()
+
+    return loss
+
+
 @torch.no_grad()
 def _measure(
     config: RunConfig,
@@ -91,14 +107,7 @@ def _measure(
             fit_outputs(made, teacher, text)
         return made
 
-    def loss(made: LanguageModel) -> float:
-        if by == "kl":
-            pairs = [inputs(batch) for batch in batches]
-            found = [divergence(made, teacher, tokens, *more) for tokens, more in pairs]
-        else:
-            found = [block_means(made, batch) for batch in batches]
-        return torch.cat(found).mean().item()
-
+    loss = judge(by, teacher, batches)
     base, costs = loss(student(())), {}
     for layer in range(model.layers):
         costs[layer] = loss(student((layer,))) - base
