@@ -8,8 +8,9 @@ gradient after a tile, U its writes, D = dO U^T and G = dV U^T, masked to s <= t
     dlog f_t = all that crosses t: pairs s < t <= r, S to r >= t, s < t to dS, S to dS
 
 for W of one decay a head. For one a channel the pairs are visited level by level, as in
-`vector_gradients`, once with D for queries and once with -G for keys as queries. A token's pair with
-itself, which no decay touches, is left out of dlog f, so that what must cancel does so in float32.
+`vector_gradients`, once with D for queries and once with -G for keys as queries. A token's pair
+with itself, which no decay touches, is left out of dlog f, so that what must cancel does so in
+float32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import triton
 import triton.language as tl
 
 from models.kernels.triton.common import FLOOR, LOG2E, locate
-from models.kernels.triton.delta_tiles import factors, head_weights
+from models.kernels.triton.delta_tiles import factors_before, factors_behind, head_weights
 from models.kernels.triton.vector_tiles import double, load_tile, running_sum, store_tile
 
 
@@ -132,9 +133,8 @@ def delta_gradients(
             weights = head_weights(decay, row, decay_t, length, BT, True)
             d_mirrored *= weights
             g_mirrored *= weights
-        prefix, suffix, total = factors(
-            decay, row, ck, decay_t, decay_c, length, K, BT, BK, MODE
-        )
+        prefix = factors_before(decay, row, ck, decay_t, decay_c, length, K, MODE)
+        suffix, total = factors_behind(decay, row, ck, decay_t, decay_c, length, K, MODE)
         below = t[:, None] > t[None, :]
         above = t[:, None] < t[None, :]
         if MODE == 1:

@@ -27,20 +27,21 @@ from models.kernels.triton.common import (
     strides,
     tuned,
 )
+from models.kernels.triton.delta_decode import MODES
 from models.kernels.triton.delta_gradients import delta_gradients
 from models.kernels.triton.delta_pairs import delta_pairs
 from models.kernels.triton.delta_scan import delta_errors, delta_reverse, delta_scan
 
 CHUNK = STATE_INTERVAL["cuda"]
 """Tokens between kept states."""
-MODES = {"delta": 0, "delta_head": 1, "delta_channel": 2}
-"""What the kernels call a `DeltaCall.mode`."""
 
 
-def tile(call: DeltaCall) -> int:
-    """Tokens in a tile: 64, and fewer where a tile of all key channels would not fit registers."""
+def tile(call: DeltaCall, arch: str) -> int:
+    """Tokens in a tile: 64 where matrix instructions read shared memory (sm_90, sm_100), else 32,
+    and fewer where a tile of all key channels would not fit registers."""
+    most = 64 if arch in ("sm_90", "sm_100") else 32
     row = block(max(call.q.shape[3], call.v.shape[3])) * call.q.dtype.itemsize
-    return max(16, min(64, 64 * 256 // row))
+    return max(16, min(most, most * 256 // row))
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -67,7 +68,7 @@ class _Launches:
         self.arch = architecture(self.q.device)
         self.entries = segment_entries(self.tokens, self.sequences, CHUNK, call.packed)
         self.empty = self.sequences == 0 or self.heads == 0
-        self.bt = tile(call)
+        self.bt = tile(call, self.arch)
         self.tiles = self.entries * (CHUNK // self.bt)
         self.decay = self.q if decay is None else decay  # stands for an absent pointer
         stride = (0, 0, 0, 0) if decay is None else decay.stride()

@@ -1,8 +1,8 @@
 """The delta rule, first pass: products of all pairs of a tile's tokens, and their resolvent.
 
-All that later passes need of pairs, for every decay (`delta_tiles`): scores and Q, each (tile, tile)
-in the dtype of products. Bytes moved a token and head with bfloat16, K = 128, tiles of 64: 512 read,
-256 written.
+All that later passes need of pairs, for every decay (`delta_tiles`): scores and Q, each (tile,
+tile) in the dtype of products. Bytes moved a token and head with bfloat16, K = 128, tiles of 64:
+512 read, 256 written.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def delta_pairs(
     if MODE == 2:
         read = tl.where(t[:, None] == t[None, :], own[:, None], read)
     read = tl.where(t[:, None] >= t[None, :], read, 0.0)
+    at = (tile.to(tl.int64) * heads + h) * (BT * BT) + t[:, None] * BT + t[None, :]
+    tl.store(scores + at, read.to(scores.dtype.element_ty))
     overlap = tl.where(t[:, None] > t[None, :], overlap, 0.0)
     share = tl.load(beta + row.to(tl.int64) * beta_t, mask=row < length, other=0.0).to(tl.float32)
     found = resolvent(overlap, share, BT, LEVELS, SOLVE)
-    at = (tile.to(tl.int64) * heads + h) * (BT * BT) + t[:, None] * BT + t[None, :]
-    tl.store(scores + at, read.to(scores.dtype.element_ty))
     tl.store(solved + at, found.to(solved.dtype.element_ty))

@@ -18,30 +18,37 @@ import triton
 import triton.language as tl
 
 from models.kernels.triton.common import first_entry, locate
-from models.kernels.triton.delta_tiles import factors
+from models.kernels.triton.delta_tiles import factors_before, factors_behind
 from models.kernels.triton.vector_tiles import load_tile, store_tile
 
 
 @triton.jit
 def _missing(
-    k, v, beta, decay, solved, state, row, ck, cv, k_t, k_c, v_t, v_c, beta_t, decay_t, decay_c,
-    length, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    MODE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    k, v, beta, solved, state, prefix, row, ck, cv, k_t, k_c, v_t, v_c, beta_t, length,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """E (BT, BV) of a tile behind `state`, its writes U, P, R * k, and the product of its decays.
-
-    `solved` points at the tile's resolvent.
-    """
+    """E (BT, BV) of a tile behind `state`, and its writes U; `solved` is the tile's resolvent."""
     t = tl.arange(0, BT)
-    key = load_tile(k, row, ck, k_t, k_c, length, K).to(tl.float32)
-    prefix, suffix, total = factors(decay, row, ck, decay_t, decay_c, length, K, BT, BK, MODE)
-    share = tl.load(beta + row.to(tl.int64) * beta_t, mask=row < length, other=0.0).to(tl.float32)
-    found = tl.dot((key * prefix).to(DOT), state.to(DOT), input_precision=PRECISION)
+    key = load_tile(k, row, ck, k_t, k_c, length, K).to(tl.float32) * prefix
+    found = tl.dot(key.to(DOT), state.to(DOT), input_precision=PRECISION)
     missing = load_tile(v, row, cv, v_t, v_c, length, V).to(tl.float32) - found
+    share = tl.load(beta + row.to(tl.int64) * beta_t, mask=row < length, other=0.0).to(tl.float32)
     between = tl.load(solved + t[:, None] * BT + t[None, :])
     written = (share[:, None] * missing).to(DOT)
     error = missing - tl.dot(between, written, input_precision=PRECISION)
-    return error, (share[:, None] * error).to(DOT), prefix, (key * suffix).to(DOT), total
+    return error, (share[:, None] * error).to(DOT)
+
+
+@triton.jit
+def _onward(
+    k, decay, state, written, row, ck, k_t, k_c, decay_t, decay_c, length,
+    K: tl.constexpr, MODE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The state behind a tile."""
+    suffix, total = factors_behind(decay, row, ck, decay_t, decay_c, length, K, MODE)
+    key = load_tile(k, row, ck, k_t, k_c, length, K).to(tl.float32) * suffix
+    return tl.dot(tl.trans(key.to(DOT)), written, state * total[:, None], input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "heads"])
@@ -100,17 +107,19 @@ def delta_scan(
         if i % TILES == 0:
             tl.store(states + block, state.to(states.dtype.element_ty), mask=inside)
             states += heads * (K * V)
-        _, written, prefix, onward, total = _missing(
-            k, v, beta, decay, solved, state, row, ck, cv, k_t, k_c, v_t, v_c, beta_t,
-            decay_t, decay_c, length, K, V, BT, BK, MODE, DOT, PRECISION,
+        prefix = factors_before(decay, row, ck, decay_t, decay_c, length, K, MODE)
+        _, written = _missing(
+            k, v, beta, solved, state, prefix, row, ck, cv, k_t, k_c, v_t, v_c, beta_t, length,
+            K, V, BT, DOT, PRECISION,
         )  # fmt: skip
         query = load_tile(q, row, ck, q_t, q_c, length, K).to(tl.float32) * prefix
         read = tl.dot(query.to(DOT), state.to(DOT), input_precision=PRECISION)
         read = tl.dot(tl.load(scores + pair), written, read, input_precision=PRECISION)
         store_tile(out, read, row, cv, heads * V, length, V)
-        state = tl.dot(
-            tl.trans(onward), written, state * total[:, None], input_precision=PRECISION
-        )
+        state = _onward(
+            k, decay, state, written, row, ck, k_t, k_c, decay_t, decay_c, length,
+            K, MODE, DOT, PRECISION,
+        )  # fmt: skip
         scores += heads * (BT * BT)
         solved += heads * (BT * BT)
     end_state += (n.to(tl.int64) * heads + h) * (K * V)
@@ -161,14 +170,16 @@ def delta_errors(
     for i in tl.range(0, last, disable_licm=True):
         row = index * C + i * BT + t
         tl.store(tile_states + block, state.to(tile_states.dtype.element_ty), mask=inside)
-        error, written, _, onward, total = _missing(
-            k, v, beta, decay, solved, state, row, ck, cv, k_t, k_c, v_t, v_c, beta_t,
-            decay_t, decay_c, length, K, V, BT, BK, MODE, DOT, PRECISION,
+        prefix = factors_before(decay, row, ck, decay_t, decay_c, length, K, MODE)
+        error, written = _missing(
+            k, v, beta, solved, state, prefix, row, ck, cv, k_t, k_c, v_t, v_c, beta_t, length,
+            K, V, BT, DOT, PRECISION,
         )  # fmt: skip
         store_tile(errors, error, row, cv, heads * V, length, V)
-        state = tl.dot(
-            tl.trans(onward), written, state * total[:, None], input_precision=PRECISION
-        )
+        state = _onward(
+            k, decay, state, written, row, ck, k_t, k_c, decay_t, decay_c, length,
+            K, MODE, DOT, PRECISION,
+        )  # fmt: skip
         tile_states += heads * (K * V)
         solved += heads * (BT * BT)
 
@@ -233,31 +244,27 @@ def delta_reverse(
         after -= heads
         at = after * (K * V)
         tl.store(states + at + block, dstate.to(states.dtype.element_ty), mask=inside)
-        key = load_tile(k, row, ck, k_t, k_c, length, K).to(tl.float32)
-        prefix, suffix, total = factors(decay, row, ck, decay_t, decay_c, length, K, BT, BK, MODE)
         share = tl.load(beta + row.to(tl.int64) * beta_t, mask=row < length, other=0.0)
         share = share.to(tl.float32)[:, None]
         bdo = load_tile(do, row, cv, do_t, do_c, length, V).to(DOT)
         at = after * (BT * BT)
         change = tl.dot(tl.load(scores + at + mirrored), bdo, input_precision=PRECISION)
-        change = tl.dot(
-            (key * suffix).to(DOT), dstate.to(DOT), change, input_precision=PRECISION
-        )
+        suffix, total = factors_behind(decay, row, ck, decay_t, decay_c, length, K, MODE)
+        key = load_tile(k, row, ck, k_t, k_c, length, K).to(tl.float32) * suffix
+        change = tl.dot(key.to(DOT), dstate.to(DOT), change, input_precision=PRECISION)
         between = tl.load(solved + at + mirrored)
         z = change - tl.dot(between, (share * change).to(DOT), input_precision=PRECISION)
         error = load_tile(errors, row, cv, heads * V, 1, length, V).to(tl.float32)
-        tl.store(
-            dbeta + row.to(tl.int64) * heads, tl.sum(error * z, 1), mask=row < length
-        )
+        tl.store(dbeta + row.to(tl.int64) * heads, tl.sum(error * z, 1), mask=row < length)
         z = share * z
         store_tile(dv, z, row, cv, heads * V, length, V)
+        prefix = factors_before(decay, row, ck, decay_t, decay_c, length, K, MODE)
         query = load_tile(q, row, ck, q_t, q_c, length, K).to(tl.float32) * prefix
         dstate = tl.dot(
             tl.trans(query.to(DOT)), bdo, dstate * total[:, None], input_precision=PRECISION
         )
-        dstate = tl.dot(
-            tl.trans((-key * prefix).to(DOT)), z.to(DOT), dstate, input_precision=PRECISION
-        )
+        key = load_tile(k, row, ck, k_t, k_c, length, K).to(tl.float32) * -prefix
+        dstate = tl.dot(tl.trans(key.to(DOT)), z.to(DOT), dstate, input_precision=PRECISION)
     if END:
         end_state += (n.to(tl.int64) * heads + h) * (K * V)
         tl.store(end_state + block, dstate, mask=inside)

@@ -17,8 +17,8 @@ and the gradients Z of what beta E is written with are those of U, dU, in the sa
 So one strictly lower triangular matrix, the resolvent Q, serves both passes: there is no division
 by beta, and the identity is never rounded. (In the WY representation of arXiv 2406.06484, section
 3.2, the inverse itself is formed.) MODE is 0 without decays, 1 for one a head, 2 for one a channel.
-No exponent is positive (`common`, `vector_tiles`). Tiles are (tokens, channels), float32; DOT is the
-operand type of products, SOLVE their precision where Q is formed, in float32.
+No exponent is positive (`common`, `vector_tiles`). Tiles are (tokens, channels), float32; DOT is
+the operand type of products, SOLVE their precision where Q is formed, in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from models.kernels.triton.common import LOG2E, log2_decay
-from models.kernels.triton.vector_tiles import double, load_tile, running_sum
+from models.kernels.triton.vector_tiles import double, load_tile
 
 
 @triton.jit
@@ -38,23 +38,42 @@ def head_sums(decay, row, decay_t, length):
 
 
 @triton.jit
-def factors(
-    decay, row, column, decay_t, decay_c, length,
-    K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, MODE: tl.constexpr,
+def factors_before(
+    decay, row, column, decay_t, decay_c, length, K: tl.constexpr, MODE: tl.constexpr
 ):  # fmt: skip
-    """P and R, (BT, BK) or (BT, 1), and the product over the tile, (BK,)."""
+    """P: (BT, BK) of a channel's decays, otherwise (BT, 1)."""
     if MODE == 2:
-        x = load_tile(decay, row, column, decay_t, decay_c, length, K).to(tl.float32) * LOG2E
-        behind, _ = running_sum(x, True)
-        return tl.exp2(tl.cumsum(x, 0)), tl.exp2(behind), tl.exp2(tl.sum(x, 0))
+        x = load_tile(decay, row, column, decay_t, decay_c, length, K).to(tl.float32)
+        return tl.exp2(tl.cumsum(x * LOG2E, 0))
+    elif MODE == 1:
+        hi, lo, _, _ = head_sums(decay, row, decay_t, length)
+        return tl.exp2(hi + lo)[:, None]
+    else:
+        return tl.full([row.shape[0], 1], 1.0, tl.float32)
+
+
+@triton.jit
+def factors_behind(
+    decay, row, column, decay_t, decay_c, length, K: tl.constexpr, MODE: tl.constexpr
+):  # fmt: skip
+    """R, of P's shape, and the product over the tile, (BK,)."""
+    BT: tl.constexpr = row.shape[0]
+    BK: tl.constexpr = column.shape[0]
+    if MODE == 2:
+        t = tl.arange(0, BT)[:, None]
+        # The sum of the rows behind each, never a difference: rows are read one further on.
+        x = load_tile(decay, row + 1, column, decay_t, decay_c, length, K).to(tl.float32) * LOG2E
+        behind = tl.cumsum(tl.where(t == BT - 1, 0.0, x), 0, reverse=True)
+        first = decay + tl.min(row, 0).to(tl.int64) * decay_t + column * decay_c
+        x = tl.load(first, mask=column < K, other=0.0).to(tl.float32) * LOG2E
+        total = tl.sum(tl.where(t == 0, behind, 0.0), 0) + x
+        return tl.exp2(behind), tl.exp2(total)
     elif MODE == 1:
         hi, lo, total_hi, total_lo = head_sums(decay, row, decay_t, length)
-        behind = tl.exp2((total_hi - hi) + (total_lo - lo))
         total = tl.full([BK], 0.0, tl.float32) + tl.exp2(total_hi + total_lo)
-        return tl.exp2(hi + lo)[:, None], behind[:, None], total
+        return tl.exp2((total_hi - hi) + (total_lo - lo))[:, None], total
     else:
-        one = tl.full([BT, 1], 1.0, tl.float32)
-        return one, one, tl.full([BK], 1.0, tl.float32)
+        return tl.full([BT, 1], 1.0, tl.float32), tl.full([BK], 1.0, tl.float32)
 
 
 @triton.jit
@@ -115,7 +134,7 @@ def resolvent(overlap, share, BT: tl.constexpr, LEVELS: tl.constexpr, SOLVE: tl.
     found = tl.sum(blocks, 2)  # (N, 16, 16)
     step = found * tl.reshape(share, [N, 16])[:, None, :]
     i = tl.arange(0, 16)[None, :, None]
-    for row in tl.static_range(1, 16):
+    for row in tl.range(1, 16):
         weights = tl.sum(tl.where(i == row, step, 0.0), 1)  # (N, 16)
         change = tl.sum(weights[:, :, None] * found, 1)
         found = tl.where(i == row, found - change[:, None, :], found)
