@@ -19,8 +19,8 @@ def tune(
         bool, typer.Option("--offline", help="Choose by compiling alone; needs no GPU.")
     ] = False,
     families: Annotated[
-        str, typer.Option(help="Of scalar, phase and vector, comma-separated.")
-    ] = "scalar,phase,vector",
+        str, typer.Option(help="Of scalar, phase, vector and delta, comma-separated.")
+    ] = "scalar,phase,vector,delta",
     dims: Annotated[
         str, typer.Option(help="Head dimensions: of 16, 32, 64, 128 and 256, comma-separated.")
     ] = "16,32,64,128,256",
