@@ -44,6 +44,14 @@ def report(
     only: Annotated[str | None, typer.Option(help=selection.HELP)] = None,
     bootstrap: Annotated[int, typer.Option(min=100, help="Refits over runs.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    style: Annotated[
+        str,
+        typer.Option(help="Where the figures will be printed: neurips, icml, icml-single, "
+                     "icml-double, each with -serif if wanted; default house."),
+    ] = "house",
+    formats: Annotated[
+        str, typer.Option("--format", help="Files of figures, of png, pdf and svg.")
+    ] = "png,pdf",
     forecasts: Annotated[
         list[Path] | None,
         typer.Option("--forecast", help="Show and score this sealed forecast; repeatable."),
@@ -74,6 +82,8 @@ def report(
                 source, out or report_folder(source), given=given if of_table else None,
                 conventions=None if of_table else conventions_of(loss, params, compute),
                 other_data=other_data, only=only, baseline=baseline, bootstrap=bootstrap, seed=seed,
-                seals=forecasts or (), progress=lambda text: status.update(escape(text)),
+                seals=forecasts or (), style=style,
+                formats=[kind.strip() for kind in formats.split(",")],
+                progress=lambda text: status.update(escape(text)),
             )  # fmt: skip
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

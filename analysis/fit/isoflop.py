@@ -135,9 +135,9 @@ class IsoflopFit:
                 warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
             )
 
-    def plot(self, *, name: str = "all") -> Figure:
+    def plot(self, *, name: str = "all", style: str = "house") -> Figure:
         """The valleys and their minima."""
-        return figure_of(self, name=name)
+        return figure_of(self, name=name, style=style)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)
