@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linscale.errors import LinscaleError
+from linscale.terminal import console
 
 
 @contextmanager
@@ -20,7 +21,6 @@ def one_paragraph() -> Iterator[None]:
 
 def show_error(problem: str) -> None:
     """Prints it on stderr, as it stands: nothing in it is taken for markup."""
-    from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from linscale.paragraph import one_paragraph
+from linscale.terminal import console
 
 if TYPE_CHECKING:
     from analysis.io.sweep import Sweep
@@ -144,6 +145,4 @@ def _head(sweep: Sweep, failures: dict[str, str]) -> None:
 
 
 def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(markup=False, emoji=False, highlight=False).print(text)
+    console().print(text)

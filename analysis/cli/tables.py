@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from linscale.paragraph import one_paragraph
+from linscale.terminal import console
 
 if TYPE_CHECKING:
     from analysis.report.paper_tables import PaperTable
@@ -62,11 +63,8 @@ def tables(
 
 
 def _print(table: PaperTable) -> None:
-    """At full width: cells that a narrow terminal cuts off would be of no use."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console, text = Console(markup=False, emoji=False), table.text()
-    wide = console.options.update(max_width=1000)
-    console.width = max(console.width, Measurement.get(console, wide, text).maximum)
-    console.print(text)
+    screen = console()
+    screen.print(table.text())
+    for note in table.notes:
+        screen.print(note)
+    screen.print()

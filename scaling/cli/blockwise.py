@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from linscale.terminal import console
 from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
@@ -72,17 +73,14 @@ def load(file: Path, toy: bool) -> list[Blockwise]:
 
 def show_plan(file: Path, toy: bool, device: Device, as_json: bool) -> None:
     """Print the costs of the transfers of an experiment file."""
-    from rich.console import Console
-
     from scaling.linearization.blockwise.transfer_plan import plan
 
     plans = [plan(transfer, device) for transfer in load(file, toy)]
     if as_json:
         typer.echo(json.dumps([p.to_json() for p in plans], indent=1))
         return
-    console = Console()
     for one in plans:
-        console.print(describe(one, device), highlight=False, soft_wrap=True)
+        console().print(describe(one, device), soft_wrap=True)
 
 
 def describe(plan: BlockwisePlan, device: Device) -> str:

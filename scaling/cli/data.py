@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from linscale.table import Column, Grid
+from linscale.terminal import console, shows_progress
 from scaling.cli.options import File
 
 app = typer.Typer(help="Tokenise corpora ahead of training, and check what was tokenised.")
@@ -53,7 +54,7 @@ def prepare(
         raise ConfigError(f"--workers {workers}: must be at least 1.")
     experiment = load_experiment(file, overrides or [], toy)
     for data in dict.fromkeys(run.data for run in experiment.runs):
-        prepared = prepare_data(data, progress=sys.stderr.isatty(), workers=workers)
+        prepared = prepare_data(data, progress=shows_progress(), workers=workers)
         typer.echo(
             f"{data.corpus}, tokenizer {data.tokenizer}: {prepared.train_tokens:,} training and "
             f"{prepared.validation_tokens:,} validation tokens of {prepared.index.dtype}, "
@@ -73,9 +74,7 @@ def verify(
 
     Exit code 1 if one is damaged.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-    from rich.table import Table
 
     from scaling.data.integrity import check, prepared_folders
     from scaling.data.prepare import default_cache
@@ -83,7 +82,7 @@ def verify(
     chosen = folders or prepared_folders(default_cache())
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(
-        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
+        *columns, console=console(stderr=True), disable=not shows_progress(), transient=True
     ) as bar:
         files = [path for folder in chosen for path in folder.glob("*.bin")]
         task = bar.add_task("", total=sum(path.stat().st_size for path in files))
@@ -91,24 +90,21 @@ def verify(
     if as_json:
         typer.echo(json.dumps([found.to_json() for found in checks], indent=1))
     else:
-        table = Table(box=None, pad_edge=False)
-        for title in ("prepared corpus", "state", "tokens", "shards", "MiB"):
-            table.add_column(
-                title, justify="left" if title in ("prepared corpus", "state") else "right"
+        screen = console()
+        screen.print(
+            Grid(
+                [
+                    Column("prepared corpus", [found.folder for found in checks], words=True),
+                    Column("state", [found.state for found in checks], words=True),
+                    Column("tokens", [f"{found.tokens:,}" for found in checks]),
+                    Column("shards", [str(found.shards) for found in checks], spare=1),
+                    Column("MiB", [f"{found.size / 2**20:,.1f}" for found in checks]),
+                ]
             )
-        for found in checks:
-            table.add_row(
-                found.folder,
-                found.state,
-                f"{found.tokens:,}",
-                str(found.shards),
-                f"{found.size / 2**20:,.1f}",
-            )
-        console = Console()
-        console.print(table)
+        )
         for found in checks:
             for what in found.problems:
-                console.print(f"{found.folder}: {what}", style="red", highlight=False)
+                screen.print(f"{found.folder}: {what}", style="red")
     if any(found.state == "damaged" for found in checks):
         raise typer.Exit(1)
 
@@ -122,10 +118,6 @@ def show(
     An orphan was made from content that its files no longer have: a later one of the same settings
     is there. `linscale data prune` removes those.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from scaling.data.integrity import listing
     from scaling.data.settings import default_cache
 
@@ -133,15 +125,17 @@ def show(
     if as_json:
         typer.echo(json.dumps([one.to_json() for one in found], indent=1))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("prepared corpus", "state", "tokens", "MiB"):
-        table.add_column(
-            title, justify="left" if title in ("prepared corpus", "state") else "right"
+    states = ["orphan" if one.orphan else one.state for one in found]
+    console().print(
+        Grid(
+            [
+                Column("prepared corpus", [one.folder for one in found], words=True),
+                Column("state", states, words=True),
+                Column("tokens", [f"{one.tokens:,}" for one in found]),
+                Column("MiB", [f"{one.size / 2**20:,.1f}" for one in found]),
+            ]
         )
-    for one in found:
-        state = "orphan" if one.orphan else one.state
-        table.add_row(Text(one.folder), state, f"{one.tokens:,}", f"{one.size / 2**20:,.1f}")
-    Console().print(table)
+    )
 
 
 @app.command("prune", epilog="Example: linscale data prune --dry-run")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from linscale.installation import require
+from linscale.terminal import console
 from models.config import ConfigError
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.options import AsJson, File, HyperLaw, Only, Out, Overrides, Toy
@@ -157,6 +158,4 @@ def status(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
-
-    Console().print(status_table(directory, rows))
+    console().print(status_table(directory, rows))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from linscale.errors import LinscaleError
+from linscale.terminal import console
 
 app = typer.Typer()
 
@@ -28,7 +29,6 @@ def verify(
     Checkpoints, milestones and records of runs; shards, indexes and block lists of prepared
     corpora. Nothing is changed. Exit code 1 if anything is damaged.
     """
-    from rich.console import Console
     from rich.text import Text
 
     from analysis.io.sweep_files import unpacked
@@ -59,11 +59,11 @@ def verify(
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
-        console = Console(highlight=False)
+        screen = console()
         for one in damaged:
             for problem in one["problems"]:
-                console.print(Text.assemble((one["name"], "red"), f": {problem}"), soft_wrap=True)
-        console.print(f"{len(found) - len(damaged)} of {len(found)} are whole")
+                screen.print(Text.assemble((one["name"], "red"), f": {problem}"), soft_wrap=True)
+        screen.print(f"{len(found) - len(damaged)} of {len(found)} are whole")
     if damaged:
         raise typer.Exit(1)
 

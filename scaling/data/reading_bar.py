@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from linscale.terminal import console
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -37,7 +39,6 @@ def reading_bar(name: str, label: str, total: int | None, done: int) -> Iterator
         total: bytes, if known.
         done: bytes that have been read before.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -55,6 +56,6 @@ def reading_bar(name: str, label: str, total: int | None, done: int) -> Iterator
         TransferSpeedColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
     ) as bar:
         yield ReadingBar(bar, bar.add_task(label, total=total, completed=done, name=name))
