@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linscale.errors import LinscaleError
-from linscale.terminal import console
+from linscale.terminal import VERBOSE, console, level
 
 
 @contextmanager
@@ -15,6 +16,8 @@ def one_paragraph() -> Iterator[None]:
     try:
         yield
     except LinscaleError as error:
+        if level() >= VERBOSE:
+            traceback.print_exc()
         show_error(str(error))
         raise SystemExit(2) from error
 

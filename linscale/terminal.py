@@ -17,6 +17,13 @@ PIPE_COLUMNS = 10_000
 """Width where nobody looks: nothing is folded or left out."""
 QUIET, USUAL, VERBOSE = -1, 0, 1
 _level = USUAL
+_json = False
+
+
+def set_json(chosen: bool) -> None:
+    """Whether standard output is kept for one JSON document: all else goes to standard error."""
+    global _json
+    _json = chosen
 
 
 def set_level(level: int) -> None:
@@ -34,10 +41,15 @@ def console(*, stderr: bool = False) -> Console:
     """A console that prints names as they are: "loss [nats]" is not markup."""
     from rich.console import Console
 
-    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    made = Console(stderr=stderr or _json, markup=False, emoji=False, highlight=False)
     if not made.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         made.width = PIPE_COLUMNS
     return made
+
+
+def tell(text: str) -> None:
+    """A line of the result, on standard output, or where that is JSON, on standard error."""
+    console().print(text, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -53,5 +65,10 @@ def detail(text: str) -> None:
 
 
 def shows_progress() -> bool:
-    """Whether bars are drawn: on a terminal, and not under `--quiet`."""
-    return _level > QUIET and sys.stderr.isatty()
+    """Whether it is shown how far things are; nothing under `--quiet`."""
+    return _level > QUIET
+
+
+def shows_bars() -> bool:
+    """Whether bars are drawn: on a terminal, and not under `--quiet`. Elsewhere there are lines."""
+    return shows_progress() and sys.stderr.isatty()

@@ -83,6 +83,12 @@ class PaperTable:
             title=f"Table {self.number}: {self.title}",
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Cells are text, as they are printed."""
+        rows = [list(map(str, row)) for row in self.frame.itertuples(index=False)]
+        return {"number": self.number, "title": self.title, "columns": list(map(str, self.frame)),
+                "rows": rows, "notes": self.notes}  # fmt: skip
+
     def markdown(self) -> str:
         """A pipe table with its title and notes."""
         names = [str(name) for name in self.frame]

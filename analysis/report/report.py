@@ -13,7 +13,7 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def write_report(
     bootstrap: int = 2000,
     seed: int = 0,
     seals: Sequence[Path] = (),
+    told: Callable[[Sweep], object] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a sweep and returns the path of its page.
@@ -74,6 +75,7 @@ def write_report(
         bootstrap: refits of each law.
         seed: of the bootstrap.
         seals: files of sealed forecasts, to be shown with what came of them.
+        told: given the sweep as it was used, with what was left out.
         progress: told in words what is being done.
 
     Raises:
@@ -89,6 +91,8 @@ def write_report(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,
     )  # fmt: skip
     sweep = result.sweep
+    if told is not None:
+        told(sweep)
     sealed = Sealed(seals, sweep) if seals else None
     found = None if given else evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")

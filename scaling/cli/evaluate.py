@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from linscale.options import print_json
 from linscale.table import Column, Grid
 from linscale.terminal import console, say
-from scaling.cli.options import AsJson, Only
+from scaling.cli.options import AsJson, Device, Only
 
 app = typer.Typer()
 
@@ -58,7 +58,7 @@ def evaluate(
     length_growth: Annotated[
         float, typer.Option(help="needle: weight of a length over that of the one before.")
     ] = 1.1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "",
     launcher: Annotated[
         str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
     ] = "local",
@@ -106,7 +106,7 @@ def evaluate(
         length_growth=length_growth,
     )
     names = expand([n.strip() for n in tasks.split(",") if n.strip()], suite, settings)
-    usable_device(device)
+    device = str(usable_device(device))
     outcome = run(
         path,
         Request(tasks=tuple(names), settings=settings, device=device),
@@ -117,7 +117,7 @@ def evaluate(
         say=say,
     )
     if as_json:
-        typer.echo(json.dumps(outcome.lines, indent=1))
+        print_json(outcome.lines)
     elif outcome.lines:
         _show(outcome.lines, full)
     summary = f"{outcome.new} tasks evaluated, {outcome.kept} had a result already"
@@ -127,7 +127,7 @@ def evaluate(
         say(job)
     say(summary)
     for failure in _by_reason(outcome.failures):
-        typer.echo(f"not evaluated: {failure}", err=True)
+        console(stderr=True).print(f"not evaluated: {failure}", soft_wrap=True)
     if outcome.failures:
         raise typer.Exit(1)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale.options import AsJson, print_json
 from linscale.table import Column, Grid
-from linscale.terminal import console
+from linscale.terminal import console, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ def inference(
         Path | None,
         typer.Option("--out", "-o", help="Folder for the table over contexts and its figure."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fewest training plus inference FLOPs for a loss and a demand, with bytes kept a sequence.
 
@@ -57,7 +57,7 @@ def inference(
     context, a bounded state does not.
     """
     from analysis.fit.fitting import fit_law
-    from analysis.io.frames import finite, groups, numbers, plain, where
+    from analysis.io.frames import groups, numbers, plain, where
     from analysis.io.records import load_sweep
     from analysis.judge.compare import baseline_of
     from analysis.judge.inference import deployments
@@ -86,7 +86,7 @@ def inference(
         record = {"sweep": read.name, "loss": loss, "demand": demand, "context": context,
                   "baseline": base, "conventions": read.conventions,
                   "models": plain(found)}  # fmt: skip
-        typer.echo(json.dumps(finite(record), indent=1))
+        print_json(record)
         return
     _show(found, f"{read.name}: loss {loss:.4g}, {demand:.3g} tokens generated at a context of "
           f"{context:,}", base)  # fmt: skip
@@ -136,7 +136,7 @@ def _save(out: Path, table: pd.DataFrame, baseline: str, title: str) -> None:
     style.save(serving(table, baseline=baseline), out / "inference", title=title,
                caption=f"{title}. Fewest training and inference FLOPs over those of the baseline, "
                "with 90 % intervals, and bytes that a sequence holds.", runs=[])  # fmt: skip
-    typer.echo(f"wrote {out / 'inference.csv'} and {out / 'inference.png'}", err=True)
+    say(f"wrote {out / 'inference.csv'} and {out / 'inference.png'}")
 
 
 def _show(table: pd.DataFrame, title: str, baseline: str) -> None:

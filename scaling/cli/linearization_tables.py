@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import typer
-
+from linscale.options import print_json
 from linscale.recovery import WINDOW, zero_of
 from linscale.table import Column, Grid
 from linscale.terminal import console
@@ -22,7 +20,7 @@ def show_linearization(run_dir: Path, results: list[dict[str, Any]], as_json: bo
     rows, spent = losses(run_dir), cost(run_dir)
     if as_json:
         shown = {"run": str(run_dir), **content, "losses": rows, "cost": spent, "tasks": results}
-        typer.echo(json.dumps(shown, indent=1))
+        print_json(shown)
         return
     screen = console()
     for line in describe(content):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +30,13 @@ from scaling.cli.plan import app as plan_app
 from scaling.cli.plan import rungs_of
 from scaling.cli.run import app as run_app
 from scaling.cli.tune import app as tune_app
+from scaling.cli.verbosity import Quiet, Verbose, before_the_command, choose_level
 from scaling.cli.verify import app as verify_app
 
 app = typer.Typer(
     name="linscale",
     help="Scaling laws for linear-complexity language models: plan, train, fit, compare.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     epilog="Start with: linscale plan experiments/quickstart.py",
@@ -70,16 +71,25 @@ def _options(
             "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
         ),
     ] = False,
-) -> None: ...
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    choose_level(quiet, verbose)
+
+
+OWN_FAULT = 70
+"""Exit code of an error that is Linscale's own; 70 is EX_SOFTWARE of sysexits.h."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
 
 
 def main() -> None:
-    """Run the command line; a problem that the user can mend is one paragraph and exit code 2."""
+    """Run the command line; AGENTS.md lists the exit codes."""
     os.environ["PYTHONSAFEPATH"] = "1"  # for every child, and theirs
     search_also(Path.cwd())
     try:
         with one_paragraph():
-            app()
+            app(before_the_command(sys.argv[1:]))
     except ModuleNotFoundError as error:
         sentence = missing(error)
         if sentence is None:
@@ -87,7 +97,11 @@ def main() -> None:
         show_error(" ".join(["linscale", *sys.argv[1:2], sentence]))
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        show_error("this is a fault of Linscale's own; please report it with the lines above.")
+        sys.exit(OWN_FAULT)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale.options import print_json
 from linscale.table import Column, Grid
 from linscale.terminal import console
 from models.config import ConfigError
@@ -111,7 +111,7 @@ def plan(
                         as_json=as_json)  # fmt: skip
         return
     if as_json:
-        typer.echo(json.dumps([r.to_json() for r in rungs], indent=1))
+        print_json([r.to_json() for r in rungs])
         return
     screen = console()
     screen.print(_plan_table(experiment.name, rungs, target))

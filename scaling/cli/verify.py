@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from linscale.errors import LinscaleError
+from linscale.options import AsJson, print_json
 from linscale.terminal import console
 
 app = typer.Typer()
@@ -22,7 +22,7 @@ def verify(
             help="A sweep or its zip file, a run, a data cache, or a prepared corpus in it."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read everything and compare it with its hashes, and one file of a record with another.
 
@@ -57,7 +57,7 @@ def verify(
             found = [*_check_sweep(folder), *(_check_run(run) for run in runs)]
     damaged = [one for one in found if one["state"] == "damaged"]
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
     else:
         screen = console()
         for one in damaged:

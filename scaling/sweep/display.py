@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linscale.table import Column, Grid
-from linscale.terminal import console
+from linscale.terminal import console, shows_progress
 from scaling.sweep.status import STYLES, run_row, share
 from scaling.sweep.task import Task
 from scaling.system.words import duration, nats, si, speed
@@ -38,7 +38,7 @@ class SweepDisplay:
         self._sweep_dir, self._tasks = sweep_dir, tasks
         self._console = console()
         self._live: Live | None = None
-        if table and self._console.is_terminal:
+        if table and self._console.is_terminal and shows_progress():
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._due = 0.0
         self._line_due = time.monotonic() + LINE_SECONDS
@@ -61,8 +61,11 @@ class SweepDisplay:
         self._console.print(Text(text), soft_wrap=True)
 
     def show_end(self, task: Task) -> None:
-        """The line of a run that has ended."""
+        """The line of a run that has ended; under `--quiet` only of one that did not end well."""
         from rich.text import Text
+
+        if task.state == "done" and not shows_progress():
+            return
 
         row = run_row(self._sweep_dir / task.run_id)
         left = sum(not other.final for other in self._tasks)
@@ -85,7 +88,7 @@ class SweepDisplay:
         self._due = now + REFRESH_SECONDS
         if self._live:
             self._live.update(self._table(), refresh=True)
-        elif now >= self._line_due:
+        elif now >= self._line_due and shows_progress():
             self._line_due = now + LINE_SECONDS
             self.say(self._line())
 
