@@ -23,6 +23,7 @@ from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import app as data_app
 from scaling.cli.evaluate import app as evaluation_app
+from scaling.cli.gate import app as gate_app
 from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
 from scaling.cli.log_to import app as log_to_app
@@ -53,6 +54,7 @@ app.add_typer(tune_app)
 app.add_typer(verify_app)
 app.add_typer(log_to_app)
 app.add_typer(evaluation_app)
+app.add_typer(gate_app)
 app.add_typer(tables_app)
 app.add_typer(linearization_app)
 
