@@ -133,14 +133,25 @@ def test_no_option_denies_a_denial() -> None:
             assert not [flag for flag in flags if flag.startswith("--no-no-")], name
 
 
+def sides(root: Path, noise: float) -> list[Path]:
+    """One architecture each, two sizes, two seeds; the second loses 2 to 3 % more."""
+    return [
+        write_sweep(root / arch, archs=(arch,), dims=(32, 64), seeds=(0, 1), log_lines=3,
+                    noise=noise, seed=number)
+        for number, arch in enumerate(("llama", "tnl"))
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One architecture each, two sizes, two seeds."""
-    root = tmp_path_factory.mktemp("sides")
-    return [
-        write_sweep(root / arch, archs=(arch,), dims=(32, 64), seeds=(0, 1), log_lines=3)
-        for arch in ("llama", "tnl")
-    ]
+    """Seeds that scatter by far more than the difference."""
+    return sides(tmp_path_factory.mktemp("sides"), 0.05)
+
+
+def test_the_gate_ends_with_its_verdict(tmp_path: Path) -> None:
+    base, changed = sides(tmp_path, 1e-4)
+    assert call("gate", base, changed, code=1)["verdict"] == "does not transfer"
+    assert call("gate", changed, base)["verdict"] == "transfers"
 
 
 def test_documents_of_records(sweeps: list[Path], tmp_path: Path) -> None:
