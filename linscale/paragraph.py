@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linscale.errors import LinscaleError
+from linscale.terminal import VERBOSE, console, level
 
 
 @contextmanager
@@ -14,13 +16,14 @@ def one_paragraph() -> Iterator[None]:
     try:
         yield
     except LinscaleError as error:
+        if level() >= VERBOSE:
+            traceback.print_exc()
         show_error(str(error))
         raise SystemExit(2) from error
 
 
 def show_error(problem: str) -> None:
     """Prints it on stderr, as it stands: nothing in it is taken for markup."""
-    from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))

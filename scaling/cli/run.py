@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from linscale.installation import require
+from linscale.options import print_json
+from linscale.terminal import console, say, tell
 from models.config import ConfigError
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.options import AsJson, File, HyperLaw, Only, Out, Overrides, Toy
@@ -70,6 +71,7 @@ def run(
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
 
@@ -77,6 +79,7 @@ def run(
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
     require("linscale run", "torch", "lightning")
+    say(f"reading {file}")  # what comes next is loaded for some seconds
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.plan.within import within_this_machine
@@ -103,13 +106,13 @@ def run(
         if launcher == "slurm":
             raise ConfigError("--minutes with --launcher slurm: it measures this machine.")
         experiment, what = within_this_machine(experiment, minutes, out)
-        typer.echo(what, err=True)
+        say(what)
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(
         partition=partition, time=time, nodes=nodes, gpus_per_node=per_node, device=device,
         at_most=at_most, setup=tuple(setup or ()), extra=parse_extra(slurm or []),
     )  # fmt: skip
-    if not launch(
+    ended = launch(
         experiment,
         sweep_dir,
         launcher=launcher,
@@ -118,7 +121,15 @@ def run(
         accept_data_change=accept_data_change,
         in_order=in_order,
         dry_run=dry_run,
-    ):
+    )
+    if as_json:
+        from scaling.sweep.status import status_rows
+
+        ids = {config.run_id for config in experiment.runs}
+        rows = [] if dry_run else status_rows(sweep_dir)
+        chosen = [row for row in rows if row["run_id"] in ids]
+        print_json({"directory": str(sweep_dir), "ended": ended, "runs": chosen})
+    if not ended:
         raise typer.Exit(1)
 
 
@@ -152,11 +163,9 @@ def status(
         Judge(folder)(rows)
     if page is not None:
         write_page(directory, rows, page)
-        typer.echo(f"wrote {page}")
-        return
+        tell(f"wrote {page}")
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
+    if as_json or page is not None:
         return
-    from rich.console import Console
-
-    Console().print(status_table(directory, rows))
+    console().print(status_table(directory, rows))
