@@ -86,15 +86,16 @@ def prepare(
 
     own = _own_names(data)
     said = {**names, "loss": loss, "weights": weights or ""}
-    said = {role: own.get(name, name) for role, name in said.items()}
+    called = {role: own.get(name, name) for role, name in said.items()}
+    said = {role: repr(called[role]) if name in own else name for role, name in said.items()}
     reasons = _reasons(data, raw, used, law, said)
     if not keep_diverged:
         _mark_diverged(raw, used, reasons)
     keep = np.array([r == "" for r in reasons], dtype=bool)
-    called = name_rows(data)
+    row_names = name_rows(data)
     exclusions = pd.DataFrame({
         "row": data.index[~keep].tolist(),
-        "name": [c for c, r in zip(called, reasons, strict=True) if r],
+        "name": [c for c, r in zip(row_names, reasons, strict=True) if r],
         "reason": [r for r in reasons if r],
     })  # fmt: skip
     if len(exclusions):
@@ -108,7 +109,7 @@ def prepare(
                 {"count": len(exclusions), "reasons": {str(k): int(v) for k, v in counted.items()}},
             )
         )
-    _complete(raw, keep, names, law, warnings)
+    _complete(raw, keep, called, law, warnings)
     roles = [r for r in used if np.isfinite(raw[r][keep]).all()]
     columns = {role: raw[role][keep] for role in roles}
     label, name = _clusters(data, clusters)
@@ -122,10 +123,11 @@ def prepare(
         labels=[str(v) for v in unique],
         names={**{r: names[r] for r in roles}, "loss": loss, "clusters": name}
         | ({"weights": weights} if weights else {}),
+        called={**called, "clusters": name},
         rows=data.index[keep].tolist(),
         exclusions=exclusions,
         warnings=warnings,
-        row_names=[c for c, k in zip(called, keep, strict=True) if k],
+        row_names=[c for c, k in zip(row_names, keep, strict=True) if k],
     )
     judge_points(observations, law)
     return observations
@@ -147,7 +149,7 @@ def _absent(name: str, what: str, data: pd.DataFrame) -> str:
 def _own_names(data: pd.DataFrame) -> dict[str, str]:
     """What the columns are called in the file that they come from, where that is known."""
     names = data.attrs.get("names", {})
-    return {role: repr(name) for role, name in names.items()}
+    return {role: str(name) for role, name in names.items()}
 
 
 def _derive(
@@ -178,14 +180,15 @@ def _derive(
 
 
 def name_rows(data: pd.DataFrame) -> list[str]:
-    """What to call each row: its run, and where a run has several also the row."""
+    """What to call each row: its run, and where a run has several, or the rows are those of a file
+    that somebody will look at, also the row."""
     rows = [f"row {label}" for label in data.index]
     if "run_id" not in data.columns:
         return rows
     runs = data["run_id"]
-    several = runs.duplicated(keep=False).to_numpy()
+    several = runs.duplicated(keep=False).to_numpy() | bool(_own_names(data))
     return [
-        row if pd.isna(run) else f"{run}, {row}" if many else str(run)
+        row if pd.isna(run) or run == row else f"{run}, {row}" if many else str(run)
         for run, row, many in zip(runs, rows, several, strict=True)
     ]
 

@@ -34,7 +34,7 @@ from analysis.units import Array
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
-MOST_STARTED = 2_000
+MOST_STARTED = 1_000
 """Points from which every start is solved; of more, so many are taken for it."""
 _SCATTER = 0.05
 """Rows whose C scatters by more about f(N) D are said to follow no such function."""

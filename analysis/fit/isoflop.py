@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WEBB = np.sqrt([0.5, 1.0, 1.5])
+_NAMED = 3
+"""Budgets whose reasons are listed."""
 _BIAS_EXPONENT, _BIAS_SIZE = 0.005, 0.02
 
 
@@ -180,7 +182,7 @@ def isoflop(
                             "budget: IsoFLOP profiles need them")  # fmt: skip
     minima, refused = minima_of(table, shape, best)
     if len(minima) < 2:
-        reasons = "; ".join(_refusal_texts(refused))
+        reasons = _refusal_text(refused)
         raise AnalysisError(
             f"{len(minima)} of {table['budget'].nunique()} budgets have an interior minimum, two "
             f"are needed ({reasons}). Add sizes on both sides of the minimum at each budget"
@@ -279,9 +281,12 @@ def _bootstrap(
     return draws
 
 
-def _refusal_texts(refused: pd.DataFrame) -> list[str]:
-    pairs = zip(refused["budget"], refused["reason"], strict=True)
-    return [f"{budget:.3g} FLOPs: {reason}" for budget, reason in pairs]
+def _refusal_text(refused: pd.DataFrame) -> str:
+    """The first budgets and their reasons, and how many more there are."""
+    pairs = list(zip(refused["budget"], refused["reason"], strict=True))
+    listed = [f"{budget:.3g} FLOPs: {reason}" for budget, reason in pairs[:_NAMED]]
+    more = [f"and {len(pairs) - _NAMED} more"] if len(pairs) > _NAMED else []
+    return "; ".join([*listed, *more])
 
 
 def _warn_excluded(count: int, rows: int) -> list[FitWarning]:
@@ -308,7 +313,7 @@ def _warn_outlying(outlying: pd.DataFrame) -> list[FitWarning]:
 def _refusals(refused: pd.DataFrame, table: pd.DataFrame) -> list[FitWarning]:
     if not len(refused):
         return []
-    text = "; ".join(_refusal_texts(refused))
+    text = _refusal_text(refused)
     return [
         FitWarning(
             "budget_refused",

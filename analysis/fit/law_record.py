@@ -77,6 +77,7 @@ def read(text: str) -> LawFields:
             cluster=array(points, "cluster").astype(np.int64),
             labels=record["clusters"],
             names=record["columns"],
+            called=record["columns"],
             rows=points["row"],
             exclusions=pd.DataFrame(record["exclusions"], columns=["row", "name", "reason"]),
             warnings=[],

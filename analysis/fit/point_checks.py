@@ -53,7 +53,7 @@ def _enough(obs: Observations, law: Law) -> None:
         distinct = len(np.unique(np.round(np.log(obs.columns[role]), 6)))
         if distinct < needed:
             raise AnalysisError(
-                f"{obs.names[role]} takes {distinct} distinct value(s){left}; {law.name} needs at "
+                f"{obs.called[role]} takes {distinct} distinct value(s){left}; {law.name} needs at "
                 f"least {needed} to see how loss depends on {AXES[role]}"
                 + (", or use a form without that variable" if len(law.columns) > 1 else "")
             )
@@ -82,7 +82,7 @@ def _units(obs: Observations) -> None:
         if len(jump) and jump.max() > _UNIT_GAP and values[0] < least:
             at = int(jump.argmax())
             raise AnalysisError(
-                f"{obs.names[role]} mixes units: it jumps from {values[at]:g} to "
+                f"{obs.called[role]} mixes units: it jumps from {values[at]:g} to "
                 f"{values[at + 1]:g}. Give {AXES[role]} as plain counts in every row"
             )
         if values[-1] < least:
@@ -90,7 +90,7 @@ def _units(obs: Observations) -> None:
                 FitWarning(
                     "units_suspect",
                     f"The largest {AXES[role]} is {values[-1]:g}: taken as a plain count. If it "
-                    f"is in millions or billions, multiply {obs.names[role]} by 1e6 or 1e9.",
+                    f"is in millions or billions, multiply {obs.called[role]} by 1e6 or 1e9.",
                     {"axis": role, "largest": float(values[-1])},
                 )
             )

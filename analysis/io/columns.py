@@ -69,8 +69,12 @@ _SUFFIXES = {
     "_k": 1e3, "_b": 1e9, "_bn": 1e9, "_billion": 1e9, "_billions": 1e9, "_m": 1e6,
     "_million": 1e6, "_millions": 1e6, "_t": 1e12, "_trillion": 1e12, "_pflops_days": PFLOP_S_DAY,
     "_pf_days": PFLOP_S_DAY, "_pflop_s_days": PFLOP_S_DAY, "_pfdays": PFLOP_S_DAY,
+    "_b_tokens": 1e9, "_b_params": 1e9, "_m_tokens": 1e6, "_m_params": 1e6, "_t_tokens": 1e12,
     "_params": 1.0, "_tokens": 1.0, "_flops": 1.0, "_nats": 1.0, "_in_nats": 1.0,
 }  # fmt: skip
+_LOSSES = ("loss", "val_loss", "eval_loss", "ce_loss", "crossentropyloss", "cross_entropy_loss",
+           "cross_entropy", "nll")  # fmt: skip
+"""Last parts of a path that name a loss."""
 _BEFORE = re.compile(
     r"^(?:_|(?:config|configs|metrics?|summary|params?|tags?|attributes?|eval|hparams?)[./: ]+)+"
 )
@@ -152,11 +156,20 @@ def guess(frame: pd.DataFrame, key: str, taken: set[str], notes: list[str]) -> C
             for name in NAMES[key]
             if name + suffix in simple
         ]
+    if key == "loss" and not found and len(ends := loss_like(frame)) == 1:
+        found = [Column(ends[0], guessed=True)]
     for column in found:
         if key not in (*COUNTS, "loss") or _numeric(frame, column, key):
             return column
         notes.append(f"{column.name!r} was not taken for {LABELS[key]}: its cells are no numbers")
     return None
+
+
+def loss_like(frame: pd.DataFrame) -> list[str]:
+    """Columns whose name ends like a loss, as the losses of a task or a corpus do
+    (eval/c4_en-validation/CrossEntropyLoss)."""
+    return [str(c) for c in frame.columns
+            if simplify(re.split(r"[/.:]", str(c))[-1]) in _LOSSES]  # fmt: skip
 
 
 def cells_of(frame: pd.DataFrame, column: Column, key: str) -> Cells:

@@ -16,6 +16,8 @@ from analysis.io.frames import by, numbers
 
 _MANY = 10
 """Losses of one model at so many token counts, falling all along, look like one run's log."""
+_MANY_D = 25
+"""So many token counts of one model are more than designs of one-row runs have."""
 SETTINGS = (
     "lr", "learning_rate", "peak_lr", "max_lr", "base_lr", "batch_size", "global_batch_size",
     "batch_tokens", "tokens_per_batch", "tokens_per_step", "bs", "weight_decay", "wd", "warmup",
@@ -46,6 +48,11 @@ def like_a_log(kept: pd.DataFrame, frame: pd.DataFrame, step: Column | None) -> 
     if falling := _falling(kept):
         return [f"WARNING: {falling} model size(s) have {_MANY} or more rows whose loss falls with "
                 f"tokens, as the checkpoints of one run do; {ask}"]  # fmt: skip
+    pairs = np.unique(np.stack([_codes(kept, "arch", "n_params"), _codes(kept, "tokens")]), axis=1)
+    most = int(np.bincount(pairs[0]).max(initial=0))
+    if most >= _MANY_D:
+        return [f"WARNING: one model size has {most} token counts, as the checkpoints of several "
+                f"runs do; {ask}"]  # fmt: skip
     return []
 
 
@@ -80,6 +87,10 @@ def swept(points: pd.DataFrame) -> list[str]:
         if choice.bare(str(name)) not in SETTINGS:
             continue
         cell, value = _codes(points, *_CELL), _codes(points, name)
+        if "run_id" in points and len(set(_codes(points, "run_id", name))) > len(
+            set(_codes(points, "run_id"))
+        ):
+            continue  # it changes within runs, as a schedule does
         pairs = np.unique(np.stack([cell, value]), axis=1)[0]
         if len(pairs) and float((np.bincount(pairs) > 1).mean()) > _SWEPT:
             found.append(str(name))

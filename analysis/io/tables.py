@@ -29,6 +29,7 @@ from analysis.errors import AnalysisError
 from analysis.io import columns as choice
 from analysis.io import table_warnings as noticed
 from analysis.io.cells import read_cells
+from analysis.io.checkpoints import unended
 from analysis.io.columns import COUNTS, OPTIONS, Column, cells_of, listed
 from analysis.io.frames import numbers, rows, words
 from analysis.io.sweep import Sweep
@@ -84,8 +85,7 @@ def load_table(
             loss, none of N, D and C, or cells that can be read in two ways.
     """
     path = Path(path)
-    frame, notes, first = read_file(path)
-    frame.index = pd.RangeIndex(first, first + len(frame))
+    frame, notes = read_file(path)
     asked = {
         "loss": loss, "n_params": params, "tokens": tokens, "flops": compute,
         "unique_tokens": unique, "group": group,
@@ -134,6 +134,8 @@ def load_table(
     kept = rows(points, ~left_out)
     if labels is None or len(set(kept["run_id"])) == len(kept):
         notes += noticed.like_a_log(kept, frame, step)
+    else:
+        notes += unended(kept, runs or (run.name if run else ""))
     notes += noticed.like_a_sweep(kept)
     notes += noticed.experts(frame, columns.get("n_params"))
     kept.attrs["names"] = {key: column.name for key, column in columns.items()}
@@ -154,8 +156,10 @@ def load_table(
 
 def _needed(columns: dict[str, Column], frame: pd.DataFrame, path: Path, *, lossless: bool) -> None:
     if "loss" not in columns and not lossless:
+        several = choice.loss_like(frame)
+        which = f"; it may be one of {', '.join(several[:6])}" if several else ""
         raise AnalysisError(
-            f"no loss column among {listed(frame)} of {path.name}; name it with --loss (the "
+            f"no loss column among {listed(frame)} of {path.name}{which}; name it with --loss (the "
             "first line of the file holds the names)"
         )
     if not any(key in columns for key in ("n_params", "tokens", "flops")):

@@ -21,6 +21,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
+from analysis.fit.solver import EXACT
 from analysis.io.frames import numbers, plain, rows
 from analysis.judge.form_selection import compare_forms, holdout, row_of
 from analysis.judge.sensitivity import STARTS
@@ -29,7 +30,7 @@ from analysis.units import LEVEL
 FORMS = ("chinchilla", "gamma", "chinchilla_tied", "chinchilla_no_e", "kaplan")
 """Forms in N and D whose forecasts are compared."""
 _DRAWS = 100
-MOST = 2_000
+MOST = 1_000
 """Points; of more, so many are taken, evenly over every run."""
 _SLANTED, _NOTABLE = 0.6, 0.003
 """Mean error over mean absolute error, and mean error, from which a law is called slanted."""
@@ -55,8 +56,8 @@ class Rolling:
         """Share of measured losses inside their interval; NaN without intervals."""
         if "lo" not in self.forecasts:
             return float("nan")
-        loss = numbers(self.forecasts, "loss")
-        inside = (loss >= numbers(self.forecasts, "lo")) & (loss <= numbers(self.forecasts, "hi"))
+        loss, low, high = (numbers(self.forecasts, name) for name in ("loss", "lo", "hi"))
+        inside = (loss >= low * (1 - EXACT)) & (loss <= high * (1 + EXACT))
         return float(inside.mean())
 
     def describe(self) -> list[str]:

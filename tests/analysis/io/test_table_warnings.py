@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.errors import AnalysisError
 from analysis.io.tables import load_table
 
 
@@ -55,3 +56,12 @@ def test_two_columns_of_one_name_are_said(tmp_path: Path) -> None:
     notes, points = _notes(tmp_path, "N,D,loss,loss\n1e7,1e9,4,5\n1e8,1e9,3,4\n")
     assert "2 columns are called 'loss': the first is taken" in notes
     assert points["loss"] == [4.0, 3.0]
+
+
+def test_losses_of_corpora_are_found_and_listed_where_there_are_several(tmp_path: Path) -> None:
+    one = "params,tokens,eval/c4_en-validation/CrossEntropyLoss\n1e7,1e9,4\n1e8,4e9,3\n"
+    _, points = _notes(tmp_path, one)
+    assert points["loss"] == [4.0, 3.0]
+    two = one.replace("\n", ",eval/wiki/CrossEntropyLoss\n", 1).replace("9,4\n", "9,4,5\n")
+    with pytest.raises(AnalysisError, match="it may be one of eval/c4_en-validation/CrossEntropy"):
+        _notes(tmp_path, two.replace("9,3\n", "9,3,4\n"))
