@@ -61,6 +61,13 @@ def fit(
     unique: Annotated[
         str | None, typer.Option(help="Column of unique tokens, where data were repeated.")
     ] = None,
+    total: Annotated[
+        str | None, typer.Option(help="Column of total parameters, where N are active ones.")
+    ] = None,
+    bits: Annotated[str | None, typer.Option(help="Column of the bits of the weights.")] = None,
+    share: Annotated[
+        str | None, typer.Option(help="Column of the share of one source of the data.")
+    ] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="Keep rows such as 'arch == tnl' or 'D >= 1e9'.")
     ] = None,
@@ -79,8 +86,9 @@ def fit(
     form: Annotated[
         str,
         typer.Option(help="chinchilla, chinchilla_tied, chinchilla_no_e, gamma, kaplan, "
-                     "overtraining, data_constrained, power_c, power_n, power_d (each also with "
-                     "_e: an irreducible loss) or broken_c."),
+                     "overtraining, size_exponent, power_c, power_n, power_d (each also with _e: "
+                     "an irreducible loss) or broken_c; with further columns data_constrained, "
+                     "experts, precision or mixture."),
     ] = "chinchilla",
     objective: Annotated[
         str,
@@ -143,8 +151,8 @@ def fit(
             "weights": weights, "noise": noise, "keep_diverged": keep_diverged,
         }  # fmt: skip
         _check_choices(form, objective, delta, below, bootstrap)
-        chosen = {"unique": unique, "runs": runs, "where": where or (), "last_per": last_per,
-                  "best_per": best_per}  # fmt: skip
+        chosen = {"unique": unique, "total": total, "bits": bits, "share": share, "runs": runs,
+                  "where": where or (), "last_per": last_per, "best_per": best_per}  # fmt: skip
         sweep = read_source(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
             chosen=chosen, other_data=other_data,

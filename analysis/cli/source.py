@@ -50,8 +50,8 @@ def read_source(
 
     if tokens is not None or group is not None or any(chosen.values()):
         raise AnalysisError(
-            "--tokens, --group, --runs, --unique, --where, --last-per and --best-per are for the "
-            "columns and rows of a table; a sweep needs none of them, and "
+            "--tokens, --group, --runs, --unique, --total, --bits, --share, --where, --last-per "
+            "and --best-per are for the columns and rows of a table; a sweep needs none of them; "
             "--params, --compute and --loss choose conventions there"
         )
     conventions = conventions_of(loss, params, compute)

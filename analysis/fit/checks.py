@@ -11,6 +11,7 @@ prepare(data, law, n=, d=, c=, u=, loss=, weights=, clusters=) -> Observations
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ from analysis.units import Array
 _OPTIONS = {
     role: f". Name yours with {option}"
     for role, option in (("n_params", "--params"), ("tokens", "--tokens"), ("flops", "--compute"),
-                         ("unique_tokens", "--unique"))
+                         ("unique_tokens", "--unique"), ("total_params", "--total"),
+                         ("bits", "--bits"), ("share", "--share"))
 }  # fmt: skip
 _NAMED = 3
 """Rows named for each reason."""
 
 
-USUAL = {"n": "n_params", "d": "tokens", "c": "flops", "u": "unique_tokens"}
+USUAL = {"n": "n_params", "d": "tokens", "c": "flops", "u": "unique_tokens", "t": "total_params",
+         "p": "bits", "s": "share"}  # fmt: skip
 """Column of each quantity where the caller names none; a table may lack it."""
 
 
@@ -46,19 +49,21 @@ def prepare(
     d: str = "tokens",
     c: str = "flops",
     u: str = "unique_tokens",
+    others: Mapping[str, str] | None = None,
     loss: str = "loss",
     weights: str | None = None,
     noise: str | None = None,
     clusters: str | None = None,
     keep_diverged: bool = False,
 ) -> Observations:
-    """Checks a table for a law.
+    """Checks a table for a law; arguments as of `fit_law`.
 
     Raises:
         AnalysisError: a needed column is absent, units are mixed, or too little is left.
     """
     warnings: list[FitWarning] = []
     names = {"n": n, "d": d, "c": c, "u": u}
+    names |= {r: (others or {}).get(r, USUAL[r]) for r in law.columns if r not in names}
     for role, name in names.items():
         # One that the caller names is there; only the usual name may be left out, "" is none.
         if name not in ("", USUAL[role]) and name not in data.columns:
@@ -81,8 +86,7 @@ def prepare(
         with np.errstate(all="ignore"):  # of log loss; what is not positive is excluded below
             spread = _numbers(data, noise)
             raw["weights"] = np.where(spread > 0, (raw["loss"] / spread) ** 2, np.nan)
-    used = [r for r in ("n", "d", "c", "u") if r in law.columns or r in raw]
-    used = [r for r in used if r in raw]
+    used = [r for r in names if r in raw]
 
     own = _own_names(data)
     said = {**names, "loss": loss, "weights": weights or ""}
@@ -264,7 +268,8 @@ def _reasons(
         values, name = raw[role], names[role]
         mark(~np.isfinite(values), f"{name} is not a number")
         mark(values < 0, f"{name} is negative")
-        mark(values == 0, f"{name} is zero")
+        if role != "s":
+            mark(values == 0, f"{name} is zero")
     table = pd.DataFrame({r: raw[r] for r in ["loss", *used]})
     if "run_id" in data.columns:
         table["run_id"] = data["run_id"].to_numpy()

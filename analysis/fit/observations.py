@@ -13,7 +13,10 @@ from analysis.errors import FitWarning
 from analysis.laws.compute_model import SIX_ND, ComputeModel, fit_compute_model
 from analysis.units import Array
 
-AXES = {"n": "N (parameters)", "d": "D (tokens)", "c": "C (FLOPs)", "u": "U (unique tokens)"}
+AXES = {
+    "n": "N (parameters)", "d": "D (tokens)", "c": "C (FLOPs)", "u": "U (unique tokens)",
+    "t": "total parameters", "p": "bits of the weights", "s": "share of a source",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

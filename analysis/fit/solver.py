@@ -24,7 +24,7 @@ from analysis.laws.power_sum import Law
 from analysis.units import Array
 
 _CHUNK_ELEMENTS = 30_000
-_MAX_ITERATIONS = 100
+_MAX_ITERATIONS = 200
 _ATTEMPTS = 12
 """Steps shortened, down to 1e-7 of the first."""
 _STEP_CAP = 1.0

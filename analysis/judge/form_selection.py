@@ -62,9 +62,9 @@ def holdout(
         AnalysisError: too few points for a single cut.
     """
     law = get_law(form)
-    names = {k: options[k] for k in ("n", "d", "c", "u", "loss", "weights", "noise", "clusters",
-                                        "keep_diverged")
-             if k in options}  # fmt: skip
+    of_columns = ("n", "d", "c", "u", "others", "loss", "weights", "noise", "clusters",
+                  "keep_diverged")  # fmt: skip
+    names = {k: options[k] for k in of_columns if k in options}
     obs = prepare(data, law, **names)
     compute = obs.compute
     if not np.isfinite(compute).all():
@@ -83,7 +83,8 @@ def holdout(
                           "run": [obs.labels[k] for k in obs.cluster]})  # fmt: skip
     fitting = {k: v for k, v in options.items()
                if k in ("objective", "delta", "below", "bounds", "fix", "starts")}  # fmt: skip
-    roles = {r: r for r in ("n", "d", "c", "u") if r in table}
+    roles: dict[str, Any] = {r: r for r in ("n", "d", "c", "u") if r in table}
+    roles["others"] = {r: r for r in obs.columns if r not in roles}
     # What diverged is left out of `obs` already.
     common: dict[str, Any] = {"loss": "loss", "weights": "w", "keep_diverged": True}
     parts: list[pd.DataFrame] = []

@@ -32,7 +32,8 @@ def test_a_mixture_of_experts_is_said(tmp_path: Path) -> None:
     notes, _ = _notes(tmp_path, "total_params,active_params,tokens,loss\n4e7,1e7,1e9,4\n"
                                 "4e8,5e7,4e9,3\n")  # fmt: skip
     (note,) = [n for n in notes if "mixture of experts" in n]
-    assert "'active_params' is up to 8 times smaller than N = 'total_params'" in note
+    assert "total parameters are up to 8 times the active ones, which are N" in note
+    assert "--form experts" in note
     dense, _ = _notes(tmp_path, "total_params,active_params,tokens,loss\n1e7,1e7,1e9,4\n"
                                 "1e8,1e8,4e9,3\n")  # fmt: skip
     assert not any("experts" in n for n in dense)
