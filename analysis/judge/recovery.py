@@ -33,6 +33,7 @@ from analysis.io.frames import by, numbers, plain, rows, take, where
 from analysis.io.records import load_sweep
 from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import Place, open_sweep
+from analysis.judge.frontier import unbeaten
 from analysis.judge.variants import variants
 from analysis.units import LEVEL
 from linscale.json_reader import BadRecord, Fields, find_object
@@ -211,9 +212,7 @@ def summarise(points: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def frontier(points: pd.DataFrame) -> pd.DataFrame:
     """Milestones that no other reaches with less compute: flops and loss, loss falling."""
-    ordered = by(points, "flops", "loss")
-    best = np.minimum.accumulate(numbers(ordered, "loss"))
-    kept = rows(ordered, np.diff(best, prepend=np.inf) < 0)
+    kept = by(rows(points, unbeaten(points)), "flops", "loss")
     return take(kept, {"flops": "flops", "loss": "loss"})
 
 
