@@ -40,7 +40,9 @@ def fit(
     source: Annotated[Path, typer.Argument(help="CSV, TSV or JSON-lines table, or a sweep: "
                                             "directory or zip.")],
     loss: Annotated[
-        str | None, typer.Option(help="Loss column; for a sweep: validation or train.")
+        str | None,
+        typer.Option(help="Loss column, or NAME,NAME for a law of each; for a sweep: validation "
+                     "or train.")
     ] = None,
     params: Annotated[
         str | None,
@@ -142,7 +144,7 @@ def fit(
     """
     with one_paragraph():
         from analysis.cli.source import read_source
-        from analysis.judge.beside import beside, compare_groups, record_of
+        from analysis.judge.beside import beside, compare_groups, record_of, shared_scatter
         from analysis.report import terminal
 
         held = _held(fix or [])
@@ -155,7 +157,7 @@ def fit(
                   "where": where or (), "last_per": last_per, "best_per": best_per}  # fmt: skip
         sweep = read_source(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
-            chosen=chosen, other_data=other_data,
+            chosen=chosen, other_data=other_data, several=True,
         )  # fmt: skip
         options["accounting"] = len(sweep.runs) > 0
         unit = _clusters(sweep, clusters)
@@ -166,7 +168,8 @@ def fit(
             )  # fmt: skip
         other = _approaches(sweep, fits, bootstrap, seed) if approaches else {}
         extras = {name: beside(each, sweep, name, **options) for name, each in fits.items()}
-        compared = compare_groups(fits, baseline=baseline)
+        # Losses of other text are not compared at one compute.
+        compared = None if sweep.targets else compare_groups(fits, baseline=baseline)
         if out is not None:
             full_record = {name: json.loads(each.to_json()) for name, each in fits.items()}
             _write(out, json.dumps(full_record))
@@ -175,6 +178,7 @@ def fit(
             typer.echo(json.dumps(record, indent=1, allow_nan=False))
         else:
             terminal.fits(sweep, fits, failures, extras, full=full)
+            terminal.targets(shared_scatter(sweep, fits))
             terminal.comparison(compared)
             terminal.approaches(other)
 
