@@ -18,6 +18,7 @@ from analysis.errors import AnalysisError
 from analysis.io.frames import finite, plain, where
 from analysis.judge.checklist import TESTED, checklist
 from analysis.judge.choices import COUNTINGS, answers_of
+from analysis.judge.collapse import Collapse, collapse
 from analysis.judge.compare import CompareResult, baseline_of, compute_multiplier
 from analysis.judge.noise import Common, Noise, in_common, repeats
 from analysis.judge.rolling_holdout import Rolling, roll
@@ -43,6 +44,9 @@ class Beside:
     """Why there is none."""
     noise: Noise | None = None
     """Of rows of one N and D; None where there are none."""
+    collapse: Collapse | None = None
+    """Of the curves of a table; None where it has ends alone, and for a sweep, whose report has
+    them."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
         answers[TESTED] = " ".join(rolling.describe())
     except AnalysisError as error:
         why = str(error)
-    return Beside(table, checklist(fit, context=answers), rolling, why, noise)
+    curves = collapse(own, fit.params.get("E", 0.0))
+    return Beside(table, checklist(fit, context=answers), rolling, why, noise, curves)
 
 
 def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Comparison | None:
@@ -160,6 +165,7 @@ def record_of(
                 "sensitivity": plain(extras[name].sensitivity),
                 "checklist": plain(extras[name].checklist),
                 "rolling_holdout": _rolling(extras[name]),
+                "collapse": curves.as_dict() if (curves := extras[name].collapse) else None,
                 "noise": noise.as_dict() if (noise := extras[name].noise) else None,
             }
             for name, each in fits.items()

@@ -94,6 +94,8 @@ def fits(
                 _warn(console, str(warning))
         if (noise := extras[name].noise) is not None:
             console.print(f"{noise.describe()}.")
+        if (curves := extras[name].collapse) is not None:
+            console.print(f"{curves.describe()}.")
         _rolling(console, extras[name])
         _choices(console, extras[name].sensitivity, each, full)
         _checklist(console, extras[name].checklist, full)
