@@ -20,7 +20,7 @@ from analysis.figures.common import (
     small_multiples,
 )
 from analysis.figures.hover import points, tag
-from analysis.io.frames import by, numbers, rows, where, words
+from analysis.io.frames import numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.units import si_text
 
@@ -177,14 +177,3 @@ def hover_texts(frame: pd.DataFrame) -> list[str]:
         + ", ".join(text(v) for text, v in zip(given.values(), row, strict=True) if np.isfinite(v))
         for name, row in zip(names, values, strict=True)
     ]
-
-
-def frontier_mask(frame: pd.DataFrame) -> np.ndarray:
-    """Points that no other point beats with less or equal compute."""
-    ordered = by(frame.assign(_row=np.arange(len(frame))), "flops", "loss")
-    losses = numbers(ordered, "loss")
-    best = np.minimum.accumulate(losses)
-    mask = np.zeros(len(frame), dtype=bool)
-    first = np.r_[True, losses[1:] < best[:-1]]
-    mask[numbers(ordered, "_row").astype(int)[first]] = True
-    return mask

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from analysis.fit.law_fit import LawFit
     from analysis.io.sweep import Sweep
     from analysis.judge.beside import Beside, Comparison
+    from analysis.judge.noise import Common
     from analysis.judge.refine import Refinement
 
 
@@ -89,6 +90,10 @@ def fits(
         for warning in each.warnings:
             if str(warning) not in shared:
                 _warn(console, str(warning))
+        if (noise := extras[name].noise) is not None:
+            console.print(f"{noise.describe()}.")
+        if (curves := extras[name].collapse) is not None:
+            console.print(f"{curves.describe()}.")
         _rolling(console, extras[name])
         _choices(console, extras[name].sensitivity, each, full)
         _checklist(console, extras[name].checklist, full)
@@ -96,6 +101,13 @@ def fits(
         _warn(console, f"of every group: {text}")
     if not full:
         console.print("\n--full prints every choice and the checklist.", style="dim")
+
+
+def targets(found: Mapping[str, Common]) -> None:
+    """What the residuals of several losses of a run share."""
+    console = _console()
+    for group, each in found.items():
+        console.print(f"\n{'' if group == 'all' else f'{group}: '}{each.describe()}.")
 
 
 def _shared_warnings(found: Mapping[str, LawFit]) -> list[str]:
