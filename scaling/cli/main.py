@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
     from scaling.plan.plan import Rung
     from scaling.system.devices import Device
+
+
+MOST_SHOWN = 1000
+"""Rows of a plan's table."""
 
 
 def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, Any]]:
@@ -161,7 +166,7 @@ def plan(
     experiment = load_experiment(file, overrides or [], toy, chosen, cluster, only)
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
-    runs = [placed(run, target, nodes, gpus_per_node) for run in experiment.runs]
+    runs = (placed(run, target, nodes, gpus_per_node) for run in experiment.runs)
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
@@ -176,6 +181,8 @@ def plan(
 
     console = Console()
     console.print(_plan_table(experiment.name, rungs, target, console.width))
+    if len(rungs) > MOST_SHOWN:
+        console.print(f"... and {len(rungs) - MOST_SHOWN:,} more; --json has all.", highlight=False)
     hours = sum(r.device_hours for r in rungs)
     low, high = time_range(hours)
     console.print(
@@ -246,7 +253,7 @@ def _plan_table(name: str, rungs: list[Rung], device: Device, width: int) -> Tab
     for top in cells:
         left = top in ("run", "by", "state")
         table.add_column(top, justify="left" if left else "right", no_wrap=True)
-    for row in zip(*cells.values(), strict=True):
+    for row in islice(zip(*cells.values(), strict=True), MOST_SHOWN):
         table.add_row(*row)
     return table
 

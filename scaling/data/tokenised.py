@@ -16,7 +16,6 @@ The formats are described in `scaling.data.token_store`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from linscale.errors import LinscaleError
+from linscale.os_errors import in_words
 from linscale.sealed import sealed
 from scaling.data import remote, tokenizers
 from scaling.data.documents import Documents
@@ -90,12 +90,12 @@ def prepare_documents(documents: Documents, data: DataSettings, work: Work) -> P
                 remote.publish(folder, index)
         return _open(folder, data, index)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if (found := in_words(error)) is None:
             raise
         raise LinscaleError(
-            f"prepared corpus {folder}: the disk is full ({error.strerror}). Everything up to the "
-            "last finished chunk is kept; free some space, or set LINSCALE_CACHE to a folder on "
-            "another disk, and run the same command again."
+            f"prepared corpus {folder}: {found[0]}. Everything up to the last finished chunk is "
+            f"kept; {found[1]} (LINSCALE_CACHE names another one for prepared corpora), and run "
+            "the same command again."
         ) from error
 
 
