@@ -7,18 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linscale.errors import LinscaleError
+from linscale.os_errors import sentence
 from linscale.terminal import VERBOSE, console, level
 
 
 @contextmanager
 def one_paragraph() -> Iterator[None]:
-    """A problem that the user can mend ends the program, without a traceback."""
+    """A problem that the user can mend ends the program, without a traceback: one that is said as
+    such, or a disk, a limit or a permission that the system stopped at."""
     try:
         yield
     except LinscaleError as error:
         if level() >= VERBOSE:
             traceback.print_exc()
         show_error(str(error))
+        raise SystemExit(2) from error
+    except OSError as error:
+        words = sentence(error)
+        if words is None:
+            raise
+        show_error(words)
         raise SystemExit(2) from error
 
 

@@ -157,7 +157,7 @@ def linearize(
             keep_by,
             command,
             accept_data_change=accept_data_change,
-            say=functools.partial(typer.echo, err=True),
+            say=say,
         )
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+MOST_SHOWN = 1000
+"""Rows of a plan's table."""
+
 
 def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, Any]]:
     """The rungs of an experiment as `linscale plan --json` prints them, for `linscale forecast`.
@@ -102,7 +105,7 @@ def plan(
     experiment = load_experiment(file, overrides or [], toy, chosen, cluster, only)
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
-    runs = [placed(run, target, nodes, gpus_per_node) for run in experiment.runs]
+    runs = (placed(run, target, nodes, gpus_per_node) for run in experiment.runs)
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
@@ -114,7 +117,9 @@ def plan(
         print_json([r.to_json() for r in rungs])
         return
     screen = console()
-    screen.print(_plan_table(experiment.name, rungs, target))
+    screen.print(_plan_table(experiment.name, rungs[:MOST_SHOWN], target))
+    if len(rungs) > MOST_SHOWN:
+        screen.print(f"... and {len(rungs) - MOST_SHOWN:,} more; --json has all.")
     hours = sum(r.device_hours for r in rungs)
     low, high = time_range(hours)
     screen.print(
