@@ -20,6 +20,7 @@ from linscale.code_search import search_also
 from linscale.installation import missing, version
 from linscale.paragraph import one_paragraph, show_error
 from models.config import ConfigError
+from scaling.cli.adaptive import app as adaptive_app
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.blockwise import show_plan
 from scaling.cli.checkpoint import app as checkpoint_app
@@ -73,6 +74,7 @@ app = typer.Typer(
     epilog="Start with: linscale plan experiments/quickstart.py",
 )
 app.add_typer(run_app)
+app.add_typer(adaptive_app)
 app.add_typer(analysis_app)
 app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from linscale.installation import require
 from models.config import ConfigError
+from scaling.cli.adaptive import check_options, run_chosen
 from scaling.cli.data import AcceptDataChange
 from scaling.cli.options import AsJson, File, HyperLaw, Only, Out, Overrides, Toy
 
@@ -67,6 +69,24 @@ def run(
                      "finished is of use at any time; otherwise the longest first, which ends "
                      "soonest."),
     ] = False,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="Choose runs a batch at a time: those that narrow "
+                     "--target most per FLOP, each up to any of its horizons."),
+    ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="With --adaptive: stop when this is so, as 'width(a)<0.05', "
+                     "'width(multiplier)<0.1' or 'width(loss@1e18[tnl])<0.02'; repeatable."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="With --adaptive: FLOPs for all runs that it chooses.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="With --adaptive: runs between two decisions (default: as many as "
+                     "architectures, at least 2)."),
+    ] = None,
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
@@ -94,6 +114,8 @@ def run(
         raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
     if jobs is not None and launcher != "local":
         raise ConfigError(f"--jobs with --launcher {launcher}: only the local pool has workers.")
+    check_options(adaptive, target or [], budget, batch, {"--in-order": in_order,
+                                                          "--dry-run": dry_run})  # fmt: skip
     if time is not None:
         time_limit(time)
     per_node = 8 if gpus_per_node is None else gpus_per_node
@@ -109,16 +131,22 @@ def run(
         partition=partition, time=time, nodes=nodes, gpus_per_node=per_node, device=device,
         at_most=at_most, setup=tuple(setup or ()), extra=parse_extra(slurm or []),
     )  # fmt: skip
-    if not launch(
-        experiment,
-        sweep_dir,
+    start = partial(
+        launch,
+        sweep_dir=sweep_dir,
         launcher=launcher,
         jobs=jobs,
         slurm=cluster,
         accept_data_change=accept_data_change,
         in_order=in_order,
         dry_run=dry_run,
-    ):
+    )
+    if adaptive and budget is not None:
+        ended = run_chosen(experiment, sweep_dir, start, targets=target or [], budget=budget,
+                           batch=batch, waits=launcher == "slurm")  # fmt: skip
+    else:
+        ended = start(experiment)
+    if not ended:
         raise typer.Exit(1)
 
 
