@@ -25,6 +25,7 @@ from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.blockwise import show_plan
 from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import app as data_app
+from scaling.cli.early import app as early_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.inference import app as inference_app
 from scaling.cli.linearize import app as linearization_app
@@ -75,6 +76,7 @@ app = typer.Typer(
 )
 app.add_typer(run_app)
 app.add_typer(adaptive_app)
+app.add_typer(early_app)
 app.add_typer(analysis_app)
 app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from linscale.installation import require
 from models.config import ConfigError
 from scaling.cli.adaptive import check_options, run_chosen
 from scaling.cli.data import AcceptDataChange
+from scaling.cli.early import stopping
 from scaling.cli.options import AsJson, File, HyperLaw, Only, Out, Overrides, Toy
 
 app = typer.Typer()
@@ -87,6 +89,15 @@ def run(
         typer.Option(help="With --adaptive: runs between two decisions (default: as many as "
                      "architectures, at least 2)."),
     ] = None,
+    early: Annotated[
+        bool,
+        typer.Option("--stop-early", help="Stop runs that cannot matter any more: diverging, or "
+                     "dominated by another learning rate or batch."),
+    ] = False,
+    resume_stopped: Annotated[
+        bool,
+        typer.Option("--resume-stopped", help="Go on with runs that were stopped early."),
+    ] = False,
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
@@ -100,6 +111,7 @@ def run(
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.plan.within import within_this_machine
+    from scaling.record.early import go_on
     from scaling.sweep.launch import launch
     from scaling.sweep.slurm import SlurmOptions, parse_extra
     from scaling.sweep.slurm_queue import minutes as time_limit
@@ -116,6 +128,11 @@ def run(
         raise ConfigError(f"--jobs with --launcher {launcher}: only the local pool has workers.")
     check_options(adaptive, target or [], budget, batch, {"--in-order": in_order,
                                                           "--dry-run": dry_run})  # fmt: skip
+    if early and launcher == "slurm" and not adaptive:
+        raise ConfigError(
+            "--stop-early with --launcher slurm: this command ends when runs are submitted; give "
+            "`linscale stop-early DIR` while they train."
+        )
     if time is not None:
         time_limit(time)
     per_node = 8 if gpus_per_node is None else gpus_per_node
@@ -141,11 +158,16 @@ def run(
         in_order=in_order,
         dry_run=dry_run,
     )
-    if adaptive and budget is not None:
-        ended = run_chosen(experiment, sweep_dir, start, targets=target or [], budget=budget,
-                           batch=batch, waits=launcher == "slurm")  # fmt: skip
-    else:
-        ended = start(experiment)
+    if resume_stopped:
+        for config in experiment.runs:
+            go_on(config, sweep_dir)
+    watching = stopping(sweep_dir, partial(typer.echo, err=True)) if early else nullcontext()
+    with watching:
+        if adaptive and budget is not None:
+            ended = run_chosen(experiment, sweep_dir, start, targets=target or [], budget=budget,
+                               batch=batch, waits=launcher == "slurm")  # fmt: skip
+        else:
+            ended = start(experiment)
     if not ended:
         raise typer.Exit(1)
 

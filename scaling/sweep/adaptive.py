@@ -24,12 +24,11 @@ from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
 from scaling.config.run import RunConfig
-from scaling.record.head import read_head
+from scaling.record.head import ENDED, read_head
 from scaling.sweep.ledger import Entry, Ledger
 from scaling.sweep.slurm_queue import queued
 from scaling.system.claims import holder
 
-ENDED = ("done", "diverged")
 POLL_SECONDS = 15.0
 """Between two looks at jobs in the queue."""
 LOST = 3
@@ -112,11 +111,12 @@ def run_adaptive(
 
 def _state(ledger: Ledger, sweep_dir: Path, asked: Asked) -> dict[str, Any]:
     """What was bought so far."""
-    states = {run: read_head(sweep_dir / run) for run in asked.runs}
+    heads = {run: read_head(sweep_dir / run) for run in sorted(asked.runs)}
+    lost = {run: h.reason for run, h in heads.items() if h.state in ("diverged", "stopped")}
     last = ledger.entries[-1].decision["why"] if ledger.entries else ""
     return {
-        "done": sorted(run for run, head in states.items() if head.state == "done"),
-        "closed": {r: h.reason for r, h in sorted(states.items()) if h.state == "diverged"},
+        "done": [run for run, head in heads.items() if head.state == "done"],
+        "closed": lost,
         "spent": ledger.spent,
         "reached": last in ("confirm", "target"),
     }

@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaling.record.head import ENDED
 from scaling.sweep.status import STYLES, run_row, share
 from scaling.sweep.task import Task
 from scaling.system.words import duration, nats, si, speed
@@ -134,7 +135,7 @@ class SweepDisplay:
                     duration(row["eta_seconds"]),
                     "" if task.state == "running" else f"on {row['hostname']}, another launch",
                 )
-        ended = sum(task.state in ("done", "diverged", "failed") for task in self._tasks)
+        ended = sum(task.state in (*ENDED, "failed") for task in self._tasks)
         foot = Table.grid(padding=(0, 2))
         foot.add_row(
             Text(f"{ended} of {len(self._tasks)} runs", style="bold"),
