@@ -19,9 +19,11 @@ from analysis.cli.tables import app as tables_app
 from linscale.code_search import search_also
 from linscale.installation import missing, version
 from linscale.paragraph import one_paragraph, show_error
+from scaling.cli.adaptive import app as adaptive_app
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.checkpoint import app as checkpoint_app
 from scaling.cli.data import app as data_app
+from scaling.cli.early import app as early_app
 from scaling.cli.evaluate import app as evaluation_app
 from scaling.cli.gate import app as gate_app
 from scaling.cli.inference import app as inference_app
@@ -44,6 +46,8 @@ app = typer.Typer(
 )
 app.add_typer(plan_app)
 app.add_typer(run_app)
+app.add_typer(adaptive_app)
+app.add_typer(early_app)
 app.add_typer(analysis_app)
 app.add_typer(inference_app)
 app.add_typer(forecast_app(rungs_of))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from linscale.table import Column, Grid
 from linscale.terminal import console, shows_progress
+from scaling.record.head import ENDED
 from scaling.sweep.status import STYLES, run_row, share
 from scaling.sweep.task import Task
 from scaling.system.words import duration, nats, si, speed
@@ -139,7 +140,7 @@ class SweepDisplay:
         ]
         if any(others):
             columns.append(Column("", others, words=True))
-        ended = sum(task.state in ("done", "diverged", "failed") for task in self._tasks)
+        ended = sum(task.state in (*ENDED, "failed") for task in self._tasks)
         foot = Text.assemble(
             (f"{ended} of {len(self._tasks)} runs", "bold"),
             f", {done:.0%} of the compute",

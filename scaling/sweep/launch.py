@@ -34,7 +34,7 @@ from scaling.data.prepare import prepare
 from scaling.plan.costs import flops
 from scaling.plan.plan import trained_tokens
 from scaling.record.data_identity import consent
-from scaling.record.head import SCHEMA, read_head
+from scaling.record.head import ENDED, SCHEMA, read_head
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.pool import RETRY_SECONDS, Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
@@ -76,8 +76,8 @@ def launch(
         dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
-        True if every run ended, in a result or in divergence, or is submitted; False if one failed
-        or was stopped.
+        True if every run ended, in a result, in divergence or early, or is submitted; False if one
+        failed or was interrupted.
 
     Raises:
         LinscaleError: the data cannot be prepared, workers cannot start, or SLURM refuses.
@@ -96,7 +96,7 @@ def launch(
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
         head = read_head(sweep_dir / task.run_id)
-        if head.state in ("done", "diverged"):
+        if head.state in ENDED:
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
@@ -135,7 +135,7 @@ def launch(
             configs = [task.config for task in left]
             Pool(left, sweep_dir, environments(configs, jobs), train, display).run()
     _summarise(tasks, sweep_dir, display)
-    return all(task.state in ("done", "diverged") for task in tasks)
+    return all(task.state in ENDED for task in tasks)
 
 
 def environments(configs: list[RunConfig], jobs: int | None) -> list[dict[str, str]]:
@@ -273,7 +273,7 @@ def _summarise(tasks: list[Task], sweep_dir: Path, display: SweepDisplay) -> Non
     words = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     display.say(f"{sweep_dir}: {words}")
     for task in tasks:
-        if task.state in ("failed", "diverged"):
+        if task.state in ("failed", "diverged", "stopped"):
             display.say(f"  {task.state} {task.run_id}: {task.reason}")
     if any(not task.final or task.state == "preempted" for task in tasks):
         display.say("  the same command continues where this one stopped")

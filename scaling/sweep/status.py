@@ -27,6 +27,7 @@ from linscale.layer_groups import group
 from linscale.selection import chosen, fields_of
 from linscale.table import Column, Grid
 from linscale.terminal import console
+from scaling.record.head import ENDED
 from scaling.sweep.slurm_queue import Job, queued
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.words import duration, nats, percent, si, speed
@@ -47,6 +48,7 @@ STYLES = {
     "running": "cyan",
     "queued": "blue",
     "diverged": "magenta",
+    "stopped": "dark_orange",
     "failed": "bold red",
     "unreadable": "bold red",
     "interrupted": "yellow",
@@ -135,7 +137,7 @@ def _row(run_dir: Path, config: Fields, status: Fields, environment: Fields) -> 
     state, reason = status.word("state", "planned"), status.word("reason", "")
     updated = status.word("updated", "") or None
     if held_by is not None:
-        if state not in ("done", "diverged"):
+        if state not in ENDED:
             state, reason = "running", ""
     elif state == "running" and _age(updated) > STALE_SECONDS:
         state, reason = "interrupted", "the process is gone; run again to continue"
