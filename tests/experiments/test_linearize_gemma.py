@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments.gemma import report, scores, training
+from experiments.gemma import report, scores, speed, training
 from experiments.gemma.rows import Row, models, rows
 from experiments.gemma.text import SCORED, Text
 from experiments.linearize_gemma import Work, note
@@ -191,3 +191,11 @@ def test_another_text_is_refused(tmp_path: Path) -> None:
     note(tmp_path, {"text": 1, "against_transformers": {}})
     with pytest.raises(LinscaleError, match="text is 1 there and 2 now"):
         note(tmp_path, {"text": 2})
+
+
+def test_speed_is_of_every_part(teacher: LanguageModel, text: Text) -> None:
+    found = speed.measure(teacher, text)
+    assert min(found.values()) > 0
+    parts = found["transfer"], found["forward"], found["training"]
+    assert found["transfer over forward and training"] == parts[0] / (parts[1] + parts[2])
+    assert all(p.requires_grad for p in teacher.parameters())
