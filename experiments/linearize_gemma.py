@@ -35,8 +35,10 @@ from experiments.gemma.text import Text
 from linscale.errors import LinscaleError
 from models.architectures.lolcats import LoLCATs
 from models.language_model import LanguageModel
+from models.linearize.layer_costs import keep_costliest, with_softmax_layers
 from models.linearize.surgery import linearize
 from scaling.linearization import costs
+from scaling.linearization.baselines import held_bytes
 from scaling.record.pretrained import Pretrained, load_pretrained
 from scaling.system.files import write_json
 
@@ -120,6 +122,10 @@ class Work:
         config, folder, stems = row.model.config, self.out / "trained", self.stems(row)
         if "transfer" in stems:
             training.transfer(model, config, self.text, folder, stems["transfer"], self.tokens)
+        if row.keep:
+            path = folder / f"{stems['transfer']}-{self.tokens}-divergences.json"
+            found = training.divergences(model, self.text, path)
+            model = with_softmax_layers(model, keep_costliest(found, row.keep))
         if "lora" in stems:
             if self._ids is None:
                 self._ids = training.vocabulary(self.text, self.teacher.config.vocab_size)
@@ -130,19 +136,18 @@ class Work:
 
     def run(self, wanted: Sequence[Row], blocks: int) -> None:
         """Train and score rows, all on one block before the next; what is there stays."""
-        for row in wanted:
-            self.describe(row)
         for number in range(blocks):
             for row in wanted:
                 path = self.out / "scores" / f"{self.slug(row)}.jsonl"
                 if number in scores.read(path):
                     continue
                 model = self.build(row)
+                self.describe(row, model)
                 line = scores.score(path, model, row.reads, number, self.text.scoring(number))
                 print(f"block {number}: {row.name}: {line}", flush=True)
 
-    def describe(self, row: Row) -> None:
-        """Write what there is to say of a row beside its losses."""
+    def describe(self, row: Row, model: LanguageModel) -> None:
+        """Write what there is to say of a row, and of its model, beside its losses."""
         made, folder = row.model, self.out / "rows"
         folder.mkdir(parents=True, exist_ok=True)
         stems = self.stems(row)
@@ -155,7 +160,9 @@ class Work:
             folder / f"{self.slug(row)}.json",
             {
                 "name": row.name, "model": made.name, "stage": row.stage, "reads": row.reads,
-                "linear": made.linear, "state_bytes": made.state_bytes, "seed": self.seed,
+                "linear": made.linear, "state_bytes": held_bytes(model.config, made.config),
+                "softmax_layers": model.config.softmax_layers, "seed": self.seed,
+                "keep": row.keep, "beside": made.beside,
                 "transfer_tokens": transferred, "lora_tokens": low_rank, "training_flops": flops,
                 "logs": [
                     f"{stem}-{self.tokens if stage == 'transfer' else self.low_rank}.jsonl"

@@ -88,29 +88,44 @@ def table(lines: dict[str, Line]) -> str:
 
 
 def answers(lines: dict[str, Line]) -> list[str]:
-    """What the linear branch adds, in words: each student less what it is compared with."""
+    """What the linear branch adds, in words: each student less what it is compared with.
+
+    Untrained windows after attention transfer, those with the same low-rank training after that; a
+    hybrid whose layers were chosen, its own window. The share counts from the student's window.
+    """
     found: list[str] = []
-    for student in (line for line in lines.values() if line.facts["linear"]):
-        facts = student.facts
-        if facts["reads"] != "both":
-            continue
-        others = ("window + sink", "equal window + sink")
-        for other in lines.values():
-            base = other.facts
-            stage = "lora" if facts["stage"] == "lora" else "untrained"
-            same = base["stage"] == stage and base["lora_tokens"] == facts["lora_tokens"]
-            if not same or base["model"] not in {f"{facts['model']} {o}" for o in others}:
-                continue
-            gap = difference(student.losses, other.losses)
-            found.append(f"{student.name}, less {other.name}: {_verdict(gap)}")
-            if base["model"].endswith("equal window + sink") or stage == "lora":
-                continue
+    for student in (x for x in lines.values() if x.facts["linear"] and x.facts["reads"] == "both"):
+        for index, other in enumerate(_compared(student.facts, lines)):
+            found.append(f"{student.name}, less {other.name}: {_verdict(_less(student, other))}")
             three = [x.losses for x in (student, other, lines["teacher"])]
             both = set[int].intersection(*map(set, three))
             share = recovered(*(_mean({b: x[b] for b in both}) for x in three))
-            if share is not None:
+            if index == 0 and share is not None and student.facts["stage"] == "transfer":
                 found.append(f"    recovered beyond the window: {share:.0%}")
     return found
+
+
+def _compared(facts: dict[str, Any], lines: dict[str, Line]) -> list[Line]:
+    """What a student stands beside; its own window comes first."""
+    if facts["keep"]:
+        wanted = [{**_kind(facts), "reads": "window"}]
+    else:
+        stage = "lora" if facts["stage"] == "lora" else "untrained"
+        wanted = [
+            {**_kind(facts), "model": name, "stage": stage, "transfer_tokens": 0}
+            for name in facts["beside"]
+        ]
+    pairs = ((line, w) for w in wanted for line in lines.values())
+    return [line for line, w in pairs if _kind(line.facts) == w]
+
+
+def _kind(facts: dict[str, Any]) -> dict[str, Any]:
+    names = ("model", "stage", "reads", "keep", "transfer_tokens", "lora_tokens")
+    return {name: facts[name] for name in names}
+
+
+def _less(mine: Line, other: Line) -> Difference:
+    return difference(mine.losses, other.losses)
 
 
 def figure(lines: dict[str, Line], length: int) -> Figure:

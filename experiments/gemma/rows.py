@@ -29,6 +29,8 @@ from scaling.linearization.controls import controls
 from scaling.linearization.recipes import lolcats_run
 
 Stage = Literal["untrained", "transfer", "lora"]
+KEPT = (3, 6)
+"""Softmax layers of the hybrids whose layers are chosen by KL."""
 STAGES: tuple[Stage, ...] = ("untrained", "transfer", "lora")
 
 
@@ -41,6 +43,8 @@ class Model:
     """None: the teacher itself."""
     config: RunConfig
     """What it would be as a run: precision, length and recipe, for costs and bytes."""
+    beside: tuple[str, ...] = ()
+    """Windows that it is compared with: its own, and one of as many bytes."""
 
     @property
     def state_bytes(self) -> int:
@@ -60,12 +64,16 @@ class Row:
     model: Model
     stage: Stage = "untrained"
     reads: Reads = "both"
+    keep: int = 0
+    """Linear layers that get their softmax back: those whose linear form changes the next tokens
+    most (`models.linearize.layer_costs.divergence`)."""
 
     @property
     def name(self) -> str:
         parts = {"window": "linear off", "past": "window off", "both": ""}
         words = [self.model.name, "" if self.stage == "untrained" else self.stage]
-        return ", ".join(word for word in (*words, parts[self.reads]) if word)
+        kept = f"{self.keep} layers kept by KL" if self.keep else ""
+        return ", ".join(word for word in (*words, kept, parts[self.reads]) if word)
 
     @property
     def slug(self) -> str:
@@ -88,12 +96,15 @@ def models(
     local = tuple(layer for layer in range(teacher.layers) if layer not in full)
     width, narrow = min(512, length // 8), min(64, length // 16)
 
-    def student(name: str, options: LoLCATs, error: ErrorAt = "heads") -> Model:
+    def student(
+        name: str, options: LoLCATs, beside: Sequence[str], error: ErrorAt = "heads"
+    ) -> Model:
         data = DataConfig(sequence_length=length, batch_sequences=1)
         made = linearized_config(teacher, options)
         config = lolcats_run("gemma", "gemma", made, data, tokens=tokens + low_rank, seed=seed)
         stages = replace(config.linearize, transfer_tokens=tokens, transfer_error=error)
-        return Model(name=name, options=options, config=replace(config, linearize=stages))
+        config = replace(config, linearize=stages)
+        return Model(name=name, options=options, config=config, beside=tuple(beside))
 
     def beside(name: str, of: Model, control: str) -> Model:
         """What is trained beside a student (`scaling.linearization.controls`)."""
@@ -109,10 +120,13 @@ def models(
         window=width, arrangement="sliding", sink_tokens=1, affine=True, window_factor=0.99,
         shared_state=True, softmax_layers=local,
     )  # fmt: skip
-    globals_ = student("globals", branch, "residual")
-    apart = student("globals, a state a head", replace(branch, shared_state=False), "residual")
-    published = student("all layers", LoLCATs(window=narrow))
-    sunk = student("all layers + sink", LoLCATs(window=narrow, sink_tokens=1))
+    windows = ("globals window + sink", "globals equal window + sink")
+    globals_ = student("globals", branch, windows, "residual")
+    apart = replace(branch, shared_state=False)
+    apart = student("globals, a state a head", apart, windows[:1], "residual")
+    published = student("all layers", LoLCATs(window=narrow), ["all layers window"])
+    sinks = LoLCATs(window=narrow, sink_tokens=1)
+    sunk = student("all layers + sink", sinks, ["all layers window + sink"])
     window = beside("globals window + sink", globals_, "window")
     found = [
         beside("teacher", globals_, "teacher"),
@@ -142,4 +156,10 @@ def rows(found: dict[str, Model], stages: Sequence[Stage] = STAGES) -> list[Row]
         lines += [Row(model=model, stage="transfer", reads=reads) for reads in parts]
     lines += [Row(model=found[name], stage="lora") for name in low_rank]
     lines.append(Row(model=found["globals"], stage="lora", reads="window"))
+    whole: tuple[Reads, ...] = ("both", "window")
+    lines += [
+        Row(model=found["all layers + sink"], stage="transfer", keep=n, reads=reads)
+        for n in KEPT
+        for reads in whole
+    ]
     return [row for row in lines if row.stage in stages]

@@ -27,12 +27,16 @@ from torch import Tensor, nn
 from experiments.gemma.text import Text
 from models.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from models.language_model import LanguageModel
+from models.linearize.layer_costs import divergence, layer_costs, with_softmax_layers
 from models.linearize.lora import add_lora
 from models.linearize.transfer import freeze_for_transfer, layer_losses
 from scaling.config.run import RunConfig
+from scaling.system.files import write_json
 
 VOCABULARY_BLOCKS = 64
 """Blocks whose ids low-rank training predicts among; others are passed over."""
+DIVERGENCE = 512
+"""Tokens on which layers are judged."""
 
 
 def transfer(
@@ -99,6 +103,17 @@ def vocabulary(text: Text, words: int) -> Tensor:
     for block in islice(text.training(), VOCABULARY_BLOCKS):
         there[block] = True
     return there.nonzero()[:, 0]
+
+
+def divergences(student: LanguageModel, text: Text, path: Path) -> dict[int, float]:
+    """Layer -> KL of the next tokens with that layer alone linear, in nats; measured once, on the
+    beginning of the first training block."""
+    if not path.is_file():
+        tokens = next(text.training())[None, :DIVERGENCE]
+        teacher = with_softmax_layers(student, tuple(range(student.config.layers)))
+        found = layer_costs(student.eval(), lambda m: divergence(m, teacher, tokens).item())
+        write_json(path, {str(layer): cost for layer, cost in found.items()})
+    return {int(n): cost for n, cost in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def _train(

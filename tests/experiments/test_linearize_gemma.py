@@ -21,6 +21,7 @@ from linscale.errors import LinscaleError
 from models.architectures.llama import LlamaOptions
 from models.config import ModelConfig
 from models.language_model import LanguageModel, build
+from models.linearize.layer_costs import with_softmax_layers
 from models.linearize.parts import reading
 from scaling.data.tokenizers import ByteTokenizer
 
@@ -128,6 +129,23 @@ def test_training_goes_on_where_it_was(make: Callable[..., Work]) -> None:
     assert ends[0] == ends[1]
 
 
+def test_layers_kept_by_their_divergence(make: Callable[..., Work], teacher: LanguageModel) -> None:
+    work = make()
+    row = Row(model=work.models["all layers + sink"], stage="transfer", keep=2)
+    model = work.build(row)
+    (path,) = (work.out / "trained").glob("*divergences.json")
+    costs = {int(layer): cost for layer, cost in json.loads(path.read_text()).items()}
+    student = work.build(of(work, "all layers + sink", "transfer"))
+    tokens, linear = next(work.text.training())[None, :512], sorted(costs)[0]
+    others = tuple(layer for layer in range(4) if layer != linear)
+    with torch.no_grad():
+        theirs = teacher(tokens).log_softmax(-1)
+        mine = with_softmax_layers(student, others)(tokens).log_softmax(-1)
+    kl = torch.nn.functional.kl_div(mine, theirs, log_target=True, reduction="sum") / tokens.numel()
+    assert costs[linear] == pytest.approx(kl.item(), rel=1e-4)
+    assert model.config.softmax_layers == tuple(sorted(sorted(costs, key=lambda n: -costs[n])[:2]))
+
+
 def test_low_rank_training_leaves_the_teacher_alone(
     make: Callable[..., Work], teacher: LanguageModel
 ) -> None:
@@ -151,7 +169,7 @@ def test_rows_are_scored_once_and_reported(
 ) -> None:
     work = make()
     note(work.out, {"length": LENGTH, "text": 1})
-    wanted = [r for r in rows(work.models) if r.model.name.startswith(("teacher", "globals"))]
+    wanted = [r for r in rows(work.models) if r.keep <= 3]
     work.run(wanted, 1)
     assert len(capsys.readouterr().out.splitlines()) == len(wanted)
     path = work.out / "scores" / "globals-window-and-sink.jsonl"
@@ -179,6 +197,8 @@ def test_rows_are_scored_once_and_reported(
     said = report.answers(lines)
     assert any("less globals window + sink" in line for line in said)
     assert any("less globals equal window + sink, lora" in line for line in said)
+    assert any("3 layers kept by KL, linear off (0k)" in line for line in said)
+    assert sum("recovered beyond the window" in line for line in said) <= 4
     report.keep(work.out, work.out.parent / "kept.zip")
     assert report.table(report.read(work.out.parent / "kept.zip")) == text
     drawn = report.figure(lines, LENGTH)
