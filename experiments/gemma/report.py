@@ -37,8 +37,8 @@ class Line:
 
     facts: dict[str, Any]
     losses: Losses
-    seconds: float
-    """Of training."""
+    log: list[dict[str, Any]]
+    """Last lines of the logs of its trainings."""
 
     @property
     def name(self) -> str:
@@ -62,7 +62,8 @@ def read(source: Path) -> dict[str, Line]:
         facts, slug = json.loads(path.read_bytes()), path.name.removesuffix(".json")
         scored = files / "scores" / f"{slug}.jsonl"
         if scored.is_file() and (losses := parse(scored.read_bytes().decode())):
-            found[slug] = Line(facts=facts, losses=losses, seconds=_seconds(facts, logs))
+            ends = [json.loads(logs[name].split("\n")[-2]) for name in facts["logs"]]
+            found[slug] = Line(facts=facts, losses=losses, log=ends)
     if "teacher" not in found:
         raise LinscaleError(f"{source}: the teacher has not been scored; give the command again.")
     return found
@@ -85,6 +86,21 @@ def table(lines: dict[str, Line]) -> str:
         )  # fmt: skip
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
+
+
+def trainings(lines: dict[str, Line]) -> str:
+    """What the rows' trainings have cost, as Markdown."""
+    head = ("trained", "tokens of transfer", "of low-rank training", "FLOPs", "hours", "load")
+    text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    found: dict[tuple[str, ...], None] = {}
+    for line in (x for x in lines.values() if x.log):
+        facts = line.facts
+        hours = sum(end["seconds"] for end in line.log) / 3600
+        found[
+            facts["model"], f"{facts['transfer_tokens']:,}", f"{facts['lora_tokens']:,}",
+            f"{facts['training_flops']:.2e}", f"{hours:.2f}", f"{line.log[-1]['load']:.0f}",
+        ] = None  # fmt: skip
+    return "\n".join([*text, *("| " + " | ".join(cells) + " |" for cells in found)])
 
 
 def answers(lines: dict[str, Line]) -> list[str]:
@@ -178,12 +194,6 @@ def _members(folder: Place) -> Iterator[Place]:
     return iter(sorted(folder.iterdir(), key=lambda p: p.name)) if folder.is_dir() else iter(())
 
 
-def _seconds(facts: dict[str, Any], logs: dict[str, str]) -> float:
-    """Of all training of a row."""
-    ends = (logs[name].split("\n")[-2] for name in facts["logs"])
-    return sum(json.loads(line)["seconds"] for line in ends)
-
-
 def _mean(losses: Losses) -> float:
     return sum(sum(parts) / len(parts) for parts in losses.values()) / len(losses)
 
@@ -210,7 +220,7 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     lines = read(arguments.source)
     facts = json.loads((open_sweep(arguments.source) / "experiment.json").read_bytes())
-    print(table(lines))
+    print(table(lines), trainings(lines), sep="\n\n", end="\n\n")
     print("\n".join(answers(lines)))
     if arguments.keep:
         keep(arguments.source, KEPT)

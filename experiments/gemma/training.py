@@ -158,7 +158,7 @@ def _train(
         path.with_suffix(".new").replace(path)
         _note(path.with_suffix(".jsonl"), {
             "tokens": done * each, "loss": round(loss, 5),
-            "seconds": round(before, 1),
+            "seconds": round(before, 3),
             "cpu_seconds": round(time.process_time() - cpu, 1),
             "load": round(os.getloadavg()[0], 1),
         })  # fmt: skip
