@@ -103,6 +103,7 @@ def keep_layers(
             transfer_lr=config.linearize.transfer_lr,
             cross_entropy=config.linearize.cross_entropy,
             far_error=config.linearize.far_error,
+            transfer_error=config.linearize.transfer_error,
             window_dropout=config.linearize.window_dropout,
         ),
     )
