@@ -28,12 +28,13 @@ _DASHES = {LINEARIZED: "-", SCRATCH: (0, (2, 1.5)), CONTINUED: (0, (5, 1.5))}
 
 def color(base: str) -> str:
     """Of a method; grey where it is none of the two."""
-    return _COLORS.get(base, style.GREY)
+    return _COLORS.get(base.partition("-")[0], style.GREY)
 
 
 def label(base: str, kind: str) -> str:
     """Of a group of runs."""
-    name = _NAMES.get(base, base)
+    method, _, options = base.partition("-")
+    name = _NAMES.get(method, method) + (f", {options.replace('-', ', ')}" if options else "")
     if kind.startswith(WINDOW):
         return f"{kind} alone, trained alike"
     others = {SCRATCH: f"{name}, from scratch", CONTINUED: "teacher, trained on",

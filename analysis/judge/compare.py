@@ -172,12 +172,7 @@ def compute_multiplier(
     ratio: Array | None = None
     if x.draws is not None and y.draws is not None:
         paired = x.draws.paired_with(y.draws)
-        d_x = compute_for_loss(x, losses, draws=True)
-        d_y = compute_for_loss(y, losses, draws=True)
-        count = min(len(d_x), len(d_y))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # A refit under which neither reaches the loss does not separate them
-            ratio = np.nan_to_num(d_y[:count] / d_x[:count], nan=1.0, posinf=np.inf)
+        ratio = ratio_draws(x, y, losses)
         frame["lo"], frame["hi"] = np.quantile(
             ratio, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest"
         )
@@ -191,6 +186,15 @@ def compute_multiplier(
     verdict = _verdict(frame, names, level, ratio is not None)
     words = x.compute_model.describe(), y.compute_model.describe()
     return CompareResult(names[0], names[1], level, paired, frame, cross, verdict, warnings, words)
+
+
+def ratio_draws(x: LawFit, y: LawFit, losses: Array) -> Array:
+    """C_y / C_x of every pair of refits (draws, losses)."""
+    d_x, d_y = (compute_for_loss(fit, losses, draws=True) for fit in (x, y))
+    count = min(len(d_x), len(d_y))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # A refit under which neither reaches the loss does not separate them
+        return np.nan_to_num(d_y[:count] / d_x[:count], nan=1.0, posinf=np.inf)
 
 
 def _range(fit: LawFit) -> str:

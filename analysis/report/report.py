@@ -13,7 +13,7 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def write_report(
     seals: Sequence[Path] = (),
     style: str = "house",
     formats: Sequence[str] = FORMATS[:2],
+    told: Callable[[Sweep], object] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a sweep and returns the path of its page.
@@ -83,6 +84,7 @@ def write_report(
         style: where the files of figures will be printed (`analysis.figures.presets`); the page
             keeps its own.
         formats: of those files: png, pdf, svg.
+        told: given the sweep as it was used, with what was left out.
         progress: told in words what is being done.
 
     Raises:
@@ -101,6 +103,8 @@ def write_report(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,
     )  # fmt: skip
     sweep = result.sweep
+    if told is not None:
+        told(sweep)
     sealed = Sealed(seals, sweep) if seals else None
     found = None if given else evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.errors import AnalysisError
-from analysis.figures.curves import frontier_mask
 from analysis.figures.plots import of_isoflop
 from analysis.figures.surface import Surface
 from analysis.fit.isoflop import IsoflopFit, isoflop
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import rows, where, words
 from analysis.io.looks import look
+from analysis.judge.frontier import unbeaten
 from analysis.judge.study import Study
 from analysis.units import LEVEL
 
@@ -49,7 +49,7 @@ def draw(result: Study) -> list[Drawn]:
     """Every figure that the records allow, in the order of the page."""
     sweep, points = result.sweep, result.points
     each = [where(points, arch=g) for g in result.groups]
-    fitted = pd.concat([own.assign(used=frontier_mask(own)) for own in each], ignore_index=True)
+    fitted = pd.concat([own.assign(used=unbeaten(own)) for own in each], ignore_index=True)
     interval = f"Bands: {LEVEL:.0%} intervals, {result.bootstrap} bootstrap refits over runs."
     drawn = [
         Drawn(
