@@ -91,7 +91,11 @@ def log_axis(axes: Axes, which: str, *, si: bool = False) -> None:
     low, high = getattr(axes, f"get_{which}lim")()
     decades = np.log10(high / low)
     if decades < 1.5:
-        steps = LogLocator(subs=(1, 2, 5)) if decades > 0.8 else _NiceLogLocator()
+        steps = (
+            LogLocator(subs=(1, 2, 5))
+            if decades > 0.8
+            else _NiceLogLocator(5 if not si and high >= 1e4 else 9)
+        )
         axis.set_major_locator(steps)
         axis.set_major_formatter(FuncFormatter(_counts if si else power_text))
         axis.set_minor_formatter(NullFormatter())
@@ -120,10 +124,12 @@ def power_text(value: float, place: int | None = None) -> str:
 
 
 class _NiceLogLocator(MaxNLocator):
-    """Round values (1, 2, 2.5, 5 x 10^k apart) on a logarithmic axis of less than 1.5 decades."""
+    """Round values (1, 2, 2.5, 5 x 10^k apart) on a logarithmic axis of less than 1.5 decades, at
+    least a share 1 / `most` of it apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__(nbins=6, steps=[1, 2, 2.5, 5, 10])
+        self._most = most
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks = np.asarray(super().tick_values(vmin, vmax))
@@ -131,7 +137,7 @@ class _NiceLogLocator(MaxNLocator):
         if len(ticks) < 3:
             return ticks
         # Linear steps crowd at the upper end: leave out those too close to the next one.
-        gap = np.log(max(vmax / vmin, 1.001)) / 9
+        gap = np.log(max(vmax / vmin, 1.001)) / self._most
         kept = [ticks[-1]]
         for tick in ticks[-2::-1]:
             if np.log(kept[-1] / tick) >= gap:
