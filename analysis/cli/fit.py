@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.cli.source import OtherData
+from linscale.options import AsJson, print_json
 from linscale.paragraph import one_paragraph
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def fit(
     full: Annotated[
         bool, typer.Option("--full", help="Print the whole sensitivity table and checklist.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the fits, with every draw, as JSON.")
     ] = None,
@@ -175,7 +176,7 @@ def fit(
             _write(out, json.dumps(full_record))
         if as_json:
             record = record_of(sweep, fits, failures, extras, compared, other)
-            typer.echo(json.dumps(record, indent=1, allow_nan=False))
+            print_json(record)
         else:
             terminal.fits(sweep, fits, failures, extras, full=full)
             terminal.targets(shared_scatter(sweep, fits))
@@ -204,7 +205,7 @@ def plan_refinement(
         sweep = load_sweep(directory)
         result = refine(sweep, candidates_of(rungs), quantity=quantity, budget=budget)
         if as_json:
-            typer.echo(json.dumps(result.as_dict(), indent=1))
+            print_json(result.as_dict())
         else:
             terminal.refinement(sweep, result)
 

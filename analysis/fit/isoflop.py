@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WEBB = np.sqrt([0.5, 1.0, 1.5])
-_NAMED = 3
-"""Budgets whose reasons are listed."""
 _BIAS_EXPONENT, _BIAS_SIZE = 0.005, 0.02
 
 
@@ -137,13 +135,17 @@ class IsoflopFit:
                 warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
             )
 
-    def plot(self, *, name: str = "all") -> Figure:
+    def plot(self, *, name: str = "all", style: str = "house") -> Figure:
         """The valleys and their minima."""
-        return figure_of(self, name=name)
+        return figure_of(self, name=name, style=style)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)
         return f"<p><b>IsoFLOP</b></p>{self.table().to_html(index=False)}<ul>{notes}</ul>"
+
+
+MOST_LISTED = 3
+"""Budgets of one reason are listed one by one up to here."""
 
 
 def isoflop(
@@ -182,7 +184,7 @@ def isoflop(
                             "budget: IsoFLOP profiles need them")  # fmt: skip
     minima, refused = minima_of(table, shape, best)
     if len(minima) < 2:
-        reasons = _refusal_text(refused)
+        reasons = "; ".join(_refusal_texts(refused))
         raise AnalysisError(
             f"{len(minima)} of {table['budget'].nunique()} budgets have an interior minimum, two "
             f"are needed ({reasons}). Add sizes on both sides of the minimum at each budget"
@@ -281,12 +283,16 @@ def _bootstrap(
     return draws
 
 
-def _refusal_text(refused: pd.DataFrame) -> str:
-    """The first budgets and their reasons, and how many more there are."""
-    pairs = list(zip(refused["budget"], refused["reason"], strict=True))
-    listed = [f"{budget:.3g} FLOPs: {reason}" for budget, reason in pairs[:_NAMED]]
-    more = [f"and {len(pairs) - _NAMED} more"] if len(pairs) > _NAMED else []
-    return "; ".join([*listed, *more])
+def _refusal_texts(refused: pd.DataFrame) -> list[str]:
+    """Every reason once, with the budgets that it holds for."""
+    texts: list[str] = []
+    for reason, budgets in refused.groupby("reason", sort=False)["budget"]:
+        listed = ", ".join(f"{budget:.3g}" for budget in budgets)
+        if len(budgets) > MOST_LISTED:
+            low, high = budgets.min(), budgets.max()
+            listed = f"{len(budgets)} budgets from {low:.3g} to {high:.3g}"
+        texts.append(f"{listed} FLOPs: {reason}")
+    return texts
 
 
 def _warn_excluded(count: int, rows: int) -> list[FitWarning]:
@@ -313,7 +319,7 @@ def _warn_outlying(outlying: pd.DataFrame) -> list[FitWarning]:
 def _refusals(refused: pd.DataFrame, table: pd.DataFrame) -> list[FitWarning]:
     if not len(refused):
         return []
-    text = _refusal_text(refused)
+    text = "; ".join(_refusal_texts(refused))
     return [
         FitWarning(
             "budget_refused",

@@ -358,9 +358,9 @@ class LawFit:
         """
         return LawFit(**read(text))
 
-    def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
+    def plot(self, *, level: float = 0.9, name: str = "all", style: str = "house") -> Figure:
         """Contours over (N, D) with the optimal line, or loss against the form's one variable."""
-        return figure_of(self, level=level, name=name)
+        return figure_of(self, level=level, name=name, style=style)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

@@ -24,12 +24,15 @@ _PATH_POINTS = 1600
 _ITERATIONS, _DONE, _STRIDE = 60, 1e-12, 3.0
 
 
-def compute_for_loss(fit: LawFit, losses: Array, *, draws: bool = False) -> Array:
+def compute_for_loss(
+    fit: LawFit, losses: Array, *, draws: bool = False, at: Array | None = None
+) -> Array:
     """FLOPs that the frontier needs for each loss: (losses,), or (draws, losses).
 
-    Infinite where a loss lies at or below the irreducible loss.
+    Infinite where a loss lies at or below the irreducible loss. `at`: other natural parameters
+    (b, p) instead of the estimate or the draws; the result is (b, losses).
     """
-    values = fit.values[None]
+    values = fit.values[None] if at is None else at
     if draws:
         if fit.draws is None:
             raise AnalysisError("comparing with intervals needs bootstrapped fits: pass "
@@ -40,7 +43,7 @@ def compute_for_loss(fit: LawFit, losses: Array, *, draws: bool = False) -> Arra
         found = _by_path(fit, values, losses)
     else:
         found = _by_size(fit, values[:, None, :], losses)
-    return found if draws else found[0]
+    return found[0] if at is None and not draws else found
 
 
 def _by_path(fit: LawFit, values: Array, losses: Array) -> Array:

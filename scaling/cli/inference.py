@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale.options import AsJson, print_json
+from linscale.table import Column, Grid
+from linscale.terminal import console, say
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import pandas as pd
 
@@ -60,7 +65,7 @@ def inference(
         Path | None,
         typer.Option("--out", "-o", help="Folder for the table over contexts and its figure."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fewest training plus inference FLOPs for a loss and a demand, with bytes kept a sequence.
 
@@ -81,7 +86,7 @@ def _inference(
 ) -> None:  # fmt: skip
     from analysis.errors import AnalysisError
     from analysis.fit.fitting import fit_law
-    from analysis.io.frames import finite, groups, numbers, plain, where
+    from analysis.io.frames import groups, numbers, plain, where
     from analysis.io.records import load_sweep
     from analysis.io.sweep_files import is_table
     from analysis.judge.compare import baseline_of
@@ -131,7 +136,7 @@ def _inference(
         record = {"sweep": read.name, "loss": loss, "demand": demand, "context": context,
                   "baseline": base, "conventions": read.conventions,
                   "models": plain(found)}  # fmt: skip
-        typer.echo(json.dumps(finite(record), indent=1))
+        print_json(record)
         return
     if of_table and decoding is None:
         typer.echo("decoding is taken as 2 N FLOPs a token, without attention over the context; "
@@ -197,35 +202,39 @@ def _save(out: Path, table: pd.DataFrame, baseline: str, title: str) -> None:
     style.save(serving(table, baseline=baseline), out / "inference", title=title,
                caption=f"{title}. Fewest training and inference FLOPs over those of the baseline, "
                "with 90 % intervals, and bytes that a sequence holds.", runs=[])  # fmt: skip
-    typer.echo(f"wrote {out / 'inference.csv'} and {out / 'inference.png'}", err=True)
+    say(f"wrote {out / 'inference.csv'} and {out / 'inference.png'}")
 
 
 def _show(table: pd.DataFrame, title: str, baseline: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from analysis.io.looks import look
     from analysis.units import si_text
 
-    console = Console(markup=False, emoji=False, highlight=False)
-    shown = Table(title=title, title_justify="left")
-    for name in ("architecture", "N", "D", "training", "inference", "total",
-                 f"over {look(baseline).label}", "bytes a sequence"):  # fmt: skip
-        shown.add_column(name, justify="left" if name == "architecture" else "right")
-    notes: list[str] = []
+    rows = [row for row in table.to_dict("records") if not row["note"]]
+    columns = [
+        Column("architecture", [look(str(r["arch"])).label for r in rows], words=True),
+        Column("N", [si_text(r["n"]) for r in rows]),
+        Column("D", [si_text(r["d"]) for r in rows]),
+        Column("training", [f"{r['training']:.2e}" for r in rows], spare=2),
+        Column("inference", [f"{r['inference']:.2e}" for r in rows], spare=1),
+        Column("total", [f"{r['total']:.2e}" for r in rows]),
+        Column(f"over {look(baseline).label}", [_ratio(r) for r in rows]),
+        Column(
+            "bytes a sequence",
+            [f"{r['kept']:,.0f}" if r["kept"] == r["kept"] else "" for r in rows],
+        ),
+    ]
+    screen = console()
+    screen.print(Grid(columns, title=title))
     for row in table.to_dict("records"):
         label = look(str(row["arch"])).label
         if row["note"]:
-            notes.append(f"{label}: {row['note']}")
-            continue
-        ratio = f"{row['ratio']:.3g}"
-        if row.get("ratio_lo") == row.get("ratio_lo") and "ratio_lo" in row:
-            ratio += f" [{row['ratio_lo']:.3g}, {row['ratio_hi']:.3g}]"
-        shown.add_row(label, si_text(row["n"]), si_text(row["d"]), f"{row['training']:.2e}",
-                      f"{row['inference']:.2e}", f"{row['total']:.2e}", ratio,
-                      f"{row['kept']:,.0f}" if row["kept"] == row["kept"] else "")  # fmt: skip
-        if row["outside"]:
-            notes.append(f"{label}, extrapolated: {row['outside']}.")
-    console.print(shown)
-    for note in notes:
-        console.print(note, style="yellow")
+            screen.print(f"{label}: {row['note']}", style="yellow")
+        elif row["outside"]:
+            screen.print(f"{label}, extrapolated: {row['outside']}.", style="yellow")
+
+
+def _ratio(row: Mapping[Any, Any]) -> str:
+    ratio = f"{row['ratio']:.3g}"
+    if row.get("ratio_lo") == row.get("ratio_lo") and "ratio_lo" in row:
+        ratio += f" [{row['ratio_lo']:.3g}, {row['ratio_hi']:.3g}]"
+    return ratio

@@ -56,7 +56,7 @@ def make_frontier(sweep: Sweep) -> Figure:
 
 
 def make_learning(sweep: Sweep) -> Figure:
-    return figures.learning_curves(sweep.curves, sweep.points, bands())
+    return figures.learning_curves(sweep.curves, sweep.points)
 
 
 def make_collapse(sweep: Sweep) -> Figure:
@@ -263,7 +263,7 @@ def test_learning_curves_have_a_line_per_segment(drawn: dict[str, Figure], sweep
         own = train[train["arch"] == arch]
         segments = own.groupby(["run_id", "segment"], observed=True).ngroups
         sizes = own["size"].nunique()
-        curves = [line for line in axes.lines if line.get_gid() and line.get_color() != "black"]
+        curves = [line for line in axes.lines if line.get_gid()]
         assert len(curves) == segments
         legend = axes.get_legend()
         assert legend is not None

@@ -22,7 +22,10 @@ from models.kernels.triton import scalar_launch
 from models.kernels.triton.common import interpreted
 
 PEERS = {
+    "fla.ops.delta_rule": "chunk_delta_rule",
+    "fla.ops.gated_delta_rule": "chunk_gated_delta_rule",
     "fla.ops.gla": "chunk_gla",
+    "fla.ops.kda": "chunk_kda",
     "fla.ops.linear_attn": "chunk_linear_attn",
     "fla.ops.simple_gla": "chunk_simple_gla",
 }
