@@ -73,7 +73,16 @@ def table(lines: dict[str, Line]) -> str:
     """The rows beside the teacher, as Markdown."""
     teacher = lines["teacher"]
     mean = _mean(teacher.losses)
-    head = ("row", "state, MB", "blocks", "loss", "above the teacher", "first half", "second half")
+    head = (
+        "row",
+        "held, MB",
+        "needed, MB",
+        "blocks",
+        "loss",
+        "above the teacher",
+        "first half",
+        "second half",
+    )
     text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in lines.values():
         gap = difference(line.losses, teacher.losses)
@@ -81,7 +90,8 @@ def table(lines: dict[str, Line]) -> str:
         first, second = (sum(p) / half for p in (gap.by_position[:half], gap.by_position[half:]))
         own = "" if line is teacher else f"{gap.mean:.4f}{_error(gap)}"
         cells = (
-            line.name, f"{line.facts['state_bytes'] / 1e6:.2f}", str(len(line.losses)),
+            line.name, *(f"{line.facts[n] / 1e6:.2f}" for n in ("held_bytes", "needed_bytes")),
+            str(len(line.losses)),
             f"{mean + gap.mean:.4f}", own, f"{first:.4f}", f"{second:.4f}",
         )  # fmt: skip
         text.append("| " + " | ".join(cells) + " |")
@@ -157,16 +167,16 @@ def figure(lines: dict[str, Line], length: int) -> Figure:
             marker = "s" if line.facts["stage"] == "lora" else "o"
             filled = color if line.facts["linear"] else "white"
             left.errorbar(
-                line.facts["state_bytes"] / 1e6, gap.mean, gap.half_width or 0, color=color,
+                line.facts["needed_bytes"] / 1e6, gap.mean, gap.half_width or 0, color=color,
                 marker=marker, markerfacecolor=filled, capsize=2, label=line.name,
             )  # fmt: skip
             each = length / PARTS
             middles = [(part + 0.5) * each for part in range(PARTS)]
             right.plot(middles, gap.by_position, color=color, marker=marker, markersize=3,
                        markerfacecolor=filled)  # fmt: skip
-        left.set_xlabel("state of one sequence, MB")
+        left.set_xlabel("state that one sequence needs, MB")
         left.set_ylabel("above the teacher, nats a token")
-        left.set_title("by bytes held")
+        left.set_title("by bytes")
         right.set_xlabel("position, tokens")
         right.set_title("by position")
         for axis in (left, right):
