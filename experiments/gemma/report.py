@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures import style
 from analysis.io.sweep_files import Place, open_sweep, pack
+from experiments.gemma.rows import STAGES
 from experiments.gemma.scores import PARTS, Difference, Losses, difference, parse
 from linscale.errors import LinscaleError
 from linscale.recovery import recovered
@@ -66,7 +67,7 @@ def read(source: Path) -> dict[str, Line]:
             found[slug] = Line(facts=facts, losses=losses, log=ends)
     if "teacher" not in found:
         raise LinscaleError(f"{source}: the teacher has not been scored; give the command again.")
-    return found
+    return dict(sorted(found.items(), key=lambda item: _place(item[1].facts)))
 
 
 def table(lines: dict[str, Line]) -> str:
@@ -202,6 +203,12 @@ def keep(folder: Path, out: Path) -> None:
 
 def _members(folder: Place) -> Iterator[Place]:
     return iter(sorted(folder.iterdir(), key=lambda p: p.name)) if folder.is_dir() else iter(())
+
+
+def _place(facts: dict[str, Any]) -> tuple[object, ...]:
+    """In tables: the teacher, windows by bytes, students, and all again after low-rank training."""
+    first = facts["model"] == "teacher" and facts["stage"] == "untrained"
+    return not first, STAGES.index(facts["stage"]), facts["needed_bytes"], facts["name"]
 
 
 def _mean(losses: Losses) -> float:
