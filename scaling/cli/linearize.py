@@ -81,7 +81,8 @@ def linearize(
         str,
         typer.Option(
             help="cost: whose loss rises most without it; kl: whose outputs change most (both "
-            "LoLCATs, measured first by a run of attention transfer); position: evenly spread."
+            "measured first, for LoLCATs by a run of attention transfer); position: evenly "
+            "spread."
         ),
     ] = "cost",
     tasks: Annotated[
@@ -142,7 +143,13 @@ def linearize(
     command = f"linscale linearize {model} --method {method}"
     if keep is not None:
         config = keep_layers(
-            config, out, keep, keep_by, command, accept_data_change=accept_data_change
+            config,
+            out,
+            keep,
+            keep_by,
+            command,
+            accept_data_change=accept_data_change,
+            say=functools.partial(typer.echo, err=True),
         )
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
@@ -226,10 +233,10 @@ def _student(
     if _is_started(method):
         from models.linearize.initialise import gated_config
 
-        if options:
-            first = next(iter(options))
-            raise ConfigError(f"{first}={options[first]!r}: {method} has no such option.")
-        return gated_config(teacher, method, **slopes)
+        keep = options.get("softmax_layers", ())
+        if wrong := [name for name in options if name != "softmax_layers"]:
+            raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
+        return gated_config(teacher, method, keep=keep, **slopes)
     part = find(method).options
     assert issubclass(part, Linearized)
     if wrong := [name for name in options if name not in hints(part)]:
