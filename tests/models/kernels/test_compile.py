@@ -149,7 +149,7 @@ def test_every_row_of_the_tables(arch: str, dim: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("mode", (*MODES, *DELTA))
+@pytest.mark.parametrize("mode", [*MODES, *DELTA])
 @pytest.mark.parametrize("arch", TARGETS)
 def test_variants(arch: str, mode: str) -> None:
     """What the rows of the tables leave open: packed and uncut sequences, float16, head dimensions
