@@ -127,23 +127,26 @@ class _Launches:
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         """o, the final state and the states before every chunk."""
+        if not self.empty:
+            with torch.cuda.device_of(self.q):
+                return self.scan(self.pairs())
+        final = self.new(*self.call.state_shape)
+        return torch.empty_like(self.v), final, empty_states(self.call)
+
+    def scan(self, found: _Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """The second launch of the forward pass, and its results."""
         states = empty_states(self.call)
         final = self.new(*self.call.state_shape)
         o = self.new(self.batch, self.tokens, self.heads, self.V, dtype=self.v.dtype)
-        if self.empty:
-            return o, final, states
-        with torch.cuda.device_of(self.q):
-            found = self.pairs()
-            config = self.config("scan")
-            delta_scan[(self.sequences * self.heads * -(-self.V // config["BV"]),)](
-                found.q, found.k, found.writing, self.v, self.beta, found.decay,
-                found.scores, found.solved,
-                self.q if self.initial is None else self.initial, states, final, o,
-                self.cu_seqlens,
-                *found.q.stride(), *found.k.stride(), *self.v.stride(), *self.beta.stride(),
-                *self.decay_strides[:3], *strides(self.initial, 4), *self.counts,
-                START=self.initial is not None, **self.constants, **self.all_keys, **config,
-            )  # fmt: skip
+        config = self.config("scan")
+        delta_scan[(self.sequences * self.heads * -(-self.V // config["BV"]),)](
+            found.q, found.k, found.writing, self.v, self.beta, found.decay,
+            found.scores, found.solved,
+            self.q if self.initial is None else self.initial, states, final, o, self.cu_seqlens,
+            *found.q.stride(), *found.k.stride(), *self.v.stride(), *self.beta.stride(),
+            *self.decay_strides[:3], *strides(self.initial, 4), *self.counts,
+            START=self.initial is not None, **self.constants, **self.all_keys, **config,
+        )  # fmt: skip
         return o, final, states
 
     def errors(self, states: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
@@ -196,9 +199,9 @@ class _Launches:
             given = None if decay is None else torch.empty_like(decay)
             return dq, dk, torch.empty_like(self.v), torch.empty_like(self.beta), given, start
         with torch.cuda.device_of(self.q):
-            if states.numel() == 0:
-                states = self.forward()[2]
             pairs = self.pairs()
+            if states.numel() == 0:
+                states = self.scan(pairs)[2]
             errors, tile_states = self.errors(states, pairs)
             dv, dbeta, dstates, start = self.reverse(do, dfinal_state, errors, pairs)
             del pairs
