@@ -72,7 +72,7 @@ def read_file(path: Path) -> tuple[pd.DataFrame, list[str], int]:
     kind = tracker_of(path) or kind
     notes: list[str] = []
     try:
-        if path.is_dir():
+        if tracker_of(path):
             frame, said = read_tracker(path)
             first, notes = 1, said
         else:
