@@ -56,7 +56,9 @@ def import_(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
             runs=runs, where=where or (), last_per=last_per,
         )  # fmt: skip
-        points = sweep.require_points()
+        points = sweep.require_points().dropna(subset=["loss"])
+        if not len(points):
+            raise AnalysisError(f"{sweep.name}: no row has a loss; name its column with --loss")
         count = points["run_id"].nunique() if "run_id" in points else len(points)
         if out is not None:
             kept = [name for name in COLUMNS if name in points and points[name].notna().any()]

@@ -24,17 +24,16 @@ def show_linearization(run_dir: Path, results: list[dict[str, Any]], as_json: bo
         return
     screen = console()
     for line in describe(content):
-        screen.print(line, soft_wrap=True)
+        screen.print(line)
     screen.print(
         f"cost: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, "
-        f"{spent['device_hours']:.3g} device hours",
-        soft_wrap=True,
+        f"{spent['device_hours']:.3g} device hours"
     )
     screen.print(_table(run_dir, rows, zero_of(read_head(run_dir).run_config().model.arch)))
     if results:
         screen.print(_tasks_table(results))
         for line in _truncated(results):
-            screen.print(line, soft_wrap=True)
+            screen.print(line)
 
 
 def _table(run_dir: Path, rows: list[dict[str, Any]], zero: str) -> Grid:
