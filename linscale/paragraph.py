@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linscale.errors import LinscaleError
 from linscale.os_errors import sentence
+from linscale.terminal import VERBOSE, console, level
 
 
 @contextmanager
@@ -16,6 +18,8 @@ def one_paragraph() -> Iterator[None]:
     try:
         yield
     except LinscaleError as error:
+        if level() >= VERBOSE:
+            traceback.print_exc()
         show_error(str(error))
         raise SystemExit(2) from error
     except OSError as error:
@@ -28,7 +32,6 @@ def one_paragraph() -> Iterator[None]:
 
 def show_error(problem: str) -> None:
     """Prints it on stderr, as it stands: nothing in it is taken for markup."""
-    from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), problem))

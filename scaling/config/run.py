@@ -81,7 +81,7 @@ class RunConfig(Part):
     """What happens when the loss spikes or is no longer a number."""
     linearize: LinearizeConfig = field(default=LinearizeConfig(), metadata=LATER)
     """Which transformer it starts from, if any."""
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where metrics go besides the run record (`scaling.training.loggers`). Not part of the
     identity."""
     seed: int = 0
