@@ -6,7 +6,6 @@ its checkpoints can be generated from, evaluated and exported.
 
 from __future__ import annotations
 
-import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from linscale.errors import LinscaleError
+from linscale.options import AsJson, print_json
+from linscale.terminal import say, tell
 from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
@@ -69,8 +70,12 @@ def linearize(
     arrangement: Annotated[
         str | None, typer.Option(help="LoLCATs: terraced or sliding window.")
     ] = None,
-    no_decay: Annotated[bool, typer.Option(help="SUPRA: heads that forget nothing.")] = False,
-    no_norm: Annotated[bool, typer.Option(help="SUPRA: no norm after attention.")] = False,
+    no_decay: Annotated[
+        bool, typer.Option("--no-decay", help="SUPRA: heads that forget nothing.")
+    ] = False,
+    no_norm: Annotated[
+        bool, typer.Option("--no-norm", help="SUPRA: no norm after attention.")
+    ] = False,
     keep_softmax: Annotated[
         str, typer.Option(help="Layers that keep their softmax, such as 0,15.")
     ] = "",
@@ -96,14 +101,17 @@ def linearize(
     ] = None,
     no_controls: Annotated[
         bool,
-        typer.Option(help="Do not train teacher and window as the student is trained, to compare."),
+        typer.Option(
+            "--no-controls",
+            help="Do not train teacher and window as the student is trained, to compare.",
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seeds new weights and data order.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
     ),
     accept_data_change: AcceptDataChange = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
 
@@ -149,7 +157,7 @@ def linearize(
             keep_by,
             command,
             accept_data_change=accept_data_change,
-            say=functools.partial(typer.echo, err=True),
+            say=say,
         )
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
@@ -158,7 +166,6 @@ def linearize(
         run_controls(config, out, command, accept_data_change=accept_data_change)
     results = []
     if asked is not None:
-        say = functools.partial(typer.echo, err=True)
         results = before_and_after(config, out / config.run_id, asked, say)
     show_linearization(out / config.run_id, results, as_json)
 
@@ -176,13 +183,16 @@ def linearize_report(
         Path | None,
         typer.Option("--out", "-o", help="Default: report in the sweep, or beside its zip."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Report what linearization recovers, over tokens, size and compute, with controls."""
     from analysis.io.sweep_files import report_folder
     from analysis.report.linearization_report import write
 
     path = write(directory, out or report_folder(directory), scratch_dir=from_scratch)
-    typer.echo(f"wrote {path}")
+    tell(f"wrote {path}")
+    if as_json:
+        print_json({"page": str(path)})
 
 
 def _config(
