@@ -28,6 +28,7 @@ from analysis.fit.envelope import EnvelopeFit
 from analysis.fit.isoflop import IsoflopFit
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
+from analysis.fit.within import measured, within
 from analysis.io.frames import numbers, rows
 from analysis.judge.compare import CompareResult
 
@@ -55,7 +56,8 @@ def of_law(fit: LawFit, *, level: float, name: str) -> Figure:
     (variable,) = fit.law.columns
     values = obs.columns[variable]
     x = np.geomspace(values.min(), values.max() * REACH, _GRID)
-    law = pd.DataFrame({"group": name, "x": x, "inside": x <= values.max() * 1.001})
+    inside = within(measured(fit), **{variable: x})
+    law = pd.DataFrame({"group": name, "x": x, "inside": inside})
     if fit.draws is None:
         law["y"] = fit.predict(**{variable: x})
     else:
@@ -75,7 +77,7 @@ def of_envelope(fit: EnvelopeFit, *, level: float, name: str) -> Figure:
     c = numbers(fit.frontier, "c")
     x = np.geomspace(c.min(), c.max() * REACH, _GRID)
     law = pd.DataFrame({"group": name, "x": x * unit, "y": fit.predict(x),
-                        "inside": x <= c.max() * 1.001})  # fmt: skip
+                        "inside": within({"c": c}, c=x)})  # fmt: skip
     if fit.draws:
         floor = fit.draws.get("E", np.zeros(1))[:, None]
         draws = floor + fit.draws["A"][:, None] * x ** -fit.draws["alpha"][:, None]
@@ -138,7 +140,7 @@ def of_approaches(result: Approaches, *, level: float) -> Figure:
         best = result.optimum(name, compute, level=level)
         for q in ("n", "d"):
             part = pd.DataFrame({"group": name, "quantity": q, "x": compute, "y": best[q],
-                                 "inside": compute <= result.at})  # fmt: skip
+                                 "inside": result.within(name, compute)})  # fmt: skip
             if f"{q}_lo" in best:
                 part["lo"], part["hi"] = best[f"{q}_lo"], best[f"{q}_hi"]
             parts.append(part)

@@ -57,7 +57,7 @@ def contours(
             lines = axes.contour(
                 n, d, losses[group], levels=levels[1:-1:2], colors="#5a5a5a", linewidths=0.6
             )
-            axes.clabel(lines, fmt="%.2f", fontsize=6.5, inline_spacing=2)
+            axes.clabel(lines, fmt="%.2f", fontsize=style.pt(6.5), inline_spacing=2)
             line = where(frontier, group=group)
             color = look(group, groups).color
             axes.plot(line["n"], line["d"], color=color, linewidth=1.8, gid=tag(group))
@@ -72,7 +72,7 @@ def contours(
         figure.suptitle(
             f"lines of equal predicted {LOSS};{' ' if len(groups) > 1 else chr(10)}"
             "coloured: compute-optimal (N, D); markers: runs",
-            fontsize=8, color="#555555",
+            fontsize=style.pt(8), color="#555555",
         )  # fmt: skip
         return style.finish(figure)
 
@@ -107,9 +107,10 @@ def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFr
                     markeredgecolor="black", markeredgewidth=0.5, zorder=4, gid=tag(group),
                 )  # fmt: skip
                 axes.annotate(
-                    f"{budget:.0e}".replace("e+", "e"),
+                    style.power_text(budget),
                     (numbers(own, "n_params")[-1], numbers(own, "loss")[-1]),
-                    xytext=(5, 0), textcoords="offset points", fontsize=7, color=tone, va="center",
+                    xytext=(5, 0), textcoords="offset points", fontsize=style.pt(7), color=tone,
+                    va="center",
                 )  # fmt: skip
         low, high = extent(milestones["n_params"])
         panels[0].set(xscale="log", xlim=(low / 1.4, high * 2.2))
@@ -118,7 +119,7 @@ def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFr
             style.log_axis(axes, "y")
         label_axes(figure, PARAMS, LOSS)
         figure.suptitle(
-            "labels: FLOPs of the budget; stars: minimum of each valley", fontsize=8,
+            "labels: FLOPs of the budget; stars: minimum of each valley", fontsize=style.pt(8),
             color="#555555",
         )  # fmt: skip
         return style.finish(figure)

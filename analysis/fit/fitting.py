@@ -34,7 +34,7 @@ from analysis.units import Array
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
-MOST_STARTED = 2_000
+MOST_STARTED = 1_000
 """Points from which every start is solved; of more, so many are taken for it."""
 _SCATTER = 0.05
 """Rows whose C scatters by more about f(N) D are said to follow no such function."""
@@ -48,6 +48,7 @@ def fit_law(
     d: str = "tokens",
     c: str = "flops",
     u: str = "unique_tokens",
+    others: Mapping[str, str] | None = None,
     loss: str = "loss",
     objective: Objective = "huber",
     delta: float = 1e-3,
@@ -72,6 +73,8 @@ def fit_law(
         data: one row per trained model or checkpoint.
         n, d, c, u, loss: columns of N, D, C, unique tokens and loss; only what the form needs. c=""
             is C = 6 N D, whatever the table has.
+        others: columns by role of what further forms need: "t" total parameters (default
+            total_params; N are then the active ones), "p" bits (bits), "s" share (share).
         objective, delta, below: the loss of log residuals (robust.py).
         weights: column of weights, for noise that differs between points (1 / variance).
         noise: instead, column of the known standard deviation of each loss, in its units.
@@ -97,8 +100,10 @@ def fit_law(
         form = f"{form}[{first}={second}]"
     law = get_law(form)
     robust = Robust(objective, delta, below)
-    observations = prepare(data, law, n=n, d=d, c=c, u=u, loss=loss, weights=weights, noise=noise,
-                           clusters=clusters, keep_diverged=keep_diverged)  # fmt: skip
+    observations = prepare(
+        data, law, n=n, d=d, c=c, u=u, others=others, loss=loss, weights=weights, noise=noise,
+        clusters=clusters, keep_diverged=keep_diverged,
+    )  # fmt: skip
     if objective == "raw_least_squares" and noise is None:
         weight = observations.weight * observations.loss**2
         observations = replace(observations, weight=weight / weight.mean())

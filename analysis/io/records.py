@@ -59,6 +59,7 @@ _UNFINISHED = {
     "preempted": "interrupted before its last horizon",
     "failed": "failed",
     "diverged": "diverged",
+    "stopped": "stopped early",
 }
 _ENVIRONMENT_KEYS = (
     "git_revision", "git_dirty_sha256", "python", "torch", "lightning", "triton", "platform", "cpu",

@@ -23,8 +23,8 @@ from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
 from analysis.units import Array
 
-Quantity = Callable[[Array], float]
-"""A number computed from natural parameters (p,)."""
+Quantity = Callable[[Array], Array]
+"""Numbers (b,) computed from natural parameters (b, p)."""
 _STEP = 1e-5
 _RIDGE = 1e-9
 
@@ -40,14 +40,14 @@ def quantity(fit: LawFit, name: str) -> Quantity:
     """
     law = fit.law
     if name in law.parameters:
-        return lambda values: float(law.column(values, name))
+        return lambda values: law.column(values, name)
     if name in ("a", "b"):
 
-        def exponent(values: Array) -> float:
+        def exponent(values: Array) -> Array:
             found = fit.exponents_at(values)
             if not found:
                 raise AnalysisError(f"{law.name} has no N and D: {name!r} is not defined")
-            return float(found[name])
+            return found[name]
 
         return exponent
     kind, _, place = name.partition("@")
@@ -59,13 +59,13 @@ def quantity(fit: LawFit, name: str) -> Quantity:
         at = []
     if kind == "loss" and len(at) == 2:
         point = {"n": np.array([at[0]]), "d": np.array([at[1]]), "u": np.array([at[1]])}
-        return lambda values: float(law.predict(values, point)[0])
+        return lambda values: law.predict(values, point)[:, 0]
     if kind in ("n", "d", "loss") and len(at) == 1:
         budget = np.array([at[0]])
         if kind == "loss":
-            return lambda values: float(fit.frontier_at(values, budget)[0])
+            return lambda values: fit.frontier_at(values[:, None, :], budget)[:, 0]
         index = 0 if kind == "n" else 1
-        return lambda values: float(np.log(fit.optimum_at(values, budget)[index][0]))
+        return lambda values: np.log(fit.optimum_at(values[:, None, :], budget)[index][:, 0])
     raise AnalysisError(
         f"quantity {name!r} is not known; use a parameter ({', '.join(law.parameters)}), a, b, "
         "n@C, d@C, loss@C or loss@N,D with positive numbers in place of C, N and D"
@@ -133,7 +133,7 @@ def rank_rungs(
     largest = [int(np.flatnonzero(labels == g)[spent[labels == g].argmax()]) for g in range(count)]
     costs = np.array([price[labels == g].max() for g in range(count)])
     information = _information(fit)
-    gradient = _gradient(fit, quantity(fit, quantity_name))
+    gradient = gradient_of(fit, quantity(fit, quantity_name))
     now = _se(information, gradient)
     alone = np.array([_se(information + each, gradient) for each in added])
     gain = 1 - alone / now
@@ -172,15 +172,11 @@ def _information(fit: LawFit) -> Array:
     return weighted.T @ weighted
 
 
-def _gradient(fit: LawFit, q: Quantity) -> Array:
-    """dq / dtheta by central differences."""
-    found = np.empty(fit.law.size)
-    for j in range(fit.law.size):
-        step = np.zeros(fit.law.size)
-        step[j] = _STEP
-        up, down = (q(fit.problem.natural(fit.theta + sign * step)) for sign in (1.0, -1.0))
-        found[j] = (up - down) / (2 * _STEP)
-    return found
+def gradient_of(fit: LawFit, q: Quantity) -> Array:
+    """dq / dtheta (p,) in internal parameters, by central differences."""
+    steps = _STEP * np.eye(fit.law.size)
+    up, down = (q(fit.problem.natural(fit.theta + sign * steps)) for sign in (1.0, -1.0))
+    return (up - down) / (2 * _STEP)
 
 
 def _se(information: Array, gradient: Array) -> float:

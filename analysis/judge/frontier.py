@@ -1,6 +1,7 @@
 """Least compute for each loss along the compute-optimal frontier of a law, and the range of data.
 
     compute_for_loss(fit, losses)    inverse of `LawFit.frontier`, for the estimate or every refit
+    unbeaten(points)                 the frontier of measured points themselves
     reach(fit)                       smallest and largest compute among the points
 
 At the optimum of a law in N and D, alpha A N^-alpha = e(N) beta B D^-beta, with e the elasticity of
@@ -11,21 +12,27 @@ Newton, N gives D in closed form, and both give C.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
+from analysis.io.frames import numbers
 from analysis.units import Array
 
 _PATH_POINTS = 1600
 _ITERATIONS, _DONE, _STRIDE = 60, 1e-12, 3.0
 
 
-def compute_for_loss(fit: LawFit, losses: Array, *, draws: bool = False) -> Array:
+def compute_for_loss(
+    fit: LawFit, losses: Array, *, draws: bool = False, at: Array | None = None
+) -> Array:
     """FLOPs that the frontier needs for each loss: (losses,), or (draws, losses).
 
-    Infinite where a loss lies at or below the irreducible loss.
+    Infinite where a loss lies at or below the irreducible loss. `at`: other natural parameters
+    (b, p) instead of the estimate or the draws; the result is (b, losses).
     """
-    values = fit.values[None]
+    values = fit.values[None] if at is None else at
     if draws:
         if fit.draws is None:
             raise AnalysisError("comparing with intervals needs bootstrapped fits: pass "
@@ -36,7 +43,7 @@ def compute_for_loss(fit: LawFit, losses: Array, *, draws: bool = False) -> Arra
         found = _by_path(fit, values, losses)
     else:
         found = _by_size(fit, values[:, None, :], losses)
-    return found if draws else found[0]
+    return found[0] if at is None and not draws else found
 
 
 def _by_path(fit: LawFit, values: Array, losses: Array) -> Array:
@@ -92,6 +99,20 @@ def _newton(log_n: Array, height: Array, alpha: Array, beta: Array, fit: LawFit)
         if np.abs(step).max() < _DONE:
             break
     return log_n
+
+
+def unbeaten(points: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which measured points no other one beats with less or equal compute: the frontier of runs.
+
+    Args:
+        points: columns flops and loss.
+    """
+    order = np.lexsort((numbers(points, "loss"), numbers(points, "flops")))
+    losses = numbers(points, "loss")[order]
+    lowest = np.minimum.accumulate(losses)
+    mask = np.zeros(len(points), dtype=bool)
+    mask[order[np.append(True, losses[1:] < lowest[:-1])[: len(points)]]] = True
+    return mask
 
 
 def reach(fit: LawFit) -> tuple[float, float]:

@@ -92,17 +92,12 @@ def summary(result: Study) -> list[str]:
 def law_sentence(result: Study, group: str) -> str:
     """The law of one architecture in words."""
     law = result.laws[group]
-    last = int(np.flatnonzero(result.covered(group))[-1])
-    best = {c: float(numbers(result.optima[group], c)[last]) for c in ("c", "n", "d")}
     name = look(group).label
     text = f"{bold(name)}: " if group not in undetermined(result) else f"{name} (not determined): "
     text += (
         f"loss falls as N^-{_span(law, 'alpha')} and "
-        f"D^-{_span(law, 'beta')} towards E = {_span(law, 'E')}; at "
-        f"{best['c']:.1e} FLOPs the best split is about "
-        f"{si_text(best['n'])} parameters and {si_text(best['d'])} tokens "
-        f"({best['d'] / best['n']:.3g} a parameter)"
-    )
+        f"D^-{_span(law, 'beta')} towards E = {_span(law, 'E')}"
+    ) + _best_split(result, group)
     fit = result.envelopes.get(group)
     if fit is not None:
         low, high = fit.interval("alpha", LEVEL)
@@ -111,6 +106,18 @@ def law_sentence(result: Study, group: str) -> str:
             "(pure power law)"
         )
     return text + "."
+
+
+def _best_split(result: Study, group: str) -> str:
+    """The optimum at the largest budget where it lies within the data."""
+    inside = np.flatnonzero(result.covered(group))
+    if not len(inside):
+        return "; its optimum is nowhere within the sizes and tokens trained"
+    c, n, d = (float(numbers(result.optima[group], k)[inside[-1]]) for k in ("c", "n", "d"))
+    return (
+        f"; at {c:.1e} FLOPs, the largest budget with its optimum within the data, the best split "
+        f"is about {si_text(n)} parameters and {si_text(d)} tokens ({d / n:.3g} a parameter)"
+    )
 
 
 def _forecast_sentence(own: pd.DataFrame) -> str:

@@ -13,14 +13,15 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.figures import hover, style
+from analysis.figures import hover, presets
+from analysis.figures.style import FORMATS, check_formats, save
 from analysis.io.evals import load_evals
 from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
@@ -59,6 +60,9 @@ def write_report(
     bootstrap: int = 2000,
     seed: int = 0,
     seals: Sequence[Path] = (),
+    style: str = "house",
+    formats: Sequence[str] = FORMATS[:2],
+    told: Callable[[Sweep], object] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a sweep and returns the path of its page.
@@ -74,12 +78,19 @@ def write_report(
         bootstrap: refits of each law.
         seed: of the bootstrap.
         seals: files of sealed forecasts, to be shown with what came of them.
+        style: where the files of figures will be printed (`analysis.figures.presets`); the page
+            keeps its own.
+        formats: of those files: png, pdf, svg.
+        told: given the sweep as it was used, with what was left out.
         progress: told in words what is being done.
 
     Raises:
-        AnalysisError: no usable run, no law, or `out` cannot be written.
+        AnalysisError: no usable run, no law, an unknown style or format, or `out` cannot be
+            written.
     """
     out = Path(out)
+    presets.preset(style)
+    check_formats(formats)
     say = progress or (lambda _: None)
     sweep = given or load_sweep(
         sweep_dir, conventions=conventions, other_data=other_data, only=only
@@ -89,6 +100,8 @@ def write_report(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,
     )  # fmt: skip
     sweep = result.sweep
+    if told is not None:
+        told(sweep)
     sealed = Sealed(seals, sweep) if seals else None
     found = None if given else evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")
@@ -108,15 +121,18 @@ def write_report(
                 scored = folder / "tables" / "forecasts.csv"
                 sealed.scores.table.to_csv(scored, index=False)
             runs = sorted(set(words(result.points, "run_id")))
-            for each in drawn.values():
-                say(f"drawing {each.name}")
-                style.save(
-                    each.figure,
-                    folder / "figures" / each.name,
-                    title=f"{sweep.name}: {each.name}",
-                    caption=f"{each.caption} {basis(result)}",
-                    runs=runs,
-                )
+            with presets.use(style):
+                printed = drawn if style == "house" else {d.name: d for d in draw(result)}
+                for each in printed.values():
+                    say(f"drawing {each.name}")
+                    save(
+                        each.figure,
+                        folder / "figures" / each.name,
+                        title=f"{sweep.name}: {each.name}",
+                        caption=f"{each.caption} {basis(result)}",
+                        runs=runs,
+                        formats=formats,
+                    )
             pages = {} if given else write_runs(sweep, sweep_dir, folder, say)
             _compose(page, result, tables, drawn, pages, sealed)
             if found is not None and len(found.evals):
@@ -273,7 +289,7 @@ def _compose(
         page.table(
             tables["multiplier_choices"],
             caption=f"Compute multipliers over {look(result.baseline).label} at the lowest loss "
-            "that both have reached, from the same checkpoints under other choices; point "
+            "within the data of both, from the same checkpoints under other choices; point "
             "estimates. Where a row leaves the interval above, the choice matters more than noise.",
         )
     for group in result.groups:

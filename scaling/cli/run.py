@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from linscale.installation import require
+from linscale.options import print_json
+from linscale.terminal import console, say, tell
 from models.config import ConfigError
+from scaling.cli.adaptive import check_options, run_chosen
 from scaling.cli.data import AcceptDataChange
+from scaling.cli.early import stopping
 from scaling.cli.options import AsJson, File, HyperLaw, Only, Out, Overrides, Toy
 
 app = typer.Typer()
@@ -67,9 +72,37 @@ def run(
                      "finished is of use at any time; otherwise the longest first, which ends "
                      "soonest."),
     ] = False,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="Choose runs a batch at a time: those that narrow "
+                     "--target most per FLOP, each up to any of its horizons."),
+    ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="With --adaptive: stop when this is so, as 'width(a)<0.05', "
+                     "'width(multiplier)<0.1' or 'width(loss@1e18[tnl])<0.02'; repeatable."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="With --adaptive: FLOPs for all runs that it chooses.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="With --adaptive: runs between two decisions (default: as many as "
+                     "architectures, at least 2)."),
+    ] = None,
+    early: Annotated[
+        bool,
+        typer.Option("--stop-early", help="Stop runs that cannot matter any more: diverging, or "
+                     "dominated by another learning rate or batch."),
+    ] = False,
+    resume_stopped: Annotated[
+        bool,
+        typer.Option("--resume-stopped", help="Go on with runs that were stopped early."),
+    ] = False,
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
 
@@ -77,9 +110,11 @@ def run(
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
     require("linscale run", "torch", "lightning")
+    say(f"reading {file}")  # what comes next is loaded for some seconds
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.plan.within import within_this_machine
+    from scaling.record.early import go_on
     from scaling.sweep.launch import launch
     from scaling.sweep.slurm import SlurmOptions, parse_extra
     from scaling.sweep.slurm_queue import minutes as time_limit
@@ -94,6 +129,13 @@ def run(
         raise ConfigError(f"{given[0]} with --launcher {launcher}: only slurm has this option.")
     if jobs is not None and launcher != "local":
         raise ConfigError(f"--jobs with --launcher {launcher}: only the local pool has workers.")
+    check_options(adaptive, target or [], budget, batch, {"--in-order": in_order,
+                                                          "--dry-run": dry_run})  # fmt: skip
+    if early and launcher == "slurm" and not adaptive:
+        raise ConfigError(
+            "--stop-early with --launcher slurm: this command ends when runs are submitted; give "
+            "`linscale stop-early DIR` while they train."
+        )
     if time is not None:
         time_limit(time)
     per_node = 8 if gpus_per_node is None else gpus_per_node
@@ -103,22 +145,40 @@ def run(
         if launcher == "slurm":
             raise ConfigError("--minutes with --launcher slurm: it measures this machine.")
         experiment, what = within_this_machine(experiment, minutes, out)
-        typer.echo(what, err=True)
+        say(what)
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(
         partition=partition, time=time, nodes=nodes, gpus_per_node=per_node, device=device,
         at_most=at_most, setup=tuple(setup or ()), extra=parse_extra(slurm or []),
     )  # fmt: skip
-    if not launch(
-        experiment,
-        sweep_dir,
+    start = partial(
+        launch,
+        sweep_dir=sweep_dir,
         launcher=launcher,
         jobs=jobs,
         slurm=cluster,
         accept_data_change=accept_data_change,
         in_order=in_order,
         dry_run=dry_run,
-    ):
+    )
+    if resume_stopped:
+        for config in experiment.runs:
+            go_on(config, sweep_dir)
+    watching = stopping(sweep_dir, say) if early else nullcontext()
+    with watching:
+        if adaptive and budget is not None:
+            ended = run_chosen(experiment, sweep_dir, start, targets=target or [], budget=budget,
+                               batch=batch, waits=launcher == "slurm")  # fmt: skip
+        else:
+            ended = start(experiment)
+    if as_json:
+        from scaling.sweep.status import status_rows
+
+        ids = {config.run_id for config in experiment.runs}
+        rows = [] if dry_run else status_rows(sweep_dir)
+        chosen = [row for row in rows if row["run_id"] in ids]
+        print_json({"directory": str(sweep_dir), "ended": ended, "runs": chosen})
+    if not ended:
         raise typer.Exit(1)
 
 
@@ -152,11 +212,9 @@ def status(
         Judge(folder)(rows)
     if page is not None:
         write_page(directory, rows, page)
-        typer.echo(f"wrote {page}")
-        return
+        tell(f"wrote {page}")
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
+    if as_json or page is not None:
         return
-    from rich.console import Console
-
-    Console().print(status_table(directory, rows))
+    console().print(status_table(directory, rows))

@@ -22,6 +22,7 @@ rest. A budget that the aligning stages fill has no rest: the run ends with them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from models.architecture import BUILT_IN, find
 from models.architectures.lolcats import LoLCATs
@@ -64,6 +65,10 @@ class LinearizeConfig(Part):
     """Attention transfer: factor of the squared error of the linear part alone against the
     teacher's attention to the keys before the window, which the window cannot stand in for. 0:
     none. Takes memory of sequence_length^2 a head."""
+    transfer_error: Literal["heads", "residual"] = field(default="heads", metadata=LATER)
+    """Attention transfer: where the squared error is taken. `heads`, as published: at the heads'
+    outputs. `residual`: at what attention adds to the residual stream, after the output projection
+    and the norm behind it."""
     window_dropout: float = field(default=0.0, metadata=LATER)
     """Probability with which a layer's window is masked in a step of training, so that its linear
     part must do without: at the start of attention transfer and of what follows, falling linearly
@@ -128,6 +133,8 @@ class LinearizeConfig(Part):
         if not self.teacher:
             for name in (*given, "far_error", "window_dropout"):
                 self._require(name, not getattr(self, name), "0 without a teacher")
+            heads = self.transfer_error == "heads"
+            self._require("transfer_error", heads, "heads without a teacher")
             return
         start = model.architecture.starts_from
         if start == "nothing":
@@ -149,6 +156,8 @@ class LinearizeConfig(Part):
                 )
         wanted = self.far_error and not self.transfer_tokens
         self._require("far_error", not wanted, "0 without linearize.transfer_tokens")
+        wanted = self.transfer_error != "heads" and not self.transfer_tokens
+        self._require("transfer_error", not wanted, "heads without linearize.transfer_tokens")
         wrong = {
             "lora_rank": start == "attention",  # has other projections
             "matrix_tokens": start == "itself",  # has nothing to align

@@ -263,16 +263,18 @@ class RunConfig(Part):
         """Hash of the fields that change the trunk, which are not the budget and its horizons. Runs
         of one trunk share its checkpoints (`scaling.record.trunk`). None: the learning rate depends
         on the budget from the start, or checkpoints are no function of the step."""
+        return _digest(self._semantic() | {"budget": {}}) if self.has_trunk else None
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether a run with another budget may share its trunk (`trunk_id`)."""
         cosine, rewinds = self.schedule.kind == "cosine", self.divergence.policy == "rewind"
-        if cosine or rewinds or self.linearize.teacher:
-            return None
-        return _digest(self._semantic() | {"budget": {}})
+        return not (cosine or rewinds or self.linearize.teacher)
 
     def _semantic(self) -> dict[str, Any]:
-        semantic = identity(self) | {"model": flat.flatten(self.model)}
+        without = ("name", "size", "parallel", "loggers", "model")
+        semantic = identity(self, without) | {"model": _flat(self.model)}
         semantic["precision"] = self.parallel.precision
-        for label in ("name", "size", "parallel", "loggers"):
-            del semantic[label]
         semantic["budget"].pop("keep_trunk", None)
         if self.divergence.policy != "rewind":  # which goes back to a checkpoint
             for name in ("checkpoint_every_tokens", "keep_every_tokens"):
@@ -334,6 +336,12 @@ class RunConfig(Part):
             if rows is not None and values["data"]["tokenizer"] != self.data.tokenizer:
                 values["model"]["vocab_size"] = rows
         return RunConfig.from_json(values)
+
+
+@functools.lru_cache(maxsize=256)
+def _flat(model: ModelConfig) -> dict[str, Any]:
+    """What a model is hashed by; not to be changed."""
+    return flat.flatten(model)
 
 
 def _digest(semantic: dict[str, Any]) -> str:

@@ -15,7 +15,10 @@ from scaling.config.run import RunConfig
 from scaling.system.files import read_json
 
 SCHEMA = 1
-State = Literal["planned", "running", "done", "diverged", "failed", "preempted"]
+State = Literal["planned", "running", "done", "diverged", "stopped", "failed", "preempted"]
+ENDED: tuple[State, ...] = ("done", "diverged", "stopped")
+"""States of runs that are not trained any further: with all their milestones, without a result, or
+stopped early (`scaling.record.early`)."""
 _LABELS = ("schema", "run_id", "sweep")
 
 

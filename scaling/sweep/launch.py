@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from linscale.json_reader import as_list, is_name
+from linscale.terminal import console, say, shows_progress, tell
 from models.architecture import show_children
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
@@ -33,7 +34,7 @@ from scaling.data.prepare import prepare
 from scaling.plan.costs import flops
 from scaling.plan.plan import trained_tokens
 from scaling.record.data_identity import consent
-from scaling.record.head import SCHEMA, read_head
+from scaling.record.head import ENDED, SCHEMA, read_head
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.pool import RETRY_SECONDS, Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
@@ -75,8 +76,8 @@ def launch(
         dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
-        True if every run ended, in a result or in divergence, or is submitted; False if one failed
-        or was stopped.
+        True if every run ended, in a result, in divergence or early, or is submitted; False if one
+        failed or was interrupted.
 
     Raises:
         LinscaleError: the data cannot be prepared, workers cannot start, or SLURM refuses.
@@ -95,27 +96,30 @@ def launch(
     for config in experiment.runs:
         task = Task(config=config, flops=_flops(config))
         head = read_head(sweep_dir / task.run_id)
-        if head.state in ("done", "diverged"):
+        if head.state in ENDED:
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
     options = slurm or SlurmOptions()
     if dry_run:
         for array in submit([t.config for t in left], sweep_dir, options, train, dry_run=True):
-            print(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
+            tell(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
         return True
     loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
     check_installed(loggers)
     for warning in check_servers(loggers, sweep_dir):
-        print(warning, file=sys.stderr)
+        console(stderr=True).print(warning, soft_wrap=True)
     for data in dict.fromkeys(task.config.data for task in left):
-        prepared = prepare(data, progress=sys.stderr.isatty())
+        say(f"preparing data: {data.corpus}, tokenizer {data.tokenizer}")
+        prepared = prepare(data, progress=shows_progress())
         for task in left:
             if task.config.data == data:
                 prepared.check_rows(task.config.model.vocab_size)
     if accept_data_change:
         for task in left:
             consent(sweep_dir / task.run_id)
+    logs = f"; logs: {sweep_dir}/worker-*.log" if launcher == "local" and left else ""
+    say(f"{len(left)} of {len(tasks)} runs to train in {sweep_dir}{logs}")
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
         _submit([task.config for task in left], sweep_dir, options, train)
@@ -131,7 +135,7 @@ def launch(
             configs = [task.config for task in left]
             Pool(left, sweep_dir, environments(configs, jobs), train, display).run()
     _summarise(tasks, sweep_dir, display)
-    return all(task.state in ("done", "diverged") for task in tasks)
+    return all(task.state in ENDED for task in tasks)
 
 
 def environments(configs: list[RunConfig], jobs: int | None) -> list[dict[str, str]]:
@@ -204,9 +208,9 @@ def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, tr
     """Hand runs to SLURM and say where they are."""
     arrays = submit(configs, sweep_dir, options, train)
     for array in arrays:
-        print(describe(array))
+        tell(describe(array))
     submitted = sum(len(array.run_ids) for array in arrays)
-    print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
+    tell(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
 
 
 def indented(text: str) -> str:
@@ -269,7 +273,7 @@ def _summarise(tasks: list[Task], sweep_dir: Path, display: SweepDisplay) -> Non
     words = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     display.say(f"{sweep_dir}: {words}")
     for task in tasks:
-        if task.state in ("failed", "diverged"):
+        if task.state in ("failed", "diverged", "stopped"):
             display.say(f"  {task.state} {task.run_id}: {task.reason}")
     if any(not task.final or task.state == "preempted" for task in tasks):
         display.say("  the same command continues where this one stopped")

@@ -26,7 +26,7 @@ from typing import Any
 
 from linscale.code_search import child_environment, python_command
 from linscale.errors import LinscaleError
-from scaling.record.head import read_head
+from scaling.record.head import ENDED, read_head
 from scaling.record.record import RunRecord
 from scaling.sweep.display import SweepDisplay
 from scaling.sweep.task import Task, waits_for
@@ -132,7 +132,7 @@ class Pool:
             else:
                 task.silent = heartbeat(run_dir)
                 head = read_head(run_dir)
-                if head.state in ("done", "diverged", "failed"):
+                if head.state in (*ENDED, "failed"):
                     self._finish(task, head.state, head.reason)
                 else:
                     task.state = "waiting"

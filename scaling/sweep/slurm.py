@@ -29,7 +29,7 @@ from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.plan.plan import placed, rung
-from scaling.record.head import read_head
+from scaling.record.head import ENDED, read_head
 from scaling.sweep.slurm_queue import longest, minutes, record_jobs
 from scaling.sweep.slurm_task import SlurmRun
 from scaling.system.claims import holder
@@ -135,7 +135,7 @@ def submit(
     groups: dict[Resources, list[tuple[RunConfig, int]]] = {}
     for config in configs:
         state = read_head(sweep_dir / config.run_id).state
-        if state in ("done", "diverged") or holder(sweep_dir / config.run_id) is not None:
+        if state in ENDED or holder(sweep_dir / config.run_id) is not None:
             continue
         run = config
         if places:

@@ -20,7 +20,7 @@ from typing import Any
 from linscale.code_search import search_also
 from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
-from scaling.record.head import read_head
+from scaling.record.head import ENDED, read_head
 from scaling.sweep.worker import attempt, find
 from scaling.system.claims import STALE_SECONDS
 from scaling.system.files import write_json
@@ -96,7 +96,7 @@ def train_on_nodes(
     devices = config.parallel.devices
     status = run_ranks(path, sweep_dir, devices, stop_event, progress, meeting)
     head = read_head(sweep_dir / config.run_id)
-    if head.state in ("done", "diverged") or (head.state == "preempted" and status == 0):
+    if head.state in ENDED or (head.state == "preempted" and status == 0):
         return head.state
     why = head.reason if head.state == "failed" else f"a process ended with exit status {status}"
     raise LinscaleError(f"run {config.run_id}: {why}")

@@ -20,6 +20,7 @@ COLOURS = {
     "running": "#0969da",
     "queued": "#0550ae",
     "diverged": "#8250df",
+    "stopped": "#bc4c00",
     "failed": "#cf222e",
     "unreadable": "#cf222e",
     "interrupted": "#9a6700",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config.run import RunConfig
+from scaling.record.head import ENDED
 from scaling.system.claims import STALE_SECONDS, Holder
 
-FINAL = ("done", "diverged", "failed", "preempted")
+FINAL = (*ENDED, "failed", "preempted")
 
 
 @dataclass(kw_only=True)

@@ -29,6 +29,7 @@ from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment
 from scaling.data.loader import Loader
 from scaling.record.checkpoints import Checkpoints
+from scaling.record.early import asked_to_stop
 from scaling.record.environment import memory_peak
 from scaling.record.record import RunRecord
 from scaling.system.claims import StopEvent
@@ -72,6 +73,8 @@ class Journal:
     stop_event: StopEvent | None = None
     stopping: bool = False
     """Whether a stop was asked for."""
+    early: str = ""
+    """Why the run is to stop for good (`scaling.record.early`); known to rank 0 alone."""
     diverged: str = ""
     """Why the run diverged; empty if it did not."""
     rewinding: str = ""
@@ -194,6 +197,7 @@ class Clock(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         journal = self.journal
         asked = journal.stop_event is not None and journal.stop_event.is_set()
+        asked = asked or bool(journal.early)
         loss = module.loss_sum / trainer.accumulate_grad_batches
         stop = float(asked or trainer.received_sigterm)
         if trainer.world_size > 1:
@@ -244,6 +248,7 @@ class Recorder(StepCallback):
         if now >= self._status_due:
             self._status_due = now + STATUS_SECONDS
             self.write_status()
+            journal.early = asked_to_stop(self._record.path)
         if now >= self._log_due:
             self._log_due = now + LOG_SECONDS
             self._record.log(describe(journal, self._speed))

@@ -126,6 +126,9 @@ class _Session:
                 if journal.diverged:
                     self._end("diverged", journal.diverged)
                     return "diverged"
+                if journal.stopping and journal.early:
+                    self._end("stopped", journal.early)
+                    return "stopped"
                 if journal.stopping:
                     self._end("preempted", "asked to stop; run again to continue")
                     return "preempted"

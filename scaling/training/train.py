@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from linscale.code_search import search_also
 from linscale.errors import LinscaleError
+from linscale.os_errors import sentence
 from models.config import ConfigError
 from scaling.config.run import RunConfig
-from scaling.record.head import State, read_config
+from scaling.record.head import ENDED, State, read_config
 from scaling.record.record import RunRecord
 from scaling.system.orphans import die_with_parent
 from scaling.system.ranks import is_rank, rank
@@ -52,7 +53,8 @@ def train(
         progress: show a progress bar on standard error.
 
     Returns:
-        `done`; `diverged` (a result: such a run is not tried again); or `preempted`.
+        `done`; `diverged` (a result: such a run is not tried again); `stopped`, early, as was asked
+        for (`scaling.record.early`); or `preempted`.
 
     Raises:
         LinscaleError: what the user can mend: data, devices, disk, a foreign directory. The state
@@ -61,7 +63,7 @@ def train(
     """
     record = RunRecord(config, Path(sweep_dir))
     state = record.state
-    if state in ("done", "diverged"):
+    if state in ENDED:
         return state
     is_main = rank() == 0
     try:
@@ -80,7 +82,9 @@ def train(
         _mark(record, is_main, "failed", str(error))
         raise
     except Exception as error:
-        _mark(record, is_main, "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+        words = sentence(error) if isinstance(error, OSError) else None
+        reason = words or f"{type(error).__name__}: {error}"
+        _mark(record, is_main, "failed", reason, traceback.format_exc())
         raise
 
 
@@ -97,7 +101,7 @@ def _train_in_ranks(
         )
     status = parallel.run_ranks(path, record.path.parent, devices, stop_event, progress)
     state, asked = record.state, stop_event is not None and stop_event.is_set()
-    if state in ("done", "diverged") or (state == "preempted" and (asked or status == 0)):
+    if state in ENDED or (state == "preempted" and (asked or status == 0)):
         return state
     # A rank that fails takes the others down, which then call themselves preempted.
     why = record.reason if state == "failed" else f"a process ended with exit status {status}"
