@@ -88,7 +88,8 @@ def _rivals(run: dict[str, object], told: dict[str, dict[str, object]]) -> list[
     """Runs of the same question with another rate or batch that have not diverged."""
     return [
         name for name, other in told.items()
-        if all(other[k] == run[k] for k in SAME_QUESTION) and any(other[k] != run[k] for k in _OTHER)
+        if all(other[k] == run[k] for k in SAME_QUESTION)
+        and any(other[k] != run[k] for k in _OTHER)
         and other["state"] in ("done", "running", "preempted")
     ]  # fmt: skip
 
