@@ -77,6 +77,7 @@ WARNING_CODES: dict[str, str] = {
     "collinear": "N and D move together, so their exponents are not separable",
     "weak_term": "a term in N or D moves the loss less than the noise does",
     "flat_direction": "a combination of parameters that the data do not determine",
+    "open_scale": "a scale, such as what repeated data are worth, that the data do not determine",
     "high_floor": "E lies so near the lowest loss that it is likely too high",
     "undertrained": "runs with few tokens per parameter",
     "at_bound": "a parameter ended at its bound",

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -120,10 +122,20 @@ def _docstrings(part: type) -> dict[str, str]:
     """Docstring of every field, those of base classes included."""
     found: dict[str, str] = {}
     for base in reversed(part.__mro__[:-1]):
-        for name, member in griffe.load(base.__module__)[base.__name__].members.items():
+        for name, member in _module(base.__module__)[base.__name__].members.items():
             if member.is_attribute and member.docstring:
                 found[name] = " ".join(member.docstring.value.split())
     return found
+
+
+@cache
+def _module(name: str) -> griffe.Object:
+    """A module as it is written; griffe alone would read its whole package, each time again."""
+    path = importlib.util.find_spec(name)
+    assert path is not None
+    assert path.origin is not None
+    file = Path(path.origin)
+    return griffe.visit(name, filepath=file, code=file.read_text(encoding="utf-8"))
 
 
 def _hint(part: type, name: str) -> Any:

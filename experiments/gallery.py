@@ -33,6 +33,7 @@ from analysis.fit.envelope import HULL, envelope
 from analysis.fit.fitting import fit_law
 from analysis.fit.isoflop import isoflop
 from analysis.fit.law_fit import LawFit
+from analysis.fit.within import frontier_within
 from analysis.io.frames import numbers, rows, words
 from analysis.io.records import load_sweep
 from analysis.judge.form_selection import holdout
@@ -189,7 +190,7 @@ def _optimum(fit: LawFit) -> Figure:
     bands = [
         pd.DataFrame({"group": "this fit", "quantity": q, "x": compute, "y": best[q],
                       "lo": best[f"{q}_lo"], "hi": best[f"{q}_hi"],
-                      "inside": compute <= spent.max()})
+                      "inside": frontier_within(fit, compute)})
         for q in ("n", "d")
     ]  # fmt: skip
     published = ("Kaplan", "Chinchilla", "LLaMA (paper)", "TNL (paper)", "HGRN2 (paper)",

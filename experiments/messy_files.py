@@ -89,6 +89,15 @@ def _log() -> str:
     return "params,tokens,loss,_step\n" + "\n".join(lines) + "\n"
 
 
+def _schedule() -> str:
+    """Three lengths of one size, each logged on its way at a rate that had not come down."""
+    lines = [
+        f"r{i},1e7,{d:g},{2 + 40 / d**0.14 + 0.1 * (1 - k / 4):.4f},{1 - k / 5:g}"
+        for i, end in enumerate((1e9, 2e9, 4e9)) for k in (1, 2, 3, 4) for d in (end * k / 4,)
+    ]  # fmt: skip
+    return "run,N,D,loss,lr\n" + "\n".join(lines) + "\n"
+
+
 def _sweep() -> str:
     lines = [f"{n},{d},{float(x) + 0.05 * k:.2f},{lr}"
              for n, d, x in zip(N, D, LOSS, strict=True)
@@ -179,6 +188,11 @@ _ROWS = [
     _file("a group called NA", _with(arch=("NA", "NA ", " NA", ""))),
     _file("blanks around cells", PLAIN.replace(",", " , ")),
     _file("empty lines", PLAIN.replace("\n", "\n\n")),
+    _file("empty lines and a failed run",
+          _with(state=("finished", "failed", "finished", "finished")).replace("\n", "\n\n")),
+    _file("comments above", "# made by hand\n# on a Monday\n" + PLAIN),
+    _file("a header as NumPy writes it", "# " + PLAIN),
+    _file("checkpoints of runs under a schedule", _schedule()),
     _file("a header alone", "params,tokens,loss\n"),
     _file("nothing", ""),
     _file("more fields than names", "params,tokens,loss\n1e7,1e9,4.1,x\n3e7,3e9,3.6,y\n"),

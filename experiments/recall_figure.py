@@ -1,9 +1,11 @@
 """Table and figure of a recall sweep: accuracy against the size of the state.
 
     python -m experiments.recall_figure runs/recall-toy [--write]
+    python -m experiments.recall_figure experiments/results/recall/recall.csv
 
-Reads the run records and the `recall` lines of evals.jsonl; `--write` keeps the dated table in
-experiments/results/recall, from which `make figures` draws the published figure.
+Prints the law of recall of every architecture too (`analysis.judge.recall_law`), where pairs were
+asked for. Reads the run records and the `recall` lines of evals.jsonl; `--write` keeps the dated
+table in experiments/results/recall, from which `make figures` draws the published figure.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -23,11 +26,12 @@ from analysis.figures import style
 from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.sweep_files import names_of_runs, open_sweep
+from analysis.judge.recall_law import RecallLaw, recall_laws
 from linscale.errors import LinscaleError
 from models.accounting import kv_cache_bytes, state_bytes
 from models.config import ARCHS
 from scaling.config.run import RunConfig
-from scaling.data.recall_tasks import SPECIAL, parse
+from scaling.data.recall_tasks import SPECIAL, Recall, parse
 
 RESULTS = Path(__file__).parent / "results" / "recall"
 VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}
@@ -73,6 +77,8 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                     "seed": config.seed,
                     "head_dim": config.model.head_dim,
                     "state_numbers": state_numbers(config),
+                    "width": config.model.dim,
+                    "values": values_of(task),
                     "parameters": accounting["n_total"],
                     "task": config.data.corpus,
                     "load": load,
@@ -90,10 +96,16 @@ def table(sweep: Path) -> list[dict[str, Any]]:
     )
 
 
+def values_of(task: Recall) -> int:
+    """Values that an answer is among: for pairs half of the symbols, the others being keys."""
+    symbols = task.vocab - SPECIAL
+    return symbols // 2 if task.task == "mqar" else symbols
+
+
 def chance(corpus: str, load: int) -> float:
     """Accuracy of guessing: among the values that are there, or among all symbols."""
     task = parse(corpus)
-    return 1 / load if task.task == "mqar" else 1 / (task.vocab - SPECIAL)
+    return 1 / load if task.task == "mqar" else 1 / values_of(task)
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
@@ -138,19 +150,35 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         return style.finish(drawn)
 
 
+def describe(law: RecallLaw) -> str:
+    """A law in words."""
+    interval = "" if law.lo is None else f", {law.level:.0%} interval {law.lo:.2g} to {law.hi:.2g}"
+    if not law.determined:
+        return f"{law.arch}: these accuracies do not determine the law of recall"
+    return (
+        f"{law.arch}: a pair takes a = {law.a:.2g}{interval} ({law.runs} runs). Deviance a case "
+        f"{law.deviance:.1f}; of one accuracy {law.null:.1f}, of guessing {law.guessing:.1f}; "
+        f"accuracies are off by {law.error:.2f}."
+    )
+
+
 def main() -> None:
     """Print the table; `--write` keeps it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sweep", type=Path)
+    parser.add_argument("sweep", type=Path, help="sweep, or a table that was kept")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = table(arguments.sweep)
+    kept = arguments.sweep.suffix == ".csv"
+    rows = pd.read_csv(arguments.sweep).to_dict("records") if kept else table(arguments.sweep)
     for row in rows:
         print(
             f"{row['task']}  {row['arch']:11} state {row['state_numbers']:7,}  seed {row['seed']}  "
             f"load {row['load']:3}  accuracy {row['accuracy']:.3f} +- {row['stderr']:.3f}"
         )
+    pairs = pd.DataFrame([row for row in rows if parse(row["task"]).task == "mqar"])
+    for law in recall_laws(pairs).values() if len(pairs) else ():
+        print(describe(law))
     if arguments.write:
         RESULTS.mkdir(parents=True, exist_ok=True)
         name = open_sweep(arguments.sweep.resolve()).name.removesuffix("-toy")

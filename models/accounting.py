@@ -89,6 +89,7 @@ def layer_costs(config: ModelConfig) -> tuple[LayerCosts, ...]:
     return tuple((own.architecture.costs or measured.layer_costs)(own, i) for i, own in each)
 
 
+@lru_cache(maxsize=256)
 def stem_costs(config: ModelConfig) -> tuple[StemCosts, ...]:
     """What each stem of a model costs."""
     return tuple(
@@ -99,6 +100,11 @@ def stem_costs(config: ModelConfig) -> tuple[StemCosts, ...]:
 
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Parameters by group (`GROUPS`), equal to those of the built model."""
+    return dict(_parameters(config))
+
+
+@lru_cache(maxsize=256)
+def _parameters(config: ModelConfig) -> dict[str, int]:
     d, depth = config.dim, config.layers
     groups = dict[str, int](dict.fromkeys(GROUPS, 0))
     groups["embedding"] = config.vocab_size * d

@@ -130,13 +130,14 @@ def _(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("linscale::chunked_cross_entropy_backward", mutates_args=())
 def _chunked_backward(
-    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor
+    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor, learns: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden (M, d) and weight (V, d) for the loss gradient grad (M,)."""
+    """Gradients of hidden (M, d) and weight (V, d) for the loss gradient grad (M,); that of a
+    weight that does not learn is (0, d) and costs nothing."""
     size, targets, grad = _chunk_tokens(weight), targets.contiguous(), grad.contiguous()
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     grad_weight = torch.zeros_like(
-        weight, dtype=log_sum.dtype, memory_format=torch.contiguous_format
+        weight[: len(weight) * learns], dtype=log_sum.dtype, memory_format=torch.contiguous_format
     )
     for start in range(0, hidden.shape[0], size):
         rows = slice(start, start + size)
@@ -153,7 +154,8 @@ def _chunked_backward(
             delta.scatter_add_(1, y.where(kept, 0)[:, None], -scale)
             delta = delta.to(hidden.dtype)
         torch.mm(delta, weight, out=grad_hidden[rows])
-        _add_product(grad_weight, delta.T, h)
+        if learns:
+            _add_product(grad_weight, delta.T, h)
     return grad_hidden, grad_weight.to(weight.dtype)
 
 
@@ -169,11 +171,11 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @_chunked_backward.register_fake
 def _(
-    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor
+    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor, learns: bool
 ) -> tuple[Tensor, Tensor]:
     kept = torch.contiguous_format
     return torch.empty_like(hidden, memory_format=kept), torch.empty_like(
-        weight, memory_format=kept
+        weight[: len(weight) * learns], memory_format=kept
     )
 
 
@@ -184,8 +186,9 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_loss: Tensor, grad_log_sum: Tensor):
     # log_sum is an internal by-product: nothing downstream reads it.
-    grad_hidden, grad_weight = _chunked_backward(grad_loss, *ctx.saved_tensors)
-    return grad_hidden, grad_weight, None
+    learns = ctx.needs_input_grad[1]
+    grad_hidden, grad_weight = _chunked_backward(grad_loss, *ctx.saved_tensors, learns)
+    return grad_hidden, grad_weight if learns else None, None
 
 
 _chunked.register_autograd(_backward, setup_context=_setup)

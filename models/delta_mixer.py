@@ -92,6 +92,13 @@ class DeltaMixer(TokenMixer, ABC):
         )
         return self._finish(o, x), {"kv": kv, **convolved}
 
+    def take_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        self.qkv.weight.copy_(torch.cat((q, k, v)))
+        self.out.weight.copy_(out)
+        # Each token its own alone, until the convolution learns otherwise.
+        self.conv.weight.zero_()
+        self.conv.weight[:, -1] = 1
+
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> LayerState:

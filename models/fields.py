@@ -22,7 +22,7 @@ import functools
 import json
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -199,11 +199,22 @@ def build(cls: type[Any], values: Any, prefix: str = "") -> Any:
         raise ConfigError(prefix + text.removeprefix(own)) from error
 
 
-def identity(part: Any) -> dict[str, Any]:
-    """Plain JSON types of a dataclass, less the later fields that stand at their default."""
+def identity(part: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """Plain JSON types of a dataclass, less the later fields that stand at their default.
+
+    Args:
+        part: the dataclass.
+        without: fields of it that are left out.
+    """
+    return json.loads(json.dumps(_named_values(part, without)))
+
+
+def _named_values(part: Any, without: Collection[str] = ()) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for known in fields(part):
+        if known.name in without:
+            continue
         value = getattr(part, known.name)
         if not (known.metadata.get("later") and value == known.default):
-            values[known.name] = identity(value) if is_dataclass(value) else value
-    return json.loads(json.dumps(values))
+            values[known.name] = _named_values(value) if is_dataclass(value) else value
+    return values

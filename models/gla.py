@@ -58,6 +58,10 @@ class GatedLinearAttention(TokenMixer):
         o, kv = linear_attention_step(q, k, v, state["kv"], decay)
         return self._finish(o, x), {"kv": kv}
 
+    def take_attention(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        self.qkv.weight.copy_(torch.cat((q, k, v)))
+        self.out.weight.copy_(out)
+
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> LayerState:

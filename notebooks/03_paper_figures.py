@@ -54,15 +54,16 @@ results = attempt(lambda: study(sweep, bootstrap=DRAWS))
 attempt(lambda: figures.learning_curves(sweep.curves, sweep.points))
 
 # %% [markdown]
-# Each line is a law, ours within our data and the paper's within the paper's compute.
+# Each line is a law, ours within our data and the paper's within the paper's compute: they are
+# seven decades apart, so each has a panel.
 
 
 # %%
 def overlay(quantity: str, ours: pd.DataFrame, label: str):
-    """Our optimum (solid) and the paper's law (dashed) of one quantity against compute."""
+    """Our optimum and the paper's law of one quantity against compute."""
     with style.context():
-        figure, panels = style.panels(1, 1, width=style.SINGLE, height=3.4)
-        axes = panels[0, 0]
+        figure, panels = style.panels(1, 2, width=style.DOUBLE, height=3.0)
+        axes, theirs = panels[0]
         for group in results.groups:
             colour = look(group).color
             band = ours[(ours["group"] == group) & ours["inside"]]
@@ -72,11 +73,14 @@ def overlay(quantity: str, ours: pd.DataFrame, label: str):
                 continue
             paper = np.geomspace(0.4, 180)
             scale, power = TABLE_3.loc[group, quantity], TABLE_3.loc[group, f"{quantity} exponent"]
-            axes.plot(paper * PF_DAY, scale * paper**power, "--", color=colour)
-        axes.set(xscale="log", yscale="log", xlabel="training compute C (FLOPs)", ylabel=label)
-        style.log_axis(axes, "x")
-        style.log_axis(axes, "y", si=True)
-        axes.legend(title="solid: ours, dashed: paper", loc="upper left")
+            theirs.plot(paper * PF_DAY, scale * paper**power, color=colour)
+        for panel, title in ((axes, "ours"), (theirs, "paper")):
+            panel.set(xscale="log", yscale="log", title=title)
+            style.log_axis(panel, "x")
+            style.log_axis(panel, "y", si=quantity != "L")
+        axes.set_ylabel(label)
+        axes.legend(fontsize=7)
+        figure.supxlabel("training compute C (FLOPs)", fontsize=8.5)
         return style.finish(figure)
 
 

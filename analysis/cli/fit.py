@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.cli.source import OtherData
+from linscale.options import AsJson, print_json
 from linscale.paragraph import one_paragraph
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def fit(
     source: Annotated[Path, typer.Argument(help="CSV, TSV or JSON-lines table, or a sweep: "
                                             "directory or zip.")],
     loss: Annotated[
-        str | None, typer.Option(help="Loss column; for a sweep: validation or train.")
+        str | None,
+        typer.Option(help="Loss column, or NAME,NAME for a law of each; for a sweep: validation "
+                     "or train.")
     ] = None,
     params: Annotated[
         str | None,
@@ -61,6 +64,13 @@ def fit(
     unique: Annotated[
         str | None, typer.Option(help="Column of unique tokens, where data were repeated.")
     ] = None,
+    total: Annotated[
+        str | None, typer.Option(help="Column of total parameters, where N are active ones.")
+    ] = None,
+    bits: Annotated[str | None, typer.Option(help="Column of the bits of the weights.")] = None,
+    share: Annotated[
+        str | None, typer.Option(help="Column of the share of one source of the data.")
+    ] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="Keep rows such as 'arch == tnl' or 'D >= 1e9'.")
     ] = None,
@@ -79,8 +89,9 @@ def fit(
     form: Annotated[
         str,
         typer.Option(help="chinchilla, chinchilla_tied, chinchilla_no_e, gamma, kaplan, "
-                     "overtraining, data_constrained, power_c, power_n, power_d (each also with "
-                     "_e: an irreducible loss) or broken_c."),
+                     "overtraining, size_exponent, power_c, power_n, power_d (each also with _e: "
+                     "an irreducible loss) or broken_c; with further columns data_constrained, "
+                     "experts, precision or mixture."),
     ] = "chinchilla",
     objective: Annotated[
         str,
@@ -121,7 +132,7 @@ def fit(
     full: Annotated[
         bool, typer.Option("--full", help="Print the whole sensitivity table and checklist.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the fits, with every draw, as JSON.")
     ] = None,
@@ -134,7 +145,7 @@ def fit(
     """
     with one_paragraph():
         from analysis.cli.source import read_source
-        from analysis.judge.beside import beside, compare_groups, record_of
+        from analysis.judge.beside import beside, compare_groups, record_of, shared_scatter
         from analysis.report import terminal
 
         held = _held(fix or [])
@@ -143,11 +154,11 @@ def fit(
             "weights": weights, "noise": noise, "keep_diverged": keep_diverged,
         }  # fmt: skip
         _check_choices(form, objective, delta, below, bootstrap)
-        chosen = {"unique": unique, "runs": runs, "where": where or (), "last_per": last_per,
-                  "best_per": best_per}  # fmt: skip
+        chosen = {"unique": unique, "total": total, "bits": bits, "share": share, "runs": runs,
+                  "where": where or (), "last_per": last_per, "best_per": best_per}  # fmt: skip
         sweep = read_source(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
-            chosen=chosen, other_data=other_data,
+            chosen=chosen, other_data=other_data, several=True,
         )  # fmt: skip
         options["accounting"] = len(sweep.runs) > 0
         unit = _clusters(sweep, clusters)
@@ -158,15 +169,17 @@ def fit(
             )  # fmt: skip
         other = _approaches(sweep, fits, bootstrap, seed) if approaches else {}
         extras = {name: beside(each, sweep, name, **options) for name, each in fits.items()}
-        compared = compare_groups(fits, baseline=baseline)
+        # Losses of other text are not compared at one compute.
+        compared = None if sweep.targets else compare_groups(fits, baseline=baseline)
         if out is not None:
             full_record = {name: json.loads(each.to_json()) for name, each in fits.items()}
             _write(out, json.dumps(full_record))
         if as_json:
             record = record_of(sweep, fits, failures, extras, compared, other)
-            typer.echo(json.dumps(record, indent=1, allow_nan=False))
+            print_json(record)
         else:
             terminal.fits(sweep, fits, failures, extras, full=full)
+            terminal.targets(shared_scatter(sweep, fits))
             terminal.comparison(compared)
             terminal.approaches(other)
 
@@ -192,7 +205,7 @@ def plan_refinement(
         sweep = load_sweep(directory)
         result = refine(sweep, candidates_of(rungs), quantity=quantity, budget=budget)
         if as_json:
-            typer.echo(json.dumps(result.as_dict(), indent=1))
+            print_json(result.as_dict())
         else:
             terminal.refinement(sweep, result)
 

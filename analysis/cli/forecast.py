@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from linscale import selection
+from linscale.options import AsJson, print_json
 from linscale.paragraph import one_paragraph
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
             bool, typer.Option("--toy", help="With --for: the experiment's small variant.")
         ] = False,
         seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
-        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+        as_json: AsJson = False,
         out: Annotated[
             Path | None, typer.Option("--out", "-o", help="Seal the forecast into this new file.")
         ] = None,
@@ -161,7 +162,7 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
             if out is not None:
                 write_seal(out, record)
             if as_json:
-                typer.echo(json.dumps(record, indent=1, allow_nan=False))
+                print_json(record)
             else:
                 forecast_terminal.forecast(record, out)
 
@@ -287,9 +288,7 @@ def _score(paths: list[Path], sweep: Sweep, as_json: bool) -> None:
     seals = [Seal(str(path), *read_seal(path)) for path in paths]
     scores = score(seals, sweep)
     if as_json:
-        from analysis.io.frames import finite
-
-        typer.echo(json.dumps(finite(scores.as_dict()), indent=1, allow_nan=False))
+        print_json(scores.as_dict())
     else:
         forecast_terminal.scores(scores)
     if scores.broken:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from linscale.options import AsJson, print_json
 from linscale.paragraph import one_paragraph
+from linscale.terminal import console
 
 if TYPE_CHECKING:
     from analysis.io.sweep import Sweep
 
 app = typer.Typer()
 _Law = TypeVar("_Law")
-_AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 _Column = typer.Option(help="Column, as for linscale fit.")
 
 
@@ -29,11 +29,11 @@ def optima(
     tokens: Annotated[str | None, _Column] = None,
     group: Annotated[str | None, _Column] = None,
     where: Annotated[list[str] | None, typer.Option(help="Rows, as for linscale fit.")] = None,
-    as_json: _AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit N*(C) and D*(C) to optima that somebody has found: a, b and their intervals."""
     with one_paragraph():
-        from analysis.io.frames import finite, groups
+        from analysis.io.frames import groups
         from analysis.io.frames import where as where_
         from analysis.io.tables import load_table
         from analysis.judge.optima import optima_law
@@ -46,9 +46,8 @@ def optima(
         )
         if as_json:
             record = {g: law.as_dict() for g, law in laws.items()}
-            typer.echo(json.dumps(finite({"source": sweep.name, "notes": sweep.notes,
-                                          "laws": record, "not_fitted": failures}),
-                                  indent=1))  # fmt: skip
+            print_json({"source": sweep.name, "notes": sweep.notes,
+                                          "laws": record, "not_fitted": failures})  # fmt: skip
             return
         _head(sweep, failures)
         for name, law in laws.items():
@@ -75,13 +74,13 @@ def tuning(
     where: Annotated[list[str] | None, typer.Option(help="Rows, as for linscale fit.")] = None,
     bootstrap: Annotated[int, typer.Option(min=100, help="Resamplings for intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
-    as_json: _AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit the best learning rate or batch as a function of N and D, and say what is identified."""
     with one_paragraph():
         from analysis.errors import AnalysisError
         from analysis.io.columns import listed
-        from analysis.io.frames import finite, groups
+        from analysis.io.frames import groups
         from analysis.io.frames import where as where_
         from analysis.io.table_warnings import SETTINGS, swept
         from analysis.io.tables import load_table
@@ -103,8 +102,8 @@ def tuning(
         })  # fmt: skip
         if as_json:
             record = {key: law.as_dict() for key, law in laws.items()}
-            typer.echo(json.dumps(finite({"source": sweep.name, "laws": record,
-                                          "not_fitted": failures}), indent=1))  # fmt: skip
+            print_json({"source": sweep.name, "laws": record,
+                                          "not_fitted": failures})  # fmt: skip
             return
         _head(sweep, failures)
         for key, law in laws.items():
@@ -144,6 +143,4 @@ def _head(sweep: Sweep, failures: dict[str, str]) -> None:
 
 
 def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(markup=False, emoji=False, highlight=False).print(text)
+    console().print(text)

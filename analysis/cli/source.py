@@ -20,6 +20,7 @@ OtherData = Annotated[
 def read_source(
     source: Path, *, loss: str | None, params: str | None, tokens: str | None, compute: str | None,
     group: str | None, chosen: dict[str, Any], other_data: bool = False, only: str | None = None,
+    several: bool = False,
 ) -> Sweep:  # fmt: skip
     """Reads a table by its columns, or a sweep in the conventions that the same options name.
 
@@ -27,6 +28,7 @@ def read_source(
         source: of `linscale fit` or `linscale forecast`.
         chosen: further options of `load_table`, by its argument.
         other_data, only: of `load_sweep`.
+        several: whether the command takes several losses of a table.
 
     Raises:
         AnalysisError: it cannot be read, or an option is for the other kind of source.
@@ -43,6 +45,15 @@ def read_source(
         if only is not None:
             raise AnalysisError("--only chooses runs of a sweep; rows of a table are chosen with "
                                 "--where")  # fmt: skip
+        asked = [part.strip() for part in (loss or "").split(",")]
+        if len(asked) > 1 and not several:
+            raise AnalysisError(f"--loss {loss}: several losses are for linscale fit; name one")
+        if len(asked) > 1:
+            from analysis.io.several_targets import load_targets
+
+            return load_targets(
+                source, asked, params=params, tokens=tokens, compute=compute, group=group, **chosen
+            )
         return load_table(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group, **chosen
         )
@@ -50,8 +61,8 @@ def read_source(
 
     if tokens is not None or group is not None or any(chosen.values()):
         raise AnalysisError(
-            "--tokens, --group, --runs, --unique, --where, --last-per and --best-per are for the "
-            "columns and rows of a table; a sweep needs none of them, and "
+            "--tokens, --group, --runs, --unique, --total, --bits, --share, --where, --last-per "
+            "and --best-per are for the columns and rows of a table; a sweep needs none of them; "
             "--params, --compute and --loss choose conventions there"
         )
     conventions = conventions_of(loss, params, compute)

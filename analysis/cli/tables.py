@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from linscale.options import AsJson, print_json
 from linscale.paragraph import one_paragraph
+from linscale.terminal import console, say
 
 if TYPE_CHECKING:
     from analysis.report.paper_tables import PaperTable
@@ -26,6 +28,7 @@ def tables(
         Path | None,
         typer.Option("--out", "-o", help="Also write tables in all formats, and figures, here."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what `linscale evaluate` found as tables 4, 5, 6, 8 and 11 of arXiv 2406.16690.
 
@@ -51,22 +54,21 @@ def tables(
             found = [paper_table(each, evals, sweep.runs) for each in number]
         else:
             found = paper_tables(evals, sweep.runs)
-        for table in found:
+        if as_json:
+            print_json([table.to_json() for table in found])
+        for table in [] if as_json else found:
             if kind == "text":
                 _print(table)
             else:
                 typer.echo(FORMATS[kind][1](table))
         if out is not None:
             for path in evaluations(directory, sweep).save(out):
-                typer.echo(f"wrote {path}", err=True)
+                say(f"wrote {path}")
 
 
 def _print(table: PaperTable) -> None:
-    """At full width: cells that a narrow terminal cuts off would be of no use."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console, text = Console(markup=False, emoji=False), table.text()
-    wide = console.options.update(max_width=1000)
-    console.width = max(console.width, Measurement.get(console, wide, text).maximum)
-    console.print(text)
+    screen = console()
+    screen.print(table.text())
+    for note in table.notes:
+        screen.print(note)
+    screen.print()

@@ -44,8 +44,8 @@ def downstream(measured: pd.DataFrame, laws: pd.DataFrame, *, chance: dict[str, 
             _chance(axes, chance[task])
             axes.invert_xaxis()
         _legend(figure, panels, len(groups))
-        figure.supxlabel("loss (nats/token; better to the right)", fontsize=8.5)
-        figure.supylabel("accuracy", fontsize=8.5)
+        figure.supxlabel("loss (nats/token; better to the right)", fontsize=style.pt(8.5))
+        figure.supylabel("accuracy", fontsize=style.pt(8.5))
         return style.finish(figure)
 
 
@@ -73,8 +73,8 @@ def accuracy_compute(
             _chance(axes, chance[task])
             style.log_axis(axes, "x")
         _legend(figure, panels, len(groups))
-        figure.supxlabel(FLOPS, fontsize=8.5)
-        figure.supylabel("accuracy", fontsize=8.5)
+        figure.supxlabel(FLOPS, fontsize=style.pt(8.5))
+        figure.supylabel("accuracy", fontsize=style.pt(8.5))
         return style.finish(figure)
 
 
@@ -114,8 +114,8 @@ def _panels(measured: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
 def _chance(axes: Axes, level: float) -> None:
     axes.axhline(level, color=style.GREY, linestyle=":", linewidth=1.0)
     axes.annotate(
-        "chance", (1, level), xycoords=("axes fraction", "data"), fontsize=7, color="#6b6b6b",
-        ha="right", va="bottom", path_effects=_HALO, zorder=6,
+        "chance", (1, level), xycoords=("axes fraction", "data"), fontsize=style.pt(7),
+        color="#6b6b6b", ha="right", va="bottom", path_effects=_HALO, zorder=6,
     )  # fmt: skip
 
 

@@ -70,8 +70,23 @@ def band(
 
 def note(axes: Axes, text: str, *, x: float = 0.03, y: float = 0.04, **options: object) -> None:
     """Small grey text inside a panel."""
-    defaults = {"fontsize": 7.5, "color": "#555555", "transform": axes.transAxes}
+    defaults = {"fontsize": style.pt(7.5), "color": "#555555", "transform": axes.transAxes}
     axes.text(x, y, text, **(defaults | options))  # pyright: ignore[reportArgumentType]
+
+
+def mark_beyond(axes: Axes) -> None:
+    """Points of lines that lie below or above the panel, as triangles on its edge."""
+    low, high = axes.get_ylim()
+    across = axes.get_xaxis_transform()
+    for line in list(axes.get_lines()):
+        if line.get_marker() in (None, "None", ""):
+            continue
+        x, y = (np.asarray(v, dtype=float) for v in line.get_data())
+        for beyond, edge, marker in ((y < low, 0.0, "v"), (y > high, 1.0, "^")):
+            if beyond.any():
+                axes.plot(x[beyond], np.full(beyond.sum(), edge), marker, transform=across,
+                          color=line.get_color(), markersize=5, clip_on=False,
+                          zorder=6)  # fmt: skip
 
 
 def shades(color: str, count: int) -> list[tuple[float, float, float]]:
@@ -102,8 +117,8 @@ def small_multiples(groups: Sequence[str], *, height: float) -> tuple[Figure, li
 
 def label_axes(figure: Figure, x: str, y: str) -> None:
     """Axis labels shared by all panels."""
-    figure.supxlabel(x, fontsize=8.5)
-    figure.supylabel(y, fontsize=8.5)
+    figure.supxlabel(x, fontsize=style.pt(8.5))
+    figure.supylabel(y, fontsize=style.pt(8.5))
 
 
 def extent(*values: Iterable[float]) -> tuple[float, float]:

@@ -12,8 +12,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from analysis.figures import style
 from analysis.figures.common import (
     FLOPS,
-    LOSS,
-    band,
     extent,
     groups_of,
     label_axes,
@@ -22,24 +20,25 @@ from analysis.figures.common import (
     small_multiples,
 )
 from analysis.figures.hover import points, tag
-from analysis.io.frames import by, numbers, where, words
+from analysis.io.frames import numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.units import si_text
 
 
-def learning_curves(
-    curves: pd.DataFrame, milestones: pd.DataFrame, envelopes: pd.DataFrame | None = None
-) -> Figure:
-    """A panel an architecture: training loss shaded by size, decayed checkpoints, the envelope.
+def learning_curves(curves: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
+    """Training loss of every run against compute, a panel an architecture, shaded by size.
+
+    Decays start at the trunk they leave; markers are the training loss that the record gives at
+    the end of each. Validation loss, which laws are fitted to, is not drawn on the same axis.
 
     Args:
         curves: arch, size, run_id, n_params, segment, split, flops, loss (as `Sweep.curves`).
-        milestones: arch, size, n_params, tokens, flops, loss (as `Sweep.points`).
-        envelopes: bands by `group`: the fitted envelope of each architecture (FLOPs, loss).
+        milestones: arch, size, n_params, tokens, flops, loss and train_loss (as `Sweep.points`).
     """
     groups = groups_of(milestones)
     with style.context():
         figure, panels = small_multiples(groups, height=2.45)
+        seen: list[np.ndarray] = []
         for axes, group in zip(panels, groups, strict=True):
             own = where(milestones, arch=group)
             sizes = _sizes(own)
@@ -49,25 +48,25 @@ def learning_curves(
                 for segment, x, y in _segments(where(curves, arch=group, size=size)):
                     width = 0.7 if segment.startswith("decay") else 1.0
                     axes.plot(x, y, color=tones[size], linewidth=width, gid=tag(group))
+                    seen.append(y)
+            own = rows(own, np.isfinite(numbers(own, "train_loss")))
             points(
-                axes, own["flops"], own["loss"], group=group, among=groups, texts=hover_texts(own),
-                s=16, color=[tones[size] for size in words(own, "size")], edgecolors="white",
+                axes, own["flops"], own["train_loss"], group=group, among=groups, s=16,
+                texts=hover_texts(own.drop(columns="loss").rename(columns={"train_loss": "loss"})),
+                color=[tones[size] for size in words(own, "size")], edgecolors="white",
             )  # fmt: skip
-            if envelopes is not None:
-                law = where(envelopes, group=group)
-                if len(law):
-                    band(axes, law, group, among=groups, color="black", linewidth=1.0)
-            axes.legend(title="N", fontsize=7, title_fontsize=7, loc="upper right")
-        low, high = extent(milestones["loss"])
+            axes.legend(title="N", fontsize=style.pt(7), title_fontsize=style.pt(7),
+                        loc="upper right", handlelength=1.2, labelspacing=0.3)  # fmt: skip
+        ends = numbers(milestones, "train_loss")
+        low, high = np.nanmin([*ends, *(y[-1] for y in seen)]), np.nanmax(ends)
         left, right = extent(milestones["flops"])
-        panels[0].set_ylim(low * 0.93, min(1.5 * high, extent(curves["loss"])[1] * 1.03))
+        panels[0].set_ylim(low * 0.93, min(1.5 * high, extent(*seen)[1] * 1.03))
         panels[0].set_xlim(left / 4, right * 2)
         for axes in panels:
             style.log_axis(axes, "x")
             style.log_axis(axes, "y")
-        law_note = "\nblack: law of the envelope" if envelopes is not None else ""
-        note(panels[0], f"markers: end of decay{law_note}")
-        label_axes(figure, FLOPS, LOSS)
+        note(panels[0], "markers: end of decay")
+        label_axes(figure, FLOPS, "training loss (nats/token)")
         return style.finish(figure)
 
 
@@ -95,8 +94,8 @@ def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
             handles, labels = axes.get_legend_handles_labels()
             unique = dict(zip(labels, handles, strict=True))  # seeds of a size share one entry
             axes.legend(
-                unique.values(), unique.keys(), title="N", fontsize=7, title_fontsize=7,
-                loc="upper right",
+                unique.values(), unique.keys(), title="N", fontsize=style.pt(7),
+                title_fontsize=style.pt(7), loc="upper right", handlelength=1.2, labelspacing=0.3,
             )  # fmt: skip
         panels[0].set_xscale("log")
         panels[0].set_xlim(0.02, 1.1)
@@ -118,17 +117,31 @@ def _sizes(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _segments(frame: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Smoothed training curves (segment, FLOPs, loss) of every segment of every run."""
+    """Smoothed training curves (segment, FLOPs, loss) of every segment of every run; a decay begins
+    on the trunk that it leaves."""
     train = where(frame, split="train")
     for _, run in train.groupby("run_id", observed=True):
-        for segment, part in run.groupby("segment", observed=True):
-            x, y = smooth(numbers(part, "flops"), numbers(part, "loss"))
-            if len(x):
-                yield str(segment), x, y
+        parts = {
+            str(segment): smooth(numbers(part, "flops"), numbers(part, "loss"))
+            for segment, part in run.groupby("segment", observed=True)
+        }
+        trunk = parts.get("trunk", (np.empty(0), np.empty(0)))
+        for segment, (x, y) in parts.items():
+            if not len(x):
+                continue
+            if segment != "trunk" and len(trunk[0]) > 1 and trunk[0][0] < x[0]:
+                start = min(x[0], trunk[0][-1])
+                leaves = np.interp(np.log(start), np.log(trunk[0]), trunk[1])
+                x, y = np.r_[start, x], np.r_[leaves, y]
+            yield segment, x, y
 
 
 def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-    """Median of the loss over windows of `width` decades: batch noise out, shape kept."""
+    """Median of the loss over windows of `width` decades: batch noise out, shape kept.
+
+    A last window of less than half the points of the one before joins it: the median of a few
+    batches would hook the end of the curve up or down.
+    """
     good = np.isfinite(x) & np.isfinite(y) & (x > 0)
     order = np.argsort(x[good], kind="stable")
     x, y = x[good][order], y[good][order]
@@ -136,6 +149,8 @@ def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.nda
         return x, y
     cell = np.floor(np.log10(x) / width).astype(int)
     starts = np.flatnonzero(np.r_[True, np.diff(cell) != 0])
+    if len(starts) > 1 and 2 * (len(x) - starts[-1]) < starts[-1] - starts[-2]:
+        starts = starts[:-1]
     parts = zip(np.split(x, starts[1:]), np.split(y, starts[1:]), strict=True)
     medians = [(float(np.exp(np.log(a).mean())), float(np.median(b))) for a, b in parts]
     return np.array([m[0] for m in medians]), np.array([m[1] for m in medians])
@@ -162,14 +177,3 @@ def hover_texts(frame: pd.DataFrame) -> list[str]:
         + ", ".join(text(v) for text, v in zip(given.values(), row, strict=True) if np.isfinite(v))
         for name, row in zip(names, values, strict=True)
     ]
-
-
-def frontier_mask(frame: pd.DataFrame) -> np.ndarray:
-    """Points that no other point beats with less or equal compute."""
-    ordered = by(frame.assign(_row=np.arange(len(frame))), "flops", "loss")
-    losses = numbers(ordered, "loss")
-    best = np.minimum.accumulate(losses)
-    mask = np.zeros(len(frame), dtype=bool)
-    first = np.r_[True, losses[1:] < best[:-1]]
-    mask[numbers(ordered, "_row").astype(int)[first]] = True
-    return mask

@@ -55,13 +55,10 @@ def tasks_compute(measured: pd.DataFrame, *, chance: Mapping[str, float]) -> Fig
             if not np.any(where(measured, task=task)["value"]):
                 axes.set_ylim(-0.05, 1)
             style.log_axis(axes, "x")
-            low, high = axes.get_xlim()
-            if high / low < 30:  # plain numbers, which for FLOPs are too long
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _power(v)))
         for axes in list(grid.flat)[len(tasks) :]:
             axes.remove()
-        grid.flat[0].legend(fontsize=7, loc="best", handletextpad=0.2)
-        figure.supxlabel(FLOPS, fontsize=8.5)
+        grid.flat[0].legend(fontsize=style.pt(7), loc="best", handletextpad=0.2)
+        figure.supxlabel(FLOPS, fontsize=style.pt(8.5))
         return style.finish(figure)
 
 
@@ -98,6 +95,10 @@ def needles(grids: Sequence[tuple[str, str, Mapping[str, list[float]]]]) -> Figu
                                 interpolation="nearest")  # fmt: skip
             axes.set_title(title, color=look(arch).color)
             axes.grid(visible=False)
+            if np.nanmin(scores) == np.nanmax(scores):  # one colour says nothing without its number
+                axes.text(0.5, 0.5, f"all {scores.flat[0]:.0%}", transform=axes.transAxes,
+                          ha="center", va="center", fontsize=style.pt(9),
+                          color="black" if scores.flat[0] > 0.5 else "white")  # fmt: skip
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.xaxis.set_major_formatter(_names([f"{n:,.0f}" for n in lengths]))
@@ -106,16 +107,10 @@ def needles(grids: Sequence[tuple[str, str, Mapping[str, list[float]]]]) -> Figu
             axes.remove()
         assert image is not None
         bar = figure.colorbar(image, ax=list(panels.flat)[: len(grids)], shrink=0.8, pad=0.02)
-        bar.set_label("needle found", fontsize=8)
-        figure.supxlabel("context (tokens)", fontsize=8.5)
-        figure.supylabel("depth of the needle", fontsize=8.5)
+        bar.set_label("needle found", fontsize=style.pt(8))
+        figure.supxlabel("context (tokens)", fontsize=style.pt(8.5))
+        figure.supylabel("depth of the needle", fontsize=style.pt(8.5))
         return style.finish(figure)
-
-
-def _power(value: float) -> str:
-    """1.5e20"""
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
 def _names(names: Sequence[str]) -> FuncFormatter:

@@ -7,12 +7,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy import stats
+from scipy.spatial import KDTree
 
 from analysis.figures import style
 from analysis.figures.common import FLOPS, groups_of
 from analysis.figures.hover import points, tag
 from analysis.io.frames import by, numbers, where, words
 from analysis.io.looks import look
+
+_NARROW = 0.6
+"""Of Scott's width of a kernel: what it gives for one clump is too wide for several."""
+_NEAR = 0.05
+"""Share of the panel beyond which a place has no draw near it."""
 
 
 def residuals(frame: pd.DataFrame) -> Figure:
@@ -47,7 +53,7 @@ def residuals(frame: pd.DataFrame) -> Figure:
         left.yaxis.set_major_formatter(FuncFormatter(_percent))
         left.set_xlabel(FLOPS)
         left.set_ylabel("measured / predicted loss - 1")
-        left.legend(ncols=2, loc="upper right", fontsize=7.5, handletextpad=0.2)
+        left.legend(ncols=2, loc="upper right", fontsize=style.pt(7.5), handletextpad=0.2)
         low, high = left.get_ylim()
         left.set_ylim(low, high + 0.28 * (high - low))  # room for the legend
         limit = max(abs(v) for v in (*right.get_xlim(), *right.get_ylim()))
@@ -63,8 +69,9 @@ def bootstrap_cloud(
 ) -> Figure:
     """Resampled exponents of each architecture, with the region that holds 90 % of them.
 
-    The region is the smallest level set of a kernel density that holds 90 % of the draws: a
-    bootstrap over few runs has several clumps, which an ellipse would hide.
+    The region is the smallest level set of a kernel density that holds 90 % of the draws, without
+    what no draw is near to: a bootstrap over few runs has several clumps, which an ellipse would
+    hide, and a kernel as wide as all of them together would bridge.
 
     Args:
         draws: group, and the columns named by `x` and `y`.
@@ -86,10 +93,14 @@ def bootstrap_cloud(
                 *shown, s=3, alpha=0.22, linewidths=0, color=kind.color, gid=tag(group),
                 rasterized=True,
             )  # fmt: skip
-            density = stats.gaussian_kde(shown)
-            at = np.meshgrid(np.linspace(low[0], high[0], 90), np.linspace(low[1], high[1], 90))
+            scaled = (own - low[:, None]) / (high - low)[:, None]
+            density = stats.gaussian_kde(own, lambda k: _NARROW * k.scotts_factor())
+            at = np.meshgrid(np.linspace(low[0], high[0], 120), np.linspace(low[1], high[1], 120))
             height = density(np.stack([a.ravel() for a in at])).reshape(at[0].shape)
-            level = float(np.quantile(density(shown), 0.1))
+            grid_scaled = [(a - o) / (h - o) for a, o, h in zip(at, low, high, strict=True)]
+            far, _ = KDTree(scaled.T).query(np.stack([a.ravel() for a in grid_scaled], axis=1))
+            height[far.reshape(height.shape) > _NEAR] = 0.0
+            level = float(np.quantile(density(own), 0.1))
             region = axes.contour(*at, height, levels=[level], colors=[kind.color], linewidths=1.2)
             region.set_gid(tag(group))
             best = where(estimates, group=group)
@@ -103,8 +114,8 @@ def bootstrap_cloud(
         axes.set_xlabel(names.get(x, x))
         axes.set_ylabel(names.get(y, y))
         axes.legend(
-            loc="upper left", bbox_to_anchor=(1.01, 1), handletextpad=0.2, title_fontsize=7.5,
-            title="estimate and\n90 % of draws", alignment="left",
+            loc="upper left", bbox_to_anchor=(1.01, 1), handletextpad=0.2,
+            title_fontsize=style.pt(7.5), title="estimate and\n90 % of draws", alignment="left",
         )  # fmt: skip
         return style.finish(figure)
 
@@ -165,7 +176,10 @@ def holdout(frame: pd.DataFrame) -> Figure:
         right.plot(limits, limits, color="black", linewidth=0.8, zorder=1)
         right.set_xlabel("measured loss (nats/token)")
         right.set_ylabel("predicted loss (nats/token)")
-        right.legend(loc="upper left", handletextpad=0.2)
+        handles, labels = right.get_legend_handles_labels()
+        if len(groups) > 1:
+            figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(groups)),
+                          handletextpad=0.2)  # fmt: skip
         return style.finish(figure)
 
 
@@ -202,12 +216,12 @@ def rolling(frame: pd.DataFrame) -> Figure:
                 )
             axes.axhline(0, color="black", linewidth=0.8)
         left, right = grid[0]
-        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
         left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
         left.xaxis.set_minor_formatter(NullFormatter())
         left.yaxis.set_major_formatter(FuncFormatter(_percent))
         left.set_ylabel("predicted / measured loss - 1")
-        figure.supxlabel("compute / largest compute fitted", fontsize=8.5)
+        figure.supxlabel("compute / largest compute fitted", fontsize=style.pt(8.5))
         if len(groups) > 1:
             right.legend(loc="upper left", bbox_to_anchor=(1.0, 1), handletextpad=0.2)
         return style.finish(figure)

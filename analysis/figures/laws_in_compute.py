@@ -87,7 +87,12 @@ def loss_compute(
         style.log_axis(axes, "x", si=axis != "flops")
         style.log_axis(axes, "y")
         if "inside" in laws and not np.asarray(laws["inside"], dtype=bool).all():
-            note(axes, "dashed: beyond the data")
+            note(
+                axes,
+                "dashed: optimal N, D or C beyond the data"
+                if axis == "flops"
+                else "dashed: beyond the data",
+            )
         style.lay_out(figure)
         style.label_ends(axes, ends, at=1.02)
         return style.finish(figure)
@@ -162,7 +167,7 @@ def optimum(
                     axes.annotate(
                         name, (leaves, edge), (-4 if late else 4, -8 if edge == ceiling else 3),
                         ha="right" if late else "left",
-                        textcoords="offset points", fontsize=7.5, color="#6b6b6b",
+                        textcoords="offset points", fontsize=style.pt(7.5), color="#6b6b6b",
                     )  # fmt: skip
             axes.set_xlim(x[0], x[1])
             axes.set_ylim(floor, ceiling)

@@ -43,7 +43,7 @@ def multipliers(bands: pd.DataFrame, *, baseline: str) -> Figure:
         _ratio_axis(axes)
         axes.set_title(
             f"above 1: needs less compute than {name} for the same loss; below 1: more",
-            fontsize=7.5, fontweight="normal", color="#555555",
+            fontsize=style.pt(7.5), fontweight="normal", color="#555555",
         )  # fmt: skip
         style.lay_out(figure)
         style.label_ends(axes, [*ends, End(extent(bands["x"])[1], 1.0, name, "black")], at=1.02)

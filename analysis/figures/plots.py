@@ -28,6 +28,7 @@ from analysis.fit.envelope import EnvelopeFit
 from analysis.fit.isoflop import IsoflopFit
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
+from analysis.fit.within import frontier_within, measured, within
 from analysis.io.frames import numbers, rows
 from analysis.judge.compare import CompareResult
 
@@ -48,14 +49,17 @@ def of_law(fit: LawFit, *, level: float, name: str) -> Figure:
         frontier = pd.DataFrame({"group": [], "n": [], "d": []})
         if fit.law.inner(fit.values) is not None:
             compute = np.geomspace(obs.compute.min() / REACH, obs.compute.max() * REACH, _GRID)
-            frontier = fit.optimal(compute, extrapolate=True)[["n", "d"]].assign(group=name)
+            frontier = fit.optimal(compute, extrapolate=True)[["n", "d"]].assign(
+                group=name, inside=frontier_within(fit, compute)
+            )
         return figures.contours(
             points, {name: lambda n, d: fit.predict(n=n, d=d, extrapolate=True)}, frontier
         )
     (variable,) = fit.law.columns
     values = obs.columns[variable]
     x = np.geomspace(values.min(), values.max() * REACH, _GRID)
-    law = pd.DataFrame({"group": name, "x": x, "inside": x <= values.max() * 1.001})
+    inside = within(measured(fit), **{variable: x})
+    law = pd.DataFrame({"group": name, "x": x, "inside": inside})
     if fit.draws is None:
         law["y"] = fit.predict(**{variable: x})
     else:
@@ -75,7 +79,7 @@ def of_envelope(fit: EnvelopeFit, *, level: float, name: str) -> Figure:
     c = numbers(fit.frontier, "c")
     x = np.geomspace(c.min(), c.max() * REACH, _GRID)
     law = pd.DataFrame({"group": name, "x": x * unit, "y": fit.predict(x),
-                        "inside": x <= c.max() * 1.001})  # fmt: skip
+                        "inside": within({"c": c}, c=x)})  # fmt: skip
     if fit.draws:
         floor = fit.draws.get("E", np.zeros(1))[:, None]
         draws = floor + fit.draws["A"][:, None] * x ** -fit.draws["alpha"][:, None]
@@ -138,7 +142,7 @@ def of_approaches(result: Approaches, *, level: float) -> Figure:
         best = result.optimum(name, compute, level=level)
         for q in ("n", "d"):
             part = pd.DataFrame({"group": name, "quantity": q, "x": compute, "y": best[q],
-                                 "inside": compute <= result.at})  # fmt: skip
+                                 "inside": result.within(name, compute)})  # fmt: skip
             if f"{q}_lo" in best:
                 part["lo"], part["hi"] = best[f"{q}_lo"], best[f"{q}_hi"]
             parts.append(part)

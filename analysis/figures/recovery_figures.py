@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from analysis.figures import style
-from analysis.figures.common import FLOPS, LOSS, note, shades
+from analysis.figures.common import FLOPS, LOSS, mark_beyond, note, shades
 from analysis.figures.style import End
 from analysis.io.frames import by, numbers, plain, rows, where, words
 from analysis.judge.linearization_law import Law
@@ -28,12 +28,13 @@ _DASHES = {LINEARIZED: "-", SCRATCH: (0, (2, 1.5)), CONTINUED: (0, (5, 1.5))}
 
 def color(base: str) -> str:
     """Of a method; grey where it is none of the two."""
-    return _COLORS.get(base, style.GREY)
+    return _COLORS.get(base.partition("-")[0], style.GREY)
 
 
 def label(base: str, kind: str) -> str:
     """Of a group of runs."""
-    name = _NAMES.get(base, base)
+    method, _, options = base.partition("-")
+    name = _NAMES.get(method, method) + (f", {options.replace('-', ', ')}" if options else "")
     if kind.startswith(WINDOW):
         return f"{kind} alone, trained alike"
     others = {SCRATCH: f"{name}, from scratch", CONTINUED: "teacher, trained on",
@@ -63,12 +64,13 @@ def recovered(points: pd.DataFrame) -> Figure:
         _lines(right, points, "recovered")
         left.axhline(teacher, color=_COLORS["llama"], linewidth=0.8)
         left.annotate("teacher", (0.01, teacher), xycoords=("axes fraction", "data"), va="top",
-                      fontsize=7.5, color=_COLORS["llama"], xytext=(0, -2.5),
+                      fontsize=style.pt(7.5), color=_COLORS["llama"], xytext=(0, -2.5),
                       textcoords="offset points")  # fmt: skip
         right.axhline(1, color=_COLORS["llama"], linewidth=0.8)
-        # Early milestones from scratch are worse than the surgery: they run off the panel.
+        # Early milestones from scratch are worse than the surgery: triangles on the edge.
         low, high = right.get_ylim()
         right.set_ylim(max(low, -0.25), min(high, 1.25))
+        mark_beyond(right)
         for axes in (left, right):
             _budgets(axes, points)
         handles, names = left.get_legend_handles_labels()
@@ -115,8 +117,8 @@ def compared(table: pd.DataFrame, title: str) -> Figure:
             what, loss = str(row["what"]), row["loss"]
             tone = next((t for name, t in _TONES.items() if what.startswith(name)), "#555555")
             if loss > most:
-                axes.annotate(f"{loss:.2f} →", (most, at), ha="right", va="center", fontsize=7.5,
-                              color=tone)  # fmt: skip
+                axes.annotate(f"{loss:.2f} →", (most, at), ha="right", va="center", color=tone,
+                              fontsize=style.pt(7.5))  # fmt: skip
                 continue
             if row["low"] is not None:
                 axes.plot([row["low"], row["high"]], [at, at], color=tone, linewidth=1.2)

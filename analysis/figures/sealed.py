@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis.figures import style
 from analysis.figures.common import FLOPS, LOSS, groups_of, label_axes, note, small_multiples
@@ -57,6 +58,13 @@ def sealed_forecasts(table: pd.DataFrame, scores: Mapping[str, str]) -> Figure:
                 among=groups, marker="o", s=16, zorder=5,
             )  # fmt: skip
             note(axes, scores.get(group, ""))
+        key = [
+            Line2D([], [], linestyle="", marker="*", markersize=7, markerfacecolor="white",
+                   markeredgecolor="#444444", label="forecast, 90 % interval"),
+            Line2D([], [], linestyle="", marker="o", markersize=4.5, color="#444444",
+                   label="measured since"),
+        ]  # fmt: skip
+        figure.legend(handles=key, loc="outside upper center", ncols=2, handletextpad=0.2)
         for axes in panels:
             style.log_axis(axes, "x")
             style.log_axis(axes, "y")

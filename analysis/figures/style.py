@@ -25,6 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from analysis.errors import AnalysisError
+from analysis.figures import presets
+from analysis.figures.presets import pt
 from analysis.units import si_text
 
 SINGLE, DOUBLE = 4.6, 7.2
@@ -32,6 +35,8 @@ SINGLE, DOUBLE = 4.6, 7.2
 
 
 GREY = "#8a8a8a"
+FORMATS = ("png", "pdf", "svg")
+"""What figures can be saved as."""
 MATHS = r"\mathdefault{"
 """What ticks of powers of ten are written with."""
 SEQUENTIAL = "viridis"
@@ -40,47 +45,47 @@ SEQUENTIAL = "viridis"
 
 def context() -> AbstractContextManager[None]:
     """Matplotlib settings of the house, for a `with` block."""
-    return mpl.rc_context(
-        {
-            "font.family": "DejaVu Sans",
-            "font.size": 8.5,
-            "axes.titlesize": 9,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.labelsize": 8.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.7,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#e3e3e3",
-            "grid.linewidth": 0.6,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "lines.linewidth": 1.5,
-            "lines.markersize": 4.5,
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-            "figure.dpi": 110,
-            "savefig.dpi": 220,
-            "pdf.fonttype": 42,
-            "svg.fonttype": "path",
-            "svg.hashsalt": "linscale",
-        }
-    )
+    settings: dict[Any, Any] = {
+        **presets.current().fonts(),
+        "font.size": pt(8.5),
+        "axes.titlesize": pt(9),
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": pt(8.5),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e3e3e3",
+        "grid.linewidth": 0.6,
+        "xtick.labelsize": pt(8),
+        "ytick.labelsize": pt(8),
+        "lines.linewidth": 1.5,
+        "lines.markersize": 4.5,
+        "legend.frameon": False,
+        "legend.fontsize": pt(8),
+        "figure.dpi": 110,
+        "savefig.dpi": 220,
+        "pdf.fonttype": 42,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "linscale",
+    }
+    return mpl.rc_context(settings)
 
 
 def panels(rows: int, columns: int, *, width: float, height: float, **options: Any) -> Any:
     """A figure with its own canvas (no pyplot state) and a rows x columns array of axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    size = presets.current().fit(width, height, columns)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, axes
 
 
 def log_axis(axes: Axes, which: str, *, si: bool = False) -> None:
-    """A logarithmic axis with few, readable ticks: plain numbers over less than 1.5 decades
-    (a loss), SI suffixes (`si`, for counts) or powers of ten otherwise."""
+    """A logarithmic axis with few, readable ticks: counts (`si`) with suffixes, all else plain or
+    in powers of ten."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     low, high = getattr(axes, f"get_{which}lim")()
@@ -88,7 +93,7 @@ def log_axis(axes: Axes, which: str, *, si: bool = False) -> None:
     if decades < 1.5:
         steps = LogLocator(subs=(1, 2, 5)) if decades > 0.8 else _NiceLogLocator()
         axis.set_major_locator(steps)
-        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}" if v < 1e3 else si_text(v)))
+        axis.set_major_formatter(FuncFormatter(_counts if si else power_text))
         axis.set_minor_formatter(NullFormatter())
         axis.set_minor_locator(LogLocator(subs=()))
         return
@@ -96,6 +101,22 @@ def log_axis(axes: Axes, which: str, *, si: bool = False) -> None:
         axis.set_major_formatter(FuncFormatter(lambda v, _: si_text(v)))
     axis.set_major_locator(LogLocator(numticks=8))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _counts(value: float, place: int | None = None) -> str:
+    """Plain below a thousand, then suffixes: 500, 2k, 100B."""
+    return f"{value:.3g}" if value < 1e3 else si_text(value)
+
+
+def power_text(value: float, place: int | None = None) -> str:
+    """Plain below ten thousand, then powers of ten: 1.5, 2 x 10^11. FLOPs are written in one way
+    whatever the range of the axis."""
+    if value < 1e4:
+        return f"{value:.3g}"
+    digits, _, exponent = f"{value:.2e}".partition("e")
+    mantissa = digits.rstrip("0").removesuffix(".")
+    factor = "" if mantissa == "1" else rf"{mantissa} \times "
+    return rf"${MATHS}{factor}10^{{{int(exponent)}}}}}$"
 
 
 class _NiceLogLocator(MaxNLocator):
@@ -135,6 +156,7 @@ def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 8.0, at: float 
     """
     if not ends:
         return
+    size = pt(size)
     figure = axes.figure
     height = axes.get_window_extent().height
     gap = size * 1.25 * figure.dpi / 72 / height
@@ -150,7 +172,7 @@ def label_ends(axes: Axes, ends: Sequence[End], *, size: float = 8.0, at: float 
             xytext=(at, position), textcoords="axes fraction", va="center", ha="left",
             color=end.color, fontsize=size, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": end.color, "linewidth": 0.5, "alpha": 0.6,
-                        "shrinkA": 1, "shrinkB": 1},
+                        "shrinkA": 1, "shrinkB": 1, "relpos": (0, 0.5)},
         )  # fmt: skip
         note.set_gid(end.tag or None)
 
@@ -188,8 +210,30 @@ def finish(figure: Figure) -> Figure:
         if isinstance(text, Text) and "$" in text.get_text() and MATHS not in text.get_text():
             text.set_parse_math(False)
     lay_out(figure)
+    if _fold_long(figure):
+        lay_out(figure)
     figure.set_layout_engine(None)
     return figure
+
+
+def _fold_long(figure: Figure) -> bool:
+    """Breaks titles and labels of axes in two where they run off the figure; whether any did."""
+    folded = False
+    labels = [figure._suptitle, figure._supxlabel, figure._supylabel]  # pyright: ignore
+    for axes in figure.axes:
+        labels += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title]  # pyright: ignore
+    for text in labels:
+        if text is None or " " not in text.get_text():
+            continue
+        box = text.get_window_extent()
+        if box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1:
+            continue
+        whole = text.get_text().replace("\n", " ")
+        spaces = [i for i, letter in enumerate(whole) if letter == " "]
+        middle = min(spaces, key=lambda i: abs(i - len(whole) / 2))
+        text.set_text(f"{whole[:middle]}\n{whole[middle + 1 :]}")
+        folded = True
+    return folded
 
 
 def save(
@@ -199,15 +243,37 @@ def save(
     title: str = "",
     caption: str = "",
     runs: Sequence[str] = (),
+    formats: Sequence[str] = FORMATS[:2],
 ) -> list[Path]:
-    """Writes `<stem>.png` and `<stem>.pdf`, byte-identical for identical figures, with the caption
-    and the run ids in their metadata."""
-    png = save_png(figure, stem, title=title, caption=caption, runs=runs)
-    pdf = png.with_suffix(".pdf")
-    about = {"Title": title, "Subject": caption, "Keywords": " ".join(runs), "CreationDate": None}
+    """Writes `<stem>.png` and `<stem>.pdf` (or other `FORMATS`), byte-identical for identical
+    figures, with the caption and the run ids in their metadata."""
+    check_formats(formats)
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    about: dict[str, dict[str, str | None]] = {
+        "png": {"Title": title, "Description": caption, "Source": " ".join(runs), "Software": None},
+        "pdf": {"Title": title, "Subject": caption, "Keywords": " ".join(runs),
+                "CreationDate": None},
+        "svg": {"Title": title, "Description": caption, "Source": " ".join(runs), "Date": None,
+                "Creator": None},
+    }  # fmt: skip
+    paths = [stem.parent / f"{stem.name}.{kind}" for kind in formats]
     with context():
-        figure.savefig(pdf, metadata=about)
-    return [png, pdf]
+        for path, kind in zip(paths, formats, strict=True):
+            figure.savefig(path, metadata=about[kind])
+    return paths
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuses formats that `save` does not write.
+
+    Raises:
+        AnalysisError: an unknown format, or none.
+    """
+    unknown = [kind for kind in formats if kind not in FORMATS]
+    if unknown or not formats:
+        raise AnalysisError(f"format {', '.join(unknown) or 'none'}: give some of "
+                            f"{', '.join(FORMATS)}, joined by commas")  # fmt: skip
 
 
 def save_png(

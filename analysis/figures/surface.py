@@ -15,6 +15,7 @@ from analysis.figures.common import (
     LOSS,
     PARAMS,
     TOKENS,
+    band,
     extent,
     groups_of,
     label_axes,
@@ -23,7 +24,6 @@ from analysis.figures.common import (
 from analysis.figures.curves import hover_texts
 from analysis.figures.hover import points, tag
 from analysis.io.frames import by, numbers, where
-from analysis.io.looks import look
 
 Surface = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Loss predicted at (N, D), arrays of one shape."""
@@ -37,7 +37,8 @@ def contours(
     Args:
         milestones: arch, n_params, tokens, flops, loss.
         surfaces: loss predicted by each architecture's law.
-        frontier: by `group`: n, d along the compute-optimal line.
+        frontier: by `group`: n, d along the compute-optimal line, and optionally `inside` (dashed
+            where it is False).
     """
     groups = [g for g in groups_of(milestones) if g in surfaces]
     n_range, d_range = _stretch(milestones["n_params"]), _stretch(milestones["tokens"])
@@ -57,10 +58,11 @@ def contours(
             lines = axes.contour(
                 n, d, losses[group], levels=levels[1:-1:2], colors="#5a5a5a", linewidths=0.6
             )
-            axes.clabel(lines, fmt="%.2f", fontsize=6.5, inline_spacing=2)
+            axes.clabel(lines, fmt="%.2f", fontsize=style.pt(6.5), inline_spacing=2)
             line = where(frontier, group=group)
-            color = look(group, groups).color
-            axes.plot(line["n"], line["d"], color=color, linewidth=1.8, gid=tag(group))
+            if len(line):
+                band(axes, line.rename(columns={"n": "x", "d": "y"}), group, among=groups,
+                     linewidth=1.8)  # fmt: skip
             own = where(milestones, arch=group)
             points(
                 axes, own["n_params"], own["tokens"], group=group, among=groups,
@@ -72,7 +74,7 @@ def contours(
         figure.suptitle(
             f"lines of equal predicted {LOSS};{' ' if len(groups) > 1 else chr(10)}"
             "coloured: compute-optimal (N, D); markers: runs",
-            fontsize=8, color="#555555",
+            fontsize=style.pt(8), color="#555555",
         )  # fmt: skip
         return style.finish(figure)
 
@@ -107,9 +109,10 @@ def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFr
                     markeredgecolor="black", markeredgewidth=0.5, zorder=4, gid=tag(group),
                 )  # fmt: skip
                 axes.annotate(
-                    f"{budget:.0e}".replace("e+", "e"),
+                    style.power_text(budget),
                     (numbers(own, "n_params")[-1], numbers(own, "loss")[-1]),
-                    xytext=(5, 0), textcoords="offset points", fontsize=7, color=tone, va="center",
+                    xytext=(5, 0), textcoords="offset points", fontsize=style.pt(7), color=tone,
+                    va="center",
                 )  # fmt: skip
         low, high = extent(milestones["n_params"])
         panels[0].set(xscale="log", xlim=(low / 1.4, high * 2.2))
@@ -118,7 +121,7 @@ def valleys(milestones: pd.DataFrame, parabolas: pd.DataFrame, minima: pd.DataFr
             style.log_axis(axes, "y")
         label_axes(figure, PARAMS, LOSS)
         figure.suptitle(
-            "labels: FLOPs of the budget; stars: minimum of each valley", fontsize=8,
+            "labels: FLOPs of the budget; stars: minimum of each valley", fontsize=style.pt(8),
             color="#555555",
         )  # fmt: skip
         return style.finish(figure)

@@ -61,7 +61,7 @@ def varied(measured: pd.DataFrame, *, x: str, chance: Mapping[str, float] | None
             [handles[label] for label in labels], labels, loc="outside upper center",
             ncols=len(labels), handletextpad=0.2,
         )  # fmt: skip
-        figure.supxlabel(x, fontsize=8.5)
+        figure.supxlabel(x, fontsize=style.pt(8.5))
         return style.finish(figure)
 
 

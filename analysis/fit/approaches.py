@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.drawing import figure_of
@@ -20,8 +21,9 @@ from analysis.fit.envelope import FIELD, EnvelopeFit, EnvelopeOptions, envelope
 from analysis.fit.fitting import fit_law
 from analysis.fit.isoflop import IsoflopFit, isoflop
 from analysis.fit.law_fit import LawFit
+from analysis.fit.within import measured, within
 from analysis.io.frames import numbers, plain
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,9 +64,24 @@ class Approaches:
         """N* and D* of one approach at budgets in FLOPs."""
         return _optimum(self.fits()[name], compute, level)
 
-    def plot(self, *, level: float = 0.9) -> Figure:
+    def within(self, name: str, compute: Array | float) -> NDArray[np.bool_]:
+        """Which budgets have their N*, D* by one approach, and C, within what it was fitted to: an
+        envelope to its own points, profiles and laws to all."""
+        fit = self.fits()[name]
+        if isinstance(fit, LawFit):
+            data = measured(fit)
+        else:
+            unit, table = (fit.options.unit, fit.frontier) if isinstance(fit, EnvelopeFit) else (
+                1.0, fit.points
+            )  # fmt: skip
+            data = {"n": numbers(table, "n"), "d": numbers(table, "d"), "c": numbers(table, "c")}
+            data["c"] = data["c"] * unit
+        best = _optimum(fit, compute, LEVEL)
+        return within(data, n=numbers(best, "n"), d=numbers(best, "d"), c=np.atleast_1d(compute))
+
+    def plot(self, *, level: float = 0.9, style: str = "house") -> Figure:
         """N*(C) and D*(C) of every approach that could be applied."""
-        return figure_of(self, level=level)
+        return figure_of(self, level=level, style=style)
 
     def as_dict(self) -> dict[str, Any]:
         """The frame, the reference budget and the warnings as JSON types."""

@@ -11,6 +11,7 @@ prepare(data, law, n=, d=, c=, u=, loss=, weights=, clusters=) -> Observations
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ from analysis.units import Array
 _OPTIONS = {
     role: f". Name yours with {option}"
     for role, option in (("n_params", "--params"), ("tokens", "--tokens"), ("flops", "--compute"),
-                         ("unique_tokens", "--unique"))
+                         ("unique_tokens", "--unique"), ("total_params", "--total"),
+                         ("bits", "--bits"), ("share", "--share"))
 }  # fmt: skip
 _NAMED = 3
 """Rows named for each reason."""
 
 
-USUAL = {"n": "n_params", "d": "tokens", "c": "flops", "u": "unique_tokens"}
+USUAL = {"n": "n_params", "d": "tokens", "c": "flops", "u": "unique_tokens", "t": "total_params",
+         "p": "bits", "s": "share"}  # fmt: skip
 """Column of each quantity where the caller names none; a table may lack it."""
 
 
@@ -46,19 +49,21 @@ def prepare(
     d: str = "tokens",
     c: str = "flops",
     u: str = "unique_tokens",
+    others: Mapping[str, str] | None = None,
     loss: str = "loss",
     weights: str | None = None,
     noise: str | None = None,
     clusters: str | None = None,
     keep_diverged: bool = False,
 ) -> Observations:
-    """Checks a table for a law.
+    """Checks a table for a law; arguments as of `fit_law`.
 
     Raises:
         AnalysisError: a needed column is absent, units are mixed, or too little is left.
     """
     warnings: list[FitWarning] = []
     names = {"n": n, "d": d, "c": c, "u": u}
+    names |= {r: (others or {}).get(r, USUAL[r]) for r in law.columns if r not in names}
     for role, name in names.items():
         # One that the caller names is there; only the usual name may be left out, "" is none.
         if name not in ("", USUAL[role]) and name not in data.columns:
@@ -81,20 +86,20 @@ def prepare(
         with np.errstate(all="ignore"):  # of log loss; what is not positive is excluded below
             spread = _numbers(data, noise)
             raw["weights"] = np.where(spread > 0, (raw["loss"] / spread) ** 2, np.nan)
-    used = [r for r in ("n", "d", "c", "u") if r in law.columns or r in raw]
-    used = [r for r in used if r in raw]
+    used = [r for r in names if r in raw]
 
     own = _own_names(data)
     said = {**names, "loss": loss, "weights": weights or ""}
-    said = {role: own.get(name, name) for role, name in said.items()}
+    called = {role: own.get(name, name) for role, name in said.items()}
+    said = {role: repr(called[role]) if name in own else name for role, name in said.items()}
     reasons = _reasons(data, raw, used, law, said)
     if not keep_diverged:
         _mark_diverged(raw, used, reasons)
     keep = np.array([r == "" for r in reasons], dtype=bool)
-    called = name_rows(data)
+    row_names = name_rows(data)
     exclusions = pd.DataFrame({
         "row": data.index[~keep].tolist(),
-        "name": [c for c, r in zip(called, reasons, strict=True) if r],
+        "name": [c for c, r in zip(row_names, reasons, strict=True) if r],
         "reason": [r for r in reasons if r],
     })  # fmt: skip
     if len(exclusions):
@@ -108,7 +113,7 @@ def prepare(
                 {"count": len(exclusions), "reasons": {str(k): int(v) for k, v in counted.items()}},
             )
         )
-    _complete(raw, keep, names, law, warnings)
+    _complete(raw, keep, called, law, warnings)
     roles = [r for r in used if np.isfinite(raw[r][keep]).all()]
     columns = {role: raw[role][keep] for role in roles}
     label, name = _clusters(data, clusters)
@@ -122,10 +127,11 @@ def prepare(
         labels=[str(v) for v in unique],
         names={**{r: names[r] for r in roles}, "loss": loss, "clusters": name}
         | ({"weights": weights} if weights else {}),
+        called={**called, "clusters": name},
         rows=data.index[keep].tolist(),
         exclusions=exclusions,
         warnings=warnings,
-        row_names=[c for c, k in zip(called, keep, strict=True) if k],
+        row_names=[c for c, k in zip(row_names, keep, strict=True) if k],
     )
     judge_points(observations, law)
     return observations
@@ -147,7 +153,7 @@ def _absent(name: str, what: str, data: pd.DataFrame) -> str:
 def _own_names(data: pd.DataFrame) -> dict[str, str]:
     """What the columns are called in the file that they come from, where that is known."""
     names = data.attrs.get("names", {})
-    return {role: repr(name) for role, name in names.items()}
+    return {role: str(name) for role, name in names.items()}
 
 
 def _derive(
@@ -178,14 +184,15 @@ def _derive(
 
 
 def name_rows(data: pd.DataFrame) -> list[str]:
-    """What to call each row: its run, and where a run has several also the row."""
+    """What to call each row: its run, and where a run has several, or the rows are those of a file
+    that somebody will look at, also the row."""
     rows = [f"row {label}" for label in data.index]
     if "run_id" not in data.columns:
         return rows
     runs = data["run_id"]
-    several = runs.duplicated(keep=False).to_numpy()
+    several = runs.duplicated(keep=False).to_numpy() | bool(_own_names(data))
     return [
-        row if pd.isna(run) else f"{run}, {row}" if many else str(run)
+        row if pd.isna(run) or run == row else f"{run}, {row}" if many else str(run)
         for run, row, many in zip(runs, rows, several, strict=True)
     ]
 
@@ -261,7 +268,8 @@ def _reasons(
         values, name = raw[role], names[role]
         mark(~np.isfinite(values), f"{name} is not a number")
         mark(values < 0, f"{name} is negative")
-        mark(values == 0, f"{name} is zero")
+        if role != "s":
+            mark(values == 0, f"{name} is zero")
     table = pd.DataFrame({r: raw[r] for r in ["loss", *used]})
     if "run_id" in data.columns:
         table["run_id"] = data["run_id"].to_numpy()

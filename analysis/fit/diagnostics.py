@@ -21,6 +21,8 @@ OF_DRAWS = ("few_clusters", "unstable_resamples", "one_run_decides")
 """Warnings that belong to a bootstrap and are renewed with it."""
 _SAME_OPTIMUM = 1e-6
 _FLAT_E, _FLAT_EXPONENT = 0.15, 0.35
+_OPEN = float(np.log(2.0))
+"""Two standard errors of the logarithm of a scale from which it is called open."""
 _OUTLIER = 8.0
 _DECISIVE = 0.8
 """Share of the jackknife variance from which one run is said to decide."""
@@ -91,6 +93,7 @@ def diagnose(problem: Problem, theta: Array, facts: Evidence) -> list[FitWarning
     found += [flat] if flat else []
     return [
         *found,
+        *_open_scales(problem, theta, residual),
         *_high_floor(problem, theta),
         *_weak(problem, theta, residual),
         *_outliers(problem, residual),
@@ -220,6 +223,33 @@ def _flat(problem: Problem, theta: Array, residual: Array) -> FitWarning | None:
         "helps.",
         {name: list(pair) for name, pair in moves.items()},
     )
+
+
+def _open_scales(problem: Problem, theta: Array, residual: Array) -> list[FitWarning]:
+    """Scales that the noise leaves open by themselves: runs that hardly repeat their data say
+    nothing of what repetition is worth, and weights of many bits nothing of few."""
+    law = problem.law
+    if not law.scales:
+        return []
+    norms, singular, right = _directions(problem, theta)
+    freedom = max(1, len(residual) - law.size)
+    noise = float(np.sqrt((problem.observations.weight * residual**2).sum() / freedom))
+    spread = noise * np.sqrt((right**2 / np.maximum(singular, 1e-12)[:, None] ** 2).sum(0)) / norms
+    values = problem.natural(theta)
+    found: list[FitWarning] = []
+    for name in law.scales:
+        i = law.parameters.index(name)
+        free = problem.lower[i] < problem.upper[i]
+        if free and 2.0 * spread[i] > _OPEN:
+            found.append(
+                FitWarning(
+                    "open_scale",
+                    f"The data do not determine {name} = {values[i]:.3g}: the noise leaves it open "
+                    "by more than a factor of two. Runs further into its effect help.",
+                    {"parameter": name, "log_se": float(min(spread[i], 1e6))},
+                )
+            )
+    return found
 
 
 def _weak(problem: Problem, theta: Array, residual: Array) -> list[FitWarning]:

@@ -93,9 +93,9 @@ class DownstreamFit:
                 draws, [FitWarning.from_dict(w) for w in r["warnings"]],
             )  # fmt: skip
 
-    def plot(self, *, level: float = 0.9, name: str = "task") -> Figure:
+    def plot(self, *, level: float = 0.9, name: str = "task", style: str = "house") -> Figure:
         """Accuracy against loss with the band of the draws."""
-        return figure_of(self, level=level, name=name)
+        return figure_of(self, level=level, name=name, style=style)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

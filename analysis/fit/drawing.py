@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURES = "analysis.figures.plots"
+_FIGURES, _PRESETS = "analysis.figures.plots", "analysis.figures.presets"
 _draw: dict[type, Callable[..., Any]] = {}
 
 
@@ -31,7 +31,16 @@ def draws(kind: type) -> Callable[[F], F]:
     return register
 
 
-def figure_of(result: object, **options: Any) -> Figure:
-    """The figure of a result; `options` are those of the function that draws its kind."""
+def figure_of(result: object, *, style: str = "house", **options: Any) -> Figure:
+    """The figure of a result; `options` are those of the function that draws its kind.
+
+    Args:
+        result: of a kind that has registered.
+        style: where it will be printed, such as "icml-single-serif" (`analysis.figures.presets`).
+
+    Raises:
+        AnalysisError: an unknown style.
+    """
     importlib.import_module(_FIGURES)
-    return _draw[type(result)](result, **options)
+    with importlib.import_module(_PRESETS).use(style):
+        return _draw[type(result)](result, **options)

@@ -134,9 +134,9 @@ class EnvelopeFit:
                 warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
             )
 
-    def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
+    def plot(self, *, level: float = 0.9, name: str = "all", style: str = "house") -> Figure:
         """Loss against compute along the envelope."""
-        return figure_of(self, level=level, name=name)
+        return figure_of(self, level=level, name=name, style=style)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

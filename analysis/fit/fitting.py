@@ -34,7 +34,7 @@ from analysis.units import Array
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
-MOST_STARTED = 2_000
+MOST_STARTED = 1_000
 """Points from which every start is solved; of more, so many are taken for it."""
 _SCATTER = 0.05
 """Rows whose C scatters by more about f(N) D are said to follow no such function."""
@@ -48,6 +48,7 @@ def fit_law(
     d: str = "tokens",
     c: str = "flops",
     u: str = "unique_tokens",
+    others: Mapping[str, str] | None = None,
     loss: str = "loss",
     objective: Objective = "huber",
     delta: float = 1e-3,
@@ -63,6 +64,7 @@ def fit_law(
     method: Method = "auto",
     seed: int = 0,
     starts: int = STARTS,
+    near: LawFit | None = None,
     progress: Progress | None = None,
 ) -> LawFit:
     """Fits one law to one group of points.
@@ -72,6 +74,8 @@ def fit_law(
         data: one row per trained model or checkpoint.
         n, d, c, u, loss: columns of N, D, C, unique tokens and loss; only what the form needs. c=""
             is C = 6 N D, whatever the table has.
+        others: columns by role of what further forms need: "t" total parameters (default
+            total_params; N are then the active ones), "p" bits (bits), "s" share (share).
         objective, delta, below: the loss of log residuals (robust.py).
         weights: column of weights, for noise that differs between points (1 / variance).
         noise: instead, column of the known standard deviation of each loss, in its units.
@@ -85,6 +89,7 @@ def fit_law(
         method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
         seed: of the bootstrap.
         starts: starting points; more of them prove convergence harder.
+        near: a fit of the same form to nearly the same points: its parameters are the only start.
         progress: called with (done, total) during the bootstrap.
 
     Raises:
@@ -97,14 +102,16 @@ def fit_law(
         form = f"{form}[{first}={second}]"
     law = get_law(form)
     robust = Robust(objective, delta, below)
-    observations = prepare(data, law, n=n, d=d, c=c, u=u, loss=loss, weights=weights, noise=noise,
-                           clusters=clusters, keep_diverged=keep_diverged)  # fmt: skip
+    observations = prepare(
+        data, law, n=n, d=d, c=c, u=u, others=others, loss=loss, weights=weights, noise=noise,
+        clusters=clusters, keep_diverged=keep_diverged,
+    )  # fmt: skip
     if objective == "raw_least_squares" and noise is None:
         weight = observations.weight * observations.loss**2
         observations = replace(observations, weight=weight / weight.mean())
     held = {k: float(v) for k, v in (fix or {}).items() if not isinstance(v, str)}
     problem = Problem.build(law, observations, robust, bounds, held)
-    theta, lowest, facts = _minimum(problem, starts)
+    theta, lowest, facts = _minimum(problem, starts, near)
     model = model_of(observations, accounting=accounting)
     fit = LawFit(
         problem=problem,
@@ -119,11 +126,15 @@ def fit_law(
     return fit
 
 
-def _minimum(problem: Problem, starts: int) -> tuple[Array, float, Evidence]:
-    """Internal parameters, objective and convergence of the best of several starts.
+def _minimum(problem: Problem, starts: int, near: LawFit | None) -> tuple[Array, float, Evidence]:
+    """Internal parameters, objective and convergence of the best of several starts, or of the one
+    that a fit nearby gives.
 
     Of many points, a part spread over all runs finds the basin; all of them then find its bottom.
     """
+    if near is not None and near.form == problem.law.name:
+        solution = problem.solve(problem.internal(near.values))
+        return solution.theta[0], float(solution.value[0]), evidence(problem, solution)
     part = problem.thinned(MOST_STARTED)
     solution = part.solve(part.starts(starts))
     theta = solution.theta[int(solution.value.argmin())]

@@ -135,13 +135,17 @@ class IsoflopFit:
                 warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
             )
 
-    def plot(self, *, name: str = "all") -> Figure:
+    def plot(self, *, name: str = "all", style: str = "house") -> Figure:
         """The valleys and their minima."""
-        return figure_of(self, name=name)
+        return figure_of(self, name=name, style=style)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)
         return f"<p><b>IsoFLOP</b></p>{self.table().to_html(index=False)}<ul>{notes}</ul>"
+
+
+MOST_LISTED = 3
+"""Budgets of one reason are listed one by one up to here."""
 
 
 def isoflop(
@@ -280,8 +284,15 @@ def _bootstrap(
 
 
 def _refusal_texts(refused: pd.DataFrame) -> list[str]:
-    pairs = zip(refused["budget"], refused["reason"], strict=True)
-    return [f"{budget:.3g} FLOPs: {reason}" for budget, reason in pairs]
+    """Every reason once, with the budgets that it holds for."""
+    texts: list[str] = []
+    for reason, budgets in refused.groupby("reason", sort=False)["budget"]:
+        listed = ", ".join(f"{budget:.3g}" for budget in budgets)
+        if len(budgets) > MOST_LISTED:
+            low, high = budgets.min(), budgets.max()
+            listed = f"{len(budgets)} budgets from {low:.3g} to {high:.3g}"
+        texts.append(f"{listed} FLOPs: {reason}")
+    return texts
 
 
 def _warn_excluded(count: int, rows: int) -> list[FitWarning]:

@@ -18,7 +18,7 @@ from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.diagnostics import OF_DRAWS, Evidence, diagnose_draws
 from analysis.fit.drawing import figure_of
 from analysis.fit.law_record import read, written
-from analysis.fit.observations import Observations
+from analysis.fit.observations import AXES, Observations
 from analysis.fit.problem import Problem
 from analysis.fit.uncertainty import (
     Draws,
@@ -106,20 +106,18 @@ class LawFit:
 
     # ---- predictions -------------------------------------------------------------------------
 
-    def predict(
-        self, *, n: Any = None, d: Any = None, c: Any = None, u: Any = None,
-        extrapolate: bool = False,
-    ) -> np.ndarray:  # fmt: skip
-        """Loss at given N, D, C (whatever the form needs; u defaults to d: no repetition).
+    def predict(self, *, extrapolate: bool = False, **columns: Any) -> np.ndarray:
+        """Loss at given n, d, c (whatever the form needs; u, the unique tokens, are d where they
+        are not given; t, the total parameters, n; p are bits of the weights, s the share).
 
         Raises:
             AnalysisError: a point with more than `EXTRAPOLATION_LIMIT` times the largest compute
                 fitted, unless `extrapolate`; a column that the form needs and was not given.
         """
-        columns, shape = self._columns(n, d, c, u)
+        given, shape = self._columns(columns)
         if not extrapolate:
-            self._refuse_far(float(np.max(self.leap(columns), initial=0.0)))
-        return self.law.predict(self.values, columns).reshape(shape)
+            self._refuse_far(float(np.max(self.leap(given), initial=0.0)))
+        return self.law.predict(self.values, given).reshape(shape)
 
     def leap(self, columns: Mapping[str, Array]) -> Array:
         """Factor in compute (or in the form's only variable) beyond the largest point fitted."""
@@ -140,24 +138,25 @@ class LawFit:
                 "to insist, or use `linscale forecast`, whose intervals hold the misfit of the form"
             )
 
-    def predict_draws(
-        self, *, n: Any = None, d: Any = None, c: Any = None, u: Any = None
-    ) -> np.ndarray:
+    def predict_draws(self, **columns: Any) -> np.ndarray:
         """The same for every bootstrap refit: (draws, points), without a limit."""
-        columns, _ = self._columns(n, d, c, u)
-        return self.law.predict(self._need_draws().values, columns)
+        return self.law.predict(self._need_draws().values, self._columns(columns)[0])
 
-    def _columns(self, n: Any, d: Any, c: Any, u: Any) -> tuple[dict[str, Array], tuple[int, ...]]:
-        given = {"n": n, "d": d, "c": c, "u": d if u is None else u}
-        missing = [k for k in self.law.columns if given[k] is None]
+    def _columns(self, columns: Mapping[str, Any]) -> tuple[dict[str, Array], tuple[int, ...]]:
+        if unknown := sorted(columns.keys() - AXES.keys()):
+            raise AnalysisError(f"{unknown[0]!r} is no column of a law: {', '.join(AXES)}")
+        known = {k: v for k, v in columns.items() if v is not None}
+        given = {"u": known.get("d"), "t": known.get("n"), **known}
+        missing = [k for k in self.law.columns if given.get(k) is None]
         if missing:
             raise AnalysisError(f"{self.form} predicts from {', '.join(self.law.columns)}; "
                                 f"{', '.join(missing)} not given")  # fmt: skip
         arrays = np.broadcast_arrays(*[np.asarray(given[k], float) for k in self.law.columns])
-        if any((~np.isfinite(a) | (a <= 0)).any() for a in arrays):
+        found = dict(zip(self.law.columns, arrays, strict=True))
+        if any((~np.isfinite(a) | (a < 0) | ((a == 0) & (k != "s"))).any()
+               for k, a in found.items()):  # fmt: skip
             raise AnalysisError("N, D and C must be positive numbers to predict a loss")
-        columns = {k: a.ravel() for k, a in zip(self.law.columns, arrays, strict=True)}
-        return columns, arrays[0].shape
+        return {k: a.ravel() for k, a in found.items()}, arrays[0].shape
 
     def band(
         self, *, level: float = 0.9, kind: Literal["mean", "run"] = "mean", seed: int = 0,
@@ -359,9 +358,9 @@ class LawFit:
         """
         return LawFit(**read(text))
 
-    def plot(self, *, level: float = 0.9, name: str = "all") -> Figure:
+    def plot(self, *, level: float = 0.9, name: str = "all", style: str = "house") -> Figure:
         """Contours over (N, D) with the optimal line, or loss against the form's one variable."""
-        return figure_of(self, level=level, name=name)
+        return figure_of(self, level=level, name=name, style=style)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.errors import FitWarning
 from analysis.fit.diagnostics import Evidence
-from analysis.fit.observations import Observations, model_of
+from analysis.fit.observations import AXES, Observations, model_of
 from analysis.fit.problem import Problem
 from analysis.fit.robust import Robust
 from analysis.fit.uncertainty import Draws
@@ -71,12 +71,13 @@ def read(text: str) -> LawFields:
     with saved(text, "LawFit") as record:
         points = record["points"]
         observations = Observations(
-            columns={k: array(points, k) for k in ("n", "d", "c", "u") if k in points},
+            columns={k: array(points, k) for k in AXES if k in points},
             loss=array(points, "loss"),
             weight=array(points, "weight"),
             cluster=array(points, "cluster").astype(np.int64),
             labels=record["clusters"],
             names=record["columns"],
+            called=record["columns"],
             rows=points["row"],
             exclusions=pd.DataFrame(record["exclusions"], columns=["row", "name", "reason"]),
             warnings=[],

@@ -13,7 +13,10 @@ from analysis.errors import FitWarning
 from analysis.laws.compute_model import SIX_ND, ComputeModel, fit_compute_model
 from analysis.units import Array
 
-AXES = {"n": "N (parameters)", "d": "D (tokens)", "c": "C (FLOPs)", "u": "U (unique tokens)"}
+AXES = {
+    "n": "N (parameters)", "d": "D (tokens)", "c": "C (FLOPs)", "u": "U (unique tokens)",
+    "t": "total parameters", "p": "bits of the weights", "s": "share of a source",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Observations:
     """Names of the clusters, sorted: fits with equal labels can be drawn in pairs."""
     names: dict[str, str]
     """Column names in the caller's table by role, "loss", "clusters" and "weights" too."""
+    called: dict[str, str]
+    """The same as messages name them: as in the file that the table comes from."""
     rows: list[Any]
     """Index labels of the caller's table (m,)."""
     exclusions: pd.DataFrame
@@ -55,6 +60,7 @@ class Observations:
             cluster=cluster.astype(np.int64),
             labels=[str(v) for v in labels],
             names=self.names,
+            called=self.called,
             rows=[r for r, k in zip(self.rows, keep, strict=True) if k],
             exclusions=self.exclusions,
             warnings=self.warnings,
@@ -81,4 +87,6 @@ def model_of(observations: Observations, *, accounting: bool = False) -> Compute
         return SIX_ND
     per_token = columns["c"] / columns["d"]
     source = "accounting" if accounting else "column"
-    return fit_compute_model(columns["n"], per_token, source=source, column=name)
+    return fit_compute_model(
+        columns["n"], per_token, source=source, column=observations.called["c"]
+    )

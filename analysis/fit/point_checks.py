@@ -16,6 +16,10 @@ _SMALLEST = {"n": 1e4, "d": 1e6, "u": 1e6}
 _RATIO = (0.2, 30.0)
 """C / (6 N D) of real runs: attention over long contexts and large heads reach 10 or 20."""
 _COLLINEAR = 0.998
+_NEEDED = {"t": 2, "p": 2, "s": 3}
+"""Values that show how loss depends on what stands beside N and D: of a share three, because E, K
+and t are determined by no fewer."""
+_VARIES = {"t": "the ratio of {} to active parameters"}
 
 
 def judge_points(obs: Observations, law: Law) -> None:
@@ -46,18 +50,20 @@ def _enough(obs: Observations, law: Law) -> None:
                 {"points": count, "parameters": law.size},
             )
         )
-    needed = 3 if law.has_floor else 2
+    usual = 3 if law.has_floor else 2
     for role in law.columns:
         if role == "u":
             continue
-        distinct = len(np.unique(np.round(np.log(obs.columns[role]), 6)))
+        distinct = _distinct(obs, role)
+        needed = _NEEDED.get(role, usual)
         if distinct < needed:
             raise AnalysisError(
-                f"{obs.names[role]} takes {distinct} distinct value(s){left}; {law.name} needs at "
+                f"{_VARIES.get(role, '{}').format(obs.called[role])} takes {distinct} distinct "
+                f"value(s){left}; {law.name} needs at "
                 f"least {needed} to see how loss depends on {AXES[role]}"
                 + (", or use a form without that variable" if len(law.columns) > 1 else "")
             )
-        if distinct < 4:
+        if distinct < 4 and role not in _NEEDED:
             obs.warnings.append(
                 FitWarning(
                     "few_sizes",
@@ -66,6 +72,14 @@ def _enough(obs: Observations, law: Law) -> None:
                     {"axis": role, "distinct": distinct},
                 )
             )
+
+
+def _distinct(obs: Observations, role: str) -> int:
+    """How many values a column takes; of total parameters, how many ratios to the active ones."""
+    values = obs.columns[role]
+    if role == "t":
+        values = values / obs.columns["n"]
+    return len(np.unique(np.round(values if role == "s" else np.log(values), 6)))
 
 
 def _first(exclusions: pd.DataFrame) -> str:
@@ -82,7 +96,7 @@ def _units(obs: Observations) -> None:
         if len(jump) and jump.max() > _UNIT_GAP and values[0] < least:
             at = int(jump.argmax())
             raise AnalysisError(
-                f"{obs.names[role]} mixes units: it jumps from {values[at]:g} to "
+                f"{obs.called[role]} mixes units: it jumps from {values[at]:g} to "
                 f"{values[at + 1]:g}. Give {AXES[role]} as plain counts in every row"
             )
         if values[-1] < least:
@@ -90,7 +104,7 @@ def _units(obs: Observations) -> None:
                 FitWarning(
                     "units_suspect",
                     f"The largest {AXES[role]} is {values[-1]:g}: taken as a plain count. If it "
-                    f"is in millions or billions, multiply {obs.names[role]} by 1e6 or 1e9.",
+                    f"is in millions or billions, multiply {obs.called[role]} by 1e6 or 1e9.",
                     {"axis": role, "largest": float(values[-1])},
                 )
             )

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
 from analysis.errors import AnalysisError
 from analysis.fit.uncertainty import quantiles
@@ -165,6 +164,8 @@ def _fit(
     log_c: Array, size: Array, ratio: Array, target: Array, drift: bool, start: Array | None
 ) -> Array:
     """Values of `PARAMETERS` by least squares of log loss."""
+    from scipy.optimize import least_squares  # a large part of the time to start: loaded when used
+
     floor = float(np.exp(target.min()))
     low, high = np.array(_LOW), np.array(_HIGH)
     high[0] = floor * (1 - 1e-6)

@@ -25,6 +25,8 @@ from analysis.units import Array
 
 _CHUNK_ELEMENTS = 30_000
 _MAX_ITERATIONS = 200
+_ATTEMPTS = 12
+"""Steps shortened, down to 1e-7 of the first."""
 _STEP_CAP = 1.0
 _RESCALE = 4
 """Iterations that share one scaling of the Hessian."""
@@ -165,7 +167,7 @@ def _newton(
         done = small | (free == 0.0).all(axis=1)
         pending = np.flatnonzero(~done)
         failed = np.zeros(len(rows), dtype=bool)
-        for attempt in range(30):
+        for attempt in range(_ATTEMPTS):
             if not len(pending):
                 break
             trial = point[pending] + scale[pending, None] * step[pending]

@@ -62,8 +62,17 @@ def forecast(
     asked = [t.group for t in targets if t.group]
     archs = [a for a in groups(points, "arch") if not asked or a in asked]
     if absent := sorted(set(asked) - set(archs)):
-        raise AnalysisError(f"{sweep.name} has no finished run of {', '.join(absent)} to forecast "
-                            "from; leave these out with --only")  # fmt: skip
+        there = groups(points, "arch")
+        if there == ["all"]:
+            what = "does not say which runs are of which architecture"
+            remedy = "name its column with --group"
+        else:
+            what = f"has finished runs of {', '.join(there)}"
+            remedy = "its groups must have the names that the experiment gives its architectures"
+        raise AnalysisError(
+            f"{sweep.name} {what}, and --for asks for {', '.join(absent)}: {remedy}, or leave "
+            "these out with --only"
+        )
     told: dict[str, Any] = {}
     forecasts: list[dict[str, Any]] = []
     used: list[dict[str, Any]] = []

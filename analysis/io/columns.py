@@ -29,12 +29,13 @@ NAMES = {
         "final_train_loss", "train_ce_loss", "train_loss_epoch",
     ),
     "n_params": (
+        "active_params", "params_active", "n_active", "active_parameters", "n_params_active",
         "n_params", "params", "parameters", "n", "model_size", "num_params", "size_params",
         "n_non_embedding", "non_embedding_params", "param_count", "parameter_count", "nparams",
         "n_parameters", "num_parameters", "model_params", "model_n_params", "model_num_params",
         "total_params", "params_total", "model_parameters", "num_params_non_embedding",
         "model_num_parameters", "trainable_params", "n_opt", "n_star", "optimal_params",
-        "optimal_n", "active_params", "params_active", "n_active", "active_parameters",
+        "optimal_n",
     ),
     "tokens": (
         "tokens", "d", "n_tokens", "train_tokens", "training_tokens", "num_tokens", "tokens_seen",
@@ -47,6 +48,12 @@ NAMES = {
         "flops", "c", "compute", "training_flop", "training_flops", "train_flops", "flop",
         "total_flops", "total_flos", "flops_total", "train_flops_total", "budget",
     ),
+    "total_params": (
+        "total_params", "params_total", "n_total", "total_parameters", "n_params_total", "n_params",
+        "params", "parameters", "num_params", "parameter_count",
+    ),
+    "bits": ("bits", "weight_bits", "precision_bits", "bits_per_weight", "precision"),
+    "share": ("share", "source_share", "mixture_share", "fraction_of_source"),
     "unique_tokens": ("unique_tokens", "u", "num_unique_tokens", "unique_data"),
     "group": ("arch", "architecture", "group", "model_family", "family", "model_type"),
     "run_id": ("run_id", "run", "run_name", "experiment_id", "run_uuid", "id", "name"),
@@ -55,22 +62,30 @@ NAMES = {
              "steps", "epoch"),
 }  # fmt: skip
 """Names that a column may go by, best first."""
-COUNTS = ("n_params", "tokens", "flops", "unique_tokens")
+COUNTS = ("n_params", "tokens", "flops", "unique_tokens", "total_params")
 """What may carry a unit."""
+PLAIN = ("bits", "share")
+"""Further numbers."""
 OPTIONS = {
     "loss": "--loss", "n_params": "--params", "tokens": "--tokens", "flops": "--compute",
     "unique_tokens": "--unique", "group": "--group", "run_id": "--runs",
+    "total_params": "--total", "bits": "--bits", "share": "--share",
 }  # fmt: skip
 LABELS = {
     "loss": "loss", "n_params": "N (parameters)", "tokens": "D (tokens)", "flops": "C (FLOPs)",
     "unique_tokens": "U (unique tokens)", "group": "group", "run_id": "runs",
+    "total_params": "total parameters", "bits": "bits of the weights", "share": "share of a source",
 }  # fmt: skip
 _SUFFIXES = {
     "_k": 1e3, "_b": 1e9, "_bn": 1e9, "_billion": 1e9, "_billions": 1e9, "_m": 1e6,
     "_million": 1e6, "_millions": 1e6, "_t": 1e12, "_trillion": 1e12, "_pflops_days": PFLOP_S_DAY,
     "_pf_days": PFLOP_S_DAY, "_pflop_s_days": PFLOP_S_DAY, "_pfdays": PFLOP_S_DAY,
+    "_b_tokens": 1e9, "_b_params": 1e9, "_m_tokens": 1e6, "_m_params": 1e6, "_t_tokens": 1e12,
     "_params": 1.0, "_tokens": 1.0, "_flops": 1.0, "_nats": 1.0, "_in_nats": 1.0,
 }  # fmt: skip
+_LOSSES = ("loss", "val_loss", "eval_loss", "ce_loss", "crossentropyloss", "cross_entropy_loss",
+           "cross_entropy", "nll")  # fmt: skip
+"""Last parts of a path that name a loss."""
 _BEFORE = re.compile(
     r"^(?:_|(?:config|configs|metrics?|summary|params?|tags?|attributes?|eval|hparams?)[./: ]+)+"
 )
@@ -102,10 +117,16 @@ def choose(
     columns = {key: given(frame, text, key) for key, text in asked.items() if text}
     taken = {column.name for column in columns.values()}
     for key, text in asked.items():
+        if key == "total_params" and not text and not _of_experts(columns.get("n_params")):
+            continue  # without active parameters there is one count alone
         if text is None and (found := guess(frame, key, taken, notes)):
             columns[key] = found
             taken.add(found.name)
     return columns
+
+
+def _of_experts(n_column: Column | None) -> bool:
+    return n_column is not None and "active" in simplify(n_column.name)
 
 
 def given(frame: pd.DataFrame, request: str, key: str) -> Column:
@@ -152,11 +173,20 @@ def guess(frame: pd.DataFrame, key: str, taken: set[str], notes: list[str]) -> C
             for name in NAMES[key]
             if name + suffix in simple
         ]
+    if key == "loss" and not found and len(ends := loss_like(frame)) == 1:
+        found = [Column(ends[0], guessed=True)]
     for column in found:
-        if key not in (*COUNTS, "loss") or _numeric(frame, column, key):
+        if key not in (*COUNTS, *PLAIN, "loss") or _numeric(frame, column, key):
             return column
         notes.append(f"{column.name!r} was not taken for {LABELS[key]}: its cells are no numbers")
     return None
+
+
+def loss_like(frame: pd.DataFrame) -> list[str]:
+    """Columns whose name ends like a loss, as the losses of a task or a corpus do
+    (eval/c4_en-validation/CrossEntropyLoss)."""
+    return [str(c) for c in frame.columns
+            if simplify(re.split(r"[/.:]", str(c))[-1]) in _LOSSES]  # fmt: skip
 
 
 def cells_of(frame: pd.DataFrame, column: Column, key: str) -> Cells:

@@ -86,6 +86,8 @@ class Sweep:
     """Whether `flops` of the points is 6 N D because a table has no compute."""
     live: pd.DataFrame = field(default_factory=pd.DataFrame)
     """As `curves`, of runs that have not ended in a result, as far as they are."""
+    targets: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """Of a table with several losses a run: by architecture, the groups with one loss each."""
 
     @property
     def compute_column(self) -> str:

@@ -30,6 +30,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.io.frames import rows
+from analysis.io.text_lines import line_numbers, without_comments
 from analysis.io.tracker_folders import (
     harness_row,
     is_harness_record,
@@ -55,9 +56,9 @@ _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-s
 _CHART = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<edge>__(?:MIN|MAX))?")
 
 
-def read_file(path: Path) -> tuple[pd.DataFrame, list[str], int]:
-    """The table in a file, what was assumed to read it, and the number of its first row as an
-    editor or a spreadsheet shows it.
+def read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table in a file, its index the numbers of the rows as an editor or a spreadsheet shows
+    them, and what was assumed to read it.
 
     Raises:
         AnalysisError: there is no such file, or no table can be read from it.
@@ -72,11 +73,11 @@ def read_file(path: Path) -> tuple[pd.DataFrame, list[str], int]:
     kind = tracker_of(path) or kind
     notes: list[str] = []
     try:
-        if path.is_dir():
-            frame, said = read_tracker(path)
-            first, notes = 1, said
+        if tracker_of(path):
+            frame, notes = read_tracker(path)
+            frame.index = pd.RangeIndex(1, 1 + len(frame))
         else:
-            frame, first = _frame(_bytes(path, packed), kind, path, notes)
+            frame = _frame(_bytes(path, packed), kind, path, notes)
     except ImportError as error:
         raise AnalysisError(
             f"{path}: {kind} files are read by a library that is not installed ({error.name}): "
@@ -105,7 +106,7 @@ def read_file(path: Path) -> tuple[pd.DataFrame, list[str], int]:
             texts = [c.strip() if isinstance(c, str) else c for c in distinct]
             cells = np.array([*texts, None], dtype=object)[codes]
             frame.isetitem(place, pd.Series(cells, index=frame.index, dtype=object))
-    return _unfolded(frame, notes), notes, first
+    return _unfolded(frame, notes), notes
 
 
 def _bytes(path: Path, packed: str) -> bytes:
@@ -118,25 +119,37 @@ def _bytes(path: Path, packed: str) -> bytes:
     return data
 
 
-def _frame(data: bytes, kind: str, path: Path, notes: list[str]) -> tuple[pd.DataFrame, int]:
+def _frame(data: bytes, kind: str, path: Path, notes: list[str]) -> pd.DataFrame:
     if kind in (".parquet", ".pq"):
-        return pd.read_parquet(io.BytesIO(data)), 1
+        return _numbered(pd.read_parquet(io.BytesIO(data)), 1)
     if kind in (".feather", ".arrow"):
-        return pd.read_feather(io.BytesIO(data)), 1
+        return _numbered(pd.read_feather(io.BytesIO(data)), 1)
     if kind in (".xlsx", ".xls", ".xlsm", ".ods"):
-        return pd.read_excel(io.BytesIO(data), keep_default_na=False), 2
+        return _numbered(pd.read_excel(io.BytesIO(data), keep_default_na=False), 2)
     if not data.strip():
         raise pd.errors.EmptyDataError
-    text = _text(data, path, notes)
+    text = _text(data, path, notes).replace("\r\n", "\n").replace("\r", "\n")
     if kind == ".json":
-        return _records(json.loads(text), notes), 1
+        return _numbered(_records(json.loads(text), notes), 1)
     if kind in (".jsonl", ".ndjson"):
-        lines = [line for line in text.splitlines() if line.strip()]
-        return pd.json_normalize([_object(json.loads(line)) for line in lines]), 1
+        lines = {i: line for i, line in enumerate(text.split("\n"), 1) if line.strip()}
+        frame = pd.json_normalize([_object(json.loads(line)) for line in lines.values()])
+        return frame.set_axis(list(lines), axis=0)
+    text, above = without_comments(text, notes)
     separator = "\t" if kind == ".tsv" else _separator(text)
     if separator != "," and kind != ".tsv":
         notes.append(f"columns are separated by {separator!r}")
-    return _delimited(text, separator, notes), 2
+    header, *starts = line_numbers(text, separator)
+    frame = _delimited(text.lstrip("\n"), separator, notes)
+    if len(starts) != len(frame):
+        raise ValueError("it is not clear where its rows begin: look at its quotation marks")
+    if not starts or starts[-1] == header + len(starts):
+        return _numbered(frame, above + header + 1)
+    return frame.set_axis([above + start for start in starts], axis=0)
+
+
+def _numbered(frame: pd.DataFrame, first: int) -> pd.DataFrame:
+    return frame.set_axis(pd.RangeIndex(first, first + len(frame)), axis=0)
 
 
 def _text(data: bytes, path: Path, notes: list[str]) -> str:
@@ -191,7 +204,7 @@ def _delimited(text: str, separator: str, notes: list[str]) -> pd.DataFrame:
     Raises:
         ValueError: such rows.
     """
-    header, *lines = text.splitlines()
+    header, *lines = text.split("\n")
     names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
     notes += [f"{names.count(name)} columns are called {name!r}: the first is taken"
               for name in dict.fromkeys(names) if name and names.count(name) > 1]  # fmt: skip
@@ -233,4 +246,4 @@ def _unfolded(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     whole = pd.concat(parts, ignore_index=True)
     whole = rows(whole, [str(value) not in ("", "nan") for value in whole[metric]])
     notes.append(f"a chart of {len(parts)} runs: {metric!r} over {step!r}, a row a run and step")
-    return whole.reset_index(drop=True)
+    return _numbered(whole, 1)

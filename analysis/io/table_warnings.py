@@ -16,13 +16,16 @@ from analysis.io.frames import by, numbers
 
 _MANY = 10
 """Losses of one model at so many token counts, falling all along, look like one run's log."""
+_MANY_D = 25
+"""So many token counts of one model are more than designs of one-row runs have."""
 SETTINGS = (
     "lr", "learning_rate", "peak_lr", "max_lr", "base_lr", "batch_size", "global_batch_size",
     "batch_tokens", "tokens_per_batch", "tokens_per_step", "bs", "weight_decay", "wd", "warmup",
     "warmup_steps",
 )  # fmt: skip
 """Names of hyper-parameters that people sweep."""
-_ACTIVE = ("active_params", "params_active", "n_active", "active_parameters", "n_params_active")
+_EXPERTS = 1.01
+"""Total over active parameters from which a model is one of experts."""
 _EPOCHS = ("epochs", "num_epochs", "n_epochs", "num_train_epochs", "passes")
 _CELL = ("arch", "n_params", "tokens")
 _SWEPT = 0.3
@@ -46,6 +49,11 @@ def like_a_log(kept: pd.DataFrame, frame: pd.DataFrame, step: Column | None) -> 
     if falling := _falling(kept):
         return [f"WARNING: {falling} model size(s) have {_MANY} or more rows whose loss falls with "
                 f"tokens, as the checkpoints of one run do; {ask}"]  # fmt: skip
+    pairs = np.unique(np.stack([_codes(kept, "arch", "n_params"), _codes(kept, "tokens")]), axis=1)
+    most = int(np.bincount(pairs[0]).max(initial=0))
+    if most >= _MANY_D:
+        return [f"WARNING: one model size has {most} token counts, as the checkpoints of several "
+                f"runs do; {ask}"]  # fmt: skip
     return []
 
 
@@ -80,6 +88,10 @@ def swept(points: pd.DataFrame) -> list[str]:
         if choice.bare(str(name)) not in SETTINGS:
             continue
         cell, value = _codes(points, *_CELL), _codes(points, name)
+        if "run_id" in points and len(set(_codes(points, "run_id", name))) > len(
+            set(_codes(points, "run_id"))
+        ):
+            continue  # it changes within runs, as a schedule does
         pairs = np.unique(np.stack([cell, value]), axis=1)[0]
         if len(pairs) and float((np.bincount(pairs) > 1).mean()) > _SWEPT:
             found.append(str(name))
@@ -126,20 +138,33 @@ def repeated(points: pd.DataFrame) -> list[str]:
     ]
 
 
-def experts(frame: pd.DataFrame, n_column: Column | None) -> list[str]:
-    """A note where active and total parameters differ: a mixture of experts."""
-    if n_column is None:
-        return []
-    active = [str(c) for c in frame.columns if choice.bare(str(c)) in _ACTIVE]
-    if not active or active[0] == n_column.name:
-        return []
-    n = read_cells(frame[n_column.name], n_column.name, count=True).values
-    some = read_cells(frame[active[0]], active[0], count=True).values
-    if not np.nanmax(n / some, initial=1.0) > 1.01:
-        return []
-    return [
-        f"a mixture of experts: {active[0]!r} is up to {np.nanmax(n / some):.3g} times smaller "
-        f"than N = {n_column.name!r}. Compute follows the active parameters (--params "
-        f"{active[0]}, or a column of C); models of another number of experts need a law of "
-        "their own (--group)"
-    ]
+def further_columns(kept: pd.DataFrame) -> list[str]:
+    """Notes where total parameters, bits or shares differ between rows, and the forms for them."""
+    found: list[str] = []
+    if {"total_params", "n_params"} <= {*kept.columns}:
+        ratio = numbers(kept, "total_params") / numbers(kept, "n_params")
+        if np.nanmax(ratio, initial=1.0) > _EXPERTS:
+            found.append(
+                "a mixture of experts: total parameters are up to "
+                f"{np.nanmax(ratio):.3g} times the active ones, which are N. --form experts has "
+                "terms for the ratio; other forms take models of all ratios as alike (--group)"
+            )
+    for name, form in (("bits", "precision"), ("share", "mixture")):
+        if name in kept and len(np.unique(numbers(kept, name))) > 1:
+            found.append(f"{name} differ between rows: --form {form} has a term for them; other "
+                         "forms take all rows as alike (--where, --group)")  # fmt: skip
+    return found
+
+
+def forms_of(kept: pd.DataFrame) -> list[str]:
+    """The forms that the columns of a table allow beyond those in N, D and C."""
+    found: list[str] = []
+    if {"unique_tokens", "tokens"} <= {*kept.columns}:
+        again = numbers(kept, "tokens") / numbers(kept, "unique_tokens") > _AGAIN
+        found += ["data_constrained"] * bool(again.any())
+    if {"total_params", "n_params"} <= {*kept.columns}:
+        ratio = numbers(kept, "total_params") / numbers(kept, "n_params")
+        found += ["experts"] * bool(len(np.unique(np.round(np.log(ratio), 6))) > 1)
+    found += ["precision"] * ("bits" in kept and len(np.unique(numbers(kept, "bits"))) > 1)
+    found += ["mixture"] * ("share" in kept and len(np.unique(numbers(kept, "share"))) > 2)
+    return found

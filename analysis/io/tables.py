@@ -29,7 +29,8 @@ from analysis.errors import AnalysisError
 from analysis.io import columns as choice
 from analysis.io import table_warnings as noticed
 from analysis.io.cells import read_cells
-from analysis.io.columns import COUNTS, OPTIONS, Column, cells_of, listed
+from analysis.io.checkpoints import unended
+from analysis.io.columns import COUNTS, OPTIONS, PLAIN, Column, cells_of, listed
 from analysis.io.frames import numbers, rows, words
 from analysis.io.sweep import Sweep
 from analysis.io.table_files import read_file
@@ -58,6 +59,9 @@ def load_table(
     compute: str | None = None,
     group: str | None = None,
     unique: str | None = None,
+    total: str | None = None,
+    bits: str | None = None,
+    share: str | None = None,
     runs: str | None = None,
     where: Sequence[str] = (),
     last_per: str | None = None,
@@ -72,6 +76,9 @@ def load_table(
             table of optima.
         group: column that tells laws apart (an architecture); None guesses, "" means one group.
         unique: column of unique tokens, for laws of repeated data.
+        total: column of total parameters, for laws of experts, whose `params` are active ones.
+        bits: column of the bits of the weights, for laws of precision.
+        share: column of the share of one source of the data, for laws of mixtures.
         runs: columns, separated by commas, that tell runs apart: the unit of resampling. None
             guesses, "" means that each row is a run.
         where: conditions such as "arch == tnl" or "tokens >= 1e9"; rows must meet them all.
@@ -84,11 +91,11 @@ def load_table(
             loss, none of N, D and C, or cells that can be read in two ways.
     """
     path = Path(path)
-    frame, notes, first = read_file(path)
-    frame.index = pd.RangeIndex(first, first + len(frame))
+    frame, notes = read_file(path)
     asked = {
         "loss": loss, "n_params": params, "tokens": tokens, "flops": compute,
-        "unique_tokens": unique, "group": group,
+        "unique_tokens": unique, "group": group, "total_params": total, "bits": bits,
+        "share": share,
     }  # fmt: skip
     columns = choice.choose(frame, asked, notes)
     _needed(columns, frame, path, lossless=loss == "")
@@ -134,8 +141,10 @@ def load_table(
     kept = rows(points, ~left_out)
     if labels is None or len(set(kept["run_id"])) == len(kept):
         notes += noticed.like_a_log(kept, frame, step)
+    else:
+        notes += unended(kept, runs or (run.name if run else ""))
     notes += noticed.like_a_sweep(kept)
-    notes += noticed.experts(frame, columns.get("n_params"))
+    notes += noticed.further_columns(kept)
     kept.attrs["names"] = {key: column.name for key, column in columns.items()}
     where_from = [n if n.startswith("row ") else f"{n}, row {i}"
                   for i, n in zip(points.index[left_out], words(rows(points, left_out), "run_id"),
@@ -154,8 +163,10 @@ def load_table(
 
 def _needed(columns: dict[str, Column], frame: pd.DataFrame, path: Path, *, lossless: bool) -> None:
     if "loss" not in columns and not lossless:
+        several = choice.loss_like(frame)
+        which = f"; it may be one of {', '.join(several[:6])}" if several else ""
         raise AnalysisError(
-            f"no loss column among {listed(frame)} of {path.name}; name it with --loss (the "
+            f"no loss column among {listed(frame)} of {path.name}{which}; name it with --loss (the "
             "first line of the file holds the names)"
         )
     if not any(key in columns for key in ("n_params", "tokens", "flops")):
@@ -171,7 +182,7 @@ def _numbers(
     """The table with its numbers, and for each row the first cell that is none."""
     points = frame.copy()
     reasons = [""] * len(frame)
-    for key in ("loss", *COUNTS):
+    for key in ("loss", *COUNTS, *PLAIN):
         if key not in columns:
             continue
         column = columns[key]

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.io.frames import finite, plain
+from analysis.io.frames import finite, plain, where
 from analysis.judge.checklist import TESTED, checklist
 from analysis.judge.choices import COUNTINGS, answers_of
+from analysis.judge.collapse import Collapse, collapse
 from analysis.judge.compare import CompareResult, baseline_of, compute_multiplier
+from analysis.judge.noise import Common, Noise, in_common, repeats
 from analysis.judge.rolling_holdout import Rolling, roll
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.shared_exponents import SharedExponents, shared_exponents
@@ -40,6 +42,11 @@ class Beside:
     """The rolling hold-out of a table; None for a sweep, whose report has it."""
     no_rolling: str = ""
     """Why there is none."""
+    noise: Noise | None = None
+    """Of rows of one N and D; None where there are none."""
+    collapse: Collapse | None = None
+    """Of the curves of a table; None where it has ends alone, and for a sweep, whose report has
+    them."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Comparison:
 def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
     """Sensitivity and checklist of the fit of a group; `options` are those it had."""
     points = sweep.points
-    own = points.loc[fit.observations.rows]
+    own = where(points, arch=group).loc[fit.observations.rows]
     clusters = fit.observations.names["clusters"]
     named = clusters if clusters in points else None
     counted = {role: {label: name for label, name in names.items() if name in points}
@@ -83,14 +90,17 @@ def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
         c_columns=counted["c"] if "c" in fit.law.columns else None, **options,
     )  # fmt: skip
     answers = answers_of(sweep, group)
+    noise = repeats(own)
     if len(sweep.runs):
-        return Beside(table, checklist(fit, context=answers), None)
+        return Beside(table, checklist(fit, context=answers), None, noise=noise)
+    rolling, why = None, ""
     try:
         rolling = roll(fit, own, clusters=named, **options)
+        answers[TESTED] = " ".join(rolling.describe())
     except AnalysisError as error:
-        return Beside(table, checklist(fit, context=answers), None, str(error))
-    answers[TESTED] = " ".join(rolling.describe())
-    return Beside(table, checklist(fit, context=answers), rolling)
+        why = str(error)
+    curves = collapse(own, fit.params.get("E", 0.0))
+    return Beside(table, checklist(fit, context=answers), rolling, why, noise, curves)
 
 
 def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Comparison | None:
@@ -121,6 +131,16 @@ def compare_groups(fits: Mapping[str, LawFit], *, baseline: str | None) -> Compa
     return Comparison(name, found, shared, failures)
 
 
+def shared_scatter(sweep: Sweep, fits: Mapping[str, LawFit]) -> dict[str, Common]:
+    """Of a table with several losses a run: what their residuals share, by architecture."""
+    found: dict[str, Common] = {}
+    for group, labels in sweep.targets.items():
+        common = in_common({label: fits[label] for label in labels if label in fits})
+        if common is not None:
+            found[group] = common
+    return found
+
+
 def record_of(
     sweep: Sweep,
     fits: Mapping[str, LawFit],
@@ -145,6 +165,8 @@ def record_of(
                 "sensitivity": plain(extras[name].sensitivity),
                 "checklist": plain(extras[name].checklist),
                 "rolling_holdout": _rolling(extras[name]),
+                "collapse": curves.as_dict() if (curves := extras[name].collapse) else None,
+                "noise": noise.as_dict() if (noise := extras[name].noise) else None,
             }
             for name, each in fits.items()
         },
@@ -152,6 +174,8 @@ def record_of(
     }
     if compared is not None:
         record["comparison"] = compared.as_dict()
+    if shared := shared_scatter(sweep, fits):
+        record["targets"] = {group: each.as_dict() for group, each in shared.items()}
     if approaches:
         record["approaches"] = {name: each.as_dict() for name, each in approaches.items()}
     return finite(record)

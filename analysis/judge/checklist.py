@@ -37,12 +37,12 @@ Row = tuple[str, str, Any]
 def _form(fit: LawFit) -> list[Row]:
     obs = fit.observations
     section = "Form"
-    variables = ", ".join(f"{k.upper()} = {obs.names[k]}" for k in fit.law.columns)
+    variables = ", ".join(f"{k.upper()} = {obs.called[k]}" for k in fit.law.columns)
     return [
         (section, "Which law?", f"{fit.form}: {fit.law.formula}"),
         (section, "Which variables?", variables),
         (section, "How many parameters?", f"{fit.law.size}: {', '.join(fit.law.parameters)}"),
-        (section, "Which loss?", obs.names["loss"]),
+        (section, "Which loss?", obs.called["loss"]),
         (section, "Parameters at full precision?",
          ", ".join(f"{k} = {v!r}" for k, v in fit.params.items())),
     ]  # fmt: skip

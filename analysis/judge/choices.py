@@ -21,7 +21,6 @@ from analysis.io.frames import numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.io.sweep import Sweep
 from analysis.judge.checklist import TESTED, checklist
-from analysis.judge.compare import lowest_common
 from analysis.judge.frontier import compute_for_loss
 from analysis.judge.sensitivity import sensitivity
 from analysis.judge.study import Study
@@ -77,8 +76,8 @@ def multiplier_table(result: Study) -> pd.DataFrame:
     """Compute multipliers over the baseline under other choices, point estimates.
 
     Returns:
-        One row per choice: the multiplier of each architecture at the lowest loss that it and the
-        baseline have reached; NaN where a choice leaves too little to fit.
+        One row per choice: the multiplier of each architecture at the loss that its comparison's
+        verdict ends with; NaN where a choice leaves too little to fit.
     """
     table: list[dict[str, Any]] = []
     for variant in _VARIANTS:
@@ -88,7 +87,7 @@ def multiplier_table(result: Study) -> pd.DataFrame:
         laws = {g: _under(result, g, variant) for g in (result.baseline, *result.comparisons)}
         row: dict[str, Any] = {"choice": variant.label}
         for group in result.comparisons:
-            target = _common_loss(result, group, variant.options.get("loss", "loss"))
+            target = _target(result, group, laws[result.baseline], variant)
             ours, theirs = (_compute(laws[g], target) for g in (group, result.baseline))
             row[look(group).label] = theirs / ours
         table.append(row)
@@ -119,9 +118,13 @@ def _compute(law: LawFit | None, target: float) -> float:
     return float(compute_for_loss(law, np.array([target]))[0])
 
 
-def _common_loss(result: Study, group: str, column: str) -> float:
-    ours, theirs = (numbers(where(result.points, arch=g), column) for g in (group, result.baseline))
-    return lowest_common(ours, theirs)
+def _target(result: Study, group: str, base: LawFit | None, variant: _Variant) -> float:
+    """The loss at which a comparison is judged; of another loss, the baseline's at that budget."""
+    compared = result.comparisons[group]
+    judged = compared.frame.iloc[compared.judged]
+    if variant.options.get("loss", "loss") == "loss":
+        return float(judged["loss"])
+    return float("nan") if base is None else float(base.frontier(float(judged["c_y"])))
 
 
 def sensitivity_table(result: Study) -> pd.DataFrame:

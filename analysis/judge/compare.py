@@ -24,6 +24,7 @@ import pandas as pd
 from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.drawing import figure_of
 from analysis.fit.law_fit import LawFit
+from analysis.fit.within import frontier_within
 from analysis.io.saved import saved
 from analysis.judge.crossing import Crossing, crossing
 from analysis.judge.frontier import compute_for_loss, reach
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BASELINE = "llama"
-_SLACK = 1.25
-"""Compute beyond the dearest run up to which a law may place the lowest loss that a run reached."""
 _NEGLIGIBLE = 0.05
 """A multiplier within 5 % of 1 is called no practical difference when its interval is as narrow."""
 
@@ -49,13 +48,20 @@ class CompareResult:
     paired: bool
     """Whether both sides of every draw come from the same resampled runs."""
     frame: pd.DataFrame
-    """Columns loss, c_x, c_y, multiplier, lo, hi, inside; one row per loss, from high to low."""
+    """Columns loss, c_x, c_y, multiplier, lo, hi, inside (both have reached the loss, and the
+    optimum of both for it is within the data: `analysis.fit.within`); one row per loss, from high
+    to low."""
     crossing: Crossing
     verdict: str
     """One sentence that says no more than the intervals allow."""
     warnings: list[FitWarning]
     compute: tuple[str, str] = ("", "")
     """Under which C the frontiers of x and y are taken, in words."""
+
+    @property
+    def judged(self) -> int:
+        """The row that the verdict ends with (`judged_row`)."""
+        return judged_row(self.frame)
 
     @property
     def crossing_words(self) -> str:
@@ -85,9 +91,9 @@ class CompareResult:
                 [FitWarning.from_dict(w) for w in r["warnings"]], tuple(r.get("compute", ("", ""))),
             )  # fmt: skip
 
-    def plot(self) -> Figure:
+    def plot(self, *, style: str = "house") -> Figure:
         """The multiplier against the compute of y."""
-        return figure_of(self)
+        return figure_of(self, style=style)
 
     def _repr_html_(self) -> str:
         return f"<p>{self.verdict}</p>{self.frame.to_html(index=False)}"
@@ -107,6 +113,12 @@ def baseline_of(names: Iterable[str], asked: str | None = None) -> str:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise AnalysisError(f"baseline {asked!r}: no such group; {hint}")
     return asked
+
+
+def judged_row(frame: pd.DataFrame) -> int:
+    """Row of the lowest loss within the data of both; where none is, of the lowest loss."""
+    inside = np.flatnonzero(frame["inside"].to_numpy(dtype=bool))
+    return int(inside[-1]) if len(inside) else len(frame) - 1
 
 
 def lowest_common(x: Array, y: Array) -> float:
@@ -164,15 +176,11 @@ def compute_multiplier(
         frame["lo"], frame["hi"] = np.quantile(
             ratio, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest"
         )
-    inside = np.ones(len(losses), dtype=bool)
-    lowest = lowest_common(x.observations.loss, y.observations.loss)
-    for spent, fit in ((c_x, x), (c_y, y)):
-        least, most = reach(fit)
-        # A run may reach a loss with a little less compute than its law says.
-        slack = np.where(losses == lowest, _SLACK, 1.001)
-        inside &= (spent >= 0.999 * least) & (spent <= slack * most)
-    # A law may promise, at a size nobody trained, losses that no run has shown.
-    frame["inside"] = inside & (losses >= lowest)
+    # A law may promise, even at a size that was trained, losses that no run has shown.
+    frame["inside"] = (
+        frontier_within(x, c_x) & frontier_within(y, c_y)
+        & (losses >= lowest_common(x.observations.loss, y.observations.loss))
+    )  # fmt: skip
     cross = crossing(x, y, level=level)
     warnings = _warnings(frame, paired, ratio is not None, names)
     verdict = _verdict(frame, names, level, ratio is not None)
@@ -213,7 +221,8 @@ def _warnings(
         found.append(
             FitWarning(
                 "extrapolation",
-                f"{outside} of {len(frame)} losses lie outside the compute of one of the two.",
+                f"{outside} of {len(frame)} losses were not reached by both, or have their "
+                "optimum beyond the sizes, tokens or compute of one of the two.",
                 {"outside": outside},
             )
         )
@@ -221,7 +230,7 @@ def _warnings(
 
 
 def _verdict(frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: bool) -> str:
-    """The clearest difference first, then the lowest loss that both have reached."""
+    """The clearest difference first, then the lowest loss within the data of both."""
     last = _verdict_at_the_end(frame, names, level, drawn)
     clear = _clearest(frame, names, level) if drawn else ""
     return f"{clear} {last}" if clear else last
@@ -259,11 +268,10 @@ def _verdict_at_the_end(
     frame: pd.DataFrame, names: tuple[str, str], level: float, drawn: bool
 ) -> str:
     x, y = names
-    inside = frame["inside"].to_numpy(dtype=bool)
-    index = int(np.flatnonzero(inside)[-1]) if inside.any() else len(frame) - 1
+    index = judged_row(frame)
     loss, m = (float(frame[k].to_numpy()[index]) for k in ("loss", "multiplier"))
-    place = f"At loss {loss:.3f}, the lowest that both have reached"
-    if not inside.any():
+    place = f"At loss {loss:.3f}, the lowest within the data of both"
+    if not bool(frame["inside"].to_numpy()[index]):
         place = f"At loss {loss:.3f}, beyond the data of one of them"
     if not np.isfinite(m):
         return f"{place}, {_say_unreached(frame, names, index)} by the point estimates."

@@ -11,6 +11,7 @@ import numpy as np
 
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
+from analysis.fit.within import frontier_within
 from analysis.judge.frontier import reach
 from analysis.units import Array
 
@@ -32,7 +33,7 @@ class Crossing:
     share: float
     """Share of draws that cross in the range searched; NaN without draws."""
     inside: bool
-    """Whether the crossing lies within the compute of both fits."""
+    """Whether the crossing is within the data of both fits: C, and N* and D* of each there."""
 
     def describe(self, x: str, y: str, level: float) -> str:
         """One sentence that says no more than the draws allow."""
@@ -75,7 +76,7 @@ def crossing(
     loss = float(x.frontier(np.array([compute]))[0]) if (
         np.isfinite(place)
     ) else float("nan")  # fmt: skip
-    inside = max(reach(x)[0], reach(y)[0]) <= compute <= min(reach(x)[1], reach(y)[1])
+    inside = all(frontier_within(fit, [compute])[0] for fit in (x, y))
     if x.draws is None or y.draws is None:
         nan = float("nan")
         return Crossing(loss, compute, nan, nan, nan, bool(inside))

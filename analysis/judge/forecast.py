@@ -18,6 +18,7 @@ from analysis.errors import AnalysisError
 from analysis.fit.downstream import DownstreamFit
 from analysis.fit.law_fit import EXTRAPOLATION_LIMIT, LawFit
 from analysis.fit.uncertainty import quantiles
+from analysis.fit.within import measured, within
 
 
 def forecast(
@@ -38,7 +39,8 @@ def forecast(
         columns: n, d, c, as the form needs.
 
     Returns:
-        Columns loss, lo, hi, leap (factor beyond the data), inside.
+        Columns loss, lo, hi, leap (compute over the largest fitted), inside (the data, as
+        `analysis.fit.within` says).
 
     Raises:
         AnalysisError: beyond `limit`; the message says by how much and how to insist.
@@ -52,7 +54,7 @@ def forecast(
             "insist; the interval covers the law's parameters, not its form"
         )
     frame = fit.band(level=level, kind=kind, seed=seed, extrapolate=True, **columns)
-    frame["leap"], frame["inside"] = leap, leap <= 1.0
+    frame["leap"], frame["inside"] = leap, within(measured(fit), **given)
     return frame
 
 

@@ -34,6 +34,8 @@ def holdout(
     smallest: float = 0.4,
     bootstrap: int = 0,
     seed: int = 0,
+    baselines: bool = True,
+    near: LawFit | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Rolling hold-out over compute.
@@ -49,6 +51,8 @@ def holdout(
         smallest: share of points in the first training set.
         bootstrap: refits at each cut for `lo` and `hi`, prediction intervals of one further run.
         seed: of the refits.
+        baselines: also `pure` and `nearest`.
+        near: the fit of all points, from which those of the cuts start.
         options: as for `fit_law`.
 
     Returns:
@@ -60,9 +64,9 @@ def holdout(
         AnalysisError: too few points for a single cut.
     """
     law = get_law(form)
-    names = {k: options[k] for k in ("n", "d", "c", "u", "loss", "weights", "noise", "clusters",
-                                        "keep_diverged")
-             if k in options}  # fmt: skip
+    of_columns = ("n", "d", "c", "u", "others", "loss", "weights", "noise", "clusters",
+                  "keep_diverged")  # fmt: skip
+    names = {k: options[k] for k in of_columns if k in options}
     obs = prepare(data, law, **names)
     compute = obs.compute
     if not np.isfinite(compute).all():
@@ -81,35 +85,43 @@ def holdout(
                           "run": [obs.labels[k] for k in obs.cluster]})  # fmt: skip
     fitting = {k: v for k, v in options.items()
                if k in ("objective", "delta", "below", "bounds", "fix", "starts")}  # fmt: skip
-    roles = {r: r for r in ("n", "d", "c", "u") if r in table}
+    roles: dict[str, Any] = {r: r for r in ("n", "d", "c", "u") if r in table}
+    roles["others"] = {r: r for r in obs.columns if r not in roles}
+    # What diverged is left out of `obs` already.
+    common: dict[str, Any] = {"loss": "loss", "weights": "w", "keep_diverged": True}
     parts: list[pd.DataFrame] = []
     for cut in cuts:
         train, test = rows(table, compute <= cut), rows(table, compute > cut)
         try:
-            fit = fit_law(form, train, loss="loss", weights="w", clusters="run", **roles,
-                          **fitting)  # fmt: skip
-            pure = fit_law("power_c", train, c="c", loss="loss", weights="w", **fitting)
+            fit = fit_law(form, train, clusters="run", near=near, **common, **roles, **fitting)
+            extra = _baselines(train, test, common | fitting) if baselines else {}
         except AnalysisError:
             continue  # fewer sizes than the form needs at this cut
         columns = {r: test[r].to_numpy() for r in law.columns}
         predicted = fit.predict(**columns, extrapolate=True)
         measured = np.log(test["loss"].to_numpy())
-        bands = {}
         if bootstrap:
             drawn = replace(fit, draws=draw(fit.problem, fit.theta, samples=bootstrap, seed=seed))
             band = drawn.band(level=LEVEL, kind="run", seed=seed, extrapolate=True, **columns)
-            bands = {k: band[k].to_numpy() for k in ("lo", "hi")}
+            extra |= {k: band[k].to_numpy() for k in ("lo", "hi")}
         parts.append(pd.DataFrame({
             "cut": cut, "c": test["c"].to_numpy(), "leap": test["c"].to_numpy() / cut,
             "loss": test["loss"].to_numpy(), "predicted": predicted,
-            "error": np.log(predicted) - measured,
-            "pure": np.log(pure.predict(c=test["c"].to_numpy(), extrapolate=True)) - measured,
-            "nearest": np.log(train["loss"].to_numpy().min()) - measured,
-            **bands,
+            "error": np.log(predicted) - measured, **extra,
         }))  # fmt: skip
     if not parts:
         raise AnalysisError(f"no cut leaves enough sizes to fit {form}")
     return pd.concat(parts, ignore_index=True)
+
+
+def _baselines(train: pd.DataFrame, test: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
+    """Errors of two simple forecasts, `pure` and `nearest`."""
+    measured = np.log(test["loss"].to_numpy())
+    pure = fit_law("power_c", train, c="c", **options)
+    return {
+        "pure": np.log(pure.predict(c=test["c"].to_numpy(), extrapolate=True)) - measured,
+        "nearest": np.log(train["loss"].to_numpy().min()) - measured,
+    }
 
 
 def holdout_summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +157,8 @@ def compare_forms(
         try:
             fit = fit_law(form, data, **options)
             row = row_of(fit)
-            row |= row_of(fit, holdout(form, data, steps=steps, **options))
+            made = holdout(form, data, steps=steps, baselines=False, near=fit, **options)
+            row |= row_of(fit, made)
         except AnalysisError as error:
             row["note"] = str(error)
         found.append(row)

@@ -1,6 +1,7 @@
 """Least compute for each loss along the compute-optimal frontier of a law, and the range of data.
 
     compute_for_loss(fit, losses)    inverse of `LawFit.frontier`, for the estimate or every refit
+    unbeaten(points)                 the frontier of measured points themselves
     reach(fit)                       smallest and largest compute among the points
 
 At the optimum of a law in N and D, alpha A N^-alpha = e(N) beta B D^-beta, with e the elasticity of
@@ -11,9 +12,12 @@ Newton, N gives D in closed form, and both give C.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
+from analysis.io.frames import numbers
 from analysis.units import Array
 
 _PATH_POINTS = 1600
@@ -95,6 +99,20 @@ def _newton(log_n: Array, height: Array, alpha: Array, beta: Array, fit: LawFit)
         if np.abs(step).max() < _DONE:
             break
     return log_n
+
+
+def unbeaten(points: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which measured points no other one beats with less or equal compute: the frontier of runs.
+
+    Args:
+        points: columns flops and loss.
+    """
+    order = np.lexsort((numbers(points, "loss"), numbers(points, "flops")))
+    losses = numbers(points, "loss")[order]
+    lowest = np.minimum.accumulate(losses)
+    mask = np.zeros(len(points), dtype=bool)
+    mask[order[np.append(True, losses[1:] < lowest[:-1])[: len(points)]]] = True
+    return mask
 
 
 def reach(fit: LawFit) -> tuple[float, float]:

@@ -19,6 +19,9 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
+from analysis.io.cells import read_cells
+from analysis.io.columns import listed
+from analysis.io.frames import groups, numbers, rows, where
 from analysis.laws.compute_model import ComputeModel, fit_compute_model
 from analysis.units import LEVEL, Array
 
@@ -33,13 +36,48 @@ class Serving:
     context: int
     flops: ComputeModel
     """Decoding FLOPs of the token at the end of the context."""
-    kept: ComputeModel
-    """Bytes of state and cache that a sequence holds there."""
+    kept: ComputeModel | None
+    """Bytes of state and cache that a sequence holds there; None where they are not known."""
 
 
 def serving(n: Array, flops: Array, kept: Array, context: int) -> Serving:
     """From sizes (m,), decoding FLOPs a token (m,) and bytes kept (m,), all positive."""
     return Serving(context, fit_compute_model(n, flops), fit_compute_model(n, kept))
+
+
+def serving_of_table(
+    points: pd.DataFrame, context: int, *, decoding: str | None = None, kept: str | None = None
+) -> dict[str, Serving]:
+    """What decoding costs by architecture, from columns of a table of runs.
+
+    Args:
+        points: n_params, arch and the columns named.
+        context: at which they hold, in tokens.
+        decoding: column of FLOPs a token; None takes 2 N: every weight once, and no context.
+        kept: column of bytes of state and cache a sequence.
+
+    Raises:
+        AnalysisError: no such column, or one without positive numbers.
+    """
+    found: dict[str, Serving] = {}
+    for name in groups(points, "arch"):
+        own = where(points, arch=name)
+        own = rows(own, np.nan_to_num(numbers(own, "n_params")) > 0)
+        n = numbers(own, "n_params")
+        flops = 2 * n if decoding is None else _positive(own, decoding, "--decoding")
+        state = None if kept is None else _positive(own, kept, "--kept")
+        found[name] = Serving(context, fit_compute_model(n, flops),
+                              None if state is None else fit_compute_model(n, state))  # fmt: skip
+    return found
+
+
+def _positive(points: pd.DataFrame, name: str, option: str) -> Array:
+    if name not in points:
+        raise AnalysisError(f"there is no column {name!r} for {option}. Columns: {listed(points)}")
+    values = read_cells(points[name], name, count=True).values
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise AnalysisError(f"column {name!r} ({option}) must hold a positive number in every row")
+    return values
 
 
 @dataclass(frozen=True)
@@ -53,7 +91,7 @@ class Deployment:
     inference: float
     """FLOPs for the whole demand."""
     kept: float
-    """Bytes of state and cache a sequence."""
+    """Bytes of state and cache a sequence; NaN where they are not known."""
     total_draws: Array
     """Total FLOPs of every bootstrap refit (b,); infinite where it cannot reach the loss."""
     outside: str
@@ -103,7 +141,7 @@ def cheapest(law: LawFit, loss: float, demand: float, at: Serving) -> Deployment
                    (n / sizes.min(), "the smallest", n < sizes.min())) if is_out]  # fmt: skip
     outside += [f"N D is {leap:.3g} times the largest that was fitted"] if leap > 1.001 else []
     return Deployment(n, d, float(training[0]), float(inference[0]),
-                      float(at.kept(np.array([n]))[0]), draws,
+                      float(at.kept(np.array([n]))[0]) if at.kept else float("nan"), draws,
                       "; ".join(outside))  # fmt: skip
 
 

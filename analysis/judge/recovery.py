@@ -32,7 +32,9 @@ from analysis.errors import AnalysisError
 from analysis.io.frames import by, numbers, plain, rows, take, where
 from analysis.io.records import load_sweep
 from analysis.io.sweep import Sweep
-from analysis.io.sweep_files import open_sweep
+from analysis.io.sweep_files import Place, open_sweep
+from analysis.judge.frontier import unbeaten
+from analysis.judge.variants import variants
 from analysis.units import LEVEL
 from linscale.json_reader import BadRecord, Fields, find_object
 from linscale.recovery import recovered, reference
@@ -52,11 +54,12 @@ class Recovery:
 
     name: str
     points: pd.DataFrame
-    """run_id, group, base (architecture), kind (`linearized`, `continued`: the teacher trained on,
-    `scratch`, or one of the controls), size, seed, n_params, tokens, flops, loss; teacher_loss,
-    window_loss, surgery_loss, zero_loss, recovered and of_surgery, where they are known;
-    teacher_flops and teacher_tokens, of runs that have a teacher; transfer_tokens, of the stages
-    that align layers; trained, the largest share of the parameters that learns at once."""
+    """run_id, group (with the options that differ within a size), base (architecture), kind
+    (`linearized`, `continued`: the teacher trained on, `scratch`, or one of the controls), size,
+    seed, n_params, tokens, flops, loss; teacher_loss, window_loss, surgery_loss, zero_loss,
+    recovered and of_surgery, where they are known; teacher_flops and teacher_tokens, of runs that
+    have a teacher; transfer_tokens, of the stages that align layers; trained, the largest share of
+    the parameters that learns at once."""
     records: dict[str, dict[str, Any]]
     """linearization.json of each run that has one."""
     notes: list[str] = field(default_factory=list[str])
@@ -88,12 +91,15 @@ def read(directory: str | Path) -> Recovery:
     found = [point for point in plain(sweep.points) if str(point["run_id"]) in facts]
     records = [_point(point, facts[str(point["run_id"])]) for point in found]
     linear = [point for point in records if point["kind"] == LINEARIZED]
+    _tell_apart(linear, root)
     if not linear:
         raise AnalysisError(
             f"{root}: holds no finished linearized run; give the sweep of linscale linearize or of "
             "experiments/linearize_loop.py."
         )
     references = _references(linear)
+    methods = {(p["base"], p["size"]): {q["group"] for q in linear if (q["base"], q["size"]) == (
+        p["base"], p["size"])} for p in linear}  # fmt: skip
     for point in records:
         shares = ("recovered", "zero_loss"), ("of_surgery", "surgery_loss")
         if point["kind"] == CONTINUED:
@@ -101,7 +107,12 @@ def read(directory: str | Path) -> Recovery:
             continue
         # Controls of the teacher's architecture are measured as the method that they are beside.
         base = point["base"] if point["kind"] != ALIKE else "lolcats"
-        point |= references.get((base, point["size"]), dict.fromkeys(LOSSES, math.nan))
+        # With several variants of it they have no zero of their own.
+        own = methods.get((base, point["size"]), set())
+        group = point["group"] if point["kind"] == LINEARIZED else next(iter(own), "")
+        known = len(own) == 1 or point["kind"] == LINEARIZED
+        nothing = dict.fromkeys(LOSSES, math.nan)
+        point |= references.get((group, point["size"]), nothing) if known else nothing
         for name, zero in shares:
             share = recovered(point["loss"], _known(point[zero]), _known(point["teacher_loss"]))
             point[name] = math.nan if share is None else share
@@ -115,13 +126,25 @@ def _known(loss: float) -> float | None:
 
 
 def _references(linear: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float]]:
-    """Losses that shares are taken of by architecture and size, mean over runs."""
+    """Losses that shares are taken of by group and size, mean over runs."""
     found: dict[tuple[str, str], list[list[float]]] = {}
     for run in {point["run_id"]: point for point in linear}.values():
         losses = [run[name] for name in LOSSES]
-        found.setdefault((run["base"], run["size"]), []).append(losses)
+        found.setdefault((run["group"], run["size"]), []).append(losses)
     means = {key: np.mean(losses, axis=0) for key, losses in found.items()}
     return {key: dict(zip(LOSSES, map(float, mean), strict=True)) for key, mean in means.items()}
+
+
+def _tell_apart(linear: list[dict[str, Any]], root: Place) -> None:
+    """Gives runs of other options a group of their own, in place."""
+    runs = {str(p["run_id"]): (str(p["base"]), str(p["size"])) for p in linear}
+    found = variants({
+        run: (*named, find_object(root / run / "config.json").values)
+        for run, named in runs.items()
+    })  # fmt: skip
+    for point in linear:
+        variant = found[str(point["run_id"])]
+        point["group"] = f"{point['base']}{variant} ({LINEARIZED})"
 
 
 def _base(group: str) -> str:
@@ -189,9 +212,7 @@ def summarise(points: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def frontier(points: pd.DataFrame) -> pd.DataFrame:
     """Milestones that no other reaches with less compute: flops and loss, loss falling."""
-    ordered = by(points, "flops", "loss")
-    best = np.minimum.accumulate(numbers(ordered, "loss"))
-    kept = rows(ordered, np.diff(best, prepend=np.inf) < 0)
+    kept = by(rows(points, unbeaten(points)), "flops", "loss")
     return take(kept, {"flops": "flops", "loss": "loss"})
 
 

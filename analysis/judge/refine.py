@@ -40,9 +40,10 @@ class Refinement:
     budget: float | None
     """FLOPs to spend in all."""
     frame: pd.DataFrame
-    """One row per candidate: run_id, arch, size, n_params, tokens, cost, now and alone (half-width
-    of the interval without and with it), gain (share by which it shrinks), gain_per_flop (relative
-    to the best), order (in the plan, 0: not bought), planned (half-width after the plan so far)."""
+    """One row per candidate: run_id, arch, size, seed, n_params, tokens, cost, now and alone
+    (half-width of the interval without and with it), gain (share by which it shrinks),
+    gain_per_flop (relative to the best), order (in the plan, 0: not bought), planned (half-width
+    after the plan so far)."""
     left_out: dict[str, str]
     """Run or architecture, and why it was not ranked."""
 
@@ -149,7 +150,7 @@ def _find_finished(sweep: Sweep, candidates: pd.DataFrame) -> dict[str, str]:
 def candidates_of(rungs: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows for `refine` from the rungs of `linscale plan --json`: a row a horizon."""
     return pd.DataFrame([
-        {"run_id": r["run_id"], "arch": r["arch"], "size": r["size"],
+        {"run_id": r["run_id"], "arch": r["arch"], "size": r["size"], "seed": r["seed"],
          **{name: str(r[name]) for name in _DATA if name in r},
          "n_params": float(r["params_exact"]), "tokens": float(tokens),
          "flops": tokens * float(r["flops_per_token"]), "cost": float(r["flops"])}

@@ -21,15 +21,18 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
+from analysis.fit.solver import EXACT
 from analysis.io.frames import numbers, plain, rows
+from analysis.io.table_warnings import forms_of
 from analysis.judge.form_selection import compare_forms, holdout, row_of
 from analysis.judge.sensitivity import STARTS
 from analysis.units import LEVEL
 
-FORMS = ("chinchilla", "gamma", "chinchilla_tied", "chinchilla_no_e", "kaplan")
-"""Forms in N and D whose forecasts are compared."""
+FORMS = ("chinchilla", "gamma", "chinchilla_tied", "chinchilla_no_e", "kaplan", "size_exponent")
+"""Forms in N and D whose forecasts are compared; those of further columns join where a table has
+them."""
 _DRAWS = 100
-MOST = 2_000
+MOST = 1_000
 """Points; of more, so many are taken, evenly over every run."""
 _SLANTED, _NOTABLE = 0.6, 0.003
 """Mean error over mean absolute error, and mean error, from which a law is called slanted."""
@@ -55,8 +58,8 @@ class Rolling:
         """Share of measured losses inside their interval; NaN without intervals."""
         if "lo" not in self.forecasts:
             return float("nan")
-        loss = numbers(self.forecasts, "loss")
-        inside = (loss >= numbers(self.forecasts, "lo")) & (loss <= numbers(self.forecasts, "hi"))
+        loss, low, high = (numbers(self.forecasts, name) for name in ("loss", "lo", "hi"))
+        inside = (loss >= low * (1 - EXACT)) & (loss <= high * (1 + EXACT))
         return float(inside.mean())
 
     def describe(self) -> list[str]:
@@ -108,11 +111,11 @@ def roll(fit: LawFit, data: pd.DataFrame, *, steps: int = 4, **options: Any) -> 
         data = data.loc[fit.problem.thinned(MOST).observations.rows]
         fit = fit_law(fit.form, data, **options)
     try:
-        found = holdout(fit.form, data, steps=steps, bootstrap=_DRAWS, **options)
+        found = holdout(fit.form, data, steps=steps, bootstrap=_DRAWS, near=fit, **options)
     except AnalysisError:  # too few runs below a cut to draw from
-        found = holdout(fit.form, data, steps=steps, **options)
+        found = holdout(fit.form, data, steps=steps, near=fit, **options)
     free = {k: v for k, v in options.items() if k != "fix"}
-    others = [form for form in FORMS if form != fit.form]
+    others = [form for form in (*FORMS, *forms_of(data)) if form != fit.form]
     own = pd.DataFrame([row_of(fit, found)])
     table = pd.concat([own, compare_forms(others, data, steps=steps, **free)], ignore_index=True)
     table = table.sort_values("holdout_error", ignore_index=True)

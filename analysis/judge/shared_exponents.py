@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import chdtrc
 
 from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
@@ -81,6 +80,7 @@ def shared_exponents(fits: Mapping[str, LawFit], *, level: float = 0.9) -> Share
             are not coordinates of its fit (kaplan).
     """
     from scipy.optimize import minimize  # a large part of the time to start: loaded when used
+    from scipy.special import chdtrc
 
     first = _check(fits)
     law, names = first.law, list(first.law.exponents)

@@ -28,6 +28,7 @@ from analysis.fit.envelope import EnvelopeFit, EnvelopeOptions, envelope
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import FEWEST_CLUSTERS
+from analysis.fit.within import frontier_within
 from analysis.io.frames import groups, numbers, rows, where, words
 from analysis.io.looks import look
 from analysis.io.sweep import Sweep
@@ -96,9 +97,8 @@ class Study:
         return self.forecast
 
     def covered(self, group: str) -> NDArray[np.bool_]:
-        """Which of `compute` lie within the data of an architecture."""
-        own = numbers(where(self.points, arch=group), "flops")
-        return (self.compute >= own.min() * 0.999) & (self.compute <= own.max() * 1.001)
+        """Which of `compute` have their optimum within the data of an architecture."""
+        return frontier_within(self.laws[group], self.compute)
 
     def loss_bands(self) -> pd.DataFrame:
         """L(C) of each law at its own optimal N and D: group, x, y, lo, hi, inside."""
@@ -111,18 +111,6 @@ class Study:
             )  # fmt: skip
             parts.append(band)
         return pd.concat(parts, ignore_index=True)
-
-    def envelope_bands(self) -> pd.DataFrame:
-        """The envelope's power law within the data: group, x, y, lo, hi."""
-        parts: list[pd.DataFrame] = []
-        for group, fit in self.envelopes.items():
-            x = self.compute[self.covered(group)]
-            draws = fit.draws["A"][:, None] * x ** -fit.draws["alpha"][:, None]
-            low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-            parts.append(
-                pd.DataFrame({"group": group, "x": x, "y": fit.predict(x), "lo": low, "hi": high})
-            )
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group"])
 
     def optimum_bands(self) -> pd.DataFrame:
         """N*(C) and D*(C): group, quantity, x, y, lo, hi, inside."""

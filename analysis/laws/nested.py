@@ -240,7 +240,7 @@ class Stepped(_GaussNewton):
         return self.log_loss(theta, x), jacobian, jacobian
 
 
-def _complex_lse(*terms: Any) -> Any:
+def complex_lse(*terms: Any) -> Any:
     """log of a sum of exponentials; the shift is real, so it also differentiates."""
     top = functools.reduce(np.maximum, [np.real(t) for t in terms])
     return top + np.log(sum(np.exp(t - top) for t in terms))
@@ -258,6 +258,7 @@ class DataConstrained(_GaussNewton):
     columns = ("n", "d", "u")
     parameters = ("E", "A", "alpha", "B", "beta", "R_D", "R_N")
     exponents = ("alpha", "beta")
+    scales = ("R_D", "R_N")
 
     def features(self, columns: Columns, centres: Array | None = None) -> tuple[Array, Array]:
         """log N, log D, log U; all centred, U by the centre of D so that D / U survives."""
@@ -365,8 +366,8 @@ class BrokenPower(Stepped):
 
     def complex_log_loss(self, theta: Any, x: Array) -> Any:
         e, a, alpha, place, step, width = (theta[:, i, None] for i in range(6))
-        bend = _complex_lse(np.zeros_like(x[0]), (x[0] - place) / width)
-        return _complex_lse(e + 0 * bend, a - alpha * x[0] - step * width * bend)
+        bend = complex_lse(np.zeros_like(x[0]), (x[0] - place) / width)
+        return complex_lse(e + 0 * bend, a - alpha * x[0] - step * width * bend)
 
     def starts(self, x: Array, loss: Array, weight: Array, count: int) -> Array:
         base = _CURVE.starts(np.stack([np.zeros(x.shape[1]), x[0]]), loss, weight, 2)

@@ -31,7 +31,9 @@ from numpy.typing import NDArray
 from analysis.units import Array
 
 Columns = Mapping[str, Array]
-"""Positive arrays by role: "n" parameters, "d" tokens, "c" FLOPs, "u" unique tokens."""
+"""Arrays by role: "n" parameters, "d" tokens, "c" FLOPs, "u" unique tokens, "t" total parameters
+(of experts; "n" are then the active ones), "p" bits of the weights, "s" share of a source. All are
+positive, but for the share, which may be 0."""
 
 EXPONENT_BOUNDS = (1e-3, 5.0)
 E_FLOOR = 1e-3
@@ -69,11 +71,14 @@ class Law(ABC):
     name: str
     formula: str
     columns: tuple[str, ...]
-    """Which of "n", "d", "c", "u" it needs."""
+    """Which of "n", "d", "c", "u", "t", "p", "s" it needs."""
     parameters: tuple[str, ...]
     """Names of the natural parameters, in the order of the internal vector."""
     exponents: tuple[str, ...]
     """Parameters that are their own internal coordinate (the ones variable projection searches)."""
+    scales: tuple[str, ...] = ()
+    """Positive parameters, by their logarithm inside, that say where something begins: a warning
+    tells which the data leave open."""
 
     @property
     def size(self) -> int:

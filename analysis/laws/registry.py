@@ -7,6 +7,8 @@
     chinchilla_no_e                the same with E = 0
     overtraining                   Gadre et al. 2403.08540 equation 4: alpha = beta = 2 eta
     kaplan gamma data_constrained broken_c    see nested.py
+    size_exponent experts mixture             see log_linear.py
+    precision                                 see precision.py
 
 Each is a `Law` (power_sum.py); a fit is fitting.py.
 """
@@ -17,8 +19,10 @@ import math
 from dataclasses import replace
 
 from analysis.errors import AnalysisError
+from analysis.laws.log_linear import EXPERTS, MIXTURE, SIZE_EXPONENT
 from analysis.laws.nested import BrokenPower, DataConstrained, GammaLaw, KaplanLaw
 from analysis.laws.power_sum import Law, PowerSum, Term
+from analysis.laws.precision import PrecisionLaw
 
 
 def _registry() -> dict[str, Law]:
@@ -51,6 +55,10 @@ def _registry() -> dict[str, Law]:
         GammaLaw(),
         DataConstrained(),
         BrokenPower(),
+        SIZE_EXPONENT,
+        EXPERTS,
+        MIXTURE,
+        PrecisionLaw(),
     ]
     return {law.name: law for law in laws}
 

@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from analysis.forecast.baselines import NAMES
 from analysis.io.frames import where
+from linscale.table import Column, Grid
+from linscale.terminal import console as _console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from analysis.forecast.scoring import Scores
-
-
-def _console() -> Console:
-    """Prints names as they are: brackets are not markup."""
-    return Console(markup=False, emoji=False, highlight=False)
 
 
 def forecast(record: Mapping[str, Any], path: Path | None) -> None:
@@ -62,17 +58,16 @@ def _group(
     for note in group["notes"]:
         console.print(note, style="yellow")
     _calibration(console, group["calibration"])
-    table = Table()
-    for column in ("forecast of", "leap", "loss", "50 %", "90 %"):
-        left = column == "forecast of"
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
-    for each in forecasts:
-        split = f" (N={each['n']:.2g}, D={each['d']:.2g})" if each["best_split"] else ""
-        table.add_row(
-            each["name"] + split, f"{each['leap']:.3g}x", f"{each['loss']:.4g}",
-            _span(each["interval_50"]), _span(each["interval_90"]),
-        )  # fmt: skip
-    console.print(table)
+    splits = [f" (N={f['n']:.2g}, D={f['d']:.2g})" if f["best_split"] else "" for f in forecasts]
+    columns = [
+        Column("forecast of", [f["name"] + s for f, s in zip(forecasts, splits, strict=True)],
+               words=True),
+        Column("leap", [f"{f['leap']:.3g}x" for f in forecasts]),
+        Column("loss", [f"{f['loss']:.4g}" for f in forecasts]),
+        Column("50 %", [_span(f["interval_50"]) for f in forecasts], spare=1),
+        Column("90 %", [_span(f["interval_90"]) for f in forecasts]),
+    ]  # fmt: skip
+    console.print(Grid(columns))
     for each in forecasts:
         for doubt in each["doubts"]:
             console.print(f"{each['name']}: {doubt}", style="yellow")
@@ -94,16 +89,15 @@ def _calibration(console: Console, told: Mapping[str, Any]) -> None:
 def _frontier(console: Console, rows: list[Mapping[str, Any]]) -> None:
     if not rows:
         return
-    table = Table(title="compute-optimal frontier of the law (90 %)", title_justify="left")
-    split = "n" in rows[0]
-    for column in ("C", *(("N", "D") if split else ()), "loss"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        cells = [f"{row['c']:.2e}"]
-        if split:
-            cells += [f"{row['n']:.2g} {_range(row, 'n', 2)}".strip(), f"{row['d']:.2g}"]
-        table.add_row(*cells, f"{row['loss']:.4g} {_range(row, 'loss', 4)}".strip())
-    console.print(table)
+    columns = [Column("C", [f"{r['c']:.2e}" for r in rows])]
+    if "n" in rows[0]:
+        columns += [
+            Column("N", [f"{r['n']:.2g} {_range(r, 'n', 2)}".strip() for r in rows]),
+            Column("D", [f"{r['d']:.2g}" for r in rows]),
+        ]
+    losses = [f"{r['loss']:.4g} {_range(r, 'loss', 4)}".strip() for r in rows]
+    columns.append(Column("loss", losses))
+    console.print(Grid(columns, title="compute-optimal frontier of the law (90 %)"))
 
 
 def _range(row: Mapping[str, Any], key: str, digits: int) -> str:
@@ -147,23 +141,28 @@ def scores(found: Scores) -> None:
 
 
 def _outcomes(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table()
-    for column in ("forecast of", "leap", "loss", "90 %", "observed", "error", "in 50/90"):
-        left = column == "forecast of"
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
-    for row in rows:
-        mark = {True: "yes", False: "no", None: "-"}
-        group = "" if row["group"] == "all" else f"{row['group']}: "
-        if row["question"].startswith(str(row["group"])):
-            group = ""
-        table.add_row(
-            f"{group}{row['question']}" + (" (older than the seal)" if row["older"] else ""),
-            f"{row['leap']:.3g}x", f"{row['forecast']:.4g}",
-            "none" if math.isnan(row["lo_90"]) else f"{row['lo_90']:.4g}-{row['hi_90']:.4g}",
-            f"{row['observed']:.4g}", f"{row['error']:+.2f}%",
-            f"{mark[row['in_50']]}/{mark[row['in_90']]}",
-        )  # fmt: skip
-    console.print(table)
+    mark = {True: "yes", False: "no", None: "-"}
+    columns = [
+        Column("forecast of", [_question(r) for r in rows], words=True),
+        Column("leap", [f"{r['leap']:.3g}x" for r in rows], spare=1),
+        Column("loss", [f"{r['forecast']:.4g}" for r in rows]),
+        Column("90 %", [_interval_90(r) for r in rows]),
+        Column("observed", [f"{r['observed']:.4g}" for r in rows]),
+        Column("error", [f"{r['error']:+.2f}%" for r in rows]),
+        Column("in 50/90", [f"{mark[r['in_50']]}/{mark[r['in_90']]}" for r in rows]),
+    ]
+    console.print(Grid(columns))
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    """What was forecast, with its group where the question does not begin with it."""
+    named = row["group"] == "all" or row["question"].startswith(str(row["group"]))
+    older = " (older than the seal)" if row["older"] else ""
+    return f"{'' if named else row['group'] + ': '}{row['question']}{older}"
+
+
+def _interval_90(row: Mapping[Any, Any]) -> str:
+    return "none" if math.isnan(row["lo_90"]) else f"{row['lo_90']:.4g}-{row['hi_90']:.4g}"
 
 
 def _summary(console: Console, told: Mapping[str, Any]) -> None:
@@ -188,16 +187,16 @@ def _summary(console: Console, told: Mapping[str, Any]) -> None:
 
 def _over_time(console: Console, found: Scores) -> None:
     """The same question as it was forecast at different times."""
-    table = Table(title="the same question over time", title_justify="left")
-    for column in ("forecast of", "sealed", "forecast", "90 %", "observed", "error", "CRPS"):
-        left = column == "forecast of"
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     frame = found.table.sort_values(["group", "question", "run_id", "sealed_at"])
-    for row in frame.to_dict("records"):
-        table.add_row(
-            row["question"], str(row["sealed_at"])[5:16], f"{row['forecast']:.4g}",
-            "none" if math.isnan(row["lo_90"]) else f"{row['lo_90']:.4g}-{row['hi_90']:.4g}",
-            f"{row['observed']:.4g}", f"{row['error']:+.2f}%",
-            "" if math.isnan(row["crps"]) else f"{row['crps']:.2f}",
-        )  # fmt: skip
-    console.print(table)
+    rows = frame.to_dict("records")
+    columns = [
+        Column("forecast of", [str(r["question"]) for r in rows], words=True),
+        Column("sealed", [str(r["sealed_at"])[5:16] for r in rows]),
+        Column("forecast", [f"{r['forecast']:.4g}" for r in rows]),
+        Column("90 %", [_interval_90(r) for r in rows]),
+        Column("observed", [f"{r['observed']:.4g}" for r in rows]),
+        Column("error", [f"{r['error']:+.2f}%" for r in rows]),
+        Column("CRPS", ["" if math.isnan(r["crps"]) else f"{r['crps']:.2f}" for r in rows],
+               spare=1),
+    ]  # fmt: skip
+    console.print(Grid(columns, title="the same question over time"))

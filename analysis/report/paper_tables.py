@@ -23,7 +23,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -31,9 +31,7 @@ from analysis.errors import AnalysisError
 from analysis.io.evals import CSR, SCROLLS, latest, scrolls_official, scrolls_paper
 from analysis.io.frames import by, where
 from analysis.io.looks import look, ordered
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from linscale.table import Column, Grid
 
 NUMBERS = (4, 5, 6, 8, 11)
 DASH = "–"
@@ -75,20 +73,21 @@ class PaperTable:
     notes: list[str]
     """What a reader must know: missing tasks, subsets of questions."""
 
-    def text(self) -> Table:
-        """For a terminal."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
+    def text(self) -> Grid:
+        """For a terminal; the notes are printed below."""
+        return Grid(
+            (
+                Column(str(name), list(map(str, self.frame.iloc[:, place])), words=place < 2)
+                for place, name in enumerate(self.frame)
+            ),
+            title=f"Table {self.number}: {self.title}",
+        )
 
-        table = Table(
-            title=f"Table {self.number}: {self.title}", title_justify="left", box=SIMPLE_HEAD,
-            caption="\n".join(self.notes) or None, caption_justify="left",
-        )  # fmt: skip
-        for place, name in enumerate(self.frame):
-            table.add_column(str(name), justify="left" if place < 2 else "right", no_wrap=True)
-        for row in self.frame.itertuples(index=False):
-            table.add_row(*map(str, row))
-        return table
+    def to_json(self) -> dict[str, Any]:
+        """Cells are text, as they are printed."""
+        rows = [list(map(str, row)) for row in self.frame.itertuples(index=False)]
+        return {"number": self.number, "title": self.title, "columns": list(map(str, self.frame)),
+                "rows": rows, "notes": self.notes}  # fmt: skip
 
     def markdown(self) -> str:
         """A pipe table with its title and notes."""

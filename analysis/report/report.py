@@ -13,14 +13,15 @@ The same records give the same bytes, so a report can be rebuilt at any time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.figures import hover, style
+from analysis.figures import hover, presets
+from analysis.figures.style import FORMATS, check_formats, save
 from analysis.io.evals import load_evals
 from analysis.io.frames import finite, plain, take, where, words
 from analysis.io.looks import look
@@ -33,17 +34,20 @@ from analysis.report.forecast_section import Sealed, add_health
 from analysis.report.narrative import (
     cautions,
     compute_words,
+    facts,
     headline,
     law_rows,
     law_sentence,
     rolling_rows,
     summary,
     tasks_table,
+    verdicts,
 )
-from analysis.report.page import Page, code, link
+from analysis.report.page import Page, code
 from analysis.report.report_figures import Drawn, basis, draw
 from analysis.report.run_pages import write_runs
 from analysis.report.task_report import add_to, evaluations
+from analysis.report.what_if_section import add_what_ifs
 from analysis.units import LEVEL
 
 
@@ -59,6 +63,9 @@ def write_report(
     bootstrap: int = 2000,
     seed: int = 0,
     seals: Sequence[Path] = (),
+    style: str = "house",
+    formats: Sequence[str] = FORMATS[:2],
+    told: Callable[[Sweep], object] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a sweep and returns the path of its page.
@@ -74,12 +81,19 @@ def write_report(
         bootstrap: refits of each law.
         seed: of the bootstrap.
         seals: files of sealed forecasts, to be shown with what came of them.
+        style: where the files of figures will be printed (`analysis.figures.presets`); the page
+            keeps its own.
+        formats: of those files: png, pdf, svg.
+        told: given the sweep as it was used, with what was left out.
         progress: told in words what is being done.
 
     Raises:
-        AnalysisError: no usable run, no law, or `out` cannot be written.
+        AnalysisError: no usable run, no law, an unknown style or format, or `out` cannot be
+            written.
     """
     out = Path(out)
+    presets.preset(style)
+    check_formats(formats)
     say = progress or (lambda _: None)
     sweep = given or load_sweep(
         sweep_dir, conventions=conventions, other_data=other_data, only=only
@@ -89,6 +103,8 @@ def write_report(
         sweep, baseline=baseline, bootstrap=bootstrap, seed=seed, evals=evals, progress=progress,
     )  # fmt: skip
     sweep = result.sweep
+    if told is not None:
+        told(sweep)
     sealed = Sealed(seals, sweep) if seals else None
     found = None if given else evaluations(sweep_dir, sweep, loss=False)
     say("sensitivity")
@@ -108,17 +124,20 @@ def write_report(
                 scored = folder / "tables" / "forecasts.csv"
                 sealed.scores.table.to_csv(scored, index=False)
             runs = sorted(set(words(result.points, "run_id")))
-            for each in drawn.values():
-                say(f"drawing {each.name}")
-                style.save(
-                    each.figure,
-                    folder / "figures" / each.name,
-                    title=f"{sweep.name}: {each.name}",
-                    caption=f"{each.caption} {basis(result)}",
-                    runs=runs,
-                )
+            with presets.use(style):
+                printed = drawn if style == "house" else {d.name: d for d in draw(result)}
+                for each in printed.values():
+                    say(f"drawing {each.name}")
+                    save(
+                        each.figure,
+                        folder / "figures" / each.name,
+                        title=f"{sweep.name}: {each.name}",
+                        caption=f"{each.caption} {basis(result)}",
+                        runs=runs,
+                        formats=formats,
+                    )
             pages = {} if given else write_runs(sweep, sweep_dir, folder, say)
-            _compose(page, result, tables, drawn, pages, sealed)
+            _compose(page, result, tables, drawn, pages, sealed, formats)
             if found is not None and len(found.evals):
                 found.save(folder / "evaluations")
                 add_to(page, found, "evaluations")
@@ -206,6 +225,7 @@ def _compose(
     drawn: dict[str, Drawn],
     run_pages: dict[str, str],
     sealed: Sealed | None,
+    formats: Sequence[str],
 ) -> None:
     sweep = result.sweep
 
@@ -213,18 +233,18 @@ def _compose(
         for name in names:
             if name in drawn:
                 each = drawn[name]
-                files = {f: f"figures/{name}.{f.lower()}" for f in ("PNG", "PDF")}
+                files = [f"figures/{name}.{kind}" for kind in formats]
                 svg = hover.svg(each.figure, name)
                 page.figure(svg, each.caption, wide=each.wide, files=files)
 
-    if headline(result) is None:
-        page.text(basis(result), soft=True)
-        page.bullets(summary(result))
-    else:  # what is not known comes before everything else
-        page.bullets(summary(result))
-        page.text(basis(result), soft=True)
+    page.lead(verdicts(result))
+    if (care := headline(result)) is not None:
+        page.box("Read with care", [care])
+    page.bullets(facts(result))
+    page.text(basis(result), soft=True)
     page.box("What may not be concluded", cautions(result))
     page.switches(result.groups)
+    add_what_ifs(page, result)
     page.section("Loss against compute")
     show("frontier", "learning_curves")
     page.section("Comparison")
@@ -273,7 +293,7 @@ def _compose(
         page.table(
             tables["multiplier_choices"],
             caption=f"Compute multipliers over {look(result.baseline).label} at the lowest loss "
-            "that both have reached, from the same checkpoints under other choices; point "
+            "within the data of both, from the same checkpoints under other choices; point "
             "estimates. Where a row leaves the interval above, the choice matters more than noise.",
         )
     for group in result.groups:
@@ -315,16 +335,12 @@ def _compose(
 
 
 def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
-    """Tables of points, runs and exclusions; runs are linked to their pages."""
+    """Tables of points, runs and exclusions; runs have pages beside the report."""
     sweep = result.sweep
-
-    def linked(frame: pd.DataFrame) -> pd.DataFrame:
-        names = [link(r, run_pages[r]) if r in run_pages else r for r in words(frame, "run_id")]
-        return frame.assign(run_id=names)
 
     if len(sweep.exclusions):
         page.text(f"{len(sweep.exclusions)} left out, each with its reason:")
-        page.table(linked(sweep.exclusions))
+        page.table(sweep.exclusions)
     else:
         page.text("Nothing was left out.")
     if result.failures:
@@ -348,6 +364,8 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip
     page.table(
-        take(linked(sweep.runs), columns),
+        take(sweep.runs, columns),
         folded=f"All {len(sweep.runs)} runs",
-    )
+        caption="Each run has a page of its own in the folder runs beside this file."
+        if run_pages else "",
+    )  # fmt: skip

@@ -10,15 +10,17 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.errors import AnalysisError
-from analysis.figures.curves import frontier_mask
 from analysis.figures.plots import of_isoflop
 from analysis.figures.surface import Surface
 from analysis.fit.isoflop import IsoflopFit, isoflop
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import rows, where, words
 from analysis.io.looks import look
+from analysis.judge.frontier import unbeaten
 from analysis.judge.study import Study
 from analysis.units import LEVEL
+
+DASHED = "Dashed: the optimal N, the optimal D or C lies beyond what was trained."
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def draw(result: Study) -> list[Drawn]:
     """Every figure that the records allow, in the order of the page."""
     sweep, points = result.sweep, result.points
     each = [where(points, arch=g) for g in result.groups]
-    fitted = pd.concat([own.assign(used=frontier_mask(own)) for own in each], ignore_index=True)
+    fitted = pd.concat([own.assign(used=unbeaten(own)) for own in each], ignore_index=True)
     interval = f"Bands: {LEVEL:.0%} intervals, {result.bootstrap} bootstrap refits over runs."
     drawn = [
         Drawn(
@@ -55,13 +57,14 @@ def draw(result: Study) -> list[Drawn]:
             figures.loss_compute(fitted, result.loss_bands()),
             "Lowest loss within a compute budget, from each architecture's law L(N, D) at its own "
             f"optimal size. Strong markers: checkpoints that none of the same architecture beats "
-            f"with less compute. {interval}",
+            f"with less compute. {interval} {DASHED}",
         ),
         *([Drawn(
             "learning_curves",
-            figures.learning_curves(sweep.curves, points, result.envelope_bands()),
-            "Training loss of every run, and validation loss at the end of each decay. Black: "
-            "power law through the envelope of the decayed checkpoints, with its interval.",
+            figures.learning_curves(sweep.curves, points),
+            "Training loss of every run: medians over a twentieth of a decade. Thin: decays, from "
+            "the trunk that they leave; markers: training loss at their ends. Laws are of the "
+            "validation loss, which is not drawn here.",
             wide=True,
         )] if sweep.recorded else []),
         Drawn(
@@ -71,12 +74,12 @@ def draw(result: Study) -> list[Drawn]:
                 {g: _surface(result, g) for g in result.groups},
                 pd.concat([
                     pd.DataFrame({"group": g, "n": result.optima[g]["n"],
-                                  "d": result.optima[g]["d"]})
+                                  "d": result.optima[g]["d"], "inside": result.covered(g)})
                     for g in result.groups
                 ]),
             ),
             "The fitted law over model size and data, with the runs it was fitted to and the "
-            "compute-optimal line under each architecture's own FLOPs.",
+            f"compute-optimal line under each architecture's own FLOPs. {DASHED}",
             wide=True,
         ),
         Drawn(
@@ -95,8 +98,8 @@ def draw(result: Study) -> list[Drawn]:
         Drawn(
             "optimum",
             figures.optimum(result.optimum_bands()),
-            f"Compute-optimal size and data. {interval} Dotted: published laws, extrapolated far "
-            "below the compute they were fitted to.",
+            f"Compute-optimal size and data. {interval} {DASHED} Dotted: published laws, "
+            "extrapolated far below the compute they were fitted to.",
             wide=True,
         ),
     ]  # fmt: skip
@@ -107,7 +110,7 @@ def draw(result: Study) -> list[Drawn]:
                 "multipliers",
                 figures.multipliers(result.multiplier_bands(), baseline=result.baseline),
                 f"How many times an architecture's compute {look(result.baseline).label} needs "
-                f"for the same loss. {interval} Within the compute that both have seen.",
+                f"for the same loss. {interval} {DASHED}",
             ),
         )
     profiles = isoflop_profiles(points, result.laws)
@@ -198,7 +201,7 @@ def _of_tasks(result: Study) -> list[Drawn]:
             figures.accuracy_compute(measured, result.accuracy_bands(), chance=chance),
             "Two steps from compute to accuracy: each architecture's law gives the loss of its "
             f"compute-optimal model, the sigmoid the accuracy. Bands: {LEVEL:.0%} prediction "
-            "intervals with the uncertainty of both steps; dashed beyond the data.",
+            f"intervals with the uncertainty of both steps. {DASHED}",
             wide=wide,
         ),
     ]

@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from analysis.io.frames import numbers, where, words
 from analysis.judge.checklist import NOT_RECORDED
 from analysis.judge.refine import shrinkage
 from analysis.units import LEVEL
+from linscale.table import Column, Grid
+from linscale.terminal import console as _console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rich.console import Console
 
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
     from analysis.io.sweep import Sweep
     from analysis.judge.beside import Beside, Comparison
+    from analysis.judge.noise import Common
     from analysis.judge.refine import Refinement
 
 
@@ -29,26 +32,22 @@ _MOST_LISTED = 12
 """Exclusions are listed one by one up to here."""
 
 
-def _console() -> Console:
-    """Prints names of columns and groups as they are: "loss [nats]" is not markup."""
-    return Console(markup=False, emoji=False, highlight=False)
-
-
 def refinement(sweep: Sweep, result: Refinement) -> None:
     """Candidate runs, most informative first."""
     console = _console()
-    table = Table(
-        title=f"runs that would narrow {result.quantity}, given {sweep.name}", title_justify="left"
-    )
-    for name in ("run", "FLOPs", "± now", "± with it", "shrinks by", "per FLOP", "plan"):
-        table.add_column(name, justify="left" if name == "run" else "right")
-    for row in result.frame.to_dict("records"):
-        table.add_row(
-            str(row["run_id"]).rpartition("-")[0], f"{row['cost']:.2e}", f"{row['now']:.3g}",
-            f"{row['alone']:.3g}", f"{row['gain']:.1%}", f"{row['gain_per_flop']:.2f}",
-            str(row["order"]) if row["order"] else "",
-        )  # fmt: skip
-    console.print(table)
+    rows = result.frame.to_dict("records")
+    columns = [
+        Column("run", [str(r["run_id"]).rpartition("-")[0] for r in rows], words=True),
+        Column("seed", [f"{r['seed']}" for r in rows], once=True),
+        Column("FLOPs", [f"{r['cost']:.2e}" for r in rows]),
+        Column("± now", [f"{r['now']:.3g}" for r in rows], spare=1),
+        Column("± with it", [f"{r['alone']:.3g}" for r in rows]),
+        Column("shrinks by", [f"{r['gain']:.1%}" for r in rows]),
+        Column("per FLOP", [f"{r['gain_per_flop']:.2f}" for r in rows], spare=2),
+        Column("plan", [str(r["order"]) if r["order"] else "" for r in rows]),
+    ]
+    title = f"runs that would narrow {result.quantity}, given {sweep.name}"
+    console.print(Grid(columns, title=title))
     for arch, (now, after) in shrinkage(result.frame).items():
         if result.budget is not None:
             console.print(
@@ -91,6 +90,10 @@ def fits(
         for warning in each.warnings:
             if str(warning) not in shared:
                 _warn(console, str(warning))
+        if (noise := extras[name].noise) is not None:
+            console.print(f"{noise.describe()}.")
+        if (curves := extras[name].collapse) is not None:
+            console.print(f"{curves.describe()}.")
         _rolling(console, extras[name])
         _choices(console, extras[name].sensitivity, each, full)
         _checklist(console, extras[name].checklist, full)
@@ -98,6 +101,13 @@ def fits(
         _warn(console, f"of every group: {text}")
     if not full:
         console.print("\n--full prints every choice and the checklist.", style="dim")
+
+
+def targets(found: Mapping[str, Common]) -> None:
+    """What the residuals of several losses of a run share."""
+    console = _console()
+    for group, each in found.items():
+        console.print(f"\n{'' if group == 'all' else f'{group}: '}{each.describe()}.")
 
 
 def _shared_warnings(found: Mapping[str, LawFit]) -> list[str]:
@@ -138,18 +148,23 @@ def _choices(console: Console, table: pd.DataFrame, fit: LawFit, full: bool) -> 
         )
     if not full:
         return
-    shown = Table(title="sensitivity", title_justify="left")
-    columns = [*fit.law.exponents, *(["E"] if fit.law.has_floor else [])]
-    columns += ["a"] if "a" in fit.params else []
-    for title in ("choice", "setting", "points", *columns, "shift / s.e.", "note"):
-        shown.add_column(title, justify="left" if title in ("choice", "setting", "note") else
-                         "right")  # fmt: skip
-    for row in table.to_dict("records"):
-        cells = [f"{row[c]:.4g}" if pd.notna(row[c]) else "" for c in columns]
-        moved = f"{row['shift']:+.1f}" if pd.notna(row["shift"]) else ""
-        count = f"{row['points']:.0f}" if pd.notna(row["points"]) else ""
-        shown.add_row(row["choice"], row["setting"], count, *cells, moved, row["note"])
-    console.print(shown)
+    names = [*fit.law.exponents, *(["E"] if fit.law.has_floor else [])]
+    names += ["a"] if "a" in fit.params else []
+    rows = table.to_dict("records")
+
+    def column(title: str, key: str, form: str, spare: int = 0) -> Column:
+        return Column(title, [format(r[key], form) if pd.notna(r[key]) else "" for r in rows],
+                      spare=spare)  # fmt: skip
+
+    columns = [
+        Column("choice", [str(r["choice"]) for r in rows], words=True),
+        Column("setting", [str(r["setting"]) for r in rows], words=True),
+        column("points", "points", ".0f", spare=1),
+        *(column(each, each, ".4g") for each in names),
+        column("shift / s.e.", "shift", "+.1f"),
+        Column("note", [str(r["note"]) for r in rows], words=True, spare=2),
+    ]
+    console.print(Grid(columns, title="sensitivity"))
 
 
 def _checklist(console: Console, table: pd.DataFrame, full: bool) -> None:
@@ -163,14 +178,16 @@ def _checklist(console: Console, table: pd.DataFrame, full: bool) -> None:
     console.print(text)
     if not full:
         return
-    shown = Table(title="checklist", title_justify="left", show_lines=False)
-    for title in ("section", "question", "answer"):
-        shown.add_column(title)
+    rows: list[tuple[str, str, str]] = []
     for section in dict.fromkeys(words(table, "section")):
-        for row in where(table, section=section).to_dict("records"):
-            shown.add_row(section, row["question"], str(row["answer"]))
-            section = ""
-    console.print(shown)
+        for place, row in enumerate(where(table, section=section).to_dict("records")):
+            rows.append(("" if place else section, row["question"], str(row["answer"])))
+    titles = ("section", "question", "answer")
+    console.print(Grid(
+        (Column(title, cells, words=True)
+         for title, cells in zip(titles, map(list, zip(*rows, strict=True)), strict=True)),
+        title="checklist",
+    ))  # fmt: skip
 
 
 def comparison(result: Comparison | None) -> None:
@@ -192,37 +209,39 @@ def comparison(result: Comparison | None) -> None:
         _warn(console, str(warning))
 
 
-def _fit_table(fit: LawFit) -> Table:
-    table = Table()
-    table.add_column("parameter")
-    table.add_column("value", justify="right")
-    frame = fit.table(LEVEL)
+def _fit_table(fit: LawFit) -> Grid:
+    rows = fit.table(LEVEL).to_dict("records")
+    columns = [
+        Column("parameter", [str(r["parameter"]) for r in rows], words=True),
+        Column("value", [f"{r['value']:.5g}" for r in rows]),
+    ]
     if fit.draws is not None:
-        table.add_column("standard error", justify="right")
-        table.add_column(f"{LEVEL:.0%} interval", justify="right")
-    for row in frame.to_dict("records"):
-        cells = [str(row["parameter"]), f"{row['value']:.5g}"]
-        if fit.draws is not None:
-            wide = row["se"] > row["hi"] - row["lo"]  # a few refits far away make up all of it
-            cells += ["" if wide else f"{row['se']:.2g}", f"{row['lo']:.5g} … {row['hi']:.5g}"]
-        table.add_row(*cells)
-    return table
+        # Where it is wider than the interval, a few refits far away make up all of it.
+        errors = ["" if r["se"] > r["hi"] - r["lo"] else f"{r['se']:.2g}" for r in rows]
+        columns += [
+            Column("standard error", errors, spare=1),
+            Column(f"{LEVEL:.0%} interval", [f"{r['lo']:.5g} … {r['hi']:.5g}" for r in rows]),
+        ]
+    return Grid(columns)
 
 
 def approaches(results: dict[str, Approaches]) -> None:
     """What each of the three approaches says."""
     console = _console()
     for name, result in results.items():
-        table = Table(title=f"{name}: N* ~ C^a, and N*, D* at {result.at:.3g} FLOPs",
-                      title_justify="left")  # fmt: skip
-        for title in ("approach", "a", "N*", "D*", "note"):
-            table.add_column(title, justify="left" if title in ("approach", "note") else "right")
-        for row in result.frame.to_dict("records"):
-            cells = [_with_interval(row, key, form) for key, form in
-                     (("a", ".3f"), ("n", ".3g"), ("d", ".3g"))]  # fmt: skip
-            table.add_row(str(row["approach"]), *cells, str(row["note"]))
+        rows = result.frame.to_dict("records")
+        columns = [
+            Column("approach", [str(r["approach"]) for r in rows], words=True),
+            *(Column(title, [_with_interval(r, key, form) for r in rows], spare=spare)
+              for title, key, form, spare in
+              (("a", "a", ".3f", 0), ("N*", "n", ".3g", 0), ("D*", "d", ".3g", 1))),
+        ]  # fmt: skip
         console.print()
-        console.print(table)
+        title = f"{name}: N* ~ C^a, and N*, D* at {result.at:.3g} FLOPs"
+        console.print(Grid(columns, title=title))
+        for row in rows:
+            if row["note"]:
+                console.print(f"{row['approach']}: {row['note']}")
         if result.parametric is not None:
             console.print(f"approach 3: {result.parametric.compute_model.describe()}")
         for warning in result.warnings:

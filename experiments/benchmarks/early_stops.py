@@ -60,10 +60,8 @@ def main() -> None:
             warnings.simplefilter("ignore")
             found = sorted(replay(sweep, share).values())
         ends = ", ".join(f"{100 * gap:.1f}" for gap in found) or "none"
-        print(
-            f"at {share:.0%} of the tokens {len(found)} of {len(sweep.runs)} runs are stopped; in "
-            f"the end they were above the best rate by (%): {ends}"
-        )
+        print(f"at {share:.0%} of the tokens {len(found)} of {len(sweep.runs)} runs are stopped; "
+              f"in the end they were above the best rate by (%): {ends}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,9 +19,15 @@ UNITS = {
     "cosine": (4, 11),
     "hgrn2": (4, 11),
     "channel": (5, 14),
+    "delta": (4, 11),
+    "delta head": (4, 11),
+    "delta channel": (5, 14),
 }
 """Tensors of q's size moved at least, forward and forward + backward: q, k (or x), v, o and their
 gradients, and for decays per channel those and their gradients."""
+Extra = Tensor | tuple[Tensor, Tensor | None] | None
+"""What a form takes beside q, k and v: log decays (H,) or (B, T, H, D); angles (H, D); for "hgrn2",
+where k holds the logits, lower bounds (H, D); for the delta rule beta (B, T, H) and log decays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +36,18 @@ class Contender:
 
     name: str
     mode: str
-    function: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    """(q, k, v, extra) -> o. extra: None; log decays (H,) or (B, T, H, D); angles (H, D); for
-    "hgrn2", where k holds the logits, lower bounds (H, D)."""
+    function: Callable[..., Tensor]
+    """(q, k, v, extra) -> o, with an `Extra`."""
 
 
 def contenders() -> Iterator[Contender]:
     """Ours and every installed peer."""
-    from models.kernels import cosine_attention, hgrn2_attention, linear_attention
+    from models.kernels import (
+        cosine_attention,
+        delta_attention,
+        hgrn2_attention,
+        linear_attention,
+    )
     from models.kernels.api import hgrn2_gate
     from models.kernels.lrpe import lrpe
 
@@ -57,13 +67,22 @@ def contenders() -> Iterator[Contender]:
     yield Contender(name="linscale", mode="hgrn2", function=gated)
     yield Contender(name="linscale", mode="cosine", function=turned)
 
+    def corrected(q: Tensor, k: Tensor, v: Tensor, extra: tuple[Tensor, Tensor | None]) -> Tensor:
+        return delta_attention(q, k, v, *extra)[0]
+
+    for mode in ("delta", "delta head", "delta channel"):
+        yield Contender(name="linscale", mode=mode, function=corrected)
+
     def sdpa(q: Tensor, k: Tensor, v: Tensor, _: Tensor | None) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     yield Contender(name="SDPA causal", mode="softmax", function=sdpa)
     try:
+        from fla.ops.delta_rule import chunk_delta_rule
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
         from fla.ops.gla import chunk_gla
+        from fla.ops.kda import chunk_kda
         from fla.ops.linear_attn import chunk_linear_attn
         from fla.ops.simple_gla import chunk_simple_gla
     except ImportError:
@@ -72,6 +91,9 @@ def contenders() -> Iterator[Contender]:
     gla: Any = chunk_gla
     linear: Any = chunk_linear_attn
     simple: Any = chunk_simple_gla
+    plain: Any = chunk_delta_rule
+    gated_delta: Any = chunk_gated_delta_rule
+    kda: Any = chunk_kda
 
     def fla_gated(q: Tensor, x: Tensor, v: Tensor, bound: Tensor | None) -> Tensor:
         """As its HGRN2 layer: keys and decays in PyTorch, then the kernel."""
@@ -91,13 +113,24 @@ def contenders() -> Iterator[Contender]:
         ("fla gla", "channel", lambda q, k, v, g: gla(q, k, v, g)[0]),
         ("fla HGRN2", "hgrn2", fla_gated),
         ("fla linear_attn, rotated", "cosine", fla_turned),
+        ("fla delta_rule", "delta", lambda q, k, v, x: plain(q, k, v, beta=x[0], scale=1.0)[0]),
+        (
+            "fla gated_delta_rule",
+            "delta head",
+            lambda q, k, v, x: gated_delta(q, k, v, g=x[1], beta=x[0], scale=1.0)[0],
+        ),
+        (
+            "fla kda",
+            "delta channel",
+            lambda q, k, v, x: kda(q, k, v, g=x[1], beta=x[0], scale=1.0)[0],
+        ),
     ):
         yield Contender(name=name, mode=mode, function=function)
 
 
 def inputs(
     mode: str, shape: Shape, device: str
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], list[Tensor]]:
+) -> tuple[tuple[Tensor, Tensor, Tensor, Extra], list[Tensor]]:
     """Arguments of a contender, and those of them that want gradients."""
     _, _, heads, dim = shape
     torch.manual_seed(0)
@@ -106,6 +139,14 @@ def inputs(
         return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
     q, k, v = (x.requires_grad_() for x in (new() * dim**-0.5, new(), new()))
+    if mode.startswith("delta"):
+        k = torch.nn.functional.normalize(k.detach(), dim=-1).requires_grad_()
+        beta = torch.sigmoid(new()[..., 0]).requires_grad_()
+        decay = None
+        if mode != "delta":
+            logits = new() if mode == "delta channel" else new()[..., 0]
+            decay = torch.nn.functional.logsigmoid(logits.float()).requires_grad_()
+        return (q, k, v, (beta, decay)), [x for x in (q, k, v, beta, decay) if x is not None]
     slopes = -torch.logspace(0, -8, heads, base=2.0, device=device)
     match mode:
         case "head":

@@ -22,7 +22,8 @@ from models.kernels.tools.rows import DIMS
 MOST, LEAST = 2.5, 2.3
 FAMILIES = {
     "none": "scalar", "head": "scalar", "learned head": "scalar", "cosine": "phase",
-    "channel": "vector", "hgrn2": "vector",
+    "channel": "vector", "hgrn2": "vector", "delta": "delta", "delta head": "delta",
+    "delta channel": "delta",
 }  # fmt: skip
 """Form of the benchmark -> family of the tuning tables."""
 

@@ -39,5 +39,6 @@ ARCHITECTURE = Architecture(
     mixer="models.gated_deltanet:GatedDeltaNet",
     activation="silu",
     options=GatedDeltaNetOptions,
+    starts_from="attention",
     costs=costs,
 )

@@ -56,6 +56,7 @@ ARCHITECTURE = Architecture(
     mixer="models.gla:GatedLinearAttention",
     activation="silu",
     options=GLAOptions,
+    starts_from="attention",
     splits_sequences=True,
     costs=costs,
 )

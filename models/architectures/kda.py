@@ -35,5 +35,6 @@ ARCHITECTURE = Architecture(
     mixer="models.kda:KimiDeltaAttention",
     activation="silu",
     options=KDAOptions,
+    starts_from="attention",
     costs=costs,
 )

@@ -32,6 +32,9 @@ class LoLCATs(Linearized):
     sink_tokens: int = field(default=0, metadata=LATER)
     """First tokens of a sequence that softmax attention sees from everywhere, beside the window:
     attention sinks (arXiv 2309.17453). They are no part of the linear attention."""
+    shared_state: bool = field(default=False, metadata=LATER)
+    """Query heads that share a key-value head share its linear state too: keys have a map a
+    key-value head. False, as published: a map of keys and a state for every query head."""
 
     def _validate(self) -> None:
         super()._validate()
@@ -70,12 +73,15 @@ class LoLCATs(Linearized):
 
 def costs(model: ModelConfig, layer: int) -> LayerCosts:
     """One layer: linear attention with a state that has one more value channel, the denominator's,
-    and is kept twice; softmax attention to a window, whose cache has two of them."""
+    and is kept twice; softmax attention to a window, whose cache has two of them. A state that
+    query heads share is updated once and read by each."""
     options, d, size = model.options_as(LoLCATs), model.dim, model.head_dim
-    maps = 2 * options.map_parameters(model.heads, size) + model.heads
-    map_flops = 2 * options.map_flops(model.heads, size)
+    key_heads = llama.key_value_heads(model) if options.shared_state else model.heads
+    maps = model.heads + sum(options.map_parameters(n, size) for n in (model.heads, key_heads))
+    map_flops = sum(options.map_flops(n, size) for n in (model.heads, key_heads))
     features = options.features(size)
-    state = model.heads * features * (size + 1)
+    state = key_heads * features * (size + 1)
+    reads = (model.heads - key_heads) * features * (size + 1)  # beyond one a number of the state
 
     def paper(_: int) -> Mapping[str, float]:
         linear = 36.0 * d * d * features / size / model.heads
@@ -89,11 +95,15 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         states=state / options.window,
         products=7 * d + 2 * scores,
     )
-    shape = (options.feature_map, options.arrangement, options.sink_tokens)
-    published = shape == ("hedgehog", "terraced", 0)
+    shape = (options.feature_map, options.arrangement, options.sink_tokens, options.shared_state)
+    published = shape == ("hedgehog", "terraced", 0, False)
     return LayerCosts(
         parameters={**llama.kept_parameters(model), "feature_map": maps},
-        flops={"projections": 2.0 * llama.projections(model), "feature_map": float(map_flops)},
+        flops={
+            "projections": 2.0 * llama.projections(model),
+            "feature_map": float(map_flops),
+            "attention": 2.0 * reads,
+        },
         state=state,
         spare=state,
         kept=llama.counted(model, kept) if published else None,

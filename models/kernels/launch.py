@@ -1,14 +1,15 @@
 """The table of launches: which functions run a call, on the CPU and on a CUDA device.
 
-Every module named here has the same functions on a `Call`:
+Every module named here has the same functions on a `Call`, or a `DeltaCall` of the delta rule:
 
     forward(call)                                             o, the final state, what is kept
-    backward(call, kept, do, dfinal_state, decay_gradient)    dq, dk, dv, ddecay, dinitial_state
+    backward(call, kept, do, dfinal_state, decay_gradient)    dq, dk, dv, (dbeta,) ddecay and
+                                                              dinitial_state
     empty_states(call)                                        room for what `forward` keeps
 
 The modules are imported on first use, so that importing this one costs nothing where there is no
-GPU. One token of decoding is apart (`operators.linear_attention_step`): it has one kernel for all
-modes, `triton.decode`.
+GPU. One token of linear attention's decoding is apart (`operators.linear_attention_step`): it has
+one kernel for all modes, `triton.decode`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.kernels.call import Call, Gradients
+from models.kernels.call import Call
+from models.kernels.delta.call import DeltaCall
 
 PREFILL = 32
 """Tokens up to which calls run token by token where a row has a kernel for it: half a tile of the
@@ -48,19 +50,23 @@ KERNELS = {
     "gate": Row("chunked", "triton.vector_launch", short="triton.decode"),
     # the cosine form; on the CPU `api` rotates and calls linear attention
     "phase": Row(None, "triton.phase_launch"),
+    # the delta rule, by its decay
+    "delta": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
+    "delta_head": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
+    "delta_channel": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
 }
-"""By `Call.mode`."""
+"""By `Call.mode` and `DeltaCall.mode`."""
 
 
 class Kernels(NamedTuple):
     """The functions that run one call (see above)."""
 
-    forward: Callable[[Call], tuple[Tensor, Tensor, Tensor]]
-    backward: Callable[[Call, Tensor, Tensor, Tensor | None, bool], Gradients]
-    empty_states: Callable[[Call], Tensor]
+    forward: Callable[[Any], tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[[Any, Tensor, Tensor, Tensor | None, bool], tuple[Tensor | None, ...]]
+    empty_states: Callable[[Any], Tensor]
 
 
-def choose(call: Call, backend: str) -> Kernels:
+def choose(call: Call | DeltaCall, backend: str) -> Kernels:
     """The functions for `call` on a backend, "cpu" or "cuda"."""
     mode = call.mode
     # Asked only where it matters: compiled code is otherwise the same for all lengths.
@@ -91,10 +97,10 @@ def backend(device: torch.device) -> str:
     if device.type in ("cpu", "cuda"):
         return device.type
     raise ValueError(
-        f"q is on {device}: linear attention runs on the CPU and on CUDA devices; move it there."
+        f"q is on {device}: the kernels run on the CPU and on CUDA devices; move it there."
     )
 
 
-def kernels(call: Call) -> Kernels:
+def kernels(call: Call | DeltaCall) -> Kernels:
     """The functions for `call` on the device that its tensors are on."""
     return choose(call, backend(call.q.device))

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from models.kernels import launch
 from models.kernels.call import Call
+from models.kernels.delta.call import DeltaCall
 from models.kernels.lrpe import lrpe
 
 LIMIT = 2e-2
@@ -216,13 +217,18 @@ def _error(mode: str, device: torch.device, tokens: int, dim: int, dtype: torch.
     state, dstate = (normal(1, HEADS, rows, dim, kind=torch.float32) for _ in range(2))
     shapes = {"head": (HEADS,), "head_t": (1, tokens, HEADS), "vector": tuple(q.shape)}
     shapes |= dict.fromkeys(("gate", "phase"), (HEADS, dim))
+    shapes |= {"delta_head": shapes["head_t"], "delta_channel": shapes["vector"]}
     decay = torch.rand(shapes[mode], generator=generator) if mode in shapes else None
     if decay is not None:
         decay = 0.9 * decay if mode in ("gate", "phase") else -0.1 * decay
     offset = torch.tensor([3]) if mode == "phase" else None
-    call = Call(q, k, v, decay, state, None, offset)
+    call: Call | DeltaCall = Call(q, k, v, decay, state, None, offset)
+    if mode.startswith("delta"):
+        beta = torch.rand((1, tokens, HEADS), generator=generator).to(dtype)
+        k = torch.nn.functional.normalize(k.float(), dim=-1).to(dtype)
+        call = DeltaCall(q, k, v, beta, decay, state)
     expected, scales = _exact(call, do, dstate)
-    given = Call(*(None if x is None else x.to(device) for x in call))  # pyright: ignore
+    given = type(call)(*(None if x is None else x.to(device) for x in call))  # pyright: ignore
     kernels = launch.choose(given, "cuda")
     o, final, kept = kernels.forward(given)
     found = (o, final, *kernels.backward(given, kept, do.to(device), dstate.to(device), True))
@@ -237,10 +243,13 @@ def _error(mode: str, device: torch.device, tokens: int, dim: int, dtype: torch.
     return worst
 
 
-def _exact(call: Call, do: Tensor, dstate: Tensor) -> tuple[list[Tensor | None], list[Tensor]]:
+def _exact(
+    call: Call | DeltaCall, do: Tensor, dstate: Tensor
+) -> tuple[list[Tensor | None], list[Tensor]]:
     """Outputs and gradients in float64, and what their errors are measured by: themselves, but for
     slopes, whose gradient is a sum over tokens that may cancel, the sum of its absolute terms."""
-    wide = Call(*(x.double() if x is not None and x.is_floating_point() else x for x in call))  # pyright: ignore
+    widened = (x.double() if x is not None and x.is_floating_point() else x for x in call)
+    wide = type(call)(*widened)  # pyright: ignore
     mode, decay = call.mode, wide.decay
     run = wide
     if mode == "head":
@@ -249,25 +258,31 @@ def _exact(call: Call, do: Tensor, dstate: Tensor) -> tuple[list[Tensor | None],
     positions = torch.arange(call.q.shape[1], dtype=torch.float64)
     if mode == "phase":
         assert decay is not None
+        assert isinstance(call, Call)
         assert call.position_offset is not None
         positions = positions + call.position_offset
         q, k = (lrpe(x, decay, positions) for x in (wide.q, wide.k))
         run = Call(q, k, wide.v, None, wide.initial_state)
     kernels = launch.choose(run, "cpu")
     o, final, kept = kernels.forward(run)
-    dq, dk, dv, ddecay, dinitial = kernels.backward(run, kept, do.double(), dstate.double(), True)
+    gradients = kernels.backward(run, kept, do.double(), dstate.double(), True)
+    results = [o, final, *gradients]
     if mode == "phase":
         assert decay is not None
+        dq, dk = gradients[:2]
+        assert dq is not None
+        assert dk is not None
         angle = positions[:, None, None] * decay
         turns: list[Tensor] = []
         for x, dx in ((wide.q, dq), (wide.k, dk)):
             first, second = dx.chunk(2, -1)
             turns.append(x * (second * angle.cos() - first * angle.sin()))
-        ddecay = ((turns[0] + turns[1]) * positions[:, None, None]).sum((0, 1))
-        dq, dk = (a * angle.cos() + b * angle.sin() for a, b in (x.chunk(2, -1) for x in (dq, dk)))
-    results = [o, final, dq, dk, dv, ddecay, dinitial]
+        results[5] = ((turns[0] + turns[1]) * positions[:, None, None]).sum((0, 1))
+        halves = (x.chunk(2, -1) for x in (dq, dk))
+        results[2:4] = (a * angle.cos() + b * angle.sin() for a, b in halves)
     scales = [torch.ones(1) if x is None else x for x in results]
     if mode == "head":
+        ddecay = results[5]
         assert ddecay is not None
         results[5], scales[5] = ddecay.sum((0, 1)), ddecay.abs().sum((0, 1))
     return results, scales

@@ -26,7 +26,10 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.cosformer2 import CosineAttention
+from models.delta_mixer import DeltaMixer
+from models.gla import GatedLinearAttention
 from models.hgrn2 import GatedRecurrence
+from models.kernels import delta_attention
 from models.kernels.api import cosine_attention, hgrn2_attention, linear_attention
 from models.language_model import Block, LanguageModel
 from models.layers import Shared, Span, TokenMixer, make_span
@@ -172,6 +175,12 @@ def mixing_matrix(mixer: TokenMixer, x: Tensor, span: Span, shared: Shared) -> T
     elif isinstance(mixer, GatedRecurrence):
         q, gate, _ = mixer._project(x)
         out, _ = hgrn2_attention(q, gate, v, shared[0])
+    elif isinstance(mixer, GatedLinearAttention):
+        q, k, _, decay = mixer._project(x)
+        out, _ = linear_attention(q, k, v, decay)
+    elif isinstance(mixer, DeltaMixer):
+        q, k, _ = mixer._split(mixer.conv(mixer.qkv(x), span, None)[0])
+        out, _ = delta_attention(q, k, v, mixer._shares(x), mixer.decays(x))
     elif isinstance(mixer, CosineAttention):
         q, k = mixer._project(x)[0].unbind(-3)
         out, _ = cosine_attention(q, k, v, mixer.angles())

@@ -1,4 +1,4 @@
-"""Starting a TNL, HGRN2 or cosFormer2 from a transformer's weights.
+"""Starting a TNL, HGRN2, cosFormer2, GLA or delta rule from a transformer's weights.
 
 | weight here         | start                                                                    |
 |---------------------|--------------------------------------------------------------------------|
@@ -7,7 +7,11 @@
 | q, k, v, output     | the teacher's; under grouped-query attention k and v once a query head   |
 | HGRN2's gate logits | minus the teacher's k: the written 1 - f = (1 - lb) sigmoid(k) rises     |
 |                     | with k (gates from key projections: Liger, arXiv 2503.01496)             |
-| output gate, decays | fresh                                                                    |
+| short convolution   | each token its own alone                                                 |
+| output gate, decays | fresh, as are the delta rule's shares                                    |
+
+Layers may keep the teacher's softmax attention: the student is then a hybrid
+(`models.layer_pattern`).
 
 Softmax mixes values by weights that sum to one; these mixers norm a sum instead. `fit_outputs`
 makes up for what a linear map can: the output projection of each layer becomes the least-squares
@@ -16,6 +20,7 @@ solution that maps what reaches it, on the teacher's hidden states, to the teach
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any, cast
 
@@ -28,6 +33,7 @@ from models.config import ConfigError, ModelConfig
 from models.fields import build as build_part
 from models.fields import hints
 from models.language_model import Block, LanguageModel, build
+from models.layer_pattern import Mixer, write
 from models.layers import RMSNorm, make_span
 from models.linearize.feature_maps import repeat_heads
 from models.llama import SoftmaxAttention
@@ -36,12 +42,15 @@ STARTED = tuple(name for name in BUILT_IN if find(name).starts_from == "attentio
 """Built-in architectures that can start from attention weights."""
 
 
-def gated_config(teacher: ModelConfig, arch: str, **changes: Any) -> ModelConfig:
+def gated_config(
+    teacher: ModelConfig, arch: str, *, keep: Collection[int] = (), **changes: Any
+) -> ModelConfig:
     """The configuration of a linear model that can take a transformer's weights.
 
     Args:
         teacher: a LLaMA without biases whose heads share its width.
         arch: one of `STARTED`, or your own that says `starts_from="attention"`.
+        keep: layers, counted from 0, that keep the teacher's softmax attention.
         changes: options of the linear model, such as `decay_slopes`.
 
     Raises:
@@ -79,8 +88,34 @@ def gated_config(teacher: ModelConfig, arch: str, **changes: Any) -> ModelConfig
         "tie_embeddings": False,
     }
     known = hints(architecture.options)
-    base = {"rope_base": theirs.rope_base} if "rope_base" in known else {}
-    return ModelConfig(**values, options=build_part(architecture.options, base | changes))
+    # Keys and values as wide as the teacher's.
+    wanted = {
+        "rope_base": theirs.rope_base,
+        "key_ratio": 1.0,
+        "key_size": teacher.head_dim,
+        "value_expansion": 1.0,
+    }
+    base = {name: value for name, value in wanted.items() if name in known}
+    config = ModelConfig(**values, options=build_part(architecture.options, base | changes))
+    return keep_attention(config, theirs, keep)
+
+
+def keep_attention(
+    config: ModelConfig, attention: LlamaOptions, keep: Collection[int]
+) -> ModelConfig:
+    """A `gated_config` with a transformer's softmax attention in exactly these layers.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    if strange := sorted(set(keep) - set(range(config.layers))):
+        raise ConfigError(
+            f"keep={tuple(keep)}: there is no layer {strange[0]}; the last is {config.layers - 1}."
+        )
+    linear, softmax = Mixer(config.arch, config.options), Mixer("llama", attention)
+    each = [softmax if layer in keep else linear for layer in range(config.layers)]
+    pattern = write(each, config.arch, config.options) if keep else None
+    return config.replace(mixers=pattern)
 
 
 def _imported(teacher: ModelConfig) -> dict[str, Any]:
@@ -131,7 +166,11 @@ def _start_block(ours: Block, theirs: Block) -> None:
         .flatten(0, 1)
         for part in (attention.qkv.weight * _scale(theirs.mixer_norm)).split(sizes)
     )
-    mixer.take_attention(q, k, v, attention.out.weight)
+    if type(mixer) is SoftmaxAttention:  # it is kept, with as many key-value heads
+        mixer.qkv.weight.copy_(attention.qkv.weight * _scale(theirs.mixer_norm))
+        mixer.out.weight.copy_(attention.out.weight)
+    else:
+        mixer.take_attention(q, k, v, attention.out.weight)
     scale = _scale(theirs.channel_norm)
     ours.channel.up.weight.copy_(theirs.channel.up.weight * scale)
     ours.channel.gate.weight.copy_(theirs.channel.gate.weight * scale)

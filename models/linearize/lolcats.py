@@ -11,13 +11,16 @@ tokens and the block before) or the last w tokens (`sliding`). m_t shifts the so
 that it is part of the formula. All as in the authors' released code.
 
 Not in it: the first `sink_tokens` tokens of a sequence can be seen by softmax from everywhere, as
-if they were in every window. `reads` switches a part off for measurements and for window dropout.
+if they were in every window. With `shared_state` keys have one map, and the state one part, for
+each key-value head; the query heads that share the one share the others. `reads` switches a part
+off for measurements and for window dropout.
 
 Data flow, linear in T: 1. q, k, v, rotated; 2. tokens into blocks of w (`models.linearize.blocks`);
 3. scores of each block against itself and the block before; 4. states sum phi_k(k) [v, 1]^T of all
 blocks before those, the last column being the denominator's; 5. their sum, output projection.
 
-State of a sequence at position p in block b = p // w, so that a step costs one update:
+State of a sequence at position p in block b = p // w, so that a step costs one update (of every
+query head, or with `shared_state` of every key-value head):
     kv       sum of phi_k(k) [v, 1]^T over positions before (b - 1) w
     pending  the same over (b - 1) w .. p - w: joins kv when the next block begins
     k, v     ring of the last 2 w keys and values
@@ -88,7 +91,8 @@ class HybridAttention(SoftmaxAttention):
         super().__init__(config, layer)
         self.options = config.options_as(LoLCATs)
         self.query_map = feature_map(self.options, self.heads, self.head_dim)
-        self.key_map = feature_map(self.options, self.heads, self.head_dim)
+        self.state_heads = self.kv_heads if self.options.shared_state else self.heads
+        self.key_map = feature_map(self.options, self.state_heads, self.head_dim)
         self.factor = WindowFactor(self.heads, self.options.window_factor)
         self.reads: Reads = "both"
         self.dropped = False
@@ -127,9 +131,9 @@ class HybridAttention(SoftmaxAttention):
         k = tiles.lay_out(k, blocks, ring["k"])  # (R, n, w, G, K)
         v = tiles.lay_out(v, blocks, ring["v"])
         held = blocks.held.to(v.dtype)[..., None, None]
-        keys, values = repeat_heads(k, self.heads), repeat_heads(v * held, self.heads)
+        keys, values = repeat_heads(k, self.state_heads), repeat_heads(v * held, self.state_heads)
         values = torch.cat((values, held.expand(*values.shape[:-1], 1)), -1)  # [v, 1]
-        q_map, k_map = self.query_map(q), self.key_map(keys)  # (R, n, w, H, F)
+        q_map, k_map = self.query_map(q), self.key_map(keys)  # (R, n, w, H or state heads, F)
         sinks = None
         if count:
             k_map = k_map * (blocks.position >= count)[..., None, None]
@@ -140,9 +144,11 @@ class HybridAttention(SoftmaxAttention):
         if state is not None:
             assert span.offset is not None
             initial = _settle(state, span.offset, window)
-        far = far_states(k_map, values, initial, blocks)  # (R, n, H, F, K + 1)
+        far = far_states(k_map, values, initial, blocks)  # (R, n, state heads, F, K + 1)
+        repeated = [repeat_heads(x, self.heads) for x in (keys, values, k_map)]
         out = hybrid_attention(
-            q, keys, values, q_map, k_map, far, sinks, self.factor(), blocks, self.options,
+            q, repeated[0], repeated[1], q_map, repeated[2], self._of_heads(far, 2), sinks,
+            self.factor(), blocks, self.options,
             "past" if self.dropped and self.training else self.reads,
         )  # fmt: skip
         out = tiles.collect(out, blocks, length)
@@ -154,6 +160,15 @@ class HybridAttention(SoftmaxAttention):
             "v": tiles.new_ring(v, blocks),
             **first,
         }
+
+    def key_features(self, k: Tensor) -> Tensor:
+        """phi_k of rotated keys (..., key-value heads, K) for each query head, (..., H, F)."""
+        return repeat_heads(self.key_map(repeat_heads(k, self.state_heads)), self.heads)
+
+    def _of_heads(self, states: Tensor, dim: int) -> Tensor:
+        """States with their heads at `dim` repeated to the query heads that share them."""
+        group = self.heads // self.state_heads
+        return states if group == 1 else states.repeat_interleave(group, dim=dim)
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
@@ -168,9 +183,10 @@ class HybridAttention(SoftmaxAttention):
         pending = torch.where(begins, 0, state["pending"])
         leaving = (positions + window) % (2 * window)  # the slot of position - window
         left = {
-            name: repeat_heads(cache[rows, leaving], self.heads) for name, cache in ring.items()
+            name: repeat_heads(cache[rows, leaving], self.state_heads)
+            for name, cache in ring.items()
         }
-        features = self.key_map(left["k"].to(q.dtype)).to(wide)  # (B, H, F)
+        features = self.key_map(left["k"].to(q.dtype)).to(wide)  # (B, state heads, F)
         features = features * (positions >= window + self.options.sink_tokens)[:, None, None]
         pending = (
             pending + features[..., None] * F.pad(left["v"].to(wide), (0, 1), value=1)[..., None, :]
@@ -199,9 +215,8 @@ class HybridAttention(SoftmaxAttention):
         near = near * (self.reads != "past")
         weights = near.to(v.dtype).unflatten(1, (self.kv_heads, -1))
         sums = torch.einsum("bgas,bsgv->bgav", weights, values.to(v.dtype)).flatten(1, 2)
-        far = torch.einsum(
-            "bhf,bhfv->bhv", self.query_map(q).to(wide), kv if terraced else kv + pending
-        )
+        read = self._of_heads(kv if terraced else kv + pending, 1)
+        far = torch.einsum("bhf,bhfv->bhv", self.query_map(q).to(wide), read)
         far = far * _far_factor(self.factor(), self.options)[:, None] * (self.reads != "window")
         out = _divide(far[..., :-1] + sums.to(wide), far[..., -1:] + near.sum(-1, keepdim=True))
         after = {"kv": kv, "pending": pending, **ring, **first}
@@ -227,7 +242,7 @@ class HybridAttention(SoftmaxAttention):
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> LayerState:
         features = self.options.features(self.head_dim)
-        shape = (batch_size, self.heads, features, self.head_dim + 1)
+        shape = (batch_size, self.state_heads, features, self.head_dim + 1)
         cache = (batch_size, 2 * self.options.window, self.kv_heads, self.head_dim)
         count = self.options.sink_tokens
         names = {"k": cache, "v": cache}

@@ -3,8 +3,10 @@
     loss_l = 1000 mean (Y_softmax - Y_hybrid)^2  (+ factor x cross-entropy of attention weights)
                                                  (+ factor x `far_error`)
 
-for every layer l, over the outputs of all heads before the output projection. Only feature maps and
-window factors learn. One pass and one set of weights serve teacher and student:
+for every layer l, over the outputs of all heads before the output projection, or (`at="residual"`)
+over what attention adds to the residual stream: after the output projection and the norm behind it,
+where there is one. Only feature maps and window factors learn. One pass and one set of weights
+serve teacher and student:
 
 1. The residual stream is the teacher's: each layer adds its softmax attention.
 2. In every linearized layer the same q, k, v also pass through the hybrid attention, with gradients
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ from models.llama import SoftmaxAttention
 
 MSE_FACTOR = 1000.0
 """Scale of the squared error in the authors' configurations."""
+ErrorAt = Literal["heads", "residual"]
+"""Where outputs are compared: those of the heads, or what they add to the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def layer_losses(
     mse: float = MSE_FACTOR,
     cross_entropy: float = 0.0,
     far: float = 0.0,
+    at: ErrorAt = "heads",
 ) -> Iterator[tuple[int, Tensor]]:
     """Loss of each linearized layer, in order: (layer, scalar in float32 or wider).
 
@@ -112,6 +117,7 @@ def layer_losses(
         cross_entropy: factor of the cross-entropy of the student's attention weights against the
             teacher's, mean over queries and heads. Not 0: takes T x T memory.
         far: factor of `far_error`. Not 0: takes T x T memory.
+        at: where outputs are compared.
 
     Raises:
         ConfigError: as `hybrid_layers`.
@@ -122,7 +128,7 @@ def layer_losses(
         x, shared, _ = model.stem(model.embedding(tokens), span, None)
     blocks = cast(list[Block], list(model.blocks))
     yield from block_losses(
-        blocks, 0, x, span, shared, mse=mse, cross_entropy=cross_entropy, far=far
+        blocks, 0, x, span, shared, mse=mse, cross_entropy=cross_entropy, far=far, at=at
     )
 
 
@@ -136,6 +142,7 @@ def block_losses(
     mse: float = MSE_FACTOR,
     cross_entropy: float = 0.0,
     far: float = 0.0,
+    at: ErrorAt = "heads",
 ) -> Iterator[tuple[int, Tensor]]:
     """As `layer_losses`, for some blocks in a row.
 
@@ -145,7 +152,7 @@ def block_losses(
         x: (B, T, d), the teacher's hidden states before it.
         span: positions and packing.
         shared: from the model's stem, for all layers.
-        mse, cross_entropy, far: as in `layer_losses`.
+        mse, cross_entropy, far, at: as in `layer_losses`.
     """
     for layer, block in enumerate(blocks, first):
         mixer = block.mixer
@@ -157,7 +164,16 @@ def block_losses(
             normed = block.mixer_norm(x)
         q, k, teacher, student = mixer.compare(normed, span, shared[layer])
         wide = torch.promote_types(student.dtype, torch.float32)
-        loss = mse * (student.to(wide) - teacher.to(wide)).square().mean()
+        with torch.no_grad():
+            mixed = mixer.out(teacher.flatten(-2))
+        if at == "residual":
+            mine, theirs = block.mixer_post_norm(mixer.out(student.flatten(-2))), mixed
+            with torch.no_grad():
+                theirs = block.mixer_post_norm(theirs)
+        else:
+            mine, theirs = student, teacher
+        loss = mse * (mine.to(wide) - theirs.to(wide)).square().mean()
+        del mine, theirs
         if cross_entropy:
             mine, theirs = attention_weights(mixer, q, k, span)
             entropy = -(theirs * mine.clamp(min=1e-12).log()).sum(-1).mean()
@@ -165,13 +181,13 @@ def block_losses(
             del mine, theirs, entropy
         if far:
             loss = loss + far * far_error(mixer, normed, span, shared[layer])
-        del q, k, normed, student
+        del q, k, normed, student, teacher
         yield layer, loss
         # The caller is done with this layer's graph: nothing of it is kept meanwhile.
         del loss
         if layer + 1 < first + len(blocks):
             with torch.no_grad():
-                x = block.finish(x, mixer.out(teacher.flatten(-2)))
+                x = block.finish(x, mixed)
 
 
 def attention_transfer_loss(
@@ -182,12 +198,15 @@ def attention_transfer_loss(
     mse: float = MSE_FACTOR,
     cross_entropy: float = 0.0,
     far: float = 0.0,
+    at: ErrorAt = "heads",
 ) -> Tensor:
     """Losses of all linearized layers, (layers,); the published objective is their mean.
 
     Args: as `layer_losses`.
     """
-    losses = layer_losses(model, tokens, cu_seqlens, mse=mse, cross_entropy=cross_entropy, far=far)
+    losses = layer_losses(
+        model, tokens, cu_seqlens, mse=mse, cross_entropy=cross_entropy, far=far, at=at
+    )
     return torch.stack([loss for _, loss in losses])
 
 
@@ -204,14 +223,14 @@ def attention_weights(
     options = mixer.options
     with torch.no_grad():
         theirs = softmax_weights(mixer, q, k, span)
-    k = repeat_heads(k, mixer.heads)
-    scores = torch.einsum("bihk,bjhk->bhij", q, k) * mixer.head_dim**-0.5
+    keys = repeat_heads(k, mixer.heads)
+    scores = torch.einsum("bihk,bjhk->bhij", q, keys) * mixer.head_dim**-0.5
     scores = mixer.capped(scores.to(torch.promote_types(scores.dtype, torch.float32)))
     seen, near = visible_keys(mixer, span)
     factor = mixer.factor()[:, None, None].to(scores.dtype)
     scores = scores.masked_fill(~near, -torch.inf)
     weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
-    products = torch.einsum("bihf,bjhf->bhij", mixer.query_map(q), mixer.key_map(k))
+    products = torch.einsum("bihf,bjhf->bhij", mixer.query_map(q), mixer.key_features(k))
     products = products.to(scores.dtype) * (seen & ~near)
     weights = weights + products * (1 - factor if options.affine else 1)
     return weights / weights.sum(-1, keepdim=True), theirs

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from linscale.options import AsJson, print_json
+from linscale.terminal import console, tell
+from scaling.cli.options import Device
 from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
@@ -26,12 +28,13 @@ def blockwise(
         str | None,
         typer.Option(help="One part: activations, the number of a group, or assemble."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "",
     toy: Annotated[bool, typer.Option("--toy", help="The small variant, for a CPU.")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder (default: blockwise/ and the transfer's name)."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train LoLCATs' attentions in groups of layers, from the teacher's activations on disk.
 
@@ -48,7 +51,15 @@ def blockwise(
         raise LinscaleError(f"--name {name!r}: {file} has {', '.join(transfers)}; choose one.")
     transfer = transfers[name or next(iter(transfers))]
     where = out or Path("blockwise") / transfer.name
-    run(transfer, where, only=only, device=usable_device(device), report=typer.echo)
+    parts: list[str] = []
+
+    def done(line: str) -> None:
+        parts.append(line)
+        tell(line)
+
+    run(transfer, where, only=only, device=usable_device(device), report=done)
+    if as_json:
+        print_json({"transfer": transfer.name, "folder": str(where), "done": parts})
 
 
 def load(file: Path, toy: bool) -> list[Blockwise]:
@@ -72,17 +83,14 @@ def load(file: Path, toy: bool) -> list[Blockwise]:
 
 def show_plan(file: Path, toy: bool, device: Device, as_json: bool) -> None:
     """Print the costs of the transfers of an experiment file."""
-    from rich.console import Console
-
     from scaling.linearization.blockwise.transfer_plan import plan
 
     plans = [plan(transfer, device) for transfer in load(file, toy)]
     if as_json:
-        typer.echo(json.dumps([p.to_json() for p in plans], indent=1))
+        print_json([p.to_json() for p in plans])
         return
-    console = Console()
     for one in plans:
-        console.print(describe(one, device), highlight=False, soft_wrap=True)
+        console().print(describe(one, device), soft_wrap=True)
 
 
 def describe(plan: BlockwisePlan, device: Device) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from linscale.options import AsJson, print_json
+from linscale.terminal import say, tell
+from scaling.cli.options import Device
 
 if TYPE_CHECKING:
     from models.generation import Sampling
@@ -44,7 +47,7 @@ def generate(
         list[str] | None, typer.Option(help="End before this text; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Text number i draws with seed + i.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "",
     chat: Annotated[
         bool,
         typer.Option(
@@ -53,7 +56,7 @@ def generate(
             "--prompt, each line of the input is.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Continue texts. One text comes as it is made; several come when they end.
 
@@ -110,7 +113,7 @@ def generate(
             {"prompt": text, "text": r.text, "tokens": len(r.tokens), "reason": r.reason}
             for text, r in zip(prompts, results, strict=True)
         ]
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        print_json(rows)
         return
     if live:
         typer.echo()
@@ -118,7 +121,7 @@ def generate(
         for text, result in zip(prompts, results, strict=True):
             typer.echo(f"{text}{result.text}\n")
     count = sum(len(result.tokens) for result in results)
-    typer.echo(f"{loaded.name}: {count} tokens, {count / seconds:.0f} tokens/s", err=True)
+    say(f"{loaded.name}: {count} tokens, {count / seconds:.0f} tokens/s")
 
 
 def _chat_tokens(loaded: Pretrained, messages: list[Message]) -> list[int]:
@@ -158,6 +161,7 @@ def export(
         str,
         typer.Option(help="transformers, or fla for flash-linear-attention's HGRN2."),
     ] = "transformers",
+    as_json: AsJson = False,
 ) -> None:
     """Write a model for transformers: weights, configuration, code, tokenizer.
 
@@ -168,4 +172,8 @@ def export(
     from scaling.record.pretrained import load_pretrained
 
     export_pretrained(load_pretrained(model), out, layout)
-    typer.echo(f"{out}: written")
+    if as_json:
+        files = sorted(path.name for path in out.iterdir())
+        print_json({"folder": str(out), "layout": layout, "files": files})
+    else:
+        tell(f"{out}: written")

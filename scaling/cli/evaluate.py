@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from scaling.cli.options import Only
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from linscale.options import print_json
+from linscale.table import Column, Grid
+from linscale.terminal import console, say
+from scaling.cli.options import AsJson, Device, Only
 
 app = typer.Typer()
 
@@ -59,7 +58,7 @@ def evaluate(
     length_growth: Annotated[
         float, typer.Option(help="needle: weight of a length over that of the one before.")
     ] = 1.1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "",
     launcher: Annotated[
         str, typer.Option(help="local (a pool of workers), inline (this process) or slurm.")
     ] = "local",
@@ -68,7 +67,10 @@ def evaluate(
     ] = None,
     partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
     time: Annotated[str | None, typer.Option(help="SLURM time limit, such as 12:00:00.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every number: all milestones and metrics.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate every milestone of a run or sweep; what has a result already is skipped.
 
@@ -104,7 +106,7 @@ def evaluate(
         length_growth=length_growth,
     )
     names = expand([n.strip() for n in tasks.split(",") if n.strip()], suite, settings)
-    usable_device(device)
+    device = str(usable_device(device))
     outcome = run(
         path,
         Request(tasks=tuple(names), settings=settings, device=device),
@@ -112,24 +114,36 @@ def evaluate(
         jobs=jobs,
         slurm=SlurmOptions(partition=partition, time=time),
         only=only,
-        say=lambda line: typer.echo(line, err=True),
+        say=say,
     )
     if as_json:
-        typer.echo(json.dumps(outcome.lines, indent=1))
+        print_json(outcome.lines)
     elif outcome.lines:
-        from rich.console import Console
-
-        Console().print(_table(outcome.lines))
+        show(outcome.lines, full)
     summary = f"{outcome.new} tasks evaluated, {outcome.kept} had a result already"
     if outcome.elsewhere:
         summary += f", {len(outcome.elsewhere)} runs are being evaluated by another process"
     for job in outcome.submitted:
-        typer.echo(job, err=True)
-    typer.echo(summary, err=True)
+        say(job)
+    say(summary)
     for failure in _by_reason(outcome.failures):
-        typer.echo(f"not evaluated: {failure}", err=True)
+        console(stderr=True).print(f"not evaluated: {failure}", soft_wrap=True)
     if outcome.failures:
         raise typer.Exit(1)
+
+
+def show(lines: list[dict[str, Any]], full: bool) -> None:
+    """All numbers of one checkpoint; of several the last milestones, unless `full`."""
+    if full or len({(line["run"], line["checkpoint"]) for line in lines}) == 1:
+        console().print(_all_numbers(lines))
+        return
+    grid, others = _last_milestones(lines)
+    console().print(grid)
+    if others:
+        console().print(
+            f"The last milestone of each run, and the first metric of each task. {others:,} more "
+            "numbers: --full, --json, or evals.jsonl of each run."
+        )
 
 
 def _by_reason(failures: list[str]) -> list[str]:
@@ -144,25 +158,69 @@ def _by_reason(failures: list[str]) -> list[str]:
     ]
 
 
-def _table(lines: list[dict[str, Any]]) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _all_numbers(lines: list[dict[str, Any]]) -> Grid:
+    """A row a number."""
+    return Grid(
+        [
+            Column("run", [_name(line) for line in lines], words=True),
+            Column("seed", [_seed(line) for line in lines], once=True),
+            Column("tokens", [_tokens(line) for line in lines], once=True),
+            Column("task", [line["task"] for line in lines], words=True),
+            Column("metric", [line["metric"] for line in lines], words=True),
+            Column("value", [f"{line['value']:.4f}" for line in lines]),
+            Column(
+                "stderr",
+                ["" if line["stderr"] is None else f"{line['stderr']:.4f}" for line in lines],
+            ),
+            Column("n", [f"{line['n']:,}" for line in lines], spare=1),
+        ]
+    )
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("run", "tokens", "task", "metric"):
-        justify = "right" if title == "tokens" else "left"
-        table.add_column(title, justify=justify, overflow="fold")
-    for title in ("value", "stderr", "n"):
-        table.add_column(title, justify="right")
+
+def _last_milestones(lines: list[dict[str, Any]]) -> tuple[Grid, int]:
+    """A row a run, its last milestone that has results, and a column a task with its first metric;
+    and how many numbers are not in it."""
+    last: dict[str, int] = {}
     for line in lines:
-        stderr = "" if line["stderr"] is None else f"{line['stderr']:.4f}"
-        table.add_row(
-            line["run"].rpartition("-")[0] or line["run"],
-            "" if line["tokens"] is None else f"{line['tokens']:,}",
-            line["task"],
-            line["metric"],
-            f"{line['value']:.4f}",
-            stderr,
-            f"{line['n']:,}",
-        )
-    return table
+        last[line["run"]] = max(last.get(line["run"], 0), line["tokens"] or 0)
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    titles: dict[str, str] = {}
+    for line in lines:
+        if (line["tokens"] or 0) == last[line["run"]]:
+            rows.setdefault(line["run"], {}).setdefault(line["task"], line)
+            titles.setdefault(line["task"], f"{line['task']} {line['metric']}")
+    firsts = [next(iter(row.values())) for row in rows.values()]
+    columns = [
+        Column("run", [_name(line) for line in firsts], words=True),
+        Column("seed", [_seed(line) for line in firsts], once=True),
+        Column("tokens", [_tokens(line) for line in firsts], once=True),
+        *(
+            Column(title, [_value(row.get(task)) for row in rows.values()])
+            for task, title in titles.items()
+        ),
+    ]
+    return Grid(columns), len(lines) - sum(map(len, rows.values()))
+
+
+MOST = 1e4
+"""Larger numbers, perplexities of models that know nothing, are shown with four digits."""
+
+
+def _value(line: dict[str, Any] | None) -> str:
+    if line is None:
+        return ""
+    spread = "" if line["stderr"] is None else f" ± {line['stderr']:.3f}"
+    value = line["value"]
+    return f"{value:.3f}{spread}" if abs(value) < MOST else f"{value:.4g}"
+
+
+def _name(line: dict[str, Any]) -> str:
+    return str(line["run"].rpartition("-")[0] or line["run"])
+
+
+def _seed(line: dict[str, Any]) -> str:
+    return "" if line["seed"] is None else str(line["seed"])
+
+
+def _tokens(line: dict[str, Any]) -> str:
+    return "" if line["tokens"] is None else f"{line['tokens']:,}"

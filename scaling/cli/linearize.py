@@ -6,7 +6,6 @@ its checkpoints can be generated from, evaluated and exported.
 
 from __future__ import annotations
 
-import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from linscale.errors import LinscaleError
+from linscale.options import AsJson, print_json
+from linscale.terminal import say, tell
 from models.architecture import find
 from models.config import ConfigError, ModelConfig
 from models.fields import hints
@@ -69,8 +70,12 @@ def linearize(
     arrangement: Annotated[
         str | None, typer.Option(help="LoLCATs: terraced or sliding window.")
     ] = None,
-    no_decay: Annotated[bool, typer.Option(help="SUPRA: heads that forget nothing.")] = False,
-    no_norm: Annotated[bool, typer.Option(help="SUPRA: no norm after attention.")] = False,
+    no_decay: Annotated[
+        bool, typer.Option("--no-decay", help="SUPRA: heads that forget nothing.")
+    ] = False,
+    no_norm: Annotated[
+        bool, typer.Option("--no-norm", help="SUPRA: no norm after attention.")
+    ] = False,
     keep_softmax: Annotated[
         str, typer.Option(help="Layers that keep their softmax, such as 0,15.")
     ] = "",
@@ -81,7 +86,8 @@ def linearize(
         str,
         typer.Option(
             help="cost: whose loss rises most without it; kl: whose outputs change most (both "
-            "LoLCATs, measured first by a run of attention transfer); position: evenly spread."
+            "measured first, for LoLCATs by a run of attention transfer); position: evenly "
+            "spread."
         ),
     ] = "cost",
     tasks: Annotated[
@@ -95,14 +101,17 @@ def linearize(
     ] = None,
     no_controls: Annotated[
         bool,
-        typer.Option(help="Do not train teacher and window as the student is trained, to compare."),
+        typer.Option(
+            "--no-controls",
+            help="Do not train teacher and window as the student is trained, to compare.",
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seeds new weights and data order.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Sweep directory.")] = Path(
         "runs/linearize"
     ),
     accept_data_change: AcceptDataChange = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Linearize a transformer by SUPRA or LoLCATs, with the published recipe where none is given.
 
@@ -142,7 +151,13 @@ def linearize(
     command = f"linscale linearize {model} --method {method}"
     if keep is not None:
         config = keep_layers(
-            config, out, keep, keep_by, command, accept_data_change=accept_data_change
+            config,
+            out,
+            keep,
+            keep_by,
+            command,
+            accept_data_change=accept_data_change,
+            say=say,
         )
     experiment = Experiment(name=out.name, path=Path(command), text=command, runs=[config])
     if not launch(experiment, out, launcher="inline", accept_data_change=accept_data_change):
@@ -151,7 +166,6 @@ def linearize(
         run_controls(config, out, command, accept_data_change=accept_data_change)
     results = []
     if asked is not None:
-        say = functools.partial(typer.echo, err=True)
         results = before_and_after(config, out / config.run_id, asked, say)
     show_linearization(out / config.run_id, results, as_json)
 
@@ -169,13 +183,16 @@ def linearize_report(
         Path | None,
         typer.Option("--out", "-o", help="Default: report in the sweep, or beside its zip."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Report what linearization recovers, over tokens, size and compute, with controls."""
     from analysis.io.sweep_files import report_folder
     from analysis.report.linearization_report import write
 
     path = write(directory, out or report_folder(directory), scratch_dir=from_scratch)
-    typer.echo(f"wrote {path}")
+    tell(f"wrote {path}")
+    if as_json:
+        print_json({"page": str(path)})
 
 
 def _config(
@@ -226,10 +243,10 @@ def _student(
     if _is_started(method):
         from models.linearize.initialise import gated_config
 
-        if options:
-            first = next(iter(options))
-            raise ConfigError(f"{first}={options[first]!r}: {method} has no such option.")
-        return gated_config(teacher, method, **slopes)
+        keep = options.get("softmax_layers", ())
+        if wrong := [name for name in options if name != "softmax_layers"]:
+            raise ConfigError(f"{wrong[0]}={options[wrong[0]]!r}: {method} has no such option.")
+        return gated_config(teacher, method, keep=keep, **slopes)
     part = find(method).options
     assert issubclass(part, Linearized)
     if wrong := [name for name in options if name not in hints(part)]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from linscale.options import AsJson, print_json
+from linscale.terminal import tell
 
 app = typer.Typer()
 
 
 @app.command("log-to", epilog="Example: linscale log-to mlflow runs/quickstart")
 def log_to(
-    logger: Annotated[str, typer.Argument(help="tensorboard, wandb or mlflow.")],
+    logger: Annotated[str, typer.Argument(help="tensorboard, wandb, mlflow or trackio.")],
     directory: Annotated[Path, typer.Argument(help="A run, or a sweep for all of its runs.")],
+    as_json: AsJson = False,
 ) -> None:
     """Send a logger the metrics of runs that it does not have yet, and how they ended.
 
@@ -34,12 +38,17 @@ def log_to(
     runs = [directory] if alone else sorted(p.parent for p in directory.glob("*/config.json"))
     if not runs:
         raise LinscaleError(f"{directory}: holds no run; give a sweep or one of its runs.")
+    sent: list[dict[str, Any]] = []
     for run in runs:
         held = claim(run)
         if held is None:
-            typer.echo(f"{run.name}: is being trained; its own process sends them")
+            sent.append({"run_id": run.name, "lines": 0, "being_trained": True})
+            tell(f"{run.name}: is being trained; its own process sends them")
             continue
         with held:
             config = read_head(run).run_config()
             count = send(logger, RunRecord(config, run.resolve().parent))
-        typer.echo(f"{run.name}: {count} lines sent to {logger}")
+        sent.append({"run_id": run.name, "lines": count, "being_trained": False})
+        tell(f"{run.name}: {count} lines sent to {logger}")
+    if as_json:
+        print_json(sent)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from linscale import selection
+from linscale.options import AsJson as AsJson
 
 File = Annotated[
     Path,
@@ -31,6 +32,8 @@ HyperLaw = Annotated[
         "last word.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Only = Annotated[str | None, typer.Option(help=selection.HELP)]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda or cuda:1 (default: the GPU where there is one).")
+]
 GpusPerNode = Annotated[int, typer.Option(help="Devices of a node of the cluster.")]

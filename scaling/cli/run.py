@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from linscale.installation import require
+from linscale.options import print_json
+from linscale.terminal import console, say, tell
 from models.config import ConfigError
 from scaling.cli.adaptive import check_options, run_chosen
 from scaling.cli.data import AcceptDataChange
@@ -101,6 +102,7 @@ def run(
     accept_data_change: AcceptDataChange = False,
     toy: Toy = False,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Run a sweep, or resume it: finished runs are skipped, killed ones go on where they were.
 
@@ -108,6 +110,7 @@ def run(
     --launcher slurm the runs are submitted as job arrays and the command ends.
     """
     require("linscale run", "torch", "lightning")
+    say(f"reading {file}")  # what comes next is loaded for some seconds
     from scaling.config.experiment import load_experiment
     from scaling.config.hyper_laws import known_law
     from scaling.plan.within import within_this_machine
@@ -142,7 +145,7 @@ def run(
         if launcher == "slurm":
             raise ConfigError("--minutes with --launcher slurm: it measures this machine.")
         experiment, what = within_this_machine(experiment, minutes, out)
-        typer.echo(what, err=True)
+        say(what)
     sweep_dir = out or Path("runs") / experiment.name
     cluster = SlurmOptions(
         partition=partition, time=time, nodes=nodes, gpus_per_node=per_node, device=device,
@@ -161,13 +164,20 @@ def run(
     if resume_stopped:
         for config in experiment.runs:
             go_on(config, sweep_dir)
-    watching = stopping(sweep_dir, partial(typer.echo, err=True)) if early else nullcontext()
+    watching = stopping(sweep_dir, say) if early else nullcontext()
     with watching:
         if adaptive and budget is not None:
             ended = run_chosen(experiment, sweep_dir, start, targets=target or [], budget=budget,
                                batch=batch, waits=launcher == "slurm")  # fmt: skip
         else:
             ended = start(experiment)
+    if as_json:
+        from scaling.sweep.status import status_rows
+
+        ids = {config.run_id for config in experiment.runs}
+        rows = [] if dry_run else status_rows(sweep_dir)
+        chosen = [row for row in rows if row["run_id"] in ids]
+        print_json({"directory": str(sweep_dir), "ended": ended, "runs": chosen})
     if not ended:
         raise typer.Exit(1)
 
@@ -202,11 +212,9 @@ def status(
         Judge(folder)(rows)
     if page is not None:
         write_page(directory, rows, page)
-        typer.echo(f"wrote {page}")
-        return
+        tell(f"wrote {page}")
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
+    if as_json or page is not None:
         return
-    from rich.console import Console
-
-    Console().print(status_table(directory, rows))
+    console().print(status_table(directory, rows))

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from linscale.options import AsJson, print_json
+from linscale.terminal import say, tell
+
 app = typer.Typer()
 
 
@@ -19,8 +22,8 @@ def tune(
         bool, typer.Option("--offline", help="Choose by compiling alone; needs no GPU.")
     ] = False,
     families: Annotated[
-        str, typer.Option(help="Of scalar, phase and vector, comma-separated.")
-    ] = "scalar,phase,vector",
+        str, typer.Option(help="Of scalar, phase, vector and delta, comma-separated.")
+    ] = "scalar,phase,vector,delta",
     dims: Annotated[
         str, typer.Option(help="Head dimensions: of 16, 32, 64, 128 and 256, comma-separated.")
     ] = "16,32,64,128,256",
@@ -33,6 +36,7 @@ def tune(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder (default: the checked-in tables).")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Time the launch constants of each kernel on this GPU and rewrite its tuning tables."""
     import os
@@ -52,9 +56,11 @@ def tune(
         paths = tuning.tune(
             arch or None, offline=offline, families=families.split(","), dims=sizes, output=out,
             warps=warps,
-            jobs=jobs or os.cpu_count() or 1, report=typer.echo,
+            jobs=jobs or os.cpu_count() or 1, report=say,
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for path in paths:
-        typer.echo(f"Wrote {path}.")
+        tell(f"Wrote {path}.")
+    if as_json:
+        print_json({"files": [str(path) for path in paths]})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from linscale.errors import LinscaleError
+from linscale.options import AsJson, print_json
+from linscale.terminal import console
 
 app = typer.Typer()
 
@@ -21,14 +22,13 @@ def verify(
             help="A sweep or its zip file, a run, a data cache, or a prepared corpus in it."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read everything and compare it with its hashes, and one file of a record with another.
 
     Checkpoints, milestones and records of runs; shards, indexes and block lists of prepared
     corpora. Nothing is changed. Exit code 1 if anything is damaged.
     """
-    from rich.console import Console
     from rich.text import Text
 
     from analysis.io.sweep_files import unpacked
@@ -57,13 +57,13 @@ def verify(
             found = [*_check_sweep(folder), *(_check_run(run) for run in runs)]
     damaged = [one for one in found if one["state"] == "damaged"]
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
     else:
-        console = Console(highlight=False)
+        screen = console()
         for one in damaged:
             for problem in one["problems"]:
-                console.print(Text.assemble((one["name"], "red"), f": {problem}"), soft_wrap=True)
-        console.print(f"{len(found) - len(damaged)} of {len(found)} are whole")
+                screen.print(Text.assemble((one["name"], "red"), f": {problem}"), soft_wrap=True)
+        screen.print(f"{len(found) - len(damaged)} of {len(found)} are whole")
     if damaged:
         raise typer.Exit(1)
 

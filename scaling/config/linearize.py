@@ -22,13 +22,14 @@ rest. A budget that the aligning stages fill has no rest: the run ends with them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from models.architecture import BUILT_IN, find
 from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, ModelConfig
 from models.fields import LATER, Part
 from scaling.config.objectives import NEXT_TOKEN
-from scaling.data.corpora.registry import kind_of
+from scaling.config.parts import DataConfig
 
 ALIGNMENTS = {
     "matrices": "matrix_tokens",
@@ -64,6 +65,10 @@ class LinearizeConfig(Part):
     """Attention transfer: factor of the squared error of the linear part alone against the
     teacher's attention to the keys before the window, which the window cannot stand in for. 0:
     none. Takes memory of sequence_length^2 a head."""
+    transfer_error: Literal["heads", "residual"] = field(default="heads", metadata=LATER)
+    """Attention transfer: where the squared error is taken. `heads`, as published: at the heads'
+    outputs. `residual`: at what attention adds to the residual stream, after the output projection
+    and the norm behind it."""
     window_dropout: float = field(default=0.0, metadata=LATER)
     """Probability with which a layer's window is masked in a step of training, so that its linear
     part must do without: at the start of attention transfer and of what follows, falling linearly
@@ -116,7 +121,7 @@ class LinearizeConfig(Part):
             return "lora-distillation" if self.temperature else "lora"
         return "distillation" if self.temperature else "full"
 
-    def check(self, model: ModelConfig, strategy: str, corpus: str) -> None:
+    def check(self, model: ModelConfig, strategy: str, data: DataConfig) -> None:
         """Rules that take in the model, the devices and the text.
 
         Raises:
@@ -128,6 +133,8 @@ class LinearizeConfig(Part):
         if not self.teacher:
             for name in (*given, "far_error", "window_dropout"):
                 self._require(name, not getattr(self, name), "0 without a teacher")
+            heads = self.transfer_error == "heads"
+            self._require("transfer_error", heads, "heads without a teacher")
             return
         start = model.architecture.starts_from
         if start == "nothing":
@@ -149,6 +156,8 @@ class LinearizeConfig(Part):
                 )
         wanted = self.far_error and not self.transfer_tokens
         self._require("far_error", not wanted, "0 without linearize.transfer_tokens")
+        wanted = self.transfer_error != "heads" and not self.transfer_tokens
+        self._require("transfer_error", not wanted, "heads without linearize.transfer_tokens")
         wrong = {
             "lora_rank": start == "attention",  # has other projections
             "matrix_tokens": start == "itself",  # has nothing to align
@@ -161,9 +170,9 @@ class LinearizeConfig(Part):
                 f"architecture has no such option; set linearize.{name}=0."
             )
         for name in ("matrix_tokens", "fit_sequences"):
-            if getattr(self, name) and kind_of(corpus).packed:
+            if getattr(self, name) and data.packed:
                 raise ConfigError(
-                    f"linearize.{name}={getattr(self, name)} with data.corpus={corpus!r}: works on "
+                    f"linearize.{name}={getattr(self, name)} with {data.why_packed}: works on "
                     f"whole sequences, and rows of this corpus are packed; set "
                     f"linearize.{name}=0, or take plain text."
                 )

@@ -81,7 +81,7 @@ class RunConfig(Part):
     """What happens when the loss spikes or is no longer a number."""
     linearize: LinearizeConfig = field(default=LinearizeConfig(), metadata=LATER)
     """Which transformer it starts from, if any."""
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where metrics go besides the run record (`scaling.training.loggers`). Not part of the
     identity."""
     seed: int = 0
@@ -93,7 +93,7 @@ class RunConfig(Part):
         slug = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None
         self._require("name", slug, "1 to 64 letters, digits, dots, dashes or underscores")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
-        self.linearize.check(self.model, self.parallel.strategy, self.data.corpus)
+        self.linearize.check(self.model, self.parallel.strategy, self.data)
         self._validate_budget()
         self._validate_batch()
 
@@ -184,10 +184,9 @@ class RunConfig(Part):
                     f"parallel.sequence={split} with linearize.{name}={value}: the teacher's "
                     "softmax attention takes whole sequences; set parallel.sequence=1."
                 )
-        corpus = self.data.corpus
-        if self.data.kind.packed:
+        if self.data.packed:
             raise ConfigError(
-                f"parallel.sequence={split} with data.corpus={corpus!r}: rows packed with several "
+                f"parallel.sequence={split} with {self.data.why_packed}: rows packed with several "
                 "examples cannot be split; set parallel.sequence=1."
             )
         if length % split:
@@ -263,16 +262,18 @@ class RunConfig(Part):
         """Hash of the fields that change the trunk, which are not the budget and its horizons. Runs
         of one trunk share its checkpoints (`scaling.record.trunk`). None: the learning rate depends
         on the budget from the start, or checkpoints are no function of the step."""
+        return _digest(self._semantic() | {"budget": {}}) if self.has_trunk else None
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether a run with another budget may share its trunk (`trunk_id`)."""
         cosine, rewinds = self.schedule.kind == "cosine", self.divergence.policy == "rewind"
-        if cosine or rewinds or self.linearize.teacher:
-            return None
-        return _digest(self._semantic() | {"budget": {}})
+        return not (cosine or rewinds or self.linearize.teacher)
 
     def _semantic(self) -> dict[str, Any]:
-        semantic = identity(self) | {"model": flat.flatten(self.model)}
+        without = ("name", "size", "parallel", "loggers", "model")
+        semantic = identity(self, without) | {"model": _flat(self.model)}
         semantic["precision"] = self.parallel.precision
-        for label in ("name", "size", "parallel", "loggers"):
-            del semantic[label]
         semantic["budget"].pop("keep_trunk", None)
         if self.divergence.policy != "rewind":  # which goes back to a checkpoint
             for name in ("checkpoint_every_tokens", "keep_every_tokens"):
@@ -334,6 +335,12 @@ class RunConfig(Part):
             if rows is not None and values["data"]["tokenizer"] != self.data.tokenizer:
                 values["model"]["vocab_size"] = rows
         return RunConfig.from_json(values)
+
+
+@functools.lru_cache(maxsize=256)
+def _flat(model: ModelConfig) -> dict[str, Any]:
+    """What a model is hashed by; not to be changed."""
+    return flat.flatten(model)
 
 
 def _digest(semantic: dict[str, Any]) -> str:

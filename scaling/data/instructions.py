@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from linscale.errors import LinscaleError
 from models.cross_entropy import IGNORE_INDEX
-from scaling.data.corpora.files import find_files, object_of, read_lines
+from scaling.data.corpora.files import decoded, find_files, object_of, read_lines
 from scaling.data.corpora.hf import open_dataset
 from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
@@ -186,7 +186,7 @@ def read_examples(source: str, corpus: str, cache: Path) -> Iterator[Example]:
         return
     for path in find_files(corpus, source, ".jsonl"):
         for where, line in read_lines(path):
-            yield _example(where, object_of(where, line))
+            yield _example(where, object_of(where, decoded(where, line)))
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from linscale.errors import LinscaleError
+from scaling.data.text_pieces import BEFORE_SPACES, BETWEEN_WORDS
 from scaling.data.tokenizer_base import Tokenizer
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class JsonTokenizer(Tokenizer):
             )
         starts = "|".join(re.escape(text) for text in self._leaks)
         self._cuts = re.compile(f"(?={starts})") if starts else None
+        self.cut_rule = None if self._cuts else _word_rule(content)
         canonical = json.dumps(content, sort_keys=True)
         if self._leaks or self.end != _first_known(vocabulary):
             canonical += json.dumps({"end": self.end, "cut": sorted(self._leaks)})
@@ -220,6 +222,33 @@ class JsonTokenizer(Tokenizer):
     def to_config(self) -> str:
         """Content of the `tokenizer_config.json` beside it, which names the end of a document."""
         return json.dumps({"eos_token": self.end}, ensure_ascii=False)
+
+
+_WORDS = tuple(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + digits +
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for digits in ("", "{1,3}")
+)  # fmt: skip
+"""The rules for words of Qwen (single digits), and of cl100k and Llama 3 (up to three)."""
+
+
+def _word_rule(content: dict[str, Any]) -> re.Pattern[str] | None:
+    """Where a `tokenizer.json` lets a long text be cut; None where its rules are not known."""
+    normalizer, before = content.get("normalizer"), content.get("pre_tokenizer") or {}
+    ordinary = content["model"].get("type") == "BPE" and all(
+        token["special"] for token in content["added_tokens"]
+    )
+    if not ordinary or (normalizer or {"type": "NFC"}).get("type") != "NFC":
+        return None
+    if before.get("type") == "Sequence" and len(before["pretokenizers"]) == 2:
+        split, levels = before["pretokenizers"]
+        pattern = split.get("pattern", {}).get("Regex", "") if split["type"] == "Split" else ""
+        plain = split.get("behavior") == "Isolated" and not split.get("invert")
+        whole = levels["type"] == "ByteLevel" and not levels["use_regex"]
+        known = plain and whole and pattern in _WORDS and not levels["add_prefix_space"]
+        return BETWEEN_WORDS if known else None
+    plain = before.get("type") == "ByteLevel" and before["use_regex"]
+    return BEFORE_SPACES if plain and not before["add_prefix_space"] else None
 
 
 def _first_known(vocabulary: dict[str, int]) -> str | None:

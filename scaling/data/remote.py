@@ -13,8 +13,7 @@
 
 Training always reads local files: a remote read in the middle of a step would stall it. The name of
 the folder follows from the signature of the corpus (`scaling.data.corpora`), which for local files
-holds their times: copies of them must keep these. A dataset of the hub has one name
-for each of its revisions.
+is their names, sizes and hashes. A dataset of the hub has one name for each of its revisions.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ A prepared corpus is a folder:
 
     index.json            what is in it (`Index`); replaced atomically after every chunk of text
     train-00000.bin ...   token numbers, little-endian uint16 or uint32 as the vocabulary needs
+    train-00000.documents which documents the shard holds (`scaling.data.earlier`)
     validation-00000.bin  the documents that are held out
     tokenizer.json        where the tokenizer was trained on this corpus
     blocks-T-n.json       the fixed validation blocks of sequence length T, at most n
@@ -98,6 +99,8 @@ class Index:
     """Documents without a visible character; they are skipped."""
     bad_records: int = 0
     """Records that could not be read; they are skipped (`data.max_bad_records`)."""
+    longest_document: int = 0
+    """UTF-8 bytes of the longest document."""
     complete: bool = False
     """False while the corpus is still being tokenised."""
     train: Contents = field(default_factory=Contents)

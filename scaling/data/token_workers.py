@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from linscale.errors import LinscaleError
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
@@ -29,12 +30,27 @@ from scaling.system.orphans import die_with_parent
 Results = Iterator[tuple["Batch", "Encoded"]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A document with text, or a part of a long one."""
+
+    raw: bytes
+    """Its text in UTF-8, or its tokens as the file holds them, the end of the document included."""
+    text_bytes: int
+    """Of its text."""
+    known: bool = False
+    """Whether `raw` are tokens, which an earlier preparation had."""
+    digest: bytes | None = None
+    """SHA-256 of the text of the whole document; None: of this, which is all of it."""
+    ends: bool = True
+    """Whether the document ends with it."""
+
+
 @dataclass(kw_only=True)
 class Batch:
-    """Consecutive documents of one chunk."""
+    """Consecutive pieces of one chunk."""
 
-    documents: list[bytes]
-    """UTF-8 of those with text."""
+    pieces: list[Piece] = field(default_factory=list)
     read: int = 0
     """Documents taken from the corpus, the empty ones included."""
     ends_chunk: bool = False
@@ -42,11 +58,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Documents of one split, tokenised."""
+    """Pieces of one split, tokenised."""
 
     raw: bytes
     """Their tokens as the file holds them."""
-    documents: int
+    ends: NDArray[np.int64]
+    """Tokens up to the end of each document that ends here."""
+    digests: bytes
+    """SHA-256 of each of these, one after another."""
     text_bytes: int
 
 
@@ -57,7 +76,7 @@ class Encoded:
     train: Part
     validation: Part
     digests: bytes
-    """SHA-256 of each document, one after another."""
+    """SHA-256 of each document that ends in it, one after another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +88,34 @@ class Encoder:
     """First 64 bits of a digest from which on a document is for training."""
     dtype: str
 
-    def __call__(self, documents: list[bytes]) -> Encoded:
-        digests = [hashlib.sha256(raw).digest() for raw in documents]
-        tokens = self.tokenizer.encode_batch([raw.decode() for raw in documents])
-        end = np.array([self.tokenizer.eos_id])
+    def __call__(self, pieces: list[Piece]) -> Encoded:
         little = np.dtype(self.dtype).newbyteorder("<")
+        new = [piece.raw.decode() for piece in pieces if not piece.known]
+        tokens = iter(self.tokenizer.encode_batch(new))
+        end = np.array([self.tokenizer.eos_id])
+        digests = [piece.digest or hashlib.sha256(piece.raw).digest() for piece in pieces]
+
+        def written(piece: Piece) -> bytes:
+            if piece.known:
+                return piece.raw
+            found = next(tokens)
+            return (np.concatenate((found, end)) if piece.ends else found).astype(little).tobytes()
+
+        raw = [written(piece) for piece in pieces]
 
         def part(held: bool) -> Part:
             chosen = [i for i, d in enumerate(digests) if held_out(d, self.limit) == held]
-            pieces = [piece for i in chosen for piece in (tokens[i], end)]
+            sizes = np.cumsum([len(raw[i]) // little.itemsize for i in chosen], dtype=np.int64)
+            ends = [pieces[i].ends for i in chosen]
             return Part(
-                raw=np.concatenate(pieces).astype(little).tobytes() if pieces else b"",
-                documents=len(chosen),
-                text_bytes=sum(len(documents[i]) for i in chosen),
+                raw=b"".join(raw[i] for i in chosen),
+                ends=sizes[np.array(ends, dtype=bool)],
+                digests=b"".join(digests[i] for i in chosen if pieces[i].ends),
+                text_bytes=sum(pieces[i].text_bytes for i in chosen),
             )
 
-        return Encoded(train=part(False), validation=part(True), digests=b"".join(digests))
+        ended = [d for d, piece in zip(digests, pieces, strict=True) if piece.ends]
+        return Encoded(train=part(False), validation=part(True), digests=b"".join(ended))
 
 
 def held_out(digest: bytes, limit: int) -> bool:
@@ -99,7 +130,7 @@ def encoded(
     """The batches with their tokens, in their order.
 
     Args:
-        batches: of documents.
+        batches: of pieces of documents.
         encoder: what to do with them.
         trained: the `tokenizer.json` of a `bpe:` tokenizer, for the workers.
         workers: processes; 1: this one.
@@ -108,7 +139,7 @@ def encoded(
         LinscaleError: a worker was killed.
     """
     if workers == 1:
-        yield ((batch, encoder(batch.documents)) for batch in batches)
+        yield ((batch, encoder(batch.pieces)) for batch in batches)
         return
     start = (os.getpid(), encoder.tokenizer.name, trained, encoder.limit, encoder.dtype)
     # A fork would copy the locks of this process's threads in whatever state they are.
@@ -124,7 +155,7 @@ def _in_order(batches: Iterator[Batch], pool: ProcessPoolExecutor, workers: int)
     waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, pool.submit(_work, batch.documents)))
+            waiting.append((batch, pool.submit(_work, batch.pieces)))
             if len(waiting) > 2 * workers:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -150,6 +181,6 @@ def _start(parent: int, name: str, trained: Path, limit: int, dtype: str) -> Non
     _encode = Encoder(tokenizer=load_tokenizer(name, trained), limit=limit, dtype=dtype)
 
 
-def _work(documents: list[bytes]) -> Encoded:
+def _work(pieces: list[Piece]) -> Encoded:
     assert _encode is not None
-    return _encode(documents)
+    return _encode(pieces)

@@ -14,6 +14,10 @@ would do the work of step 2, but writes all tokens a second time, starts from no
 killed, and leaves processes that hold the lock: see `experiments/benchmarks/tokenising.py`.)
 
 Reading takes a hundredth of the time of BPE, so that some forty workers share one reader.
+
+A document of more than half a million characters passes in pieces (`scaling.data.text_pieces`), so
+that memory holds its text once and the tokens of a few batches. One that an earlier preparation of
+the cache knows is copied from there (`scaling.data.earlier`).
 """
 
 from __future__ import annotations
@@ -26,14 +30,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from linscale.errors import LinscaleError
 from scaling.data import tokenizers
 from scaling.data.documents import Documents
+from scaling.data.earlier import Earlier, Table
 from scaling.data.reading_bar import ReadingBar, reading_bar
 from scaling.data.settings import DataSettings, Work
+from scaling.data.text_pieces import ANYWHERE, PIECE, cut
 from scaling.data.token_store import TRAINED, Contents, Index, Shard, damaged, dtype_for
-from scaling.data.token_workers import Batch, Encoded, Encoder, Part, encoded, held_out
+from scaling.data.token_workers import (
+    Batch,
+    Encoded,
+    Encoder,
+    Part,
+    Piece,
+    encoded,
+    held_out,
+)
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
 from scaling.system.devices import cores
 from scaling.system.files import replacing
@@ -50,25 +65,30 @@ _Advance = Callable[[int], object]
 class _Output:
     """The shard that is being written for one split; no file where no document comes."""
 
-    def __init__(self, folder: Path, contents: Contents, split: str, dtype: str) -> None:
+    def __init__(
+        self, folder: Path, contents: Contents, split: str, dtype: str, table: Table | None
+    ) -> None:
         self._contents = contents
         self._path = folder / f"{split}-{len(contents.shards):05d}.bin"
         self._partial = self._path.with_suffix(".bin.tmp")
         self._width = np.dtype(dtype).itemsize
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
+        self._table = table
         self._tokens = self._documents = self._text_bytes = 0
 
     def write(self, part: Part) -> None:
         """Append tokenised documents."""
-        if not part.documents:
+        if not part.raw:
             return
         if self._file is None:
             self._file = self._partial.open("wb")
         self._file.write(part.raw)
         self._digest.update(part.raw)
+        if self._table is not None:
+            self._table.add(part.digests, part.ends + self._tokens)
         self._tokens += len(part.raw) // self._width
-        self._documents += part.documents
+        self._documents += len(part.ends)
         self._text_bytes += part.text_bytes
 
     def __enter__(self) -> _Output:
@@ -85,12 +105,34 @@ class _Output:
                 self._file.flush()
                 os.fsync(self._file.fileno())
             self._partial.replace(self._path)
+            if self._table is not None:
+                self._table.save(self._path)
         finally:
             self._partial.unlink(missing_ok=True)  # on a full disk this is what makes room
         self._contents.documents += self._documents
         self._contents.text_bytes += self._text_bytes
         self._contents.shards.append(
             Shard(file=self._path.name, tokens=self._tokens, sha256=self._digest.hexdigest())
+        )
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
+def _known_pieces(
+    tokens: NDArray[np.unsignedinteger], digest: bytes, text_bytes: int
+) -> Iterator[Piece]:
+    """A document by its tokens, in parts no longer than a batch."""
+    step = BATCH_BYTES // tokens.itemsize
+    for start in range(0, len(tokens), step):
+        ends = start + step >= len(tokens)
+        yield Piece(
+            raw=tokens[start : start + step].tobytes(),
+            text_bytes=text_bytes if ends else 0,
+            known=True,
+            digest=digest,
+            ends=ends,
         )
 
 
@@ -133,6 +175,7 @@ class ShardWriter:
         )
         if self._tokenizer.fingerprint != self._index.tokenizer_sha256:
             raise damaged(folder, f"it was begun with another tokenizer {data.tokenizer}")
+        self._earlier = Earlier(folder, self._index) if self._tokenizer.costly else None
 
     def _load_tokenizer(self) -> Tokenizer:
         """The tokenizer, trained first if it must be."""
@@ -150,19 +193,29 @@ class ShardWriter:
 
     def _train_texts(self, advance: _Advance) -> Iterator[str]:
         for number, text in enumerate(self._corpus.read(0)):
-            raw = self._encode(text, number)
-            advance(len(raw))
-            if text.strip() and not held_out(hashlib.sha256(raw).digest(), self._limit):
+            digest, size = self._hash(text, number)
+            advance(size)
+            if not _is_blank(text) and not held_out(digest, self._limit):
                 yield text
 
-    def _encode(self, text: str, number: int) -> bytes:
+    def _hash(self, text: str, number: int) -> tuple[bytes, int]:
+        """SHA-256 and bytes of a document's UTF-8, which is not made as a whole."""
+        digest, size, start = hashlib.sha256(), 0, 0
+        for part in cut(text, ANYWHERE):
+            raw = self._encode(part, number, start)
+            digest.update(raw)
+            size += len(raw)
+            start += len(part)
+        return digest.digest(), size
+
+    def _encode(self, text: str, number: int, start: int = 0) -> bytes:
         try:
             return text.encode()
         except UnicodeEncodeError as error:
             raise LinscaleError(
                 f"corpus {self._corpus.name}: document {number} holds a lone surrogate "
-                f"({error.object[error.start]!a} at character {error.start}), which is not text; "
-                "remove it or leave the document out."
+                f"({error.object[error.start]!a} at character {start + error.start}), which is not "
+                "text; remove it or leave the document out."
             ) from None
 
     def run(self) -> Index:
@@ -189,31 +242,49 @@ class ShardWriter:
 
     def _batches(self, documents: Iterator[str], number: int) -> Iterator[Batch]:
         """All documents from `number` on; the last batch of a chunk says so."""
-        batch, pending, size = Batch(documents=[]), 0, 0
+        batch, pending, size = Batch(), 0, 0
         for text in documents:
-            raw = self._encode(text, number)
-            number += 1
             batch.read += 1
-            if not text.strip():
-                continue
-            batch.documents.append(raw)
-            pending += len(raw)
-            size += len(raw)
-            batch.ends_chunk = size >= CHUNK_BYTES
-            if batch.ends_chunk or pending >= BATCH_BYTES:
-                yield batch
-                size = 0 if batch.ends_chunk else size
-                batch, pending = Batch(documents=[]), 0
-        if batch.read:
+            length = 0
+            for piece in () if _is_blank(text) else self._pieces(text, number):
+                batch.pieces.append(piece)
+                pending += len(piece.raw)
+                size += piece.text_bytes
+                length += piece.text_bytes
+                batch.ends_chunk = piece.ends and size >= CHUNK_BYTES
+                if batch.ends_chunk or pending >= BATCH_BYTES:
+                    yield batch
+                    size = 0 if batch.ends_chunk else size
+                    batch, pending = Batch(), 0
+            number += 1
+            self._index.longest_document = max(self._index.longest_document, length)
+        if batch.read or batch.pieces:
             yield batch
+
+    def _pieces(self, text: str, number: int) -> Iterator[Piece]:
+        """A document with text: its tokens where they are known, else text; in parts if long."""
+        long = len(text) >= 2 * PIECE
+        digest = None
+        if self._earlier or long:
+            digest, size = self._hash(text, number)
+            known = self._earlier.find(digest) if self._earlier else None
+            if known is not None:
+                yield from _known_pieces(known, digest, size)
+                return
+        start = 0
+        for part in cut(text, self._tokenizer.cut_rule):
+            raw = self._encode(part, number, start)
+            start += len(part)
+            ends = start == len(text)
+            yield Piece(raw=raw, text_bytes=len(raw), digest=digest, ends=ends)
 
     def _write_chunk(self, results: Iterator[tuple[Batch, Encoded]], advance: _Advance) -> bool:
         """Write the next chunk; False when there is none left."""
         index, chain = self._index, bytes.fromhex(self._index.corpus_sha256)
         read = with_text = 0
         with (
-            _Output(self._folder, index.train, "train", index.dtype) as train,
-            _Output(self._folder, index.validation, "validation", index.dtype) as validation,
+            self._output("train") as train,
+            self._output("validation") as validation,
         ):
             for batch, encoded in results:
                 train.write(encoded.train)
@@ -221,7 +292,7 @@ class ShardWriter:
                 for start in range(0, len(encoded.digests), 32):
                     chain = hashlib.sha256(chain + encoded.digests[start : start + 32]).digest()
                 read += batch.read
-                with_text += len(batch.documents)
+                with_text += len(encoded.digests) // 32
                 advance(encoded.train.text_bytes + encoded.validation.text_bytes)
                 if batch.ends_chunk:
                     break
@@ -229,6 +300,11 @@ class ShardWriter:
         index.documents_read += read
         index.empty_documents += read - with_text
         return read > 0
+
+    def _output(self, split: str) -> _Output:
+        table = Table() if self._tokenizer.costly else None
+        contents = getattr(self._index, split)
+        return _Output(self._folder, contents, split, self._index.dtype, table)
 
     def _bar(self, label: str, done: int) -> AbstractContextManager[ReadingBar]:
         if not self._progress:

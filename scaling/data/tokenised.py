@@ -16,15 +16,16 @@ The formats are described in `scaling.data.token_store`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from linscale.errors import LinscaleError
+from linscale.os_errors import in_words
 from linscale.sealed import sealed
 from scaling.data import remote, tokenizers
 from scaling.data.documents import Documents
@@ -34,6 +35,7 @@ from scaling.data.token_store import FORMAT, Index, Split, damaged, read_blocks
 from scaling.data.tokenise import ShardWriter
 from scaling.system.claims import exclusive
 from scaling.system.files import DiskError, write_json
+from scaling.system.words import size
 
 LOCK = "lock"
 
@@ -75,6 +77,8 @@ def prepare_documents(documents: Documents, data: DataSettings, work: Work) -> P
                     index = remote.fetch(folder) or index
                 if index is None or not index.complete:
                     index = ShardWriter(folder, documents, data, source, index, work).run()
+                    if note := _uneven(index, data):
+                        print(f"corpus {data.corpus}: {note}", file=sys.stderr)
         if index.bad_records > data.max_bad_records:
             raise LinscaleError(
                 f"corpus {data.corpus}: {index.bad_records} of its records cannot be read and were "
@@ -86,12 +90,12 @@ def prepare_documents(documents: Documents, data: DataSettings, work: Work) -> P
                 remote.publish(folder, index)
         return _open(folder, data, index)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if (found := in_words(error)) is None:
             raise
         raise LinscaleError(
-            f"prepared corpus {folder}: the disk is full ({error.strerror}). Everything up to the "
-            "last finished chunk is kept; free some space, or set LINSCALE_CACHE to a folder on "
-            "another disk, and run the same command again."
+            f"prepared corpus {folder}: {found[0]}. Everything up to the last finished chunk is "
+            f"kept; {found[1]} (LINSCALE_CACHE names another one for prepared corpora), and run "
+            "the same command again."
         ) from error
 
 
@@ -99,6 +103,22 @@ def _folder_name(source: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     label = f"{source['corpus']}-{source['tokenizer']}"
     return f"{re.sub(r'[^A-Za-z0-9._]+', '-', label)[:60].strip('-')}-{digest[:12]}"
+
+
+def _uneven(index: Index, data: DataSettings) -> str:
+    """What one long document does to the validation split; empty where it does little."""
+    total = index.train.text_bytes + index.validation.text_bytes
+    share = index.validation.text_bytes / total
+    longest = index.longest_document / total
+    if longest < 0.5 * min(data.validation_fraction, 1 - data.validation_fraction):
+        return ""
+    return (
+        f"one document of {size(index.longest_document)} is {longest:.1%} of the text. A document "
+        f"is held out as a whole or not at all: {share:.1%} of the text is for validation, where "
+        f"data.validation_fraction={data.validation_fraction} asks for "
+        f"{data.validation_fraction:.1%}. Cut it into documents (a text: corpus is cut at line "
+        "ends), or take more text."
+    )
 
 
 def _open(folder: Path, data: DataSettings, index: Index) -> PreparedData:
@@ -113,7 +133,7 @@ def _open(folder: Path, data: DataSettings, index: Index) -> PreparedData:
         raise LinscaleError(
             f"corpus {data.corpus}: its training split has {index.train.tokens} tokens ({counts}), "
             f"less than one sequence of data.sequence_length={length} and its target; shorten "
-            "data.sequence_length or add text."
+            f"data.sequence_length or add text.{_hint(index, data)}"
         )
     held_out = Split(folder, index.validation, index.dtype, length)
     if held_out.n_blocks == 0:
@@ -121,7 +141,7 @@ def _open(folder: Path, data: DataSettings, index: Index) -> PreparedData:
             f"corpus {data.corpus}: its validation split has {index.validation.tokens} tokens "
             f"({counts}), less than one block of data.sequence_length={length} and its target; "
             f"raise data.validation_fraction (now {data.validation_fraction}), shorten "
-            "data.sequence_length or add text."
+            f"data.sequence_length or add text.{_hint(index, data)}"
         )
     validation = held_out.gather(_validation_blocks(folder, held_out, data.validation_blocks))
     return PreparedData(
@@ -132,6 +152,11 @@ def _open(folder: Path, data: DataSettings, index: Index) -> PreparedData:
         validation=validation,
         validation_sha256=hashlib.sha256(validation.astype("<i8").tobytes()).hexdigest(),
     )
+
+
+def _hint(index: Index, data: DataSettings) -> str:
+    note = _uneven(index, data)
+    return f" Here {note}" if note else ""
 
 
 def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -20,6 +21,11 @@ class Tokenizer(ABC):
     """Token that ends a document."""
     fingerprint: str
     """SHA-256 of everything that decides an encoding."""
+    cut_rule: re.Pattern[str] | None = None
+    """Where a long text may be cut without changing its tokens (`scaling.data.text_pieces`); None:
+    nowhere that is known."""
+    costly: bool = True
+    """Whether encoding costs more than finding a text among those that were encoded before."""
     prefix: tuple[int, ...] = ()
     """Tokens that a foreign model expects before every text (its beginning-of-sequence token)."""
 

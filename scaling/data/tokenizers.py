@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from linscale.errors import LinscaleError
 from models.errors import ConfigError
+from scaling.data import text_pieces
 from scaling.data.json_tokenizer import (
     END_OF_TEXT,
     JsonTokenizer,
@@ -53,6 +54,8 @@ class ByteTokenizer(Tokenizer):
     vocab_size = 256
     eos_id = 0xFF
     fingerprint = hashlib.sha256(b"utf-8 bytes, 0xff ends a document").hexdigest()
+    cut_rule = text_pieces.ANYWHERE
+    costly = False
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) for text in texts]
@@ -64,6 +67,8 @@ class ByteTokenizer(Tokenizer):
 
 class TiktokenTokenizer(Tokenizer):
     """An encoding of tiktoken."""
+
+    cut_rule = text_pieces.BETWEEN_WORDS
 
     def __init__(self, name: str, inner: tiktoken.Encoding) -> None:
         self.name = name
@@ -183,7 +188,12 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    source = _Interruptible(_first_bytes(texts, _BPE_TRAINING_BYTES), read)
+    pieces = (
+        piece
+        for text in _first_bytes(texts, _BPE_TRAINING_BYTES)
+        for piece in text_pieces.cut(text, text_pieces.BEFORE_SPACES)
+    )
+    source = _Interruptible(pieces, read)
     source.run(lambda: inner.train_from_iterator(source, trainer))
     reached = inner.get_vocab_size()
     if reached < vocabulary:
@@ -242,7 +252,7 @@ def _first_bytes(texts: Iterable[str], limit: int) -> Iterable[str]:
     for text in texts:
         if limit <= 0:
             return
-        limit -= len(text.encode())
+        limit -= sum(len(piece.encode()) for piece in text_pieces.cut(text, text_pieces.ANYWHERE))
         yield text
 
 

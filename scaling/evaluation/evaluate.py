@@ -261,8 +261,10 @@ def _lines(found: Sequence[Target], request: Request) -> list[dict[str, Any]]:
     """Lines of evals.jsonl that answer the request."""
     labels = request.labels
     stored = {directory: Results(directory) for directory in {t.directory for t in found}}
+    configs = {directory: _config(directory) for directory in stored}
+    seeds = {directory: config and config.seed for directory, config in configs.items()}
     return [
-        {"run": target.directory.name} | line
+        {"run": target.directory.name, "seed": seeds[target.directory]} | line
         for target in found
         for task, label in labels.items()
         for line in stored[target.directory].of(target.origin, task, label)

@@ -2,7 +2,8 @@
 
 With F the forward FLOPs of a term (`models.accounting`, `exact` convention), a token costs
 
-    transfer    the teacher's F, without the head, and 3 x the F of feature maps and new attentions
+    transfer    the teacher's F, without the head, and 3 x the F of feature maps and new attentions;
+                with the error of the residual stream 2 x the F of the students' output projections
     matrices    the teacher's F, without the head, and the T x T matrices of both, 1 + 3 x
     hidden      2 x the teacher's F and 3 x the student's, without the heads
     lora        3 F of the attention products, 2 F of everything else, whose weights are frozen,
@@ -30,7 +31,11 @@ def transfer(config: RunConfig) -> float:
     """FLOPs of a token in attention transfer."""
     model, forward, teacher = config.model, forward_flops(config), _teacher_flops(config)
     kept = teacher["attention"] * len(model.softmax_layers) / model.layers
-    return _without_head(teacher) + 3 * (forward["attention"] - kept + forward["feature_map"])
+    flops = _without_head(teacher) + 3 * (forward["attention"] - kept + forward["feature_map"])
+    if config.linearize.transfer_error == "residual":  # whose weights are frozen
+        linear = model.layers - len(model.softmax_layers)
+        flops += 2 * linear * 2.0 * model.dim * model.heads * model.head_dim
+    return flops
 
 
 def matrices(config: RunConfig) -> float:

@@ -6,25 +6,25 @@
     -> what each layer costs on the validation blocks, as loss of the text (`costs`) or as
        divergence of the next tokens from the teacher's (`divergences`), into linearization.json
     -> the costliest keep softmax attention in the run that is asked for
+    methods without attention transfer: each layer exchanged alone (`swap_costs`)
 
-The choice becomes part of that run's configuration, `model.options.softmax_layers`, so that it is a
-pure function of it. Measured by `models.linearize.layer_costs`.
+The choice becomes part of that run's configuration (`model.options.softmax_layers`, or the pattern
+`model.mixers` of a hybrid), so that it is a pure function of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from linscale.errors import LinscaleError
+from models.architectures.llama import LlamaOptions
 from models.architectures.lolcats import LoLCATs
-from models.config import ConfigError
-from models.language_model import LanguageModel
+from models.config import ConfigError, ModelConfig
+from models.linearize.initialise import keep_attention
 from models.linearize.layer_costs import (
-    divergence,
     keep_costliest,
     keep_spread,
     layer_costs,
@@ -37,10 +37,10 @@ from scaling.config.run import BudgetConfig, RunConfig
 from scaling.data.loader import validation_batches
 from scaling.data.prepare import prepare
 from scaling.linearization import linearization_record as record
-from scaling.linearization.objectives import inputs
+from scaling.linearization.swap_costs import judge, swap_costs
+from scaling.linearization.teacher import teacher_config
 from scaling.record.pretrained import load_pretrained
 from scaling.sweep.launch import launch
-from scaling.training.loss import block_means
 
 BY = {"cost": "costs", "position": "", "kl": "divergences"}
 """How layers are chosen -> the part of linearization.json with what was measured."""
@@ -54,43 +54,45 @@ def keep_layers(
     command: str,
     *,
     accept_data_change: bool = False,
+    say: Callable[[str], object] = print,
 ) -> RunConfig:
     """The run with softmax attention kept in `keep` layers.
 
     Args:
-        config: linearizes all layers; by LoLCATs with attention transfer, unless `by` is position.
+        config: linearizes all layers.
         sweep_dir: where the run goes; the one that measures goes there too.
         keep: layers.
         by: one of `BY`.
         command: what the user gave, for the record.
         accept_data_change: of `launch`.
+        say: told what is measured where no run does it.
 
     Raises:
-        ConfigError: another method, no attention transfer, or not so many layers.
+        ConfigError: another way to choose, or not so many layers.
         LinscaleError: the measuring run was stopped or failed.
     """
-    options, first = config.model.options, config.linearize.transfer_tokens
+    first = config.linearize.transfer_tokens
     if by not in BY:
         raise ConfigError(f"keep_by={by!r}: choose one of {', '.join(BY)}.")
-    if not isinstance(options, Linearized):
-        raise ConfigError(
-            f"keep={keep} with model.arch={config.model.arch!r}: it cannot mix its layers with "
-            "softmax attention; use --method supra or lolcats."
-        )
-    if options.softmax_layers:
+    if config.model.softmax_layers:
         raise ConfigError(f"keep={keep} with keep_softmax: give one of the two.")
     if not 0 < keep < config.model.layers:
         raise ConfigError(
             f"keep={keep}: must be between 1 and {config.model.layers - 1}, one less than the "
             "layers."
         )
-    if by == "position":
-        return _with(config, keep_spread(config.model.layers, keep))
-    if not isinstance(options, LoLCATs) or not first:
+    theirs = teacher_config(config.linearize.teacher)
+    if not isinstance(theirs.options, LlamaOptions):
         raise ConfigError(
-            f"keep={keep} with keep_by={by!r}: layers are judged by attention transfer; use "
-            "--method lolcats with linearize.transfer_tokens above 0, or --keep-by position."
+            f"keep={keep} with linearize.teacher={config.linearize.teacher}: it is linearized "
+            "already; choose layers where a transformer is linearized."
         )
+    model, kept_in = config.model, _keeper(config.model, theirs.options)
+    if by == "position":
+        return replace(config, model=kept_in(model, keep_spread(model.layers, keep)))
+    if not isinstance(model.options, LoLCATs) or not first:
+        costs = swap_costs(config, sweep_dir, by, kept_in, say)
+        return replace(config, model=kept_in(model, keep_costliest(costs, keep)))
     probe = replace(
         config,
         name=f"{config.name[:58]}-probe",
@@ -101,6 +103,7 @@ def keep_layers(
             transfer_lr=config.linearize.transfer_lr,
             cross_entropy=config.linearize.cross_entropy,
             far_error=config.linearize.far_error,
+            transfer_error=config.linearize.transfer_error,
             window_dropout=config.linearize.window_dropout,
         ),
     )
@@ -111,7 +114,7 @@ def keep_layers(
             "same command again."
         )
     measured = measure(sweep_dir / probe.run_id, by)
-    return _with(config, keep_costliest(measured, keep))
+    return replace(config, model=kept_in(model, keep_costliest(measured, keep)))
 
 
 def measure(run_dir: Path, by: str) -> dict[int, float]:
@@ -129,21 +132,21 @@ def measure(run_dir: Path, by: str) -> dict[int, float]:
         batches = list(validation_batches(prepare(run.data), run.data.batch_sequences))
         teacher = with_softmax_layers(student, tuple(range(student.config.layers)))
 
-        def loss(model: LanguageModel) -> float:
-            if by == "kl":
-                pairs = [inputs(batch) for batch in batches]
-                found = [divergence(model, teacher, tokens, *more) for tokens, more in pairs]
-            else:
-                found = [block_means(model, batch) for batch in batches]
-            return torch.cat(found).mean().item()
-
+        loss = judge(by, teacher, batches)
         stored = {str(layer): cost for layer, cost in layer_costs(student, loss).items()}
         record.put(run_dir, part, stored)  # all at once: some of them would look like all
     return {int(layer): cost for layer, cost in stored.items()}
 
 
-def _with(config: RunConfig, layers: tuple[int, ...]) -> RunConfig:
-    options = config.model.options
-    assert isinstance(options, Linearized)
-    part = replace(options, softmax_layers=layers)
-    return replace(config, model=config.model.replace(options=part))
+def _keeper(
+    linear: ModelConfig, attention: LlamaOptions
+) -> Callable[[ModelConfig, tuple[int, ...]], ModelConfig]:
+    """A model of the run's method with softmax attention in some layers."""
+    if isinstance(linear.options, Linearized):
+
+        def chosen(model: ModelConfig, layers: tuple[int, ...]) -> ModelConfig:
+            options = model.options_as(Linearized)
+            return model.replace(options=replace(options, softmax_layers=layers))
+
+        return chosen
+    return lambda model, layers: keep_attention(model, attention, layers)

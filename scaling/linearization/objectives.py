@@ -205,8 +205,9 @@ class Transfer(Alignment):
         tokens, packing = inputs(batch)
         part = self.config.linearize
         return attention_transfer_loss(
-            net, tokens, *packing, cross_entropy=part.cross_entropy, far=part.far_error
-        )
+            net, tokens, *packing, cross_entropy=part.cross_entropy, far=part.far_error,
+            at=part.transfer_error,
+        )  # fmt: skip
 
 
 class _ByName(Alignment):

@@ -100,12 +100,15 @@ def load_teacher(config: RunConfig, tokenizer: Tokenizer) -> Teacher:
 def _check_model(model: ModelConfig, theirs: ModelConfig, path: str) -> None:
     """Raise LinscaleError where a run's model is not its teacher with another attention."""
     if model.architecture.starts_from == "attention":
-        from models.linearize.initialise import gated_config
+        from models.linearize.initialise import gated_config, keep_attention
 
         started = gated_config(theirs, model.arch)
         known = ("vocab_size", "dim", "layers", "heads", "glu_dim", "norm_eps", "glu_activation",
                  "tie_embeddings")  # fmt: skip
         expected, given = ({n: getattr(m, n) for n in known} for m in (started, model))
+        if softmax := model.softmax_layers:
+            wanted = keep_attention(model, theirs.options_as(LlamaOptions), softmax)
+            expected["mixers"], given["mixers"] = wanted.mixers, model.mixers
         if hasattr(started.options, "rope_base"):
             name = "options.rope_base"
             expected[name], given[name] = (m.options.rope_base for m in (started, model))  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,6 +8,7 @@ schedule are recorded together, as `transfer`: their tokens, and their mean cost
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypedDict
 
 from models.accounting import (
@@ -17,6 +18,7 @@ from models.accounting import (
     parameters,
     train_flops_per_token,
 )
+from models.config import ModelConfig
 from scaling.config.objectives import load
 from scaling.config.run import RunConfig
 
@@ -53,7 +55,12 @@ def ordinary_cost(config: RunConfig) -> Cost:
 
 def forward_flops(config: RunConfig) -> dict[str, float]:
     """Forward FLOPs of a token by term, at the run's sequence length."""
-    return forward_flops_per_token(config.model, mean_keys(config.data.sequence_length))
+    return dict(_forward_flops(config.model, config.data.sequence_length))
+
+
+@lru_cache(maxsize=256)
+def _forward_flops(model: ModelConfig, length: int) -> dict[str, float]:
+    return forward_flops_per_token(model, mean_keys(length))
 
 
 def costs(config: RunConfig) -> list[Cost]:

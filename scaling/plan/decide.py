@@ -13,6 +13,7 @@ One function decides for a plan and for the run itself.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from scaling.config.run import RunConfig
@@ -28,6 +29,7 @@ MOST_TOKENS = 64 * IDLE_TOKENS
 """Of a micro-batch that memory alone decides: beyond, hardly any time is left to win."""
 
 
+@lru_cache(maxsize=8)
 def decide_parallel(run: RunConfig, capacity: float) -> RunConfig:
     """The run with all that is `auto` decided: what a plan shows and what a run does.
 

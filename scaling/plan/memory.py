@@ -24,6 +24,7 @@ block keeps less, and kernels need some workspace: the estimate is meant to be w
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from statistics import fmean
 
 from models.accounting import layer_costs, parameters
@@ -53,6 +54,7 @@ class Memory:
     """Of the worst moment. Not a sum: gradients, logits and recomputed activations take turns."""
 
 
+@lru_cache(maxsize=1024)
 def kept_by_block(
     model: ModelConfig, tokens: int, positions: int, mode: str, *, bf16: bool, interval: int
 ) -> float:
@@ -100,6 +102,7 @@ def _kept(model: ModelConfig) -> Kept | None:
     return Kept(**{name: fmean(getattr(k, name) for k in kept) for name in names})  # pyright: ignore[reportArgumentType]
 
 
+@lru_cache(maxsize=32)  # of one run it is asked several times
 def memory(run: RunConfig, devices: int | None = None) -> Memory:
     """Estimated bytes per device of a run.
 

@@ -11,7 +11,7 @@ Estimates are labelled as such; those of memory are explained in `scaling.plan.m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
@@ -263,13 +263,13 @@ def disk_bytes(run: RunConfig) -> tuple[float, float]:
     total = sum(parameters(run.model).values())
     every = run.budget.keep_every_tokens
     for_good = run.steps * run.tokens_per_step // every if every else 0
-    last = int(run.budget.keep_trunk and run.trunk_id is not None)
+    last = int(run.budget.keep_trunk and run.has_trunk)
     kept = 4.0 * total * len(run.horizon_steps) + 12.0 * total * (for_good + last)
     return kept, kept + 4 * 12.0 * total
 
 
 def plan(
-    runs: Sequence[RunConfig],
+    runs: Iterable[RunConfig],
     device: Device | str = "",
     states: Mapping[str, str] | None = None,
     law: Law = "constant",
@@ -286,9 +286,11 @@ def plan(
     Raises:
         ConfigError: no such device, or a run does not fit it.
     """
-    each = device_for(runs, device) if isinstance(device, str) else device
+    if isinstance(device, str):
+        runs = list(runs)
+        device = device_for(runs, device)
     known = states or {}
-    return [rung(run, each, known.get(run.run_id, "planned"), law) for run in runs]
+    return [rung(run, device, known.get(run.run_id, "planned"), law) for run in runs]
 
 
 def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "constant") -> Rung:

@@ -130,9 +130,12 @@ def find_checkpoint(path: Path | str) -> Path | None:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of a name; raises LinscaleError when it is none, or is not there."""
+    """The device of a name, the GPU where there is one for an empty name; raises LinscaleError when
+    it is none, or is not there."""
     import torch
 
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

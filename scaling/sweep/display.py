@@ -12,6 +12,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from linscale.table import Column, Grid
+from linscale.terminal import console, shows_progress
 from scaling.record.head import ENDED
 from scaling.sweep.status import STYLES, run_row, share
 from scaling.sweep.task import Task
@@ -32,13 +34,12 @@ class SweepDisplay:
 
     def __init__(self, sweep_dir: Path, tasks: list[Task], *, table: bool) -> None:
         """Without `table`, lines only: for runs that show their own progress."""
-        from rich.console import Console
         from rich.live import Live
 
         self._sweep_dir, self._tasks = sweep_dir, tasks
-        self._console = Console(highlight=False)
+        self._console = console()
         self._live: Live | None = None
-        if table and self._console.is_terminal:
+        if table and self._console.is_terminal and shows_progress():
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._due = 0.0
         self._line_due = time.monotonic() + LINE_SECONDS
@@ -61,8 +62,11 @@ class SweepDisplay:
         self._console.print(Text(text), soft_wrap=True)
 
     def show_end(self, task: Task) -> None:
-        """The line of a run that has ended."""
+        """The line of a run that has ended; under `--quiet` only of one that did not end well."""
         from rich.text import Text
+
+        if task.state == "done" and not shows_progress():
+            return
 
         row = run_row(self._sweep_dir / task.run_id)
         left = sum(not other.final for other in self._tasks)
@@ -85,7 +89,7 @@ class SweepDisplay:
         self._due = now + REFRESH_SECONDS
         if self._live:
             self._live.update(self._table(), refresh=True)
-        elif now >= self._line_due:
+        elif now >= self._line_due and shows_progress():
             self._line_due = now + LINE_SECONDS
             self.say(self._line())
 
@@ -117,30 +121,29 @@ class SweepDisplay:
 
     def _table(self) -> RenderableType:
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
         done, left = self._share()
-        table = Table.grid(padding=(0, 2))
-        for task in self._tasks:
-            if task.state in ("running", "elsewhere"):
-                row = run_row(self._sweep_dir / task.run_id)
-                table.add_row(
-                    task.run_id,
-                    ProgressBar(total=row["tokens_total"] or 1, completed=row["tokens"], width=24),
-                    f"{si(row['tokens'])} tokens",
-                    f"loss {nats(row['loss'])}" if row["loss"] is not None else "starting",
-                    f"{speed(row['tokens_per_second'])} tok/s" if row["tokens_per_second"] else "",
-                    duration(row["eta_seconds"]),
-                    "" if task.state == "running" else f"on {row['hostname']}, another launch",
-                )
+        under_way = [task for task in self._tasks if task.state in ("running", "elsewhere")]
+        rows = [run_row(self._sweep_dir / task.run_id) for task in under_way]
+        others = [
+            "" if task.state == "running" else f"on {row['hostname']}, another launch"
+            for task, row in zip(under_way, rows, strict=True)
+        ]
+        columns = [
+            Column("run", [row["run_id"] for row in rows], words=True),
+            Column("done", [share(row) for row in rows]),
+            Column("tokens", [si(row["tokens"]) for row in rows], spare=2),
+            Column("loss", [nats(row["loss"]) or "starting" for row in rows]),
+            Column("tok/s", [speed(row["tokens_per_second"]) for row in rows], spare=1),
+            Column("left", [duration(row["eta_seconds"]) for row in rows]),
+        ]
+        if any(others):
+            columns.append(Column("", others, words=True))
         ended = sum(task.state in (*ENDED, "failed") for task in self._tasks)
-        foot = Table.grid(padding=(0, 2))
-        foot.add_row(
-            Text(f"{ended} of {len(self._tasks)} runs", style="bold"),
-            ProgressBar(total=1.0, completed=done, width=40),
-            f"{done:.0%} of the compute",
-            f"about {duration(left)} left" if left else "",
+        foot = Text.assemble(
+            (f"{ended} of {len(self._tasks)} runs", "bold"),
+            f", {done:.0%} of the compute",
+            f", about {duration(left)} left" if left else "",
         )
-        return Group(table, foot)
+        return Group(Grid(columns, elsewhere="linscale status shows them."), foot)

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from linscale.json_reader import as_list, is_name
+from linscale.terminal import console, say, shows_progress, tell
 from models.architecture import show_children
 from models.config import ConfigError
 from scaling.config.experiment import Experiment
@@ -102,20 +103,23 @@ def launch(
     options = slurm or SlurmOptions()
     if dry_run:
         for array in submit([t.config for t in left], sweep_dir, options, train, dry_run=True):
-            print(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
+            tell(f"{describe(array)}\n{indented(', '.join(array.run_ids))}\n{array.script}")
         return True
     loggers = list(dict.fromkeys(name for task in left for name in task.config.loggers))
     check_installed(loggers)
     for warning in check_servers(loggers, sweep_dir):
-        print(warning, file=sys.stderr)
+        console(stderr=True).print(warning, soft_wrap=True)
     for data in dict.fromkeys(task.config.data for task in left):
-        prepared = prepare(data, progress=sys.stderr.isatty())
+        say(f"preparing data: {data.corpus}, tokenizer {data.tokenizer}")
+        prepared = prepare(data, progress=shows_progress())
         for task in left:
             if task.config.data == data:
                 prepared.check_rows(task.config.model.vocab_size)
     if accept_data_change:
         for task in left:
             consent(sweep_dir / task.run_id)
+    logs = f"; logs: {sweep_dir}/worker-*.log" if launcher == "local" and left else ""
+    say(f"{len(left)} of {len(tasks)} runs to train in {sweep_dir}{logs}")
     _record_sweep(experiment, sweep_dir)  # now that nothing the user typed can stop it
     if launcher == "slurm":
         _submit([task.config for task in left], sweep_dir, options, train)
@@ -204,9 +208,9 @@ def _submit(configs: list[RunConfig], sweep_dir: Path, options: SlurmOptions, tr
     """Hand runs to SLURM and say where they are."""
     arrays = submit(configs, sweep_dir, options, train)
     for array in arrays:
-        print(describe(array))
+        tell(describe(array))
     submitted = sum(len(array.run_ids) for array in arrays)
-    print(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
+    tell(f"{submitted} runs submitted; follow them with: linscale status {sweep_dir} --watch")
 
 
 def indented(text: str) -> str:

@@ -25,13 +25,15 @@ from linscale.json_reader import (
 )
 from linscale.layer_groups import group
 from linscale.selection import chosen, fields_of
+from linscale.table import Column, Grid
+from linscale.terminal import console
 from scaling.record.head import ENDED
 from scaling.sweep.slurm_queue import Job, queued
 from scaling.system.claims import STALE_SECONDS, holder
 from scaling.system.words import duration, nats, percent, si, speed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from rich.console import RenderableType
     from rich.text import Text
@@ -172,39 +174,47 @@ def _devices(parallel: Fields) -> int | None:
     return parallel.whole("devices", 1) * parallel.whole("nodes", 1, default=1)
 
 
-def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
-    """The rows for a terminal: a table, the reasons of what went wrong, and a word on revisions."""
-    from rich.box import SIMPLE_HEAD
+def status_table(
+    directory: Path, rows: list[dict[str, Any]], title: str | None = None
+) -> RenderableType:
+    """The rows for a terminal: a table, the reasons of what went wrong, and a word on revisions.
+
+    Args:
+        directory: of the sweep.
+        rows: of `status_rows`.
+        title: what is said of the sweep; None: how many of its runs are in which state.
+    """
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    columns = {
-        "run": [Text(row["run_id"]) for row in rows],
-        "state": [Text(row["state"], style=STYLES.get(row["state"], "")) for row in rows],
-        "done": [Text(share(row)) for row in rows],
-        "tokens": [Text(si(row["tokens"]) if row["tokens"] else "") for row in rows],
-        "loss": [Text(nats(row["loss"])) for row in rows],
-        "val loss": [Text(nats(row["val_loss"])) for row in rows],
-        "off law": [_health(row["health"]) for row in rows],
-        "tok/s": [Text(speed(row["tokens_per_second"])) for row in rows],
-        "MFU": [Text(percent(row["mfu"])) for row in rows],
-        "left": [Text(duration(row["eta_seconds"])) for row in rows],
-        "host": [Text(row["hostname"] or "") for row in rows],
-        "job": [Text(row["job_id"] or "") for row in rows],
-    }
-    if len({row["seed"] for row in rows}) > 1:
-        columns["seed"] = [Text("" if row["seed"] is None else str(row["seed"])) for row in rows]
-    if len({row["hostname"] for row in rows if row["hostname"]}) < 2:
-        del columns["host"]
-    columns = {name: cells for name, cells in columns.items() if any(c.plain for c in cells)}
-    table = Table(title=f"{directory}: {summary(rows)}", title_justify="left", box=SIMPLE_HEAD)
-    for name in columns:
-        text = name in ("run", "state", "host")
-        table.add_column(name, justify="left" if text else "right", no_wrap=True)
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
-    parts: list[RenderableType] = [table]
+    def column(title: str, cells: Iterable[str | Text], **how: Any) -> Column:
+        return Column(title, list(cells), **how)
+
+    hosts = {row["hostname"] for row in rows if row["hostname"]}
+    columns = [
+        column("run", (row["run_id"] for row in rows), words=True),
+        column("seed", (_word(row["seed"]) for row in rows), once=True, spare=4),
+        column(
+            "state",
+            (Text(row["state"], style=STYLES.get(row["state"], "")) for row in rows),
+            words=True,
+        ),
+        column("done", map(share, rows)),
+        column("tokens", (si(row["tokens"]) if row["tokens"] else "" for row in rows), spare=5),
+        column("loss", (nats(row["loss"]) for row in rows), spare=1),
+        column("val loss", (nats(row["val_loss"]) for row in rows)),
+        column("off law", (_health(row["health"]) for row in rows)),
+        column("tok/s", (speed(row["tokens_per_second"]) for row in rows), spare=3),
+        column("MFU", (percent(row["mfu"]) for row in rows), spare=2),
+        column("left", (duration(row["eta_seconds"]) for row in rows)),
+        column("host", (row["hostname"] or "" for row in rows), words=True, spare=7),
+        column("job", (_word(row["job_id"]) for row in rows), spare=6),
+    ]
+    empty = {c.title for c in columns if not any(map(len, c.cells))}
+    if len(hosts) < 2:
+        empty.add("host")
+    shown = [c for c in columns if c.title not in empty]
+    parts: list[RenderableType] = [Grid(shown, title=f"{directory}: {title or summary(rows)}")]
     for row in rows:
         if row["reason"]:
             style = STYLES.get(row["state"], "")
@@ -216,6 +226,10 @@ def status_table(directory: Path, rows: list[dict[str, Any]]) -> RenderableType:
             Text(f"These runs come from different revisions of the code: {listed}.", style="yellow")
         )
     return Group(*parts)
+
+
+def _word(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _health(found: dict[str, Any] | None) -> Text:
@@ -247,14 +261,39 @@ def watch(
     """
     from rich.live import Live
 
-    rows = status_rows(directory, only)
-    judge(rows)
-    with Live(status_table(directory, rows), auto_refresh=False) as live:
+    screen = console()
+
+    def look() -> tuple[list[dict[str, Any]], RenderableType]:
+        rows = status_rows(directory, only)
+        judge(rows)
+        return rows, _that_fit(directory, rows, screen.height if screen.is_terminal else None)
+
+    rows, table = look()
+    with Live(table, console=screen, auto_refresh=False) as live:
         while any(row["state"] in UNFINISHED for row in rows):
             time.sleep(seconds)
-            rows = status_rows(directory, only)
-            judge(rows)
-            live.update(status_table(directory, rows), refresh=True)
+            rows, table = look()
+            live.update(table, refresh=True)
+    if screen.is_terminal:
+        screen.print(status_table(directory, rows))
+
+
+def _that_fit(directory: Path, rows: list[dict[str, Any]], height: int | None) -> RenderableType:
+    """The table in so many lines: what is under way and what went wrong first, and how many rows
+    there is no room for. A live table that is longer than the terminal would lose its end."""
+    from rich.console import Group
+    from rich.text import Text
+
+    reasons = sum(bool(row["reason"]) for row in rows)
+    room = len(rows) if height is None else max(3, height - 7 - reasons)
+    if len(rows) <= room:
+        return status_table(directory, rows)
+    order = [s for s in ("running", "failed", "unreadable") if s in STYLES]
+    order += [s for s in STYLES if s not in order and s != "done"]
+    ranked = sorted(rows, key=lambda r: order.index(r["state"]) if r["state"] in order else 99)
+    table = status_table(directory, ranked[:room], title=summary(rows))
+    more = f"{len(rows) - room} more: linscale status {directory}"
+    return Group(table, Text(more, style="dim"))
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 
 from linscale.code_search import search_also
 from linscale.errors import LinscaleError
+from linscale.os_errors import sentence
 from scaling.config.run import RunConfig
 from scaling.system.claims import ClaimLost, claim
 
@@ -71,8 +72,10 @@ def attempt(
     except LinscaleError as error:
         return Outcome(state="failed", reason=str(error))
     except Exception as error:
-        traceback.print_exc()
-        return Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
+        words = sentence(error) if isinstance(error, OSError) else None
+        if words is None:
+            traceback.print_exc()
+        return Outcome(state="failed", reason=words or f"{type(error).__name__}: {error}")
 
 
 def find(name: str) -> TrainFunction:

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from linscale.errors import LinscaleError
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
+from linscale.os_errors import in_words
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -35,11 +33,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "the disk or quota is full" if error.errno in _FULL else error.strerror or str(error)
+        if error.filename is None:
+            error.filename = str(path)
+        what, remedy = in_words(error) or (error.strerror or str(error), "mend that")
         raise DiskError(
-            f"{path}: cannot be written ({what}). What was saved before is intact: make room or "
-            "mend the permissions, then give the same command again and the run goes on from its "
-            "last checkpoint."
+            f"{path}: cannot be written ({what}). What was saved before is intact: {remedy}, then "
+            "give the same command again and the run goes on from its last checkpoint."
         ) from error
 
 

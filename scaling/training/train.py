@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from linscale.code_search import search_also
 from linscale.errors import LinscaleError
+from linscale.os_errors import sentence
 from models.config import ConfigError
 from scaling.config.run import RunConfig
 from scaling.record.head import ENDED, State, read_config
@@ -81,7 +82,9 @@ def train(
         _mark(record, is_main, "failed", str(error))
         raise
     except Exception as error:
-        _mark(record, is_main, "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+        words = sentence(error) if isinstance(error, OSError) else None
+        reason = words or f"{type(error).__name__}: {error}"
+        _mark(record, is_main, "failed", reason, traceback.format_exc())
         raise
 
 

@@ -75,6 +75,7 @@ VARIANTS: list[tuple[Arch, dict[str, object]]] = [
     ("lolcats", {"kv_heads": 1, "options": LoLCATs(window=4, softmax_layers=(0,))}),
     ("lolcats", {"options": LoLCATs(window=3, arrangement="sliding", feature_map="t2r")}),
     ("lolcats", {"options": LoLCATs(window=5, feature_map="taylor")}),
+    ("lolcats", {"kv_heads": 1, "options": LoLCATs(window=4, shared_state=True)}),
 ]
 
 
@@ -154,15 +155,24 @@ def token_by_token(
 ) -> tuple[Tensor, LayerState]:
     """LoLCATs' attention with one product for each key that a token sees in its window, and one
     update and one read of the state a token. The FLOPs are right; the result is not needed."""
-    q_map, k_map = mixer.query_map(q), mixer.key_map(repeat_heads(k, mixer.heads))
+    own_k, own_v = (repeat_heads(x, mixer.state_heads) for x in (k, v))
+    q_map, k_map = mixer.query_map(q), mixer.key_map(own_k)
     k, v = repeat_heads(k, mixer.heads), repeat_heads(v, mixer.heads)
     outputs = []
     for t in range(q.shape[1]):
         seen = slice(t + 1 - mixer.options.seen(t + 1), t + 1)
         scores = q[:, t, :, None] @ k[:, seen].permute(0, 2, 3, 1)  # (B, H, 1, S)
         outputs.append((scores @ v[:, seen].transpose(1, 2))[:, :, 0])
-    values = torch.cat((v, torch.ones_like(v[..., :1])), -1)
-    far, _ = recurrent_reference(q_map, k_map, values)
+    values = torch.cat((own_v, torch.ones_like(own_v[..., :1])), -1)
+    if mixer.state_heads == mixer.heads:
+        far, _ = recurrent_reference(q_map, k_map, values)
+    else:  # one update a key-value head, one read a query head
+        kv, reads = torch.zeros_like(k_map[:, 0, ..., None] * values[:, 0, :, None]), []
+        for t in range(q.shape[1]):
+            kv = kv + k_map[:, t, ..., None] @ values[:, t, :, None]
+            states = kv.repeat_interleave(mixer.heads // mixer.state_heads, 1)
+            reads.append((q_map[:, t, :, None] @ states)[:, :, 0])
+        far = torch.stack(reads, 1)
     return torch.stack(outputs, 1) * mixer.factor()[:, None] + far[..., :-1] / far[..., -1:], {}
 
 

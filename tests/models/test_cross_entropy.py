@@ -104,7 +104,32 @@ def test_operators_are_well_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = torch.randn(12, 4, requires_grad=True)
     weight = torch.randn(10, 4, requires_grad=True)
     targets = torch.randint(0, 10, (12,))
-    torch.library.opcheck(cross_entropy._chunked, (hidden, weight, targets))
+    for head in (weight, weight.detach()):
+        torch.library.opcheck(cross_entropy._chunked, (hidden, head, targets))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_frozen_head_has_no_gradient(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """Neither its product nor its memory: under low-rank training it would cost a quarter."""
+    small_chunks(monkeypatch, 30)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(12, 4), torch.randn(10, 4)
+    targets = torch.randint(0, 10, (12,))
+    _, expected, _ = loss_and_gradients(
+        linear_cross_entropy, hidden, weight, targets, torch.ones(12)
+    )
+
+    def refuse(*_: Tensor) -> None:
+        raise AssertionError("the weight's gradient is computed")
+
+    monkeypatch.setattr(cross_entropy, "_add_product", refuse)
+    function = linear_cross_entropy
+    if compiled:
+        function = torch.compile(function, backend="aot_eager", fullgraph=True)
+    hidden.requires_grad_()
+    function(hidden, weight, targets).sum().backward()
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, expected)
 
 
 def test_logits_are_never_all_in_memory() -> None:
@@ -191,7 +216,7 @@ def test_a_chunk_on_a_device_is_two_launches_and_four_products(
     chunks = -(-tokens // (300 // words))
     with Seen():
         _, log_sum = cross_entropy._chunked._init_fn(hidden, weight, targets)
-        cross_entropy._chunked_backward._init_fn(grad, hidden, weight, targets, log_sum)
+        cross_entropy._chunked_backward._init_fn(grad, hidden, weight, targets, log_sum, True)
     assert launched == ["row_losses"] * chunks + ["row_gradients"] * chunks
     for name, times in (
         ("aten.mm.default", 2 * chunks), ("aten.mm.out", chunks),

@@ -45,9 +45,13 @@ def dense_lolcats(
     width = config.heads * size, key_value_heads(config) * size, key_value_heads(config) * size
     q, k, v = (p.unflatten(-1, (-1, size)) for p in attention.qkv(x).split(width, -1))
     group = config.heads // key_value_heads(config)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin).repeat_interleave(group, 2)
-    v = v.repeat_interleave(group, 2)
-    q_map, k_map, factor = attention.query_map(q), attention.key_map(k), attention.factor()
+    q, few = rotate(q, cos, sin), rotate(k, cos, sin)
+    k, v = few.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+    q_map, factor = attention.query_map(q), attention.factor()
+    if options.shared_state:
+        k_map = attention.key_map(few).repeat_interleave(group, 2)
+    else:
+        k_map = attention.key_map(k)
     out = torch.zeros_like(q)
     for h in range(config.heads):
         for t in range(x.shape[1]):

@@ -114,7 +114,8 @@ class LinearizedMixer(nn.Module):
             self.decay = Vector("slopes", self.heads) if settings["learn_decay"] else None
         elif self.method == "lolcats":
             self.query_map = FeatureMap(self.options, self.heads, self.size)
-            self.key_map = FeatureMap(self.options, self.heads, self.size)
+            self.state_heads = self.groups if self.options["shared_state"] else self.heads
+            self.key_map = FeatureMap(self.options, self.state_heads, self.size)
             self.factor = Vector("logit", self.heads)
 
     def forward(
@@ -151,6 +152,10 @@ class LinearizedMixer(nn.Module):
     def _repeat(self, x: Tensor) -> Tensor:
         """Each key-value head serves heads / groups query heads in a row."""
         return x.repeat_interleave(self.heads // self.groups, dim=2)
+
+    def _share(self, x: Tensor, dim: int) -> Tensor:
+        """Each head of the state serves so many query heads in a row."""
+        return x.repeat_interleave(self.heads // self.state_heads, dim=dim)
 
     def _supra(
         self,
@@ -213,8 +218,11 @@ class LinearizedMixer(nn.Module):
             sums = state.get("kv")
             cache = append(state, k[:, part], v[:, part], now)
             where, keys = cache["position"], self._repeat(cache["k"])  # (B, S), (B, S, H, K)
-            values = F.pad(self._repeat(cache["v"]).to(wide), (0, 1), value=1)  # [v, 1]
-            q_map, k_map = self.query_map(q[:, part]).to(wide), self.key_map(keys).to(wide)
+            shared = self.state_heads < self.heads
+            own_k, own_v = (cache[n] if shared else self._repeat(cache[n]) for n in ("k", "v"))
+            own_v = F.pad(own_v.to(wide), (0, 1), value=1)  # [v, 1]
+            own_map = self.key_map(own_k).to(wide)
+            q_map, k_map = self.query_map(q[:, part]).to(wide), self._share(own_map, 2)
             seen = (where >= 0)[:, None] & (where[:, None] <= now[..., None])  # (B, C, S)
             near = where[:, None] >= self._oldest(now)[..., None]
             near = seen & (near | (where < sinks)[:, None])
@@ -224,15 +232,15 @@ class LinearizedMixer(nn.Module):
             scores = self._capped(scores).masked_fill(~near, -torch.inf)
             weights = factor * (scores - scores.amax(-1, keepdim=True)).exp()
             weights = weights + weight * far * torch.einsum("bchf,bshf->bhcs", q_map, k_map)
-            total = torch.einsum("bhcs,bshv->bchv", weights, values)
+            total = torch.einsum("bhcs,bshv->bchv", weights, self._share(own_v, 2))
             if sums is not None:
-                read = torch.einsum("bchf,bhfv->bchv", q_map, sums)
+                read = torch.einsum("bchf,bhfv->bchv", q_map, self._share(sums, 1))
                 total = total + weight.transpose(0, 1) * read
             outputs.append(total[..., :-1] / total[..., -1:])
             # Keys that no later window holds join the sums; two windows' worth stay.
             oldest = self._oldest(where.amax(1, keepdim=True) + 1)
             gone = (where >= sinks) & (where < oldest)
-            joined = torch.einsum("bshf,bs,bshv->bhfv", k_map, gone.to(wide), values)
+            joined = torch.einsum("bshf,bs,bshv->bhfv", own_map, gone.to(wide), own_v)
             order = where.masked_fill(gone, -1).sort(dim=1, stable=True)
             kept = order.indices[:, -2 * window - sinks :]
             rows = torch.arange(q.shape[0], device=q.device)[:, None]

@@ -69,7 +69,7 @@ def delta_attention_step(
     state: Tensor,
     decay: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One token of the recurrence, for decoding. Differentiable.
+    """One token of the recurrence, for decoding. Differentiable on the CPU.
 
     Args:
         q: query, (B, H, K).
@@ -96,6 +96,8 @@ def delta_attention_step(
         raise ValueError(
             f"beta has shape {tuple(beta.shape)}: it must be (batch, heads), {tuple(q.shape[:2])}."
         )
+    if q.device.type == "cuda":
+        return operators.delta_attention_step(q, k, v, beta, state, decay)
     dtype = state.dtype
     query, key, value = (x.to(dtype)[..., None, :] for x in (q, k, v))  # (B, H, 1, .)
     if decay is not None:

@@ -32,6 +32,29 @@ class DeltaCall(NamedTuple):
     """Offsets of N packed sequences, (N + 1,); None: the B rows are the N sequences."""
 
     @property
+    def mode(self) -> str:
+        """How states decay, from the shapes: `delta` (not at all), `delta_head` or
+        `delta_channel`: rows of `models.kernels.launch.KERNELS`, and of the tuning tables."""
+        if self.decay is None:
+            return "delta"
+        return "delta_head" if self.decay.ndim == 3 else "delta_channel"
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences lie behind one another in one row."""
+        return self.cu_seqlens is not None
+
+    @property
+    def sequences(self) -> int:
+        """N."""
+        return self.without_beta.sequences
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """(N, H, K, V)."""
+        return self.without_beta.state_shape
+
+    @property
     def without_beta(self) -> linear.Call:
         """The arguments that linear attention has too."""
         return linear.Call(self.q, self.k, self.v, self.decay, self.initial_state, self.cu_seqlens)

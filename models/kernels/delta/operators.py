@@ -1,9 +1,10 @@
 """The delta rule behind `torch.library`, so that `torch.compile` and autograd see it.
 
 As in `models.kernels.operators`: one operator and one for its backward pass, with the arguments of
-`DeltaCall` in its order, and shapes for fake tensors; nothing that an operator returns shares
-memory with its arguments. FLOPs are counted in the recurrent form, 6 K V a token and head forward
-and twice that backward, whatever algorithm runs.
+`DeltaCall` in its order, and shapes for fake tensors; `models.kernels.launch` chooses what runs by
+the shapes and the device. Nothing that an operator returns shares memory with its arguments. FLOPs
+are counted in the recurrent form, 6 K V a token and head forward and twice that backward, whatever
+algorithm runs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from models.kernels.delta import chunked
+from models.kernels import launch, selfcheck
 from models.kernels.delta.call import DeltaCall
 from models.kernels.operators import new
 
@@ -32,7 +33,9 @@ def delta_attention(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state and what backward wants saved, of a call."""
     call = DeltaCall(*arguments)
     with torch.autocast(call.q.device.type, enabled=False):
-        return chunked.forward(call)
+        if call.q.device.type == "cuda":
+            selfcheck.ensure(call.q.device, call.mode)
+        return launch.kernels(call).forward(call)
 
 
 @torch.library.custom_op(
@@ -49,7 +52,7 @@ def delta_attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, states, do, dfinal_state, decay_gradient = arguments
     call = DeltaCall(*inputs)
     with torch.autocast(call.q.device.type, enabled=False):
-        found = chunked.backward(call, states, do, dfinal_state, decay_gradient)
+        found = launch.kernels(call).backward(call, states, do, dfinal_state, decay_gradient)
     return tuple(call.q.new_empty(0) if x is None else x for x in found)
 
 
@@ -58,7 +61,9 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = DeltaCall(*arguments)
     dtype = torch.promote_types(call.q.dtype, torch.float32)
     final_state = call.q.new_empty(call.without_beta.state_shape, dtype=dtype)
-    return new(call.v), final_state, chunked.empty_states(call)
+    device = call.q.device
+    backend = "cpu" if device.type == "meta" else launch.backend(device)
+    return new(call.v), final_state, launch.choose(call, backend).empty_states(call)
 
 
 @delta_attention_backward.register_fake
@@ -88,6 +93,26 @@ def _gradients(
 
 
 delta_attention.register_autograd(_gradients, setup_context=_save)
+
+
+@torch.library.custom_op("linscale::delta_attention_step", mutates_args=(), device_types="cuda")
+def delta_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, decay: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """o and the state after one token. For decoding: it has no gradient."""
+    from models.kernels.triton import delta_decode
+
+    q, k, v, beta = (x[:, None] for x in (q, k, v, beta))
+    call = DeltaCall(q, k, v, beta, None if decay is None else decay[:, None], state)
+    o, after, _ = delta_decode.forward(call)
+    return o[:, 0], after.to(state.dtype)
+
+
+@delta_attention_step.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, decay: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return new(v), new(state)
 
 
 @register_flop_formula(torch.ops.linscale.delta_attention)

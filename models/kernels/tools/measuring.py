@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.kernels import launch
 from models.kernels.call import Call
+from models.kernels.delta.call import DeltaCall
 from models.kernels.tools.offline import SHARED_LIMIT, Launch, compile_launch, record
 from models.kernels.tools.rows import Entry
 from models.kernels.triton.common import assume_architecture, interpreted, trial
@@ -42,7 +43,7 @@ def sample(
     packed: bool = False,
     batch: int = 1,
     heads: int = 16,
-) -> tuple[Call, Tensor, Tensor]:
+) -> tuple[Call | DeltaCall, Tensor, Tensor]:
     """Arguments of a mode, with an initial state, and gradients of o and of the final state: random
     ones, of which the decays are a model's; packed, three sequences in one row of all tokens."""
     if packed:
@@ -71,21 +72,28 @@ def sample(
     decay = None
     if mode in ("gate", "phase"):
         decay = 0.9 * uniform(heads, key_dim)
-    elif mode != "none":
+    elif mode not in ("none", "delta"):
         shapes = {"head": (heads,), "head_t": q.shape[:3], "vector": q.shape}
-        decay = -0.1 * uniform(*shapes[mode], kind=dtype if mode == "vector" else torch.float32)
+        shapes |= {"delta_head": q.shape[:3], "delta_channel": q.shape}
+        shape = shapes[mode]
+        decay = -0.1 * uniform(*shape, kind=dtype if len(shape) == 4 else torch.float32)
+    if mode.startswith("delta"):
+        k = torch.nn.functional.normalize(k, dim=-1)
+        beta = uniform(batch, tokens, heads, kind=dtype)
+        return DeltaCall(q, k, v, beta, decay, state, cu), do, dstate
     offset = None
     if mode == "phase":
         offset = torch.zeros(1, dtype=torch.int64, device=device)
     return Call(q, k, v, decay, state, cu, offset), do, dstate
 
 
-def runner(arguments: tuple[Call, Tensor, Tensor], segment: int | None = 512) -> Run:
+def runner(arguments: tuple[Call | DeltaCall, Tensor, Tensor], segment: int | None = 512) -> Run:
     """Forward and backward of what `sample` gives; unless `segment` is None and they are short,
     sequences are cut, which takes every kernel of the mode."""
     one, do, dstate = arguments
     module = import_module(f"models.kernels.{launch.KERNELS[one.mode].triton}")
-    cut = {} if one.mode in ("vector", "gate") else {"segment": segment}
+    cuts = one.mode in ("none", "head", "head_t", "phase")
+    cut = {"segment": segment} if cuts else {}
 
     def run() -> None:
         kept = module.forward(one, **cut)[2]

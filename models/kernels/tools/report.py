@@ -64,9 +64,10 @@ def _new(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     """Every mode of `linear_attention`, decays without and with gradient, HGRN2's gate, the cosine
-    form and a step of decoding."""
+    form, a step of decoding, and the delta rule."""
     from models.kernels import launch
     from models.kernels.call import Call
+    from models.kernels.delta.call import DeltaCall
     from models.kernels.triton import decode
 
     size = dtype.itemsize
@@ -74,14 +75,19 @@ def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     def new(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return _new(*shape, dtype=kind)
 
-    def operation(name: str, decay: Tensor | None, learned: bool = True) -> Operation:
+    def operation(
+        name: str, decay: Tensor | None, learned: bool = True, delta: bool = False
+    ) -> Operation:
         q, k, v, do = (new(1, TOKENS, HEADS, dim) for _ in range(4))
         offset = _new(1, dtype=torch.int64) if name == "cosine" else None
-        call = Call(q, k, v, decay, None, None, offset)
-        kernels = launch.choose(call, "cuda")
-        extra = 0  # bytes of decays that every token has its own of
+        call: Call | DeltaCall = Call(q, k, v, decay, None, None, offset)
+        extra = 0  # bytes of decays, and betas, that every token has its own of
         if decay is not None and decay.ndim > 2:
             extra = decay.numel() // TOKENS // HEADS * decay.itemsize
+        if delta:
+            call = DeltaCall(q, k, v, new(1, TOKENS, HEADS), decay)
+            extra += size
+        kernels = launch.choose(call, "cuda")
 
         def backward(kept: object) -> None:
             states = kept[2]  # pyright: ignore[reportIndexIssue]
@@ -100,6 +106,9 @@ def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     yield operation("per channel", new(1, TOKENS, HEADS, dim))
     yield operation("HGRN2 gate", vector)
     yield operation("cosine", vector)
+    yield operation("delta rule", None, delta=True)
+    yield operation("delta, per head", new(1, TOKENS, HEADS, kind=torch.float32), delta=True)
+    yield operation("delta, per channel", new(1, TOKENS, HEADS, dim), delta=True)
     # One token of TOKENS sequences. The state is updated in place: counted once here and in the
     # floor, though it is read and written.
     token_q, token_k, token_v = (new(TOKENS, HEADS, dim) for _ in range(3))
@@ -117,7 +126,10 @@ def ours(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
 def peers(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
     """flash-linear-attention's counterparts; nothing when it is not installed."""
     try:
+        from fla.ops.delta_rule import chunk_delta_rule
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
         from fla.ops.gla import chunk_gla
+        from fla.ops.kda import chunk_kda
         from fla.ops.linear_attn import chunk_linear_attn
         from fla.ops.simple_gla import chunk_simple_gla
     except ImportError:
@@ -154,6 +166,24 @@ def peers(dim: int, dtype: torch.dtype) -> Iterator[Operation]:
         "fla gla",
         lambda q, k, v: chunk_gla(q, k, v, gate),  # pyright: ignore[reportCallIssue]
         (5 * unit, 9 * unit),
+    )
+    beta = new(1, TOKENS, HEADS)
+    head = new(1, TOKENS, HEADS, kind=torch.float32)
+    size = dtype.itemsize
+    yield operation(
+        "fla delta_rule",
+        lambda q, k, v: chunk_delta_rule(q, k, v, beta=beta),  # pyright: ignore[reportCallIssue]
+        (4 * unit + size, 7 * unit + 2 * size),
+    )
+    yield operation(
+        "fla gated_delta_rule",
+        lambda q, k, v: chunk_gated_delta_rule(q, k, v, g=head, beta=beta),  # pyright: ignore[reportCallIssue]
+        (4 * unit + size + 4, 7 * unit + 2 * (size + 4)),
+    )
+    yield operation(
+        "fla kda",
+        lambda q, k, v: chunk_kda(q, k, v, g=gate, beta=beta),  # pyright: ignore[reportCallIssue]
+        (5 * unit + size, 9 * unit + 2 * size),
     )
 
 

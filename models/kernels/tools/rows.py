@@ -5,7 +5,7 @@ their own, and with packed sequences and head dimensions that are masked or uneq
 a row `kernel/general/bits/dim` for these; which rows there are is what the checked-in tables say.
 
 Families: "scalar" (no decay, per-head and per-token decays), "phase" (cosFormer2's rotation, kept
-in the scalar table) and "vector" (per-channel decay and HGRN2's gate).
+in the scalar table), "vector" (per-channel decay and HGRN2's gate) and "delta" (the delta rule).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from models.kernels.triton.common import table
 
 DIMS = (16, 32, 64, 128, 256)
+DELTA = ("delta", "delta_head", "delta_channel")
 KERNELS = {
     "scalar": {
         "states": ("boundary_states", None, ("none", "head", "head_t")),
@@ -37,6 +38,13 @@ KERNELS = {
         "read_reverse": ("read_states", True, ("vector", "gate")),
         "gradients": ("gradients", None, ("vector", "gate")),
     },
+    "delta": {
+        "pairs": ("delta_pairs", None, DELTA),
+        "scan": ("delta_scan", None, DELTA),
+        "errors": ("delta_errors", None, DELTA),
+        "reverse": ("delta_reverse", None, DELTA),
+        "gradients": ("delta_gradients", None, DELTA),
+    },
 }
 """Family -> name in the tables -> kernel function, direction (None for both) and modes."""
 
@@ -46,7 +54,7 @@ class Entry:
     """One row of a table."""
 
     family: str
-    """Table it is in: "scalar" or "vector"."""
+    """Table it is in: "scalar", "vector" or "delta"."""
     key: str
     """Its key in the table."""
     kernel: str
@@ -78,7 +86,7 @@ def limited(entry: Entry, arch: str, warps: int) -> Entry | None:
 def entries(families: Sequence[str], arch: str, dims: Sequence[int] = DIMS) -> Iterator[Entry]:
     """Every row of an architecture's tables: those of several modes, then the modes' own."""
     for family in families:
-        name = "vector" if family == "vector" else "scalar"
+        name = "scalar" if family == "phase" else family
         rows = table(name, arch)
         for dtype, bits in ((torch.bfloat16, 16), (torch.float32, 32)):
             for dim in dims:
@@ -109,6 +117,22 @@ def candidates(entry: Entry) -> Iterator[dict[str, int]]:
         tiles = (*((*tile, 1) for tile in tiles), (64, 64, 4, 2), (32, 64, 4, 3), (64, 64, 8, 3))
         names = ("BK", "BV", "num_warps", "num_stages")
         rest = {"BT": 64}
+    elif entry.family == "delta":
+        # A program of the passes over tiles holds all key channels of some value channels.
+        most = 64 if dim <= 128 else 32
+        sides = [side for side in (64, 32, 16) if side <= (most if wide else most // 2)]
+        warps = ((8, 1), (8, 2), (4, 1), (4, 2))
+        if entry.kernel in ("scan", "errors", "reverse"):
+            names = ("BV", "num_warps", "num_stages")
+            tiles = tuple((side, *rest) for side in sides for rest in warps)
+        elif entry.kernel == "pairs":
+            names = ("BK", "num_warps", "num_stages")
+            tiles = tuple((side, *rest) for side in (32, 64, 16) for rest in warps)
+        else:
+            names = ("BK", "BV", "num_warps", "num_stages")
+            squares = ((32, 32), (64, 64), (32, 64), (16, 32), (16, 16))
+            tiles = tuple((*square, *rest) for square in squares for rest in warps)
+        rest = {}
     elif entry.kernel == "states":
         tiles = (
             (64, 64, 64, 4, 2), (32, 32, 64, 4, 2), (32, 32, 32, 4, 1), (16, 16, 32, 4, 1),

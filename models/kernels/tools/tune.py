@@ -80,7 +80,7 @@ def tune(
     Args:
         arch: one of `ARCHS`; None is this machine's GPU. Naming one implies `offline`.
         offline: choose by compiler evidence alone.
-        families: of "scalar", "phase", "vector".
+        families: of "scalar", "phase", "vector", "delta".
         dims: head dimensions, of `DIMS`.
         output: folder to write to; None replaces the checked-in tables.
         jobs: processes that compile at a time.

@@ -102,24 +102,22 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.isspace():
-                yield f"{path}:{number}", line
+                held = [line]
+                del line  # whoever takes it can let it go: it may be long
+                yield f"{path}:{number}", held.pop()
 
 
-def object_of(where: str, line: bytes) -> dict[str, Any]:
-    """The object of a line.
-
-    Args:
-        where: `file:line`.
-        line: UTF-8.
-
-    Raises:
-        LinscaleError: it is none.
-    """
+def decoded(where: str, line: bytes) -> str:
+    """The text of a line; raises LinscaleError where it is not UTF-8. `where`: `file:line`."""
     try:
-        text = line.decode()
+        return line.decode()
     except UnicodeDecodeError as error:
         path, _, number = where.rpartition(":")
         raise not_utf8(Path(path), error, f" in line {number}") from None
+
+
+def object_of(where: str, text: str) -> dict[str, Any]:
+    """The JSON object of a line; raises LinscaleError where it is none. `where`: `file:line`."""
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from linscale.errors import LinscaleError
 from scaling.data.corpora.corpus import Corpus, needs_argument, prepare_texts
-from scaling.data.corpora.files import find_files, from_files, object_of, read_lines, text_of
+from scaling.data.corpora.files import (
+    decoded,
+    find_files,
+    from_files,
+    object_of,
+    read_lines,
+    text_of,
+)
 from scaling.data.documents import BadRecords, Documents
 from scaling.data.settings import DataSettings
 
@@ -20,7 +27,9 @@ def _documents(pattern: str, data: DataSettings) -> Documents:
     def read(path: Path) -> Iterator[str]:
         for where, line in read_lines(path):
             try:
-                text = text_of(where, object_of(where, line), data.text_field)
+                text = decoded(where, line)
+                del line  # a document of hundreds of megabytes is in memory once
+                text = text_of(where, object_of(where, text), data.text_field)
             except LinscaleError as error:
                 bad.skip(error)
             else:

@@ -109,8 +109,9 @@ class Blockwise(Part):
         # In the layout that earlier transfers were named by.
         values["model"] = _without_later(flat.settings(self.model), self.model)
         del values["lolcats"]["llama"]
-        if not self.lolcats.sink_tokens:
-            del values["lolcats"]["sink_tokens"]
+        for name in ("sink_tokens", "shared_state"):
+            if not getattr(self.lolcats, name):
+                del values["lolcats"][name]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

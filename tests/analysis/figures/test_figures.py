@@ -20,10 +20,11 @@ from matplotlib.text import Text
 from analysis import figures
 from analysis.errors import AnalysisError
 from analysis.figures import hover, style
-from analysis.figures.curves import frontier_mask, smooth
+from analysis.figures.curves import smooth
 from analysis.io.looks import look, ordered
 from analysis.io.records import load_sweep
 from analysis.io.sweep import Sweep
+from analysis.judge.frontier import unbeaten
 from tests.support.make_runs import LAWS, write_sweep
 
 ARCHS = list(LAWS)
@@ -55,7 +56,7 @@ def make_frontier(sweep: Sweep) -> Figure:
 
 
 def make_learning(sweep: Sweep) -> Figure:
-    return figures.learning_curves(sweep.curves, sweep.points, bands())
+    return figures.learning_curves(sweep.curves, sweep.points)
 
 
 def make_collapse(sweep: Sweep) -> Figure:
@@ -74,7 +75,8 @@ def make_optimum(sweep: Sweep) -> Figure:
 
 
 def make_residuals(sweep: Sweep) -> Figure:
-    return figures.residuals(sweep.points.assign(predicted=sweep.points["loss"] * 1.01))
+    error = 0.01 * np.random.default_rng(0).standard_normal(len(sweep.points))
+    return figures.residuals(sweep.points.assign(predicted=sweep.points["loss"] * (1 + error)))
 
 
 def make_cloud(sweep: Sweep) -> Figure:
@@ -262,7 +264,7 @@ def test_learning_curves_have_a_line_per_segment(drawn: dict[str, Figure], sweep
         own = train[train["arch"] == arch]
         segments = own.groupby(["run_id", "segment"], observed=True).ngroups
         sizes = own["size"].nunique()
-        curves = [line for line in axes.lines if line.get_gid() and line.get_color() != "black"]
+        curves = [line for line in axes.lines if line.get_gid()]
         assert len(curves) == segments
         legend = axes.get_legend()
         assert legend is not None
@@ -369,7 +371,7 @@ def test_si_text() -> None:
 
 def test_frontier_mask_keeps_only_unbeaten_points() -> None:
     frame = pd.DataFrame({"flops": [4.0, 1.0, 2.0, 3.0], "loss": [2.0, 5.0, 3.0, 3.5]})
-    assert frontier_mask(frame).tolist() == [True, True, True, False]
+    assert unbeaten(frame).tolist() == [True, True, True, False]
 
 
 def test_smoothing_keeps_a_power_law() -> None:

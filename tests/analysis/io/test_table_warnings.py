@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.errors import AnalysisError
 from analysis.io.tables import load_table
 
 
@@ -31,7 +32,8 @@ def test_a_mixture_of_experts_is_said(tmp_path: Path) -> None:
     notes, _ = _notes(tmp_path, "total_params,active_params,tokens,loss\n4e7,1e7,1e9,4\n"
                                 "4e8,5e7,4e9,3\n")  # fmt: skip
     (note,) = [n for n in notes if "mixture of experts" in n]
-    assert "'active_params' is up to 8 times smaller than N = 'total_params'" in note
+    assert "total parameters are up to 8 times the active ones, which are N" in note
+    assert "--form experts" in note
     dense, _ = _notes(tmp_path, "total_params,active_params,tokens,loss\n1e7,1e7,1e9,4\n"
                                 "1e8,1e8,4e9,3\n")  # fmt: skip
     assert not any("experts" in n for n in dense)
@@ -55,3 +57,12 @@ def test_two_columns_of_one_name_are_said(tmp_path: Path) -> None:
     notes, points = _notes(tmp_path, "N,D,loss,loss\n1e7,1e9,4,5\n1e8,1e9,3,4\n")
     assert "2 columns are called 'loss': the first is taken" in notes
     assert points["loss"] == [4.0, 3.0]
+
+
+def test_losses_of_corpora_are_found_and_listed_where_there_are_several(tmp_path: Path) -> None:
+    one = "params,tokens,eval/c4_en-validation/CrossEntropyLoss\n1e7,1e9,4\n1e8,4e9,3\n"
+    _, points = _notes(tmp_path, one)
+    assert points["loss"] == [4.0, 3.0]
+    two = one.replace("\n", ",eval/wiki/CrossEntropyLoss\n", 1).replace("9,4\n", "9,4,5\n")
+    with pytest.raises(AnalysisError, match="it may be one of eval/c4_en-validation/CrossEntropy"):
+        _notes(tmp_path, two.replace("9,3\n", "9,3,4\n"))

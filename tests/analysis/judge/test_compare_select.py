@@ -190,8 +190,9 @@ def test_holdout_of_the_true_form_is_exact_and_the_wrong_one_is_biased() -> None
     assert holdout_summary(right)["points"].sum() == len(right)
 
 
-def test_the_lowest_common_loss_is_a_loss_that_both_have_reached() -> None:
-    """The last row, the sentence and `lowest_common` name one loss: the worse of the two best."""
+def test_the_verdict_ends_at_the_lowest_loss_within_the_data() -> None:
+    """The last row is the lowest loss that both have reached, and its optimum lies beyond the
+    largest size: the sentence names the lowest loss whose optimum does not."""
     x, y = (
         fit_law("chinchilla", suite(noise=0.004, seed=s), bootstrap=100, clusters="run_id")
         for s in (1, 2)
@@ -199,8 +200,14 @@ def test_the_lowest_common_loss_is_a_loss_that_both_have_reached() -> None:
     reached = max(float(f.observations.loss.min()) for f in (x, y))
     result = compute_multiplier(x, y, names=("X", "Y"))
     inside = result.frame[result.frame["inside"]]
-    assert inside["loss"].iloc[-1] == reached == result.frame["loss"].iloc[-1]
-    assert f"At loss {reached:.3f}, the lowest that both have reached" in result.verdict
+    assert result.frame["loss"].iloc[-1] == reached < inside["loss"].iloc[-1]
+    judged = result.frame.iloc[result.judged]
+    assert judged["loss"] == inside["loss"].iloc[-1]
+    assert f"At loss {judged['loss']:.3f}, the lowest within the data of both" in result.verdict
+    for fit, spent in ((x, "c_x"), (y, "c_y")):
+        at = fit.optimal(inside[spent])
+        assert at["n"].max() <= 1e9 * 1.001
+        assert fit.optimal(result.frame[spent].iloc[-1:])["n"].max() > 1e9
 
 
 def test_the_clearest_stretch_comes_first() -> None:
@@ -215,7 +222,7 @@ def test_the_clearest_stretch_comes_first() -> None:
     first, second = said.split("(every 90% interval excludes 1). ")
     assert first.startswith("From loss 3.000 down to 2.500, X is more efficient: ")
     assert first.endswith("Y needs 1.90 to 2.10 times its compute ")
-    assert second.startswith("At loss 1.500, the lowest that both have reached, the data do not")
+    assert second.startswith("At loss 1.500, the lowest within the data of both, the data do not")
     level = frame.assign(lo=0.8, hi=1.3)
     assert compare._verdict(level, ("X", "Y"), 0.9, True).startswith("At loss 1.500")
 

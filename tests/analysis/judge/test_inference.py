@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.judge.inference import cheapest, deployments, serving
+from scaling.cli.main import app
 from tests.support.worlds import TRUTH, loss_of, suite
 
 SIZES = np.geomspace(3e7, 1e9, 6)
@@ -77,3 +83,39 @@ def test_a_loss_below_the_floor_is_refused_by_name() -> None:
     assert "no model reaches it" in str(table.loc[0, "note"])
     with pytest.raises(AnalysisError, match="no N and D"):
         cheapest(fit_law("power_c_e", suite()), 2.6, 1.0, _serving())
+
+
+def _table(tmp_path: Path) -> Path:
+    """Two architectures of one law; attention reads 32k tokens at every token it makes."""
+    parts = []
+    for arch, extra in (("attention", 3e5), ("state", 0.0)):
+        frame = suite()[["n_params", "tokens", "loss"]].assign(arch=arch)
+        n = frame["n_params"].to_numpy()
+        parts.append(frame.assign(decode=2 * n + extra * n ** (1 / 3), cache=(1 + extra) * n / 1e6))
+    pd.concat(parts).to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path / "t.csv"
+
+
+def test_a_table_of_runs_trained_elsewhere(tmp_path: Path) -> None:
+    arguments = ["inference", str(_table(tmp_path)), "--loss", "2.6", "--demand", "1e12",
+                 "--bootstrap", "0", "--json"]  # fmt: skip
+    named = [*arguments, "--decoding", "decode", "--kept", "cache"]
+    done = CliRunner().invoke(app, named)
+    assert done.exit_code == 0, done.output
+    models = {m["arch"]: m for m in json.loads(done.output)["models"]}
+    for arch, extra in (("attention", 3e5), ("state", 0.0)):
+        n, total = _brute(2.6, 1e12, extra)
+        assert models[arch]["n"] == pytest.approx(n, rel=0.01)
+        assert models[arch]["total"] == pytest.approx(total, rel=1e-4)
+        assert models[arch]["kept"] == pytest.approx(
+            (1 + extra) * models[arch]["n"] / 1e6, rel=1e-3
+        )
+    plain = CliRunner().invoke(app, arguments)  # 2 N a token
+    totals = {m["arch"]: m["total"] for m in json.loads(plain.stdout)["models"]}
+    assert totals["attention"] == pytest.approx(_brute(2.6, 1e12)[1], rel=1e-4)
+    for more, message in ((["--decoding", "x"], "no column 'x' for --decoding"),
+                          (["--column", "size=n"], "give loss=NAME"),
+                          (["-o", str(tmp_path)], "those of one")):  # fmt: skip
+        wrong = CliRunner().invoke(app, [*arguments, *more])
+        assert wrong.exit_code == 2
+        assert message in " ".join(wrong.output.split())

@@ -16,6 +16,7 @@ from analysis.errors import AnalysisError
 from analysis.judge.comparison import compare, layers
 from analysis.judge.linearization_law import fit
 from analysis.judge.recovery import LINEARIZED, equivalent, frontier, read, summarise
+from analysis.judge.variants import variants
 from analysis.report.linearization_report import write
 
 SIZES = {"d16": 8_000, "d32": 40_000, "d64": 150_000}
@@ -191,6 +192,41 @@ def test_a_student_beside_windows(beside_windows: Path, tmp_path: Path) -> None:
     page = write(beside_windows, tmp_path / "report").read_text()
     assert "beyond its window alone" in page
     assert "Beside windows alone" in page
+
+
+def test_runs_of_other_options_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    """Two windows and two seeds of each: two groups with zeros of their own."""
+    for window, losses in ((4, (1.34, 1.36)), (16, (1.30, 1.32))):
+        for seed, loss in enumerate(losses, start=1):
+            options = {"window": window, "feature_map": "hedgehog", "llama": {"window": None}}
+            write_run(tmp_path / "w", "lolcats", "d64", seed, {100_000: loss}, True, None, options)
+    for file in (tmp_path / "w").glob("*16*/linearization.json"):
+        values = json.loads(file.read_text())
+        values["baselines"]["window"]["loss"] = 1.32
+        file.write_text(json.dumps(values))
+    points = read(tmp_path / "w").points
+    rows = {r["group"]: r for r in summarise(points, "loss").to_dict("records")}
+    assert {g: (r["mean"], r["seeds"]) for g, r in rows.items()} == {
+        "lolcats-window=4 (linearized)": (pytest.approx(1.35), 2),
+        "lolcats-window=16 (linearized)": (pytest.approx(1.31), 2),
+    }
+    zeros = {(p["group"], p["zero_loss"]) for p in points.to_dict("records")}
+    assert zeros == {("lolcats-window=4 (linearized)", 1.4),
+                     ("lolcats-window=16 (linearized)", 1.32)}  # fmt: skip
+    assert set(points["base"]) == {"lolcats"}
+
+
+def test_options_that_go_with_the_size_make_no_variant() -> None:
+    def config(window: int, heads: int, budget: int) -> dict[str, Any]:
+        return {"model": {"options": {"window": window, "feature_size": heads}},
+                "linearize": {"teacher": f"t{heads}", "transfer_tokens": budget}}  # fmt: skip
+
+    runs = {"a": ("lolcats", "s", config(4, 8, 10)), "b": ("lolcats", "s", config(4, 8, 20)),
+            "c": ("lolcats", "m", config(4, 16, 10))}  # fmt: skip
+    assert variants(runs) == {"a": "", "b": "", "c": ""}
+    runs["d"] = ("lolcats", "m", config(8, 16, 10))
+    assert variants(runs) == {"a": "-window=4", "b": "-window=4", "c": "-window=4",
+                              "d": "-window=8"}  # fmt: skip
 
 
 def test_a_record_without_windows_has_no_headline(tmp_path: Path) -> None:

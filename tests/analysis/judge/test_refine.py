@@ -36,7 +36,7 @@ def _rung(arch: str, dim: int, ratio: float = 10.0, horizons: int = 1) -> dict[s
     n = parameter_count(dim)
     tokens = n * ratio
     return {
-        "run_id": f"{arch}-d{dim}-r{ratio:g}-{0:08x}", "arch": arch, "size": f"d{dim}",
+        "run_id": f"{arch}-d{dim}-r{ratio:g}-{0:08x}", "arch": arch, "size": f"d{dim}", "seed": 0,
         "params_exact": n, "flops_per_token": 6.0 * n, "flops": 6.0 * n * tokens * 1.1,
         "horizons": [int(tokens * (k + 1) / horizons) for k in range(horizons)],
     }  # fmt: skip

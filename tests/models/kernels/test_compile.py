@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 MODES = ("none", "head", "head_t", "phase", "vector", "gate")
+DELTA = ("delta", "delta_head", "delta_channel")
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
 PROGRAM = """
@@ -27,7 +28,8 @@ import json, sys
 from dataclasses import asdict
 import torch
 from models.kernels.tools import measuring, offline, rows
-from models.kernels.triton import common, decode
+from models.kernels.delta.call import DeltaCall
+from models.kernels.triton import common, decode, delta_decode
 
 arch, cases, dims = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
@@ -38,6 +40,7 @@ def step():
     slots = torch.empty(8, dtype=torch.int32, device="meta")
     decode.step(q, k, v, state, gate, cache_indices=slots)
     decode.hgrn2_step(q, gate, v, state, gate[0].float())
+    delta_decode.forward(DeltaCall(*(x[:, None] for x in (q, k, v, gate[..., 0], gate)), state))
 
 def spills(family):
     return common.table(family, arch).get("spills", {})
@@ -46,7 +49,8 @@ def allowed(mode, key_dim, value_dim, packed=False, *_):
     # Nothing, but for what the general rows record.
     if key_dim == value_dim == common.block(key_dim) and not packed:
         return 0
-    recorded = spills("vector" if mode in ("vector", "gate") else "scalar")
+    family = "vector" if mode in ("vector", "gate") else mode.split("_")[0]
+    recorded = spills(family if family in ("vector", "delta") else "scalar")
     end = f"/general/16/{common.block(max(key_dim, value_dim))}"
     return max((n for key, n in recorded.items() if key.endswith(end)), default=0)
 
@@ -95,7 +99,7 @@ def compiled(
         assert launch["shared"] <= SHARED_LIMIT[arch], launch
         if not launch["wide"]:
             assert launch["spilled"] <= launch["allowed"], launch
-            assert launch["tensor_core"] or launch["kernel"] == "recurrent", launch
+            assert launch["tensor_core"] or launch["kernel"].startswith("recurrent"), launch
     return found
 
 
@@ -113,8 +117,20 @@ def test_default_configurations(arch: str) -> None:
     assert old or "slope_gradient" in names
     if arch == "sm_90":
         assert names >= {"decay_gradient", "recurrent"}
-        products = [launch for launch in found if launch["kernel"] != "recurrent"]
+        products = [launch for launch in found if not launch["kernel"].startswith("recurrent")]
         assert all("wgmma" in launch["tensor_core"] for launch in products), products
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+def test_default_configurations_of_the_delta_rule(arch: str) -> None:
+    """Of every decay on sm_90, elsewhere of one a channel, the most."""
+    modes = DELTA if arch == "sm_90" else DELTA[-1:]
+    found = compiled(arch, [(mode, "bfloat16", 128, 128) for mode in modes])
+    assert {launch["kernel"] for launch in found} == {
+        "delta_pairs", "delta_scan", "delta_errors", "delta_reverse", "delta_gradients"
+    }  # fmt: skip
+    if arch == "sm_90":
+        assert all("wgmma" in launch["tensor_core"] for launch in found), found
 
 
 @pytest.mark.slow
@@ -133,7 +149,7 @@ def test_every_row_of_the_tables(arch: str, dim: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, *DELTA])
 @pytest.mark.parametrize("arch", TARGETS)
 def test_variants(arch: str, mode: str) -> None:
     """What the rows of the tables leave open: packed and uncut sequences, float16, head dimensions

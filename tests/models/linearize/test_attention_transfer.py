@@ -57,9 +57,38 @@ def test_transfer_loss_is_the_error_of_the_heads_outputs() -> None:
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("norms", ["pre", "both"])
+def test_error_of_what_reaches_the_residual_stream(norms: str) -> None:
+    """The difference of the two blocks' inputs to their channel mixers, from hooks."""
+    model = teacher(norms=norms)
+    student = linearize(model, LoLCATs(window=4))
+    text, after = tokens(2, 15), []
+    losses = attention_transfer_loss(student, text, at="residual")
+    span = make_span(text, None, None, False)
+    x, shared, _ = model.stem(model.embedding(text), span, None)
+    expected = []
+
+    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+        after.append(args[0])
+
+    for layer, (block, mine) in enumerate(zip(model.blocks, student.blocks, strict=True)):
+        for part in (block, mine):
+            hook = cast(nn.Module, part.channel_norm).register_forward_pre_hook(keep)
+            out, _ = part(x, span, shared[layer], None)
+            hook.remove()
+            after.append(out)
+        theirs, whole, ours, _ = after
+        expected.append(1000 * (ours - theirs).square().mean())
+        x = whole
+        after.clear()
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared_state", [False, True])
 @pytest.mark.parametrize("arrangement", ["terraced", "sliding"])
-def test_attention_weights_reproduce_the_outputs(arrangement: str) -> None:
-    student = linearize(teacher(), LoLCATs(window=4, arrangement=arrangement))  # pyright: ignore[reportArgumentType]
+def test_attention_weights_reproduce_the_outputs(arrangement: str, shared_state: bool) -> None:
+    options = LoLCATs(window=4, arrangement=arrangement, shared_state=shared_state)  # pyright: ignore[reportArgumentType]
+    student = linearize(teacher(), options)
     attention = mixer(student, 0)
     assert isinstance(attention, HybridAttention)
     text = tokens(1, 19)

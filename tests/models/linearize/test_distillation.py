@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architectures.lolcats import LoLCATs
@@ -38,8 +39,12 @@ SUPRA = Supra(feature_map="elu")
 class Ones(nn.Module):
     """A gate that is open."""
 
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.value = value
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ones_like(x)
+        return torch.full_like(x, self.value)
 
 
 def students() -> dict[str, LanguageModel]:
@@ -73,12 +78,18 @@ def test_the_mixing_matrix_is_what_mixes_the_values(kind: str) -> None:
     # What comes out of the mixer when its norm and gate are taken away.
     v = (mixer.qfv if kind == "hgrn2" else mixer.qkv)(x)[..., -(32 if kind in STARTED else 16) :]
     v = v.unflatten(-1, (-1, 8))
+    if kind in ("gated_deltanet", "kda"):  # the convolution passes each token on alone
+        v = F.silu(v)
     mixed = torch.einsum("bhts,bshv->bthv", matrix, v.repeat_interleave(4 // v.shape[2], 2))
     seen: list[Tensor] = []
     mixer.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     if kind in STARTED:
         mixer.norm = nn.Identity()
-        if kind != "hgrn2":
+        if kind in ("gated_deltanet", "kda"):
+            object.__setattr__(mixer, "output_gate", lambda x: 1.0)
+        elif kind == "gla":  # through SiLU
+            mixer.gate = Ones(1.278464542761074)
+        elif kind != "hgrn2":
             mixer.gate = Ones()
     if kind == "supra":
         mixer.norm = False

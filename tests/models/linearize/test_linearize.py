@@ -70,18 +70,20 @@ def test_hedgehog_is_two_distributions() -> None:
 # --- the formulas -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("sinks", [0, 1, 6])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("arrangement", ["terraced", "sliding"])
 @pytest.mark.parametrize(("window", "length"), [(4, 17), (5, 20), (1, 6), (9, 7)])
 def test_lolcats_equals_the_dense_formula(
-    window: int, length: int, arrangement: str, affine: bool, sinks: int
+    window: int, length: int, arrangement: str, affine: bool, sinks: int, shared: bool
 ) -> None:
     options = LoLCATs(
         window=window,
         arrangement=arrangement,  # pyright: ignore[reportArgumentType]
         affine=affine,
         sink_tokens=sinks,
+        shared_state=shared,
     )
     model = linearize(teacher(), options)
     attention = mixer(model, 0)

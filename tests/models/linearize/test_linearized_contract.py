@@ -62,6 +62,17 @@ class TestLoLCATsWithSinks(MixerContract):
     )
 
 
+class TestLoLCATsSharedState(MixerContract):
+    config = vary(
+        toy_config("lolcats", 64, vocab_size=61, layers=2),
+        kv_heads=2,
+        window=5,
+        arrangement="sliding",
+        sink_tokens=1,
+        shared_state=True,
+    )
+
+
 class TestWindowAlone(MixerContract):
     config = toy_config("lolcats", 64, vocab_size=61, layers=2).with_options(
         feature_map="none", window=6, arrangement="sliding", sink_tokens=1

@@ -37,6 +37,7 @@ METHODS: list[tuple[Supra | LoLCATs, dict[str, Any]]] = [
     (LoLCATs(window=7, feature_map="t2r", feature_size=3), {"glu_activation": "none"}),
     (LoLCATs(window=3, feature_map="taylor", arrangement="sliding"), {}),
     (LoLCATs(window=3, sink_tokens=5), {}),
+    (LoLCATs(window=4, shared_state=True, sink_tokens=1), {}),
     (LoLCATs(window=6, feature_map="none", arrangement="sliding", sink_tokens=1), {}),
     (
         LoLCATs(window=3, feature_map="relu"),

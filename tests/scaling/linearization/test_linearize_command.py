@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from linscale.errors import LinscaleError
 from models.config import ConfigError
+from models.llama import SoftmaxAttention
 from scaling.cli.main import app
 from scaling.record.export import export_pretrained
 from scaling.record.pretrained import load_pretrained
@@ -156,8 +157,8 @@ def test_going_on_with_a_linearized_model(teacher: Any, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--method", "hgrn2", "--window", "4"], ("window=4", "hgrn2 has no such option")),
-        (["--method", "supra", "--keep", "1"], ("keep=1", "lolcats")),
-        (["--method", "hgrn2", "--keep", "1"], ("keep=1", "cannot mix")),
+        (["--method", "hgrn2", "--keep", "2"], ("keep=2", "between 1 and 1")),
+        (["--method", "tnl", "--keep-softmax", "2"], ("layer 2", "last is 1")),
         (["--method", "lolcats", "--keep", "1", "--keep-by", "age"], ("keep_by='age'", "position")),
         (["--method", "lolcats", "--keep", "2"], ("keep=2", "between 1 and 1")),
         (["--tasks", "perplexity", "--data", "nowhere"], ("nowhere", "no such directory")),
@@ -204,12 +205,50 @@ def test_layers_kept_by_position_and_divergence(teacher: Any, tmp_path: Path, by
     assert kept == int(max(costs, key=lambda layer: costs[layer]))
 
 
-def test_position_is_for_every_method(teacher: Any, tmp_path: Path) -> None:
-    command = [teacher[1], "--method", "supra", "--tokens", 4 * STEP, "--keep", 1, "--no-controls",
-               "-o", tmp_path, "--json", *SMALL]  # fmt: skip
-    with pytest.raises(ConfigError, match="--keep-by position"):
-        linscale(*command)
-    result = linscale(*command, "--keep-by", "position")
+@pytest.mark.parametrize(
+    ("method", "by"),
+    [("supra", "cost"), ("hgrn2", "kl"), ("gated_deltanet", "cost"), ("tnl", "position")],
+)
+def test_methods_without_attention_transfer_keep_layers(
+    teacher: Any, tmp_path: Path, method: str, by: str
+) -> None:
+    """The costlier of two layers; what is measured is measured once, and the run goes on."""
+    command = [teacher[1], "--method", method, "--tokens", 3 * STEP, "--keep", 1, "--keep-by", by,
+               "--no-controls", "-o", tmp_path, "--json", *SMALL]  # fmt: skip
+    result = linscale(*command)
+    assert result.exit_code == 0, result.output
     values = json.loads(result.stdout[result.stdout.index("{") :])
-    config = json.loads((Path(values["run"]) / "config.json").read_text())
-    assert config["model"]["options"]["softmax_layers"] == [1]
+    model = load_pretrained(values["run"]).model
+    (kept,) = model.config.softmax_layers
+    assert type(model.blocks[kept].mixer) is SoftmaxAttention
+    assert type(model.blocks[1 - kept].mixer) is not SoftmaxAttention
+    stored = tmp_path / "layer_costs.json"
+    if by == "position":
+        assert (kept, stored.exists()) == (1, False)
+    else:
+        ((name, costs),) = json.loads(stored.read_text()).items()
+        assert name.endswith(f" {by}")
+        assert kept == int(max(costs, key=lambda layer: costs[layer]))
+        assert min(costs.values()) > (0 if by == "kl" else -1)
+        # Other numbers there are believed: nothing is measured again.
+        other = {str(1 - kept): costs[str(kept)], str(kept): costs[str(1 - kept)]}
+        stored.write_text(json.dumps({name: other}))
+    again = linscale(*command)
+    values = json.loads(again.stdout[again.stdout.index("{") :])
+    now = load_pretrained(values["run"]).model.config.softmax_layers
+    assert now == ((kept,) if by == "position" else (1 - kept,))
+
+
+def test_a_layer_that_is_kept_is_the_teachers(teacher: Any) -> None:
+    """With softmax in all layers the student computes what the teacher does."""
+    import torch
+
+    from models.language_model import build
+    from models.linearize.initialise import gated_config, start_from
+
+    theirs = load_pretrained(teacher[1]).model
+    tokens = torch.randint(0, 257, (2, 20))
+    for arch in ("tnl", "hgrn2", "gla", "gated_deltanet", "kda"):
+        student = build(gated_config(theirs.config, arch, keep=(0, 1)))
+        start_from(student, theirs)
+        torch.testing.assert_close(student(tokens), theirs(tokens), atol=1e-5, rtol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 
 from models.config import ConfigError
 from models.linearize.parts import hybrid_mixers
+from scaling.linearization import costs
 from scaling.linearization import linearization_record as linearization
 from scaling.linearization.window_dropout import drop, probability
 from scaling.training.module import TrainingModule
@@ -72,3 +73,15 @@ def test_methods_without_a_window_refuse_it(student: Any, option: str) -> None:
         student("supra", f"linearize.{option}")
     with pytest.raises(ConfigError, match="at least 0"):
         student("lolcats", f"linearize.{option.split('=')[0]}=-1")
+
+
+def test_the_error_of_the_residual_stream(student: Any) -> None:
+    """Its cost by hand: the student's output projections, forward and to their inputs."""
+    plain = student("lolcats")
+    config = student("lolcats", "linearize.transfer_error=residual")
+    assert plain.run_id != config.run_id
+    model = config.model
+    projections = model.layers * 2 * 2 * model.dim * model.heads * model.head_dim
+    assert costs.transfer(config) - costs.transfer(plain) == pytest.approx(projections)
+    with pytest.raises(ConfigError, match="transfer_error='residual': must be heads without"):
+        student("supra", "linearize.transfer_error=residual")

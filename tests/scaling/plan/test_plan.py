@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -132,3 +136,24 @@ def test_cpu_is_measured_and_peaks_found_by_name():
     assert 1e8 < cpu.peak_flops < 1e14
     assert dense_peak("NVIDIA H200") == DEVICES["h200"].peak_flops
     assert dense_peak("NVIDIA GeForce RTX 3090") is None
+
+
+@pytest.mark.slow
+def test_twenty_thousand_runs_are_planned_in_ten_seconds(tmp_path: Path) -> None:
+    """Of CPU time, in a process of its own, with reading and table; 8 s on the slow machine that
+    this was written on."""
+    path = tmp_path / "many.py"
+    path.write_text(
+        "import dataclasses\n"
+        "from experiments.quickstart import runs as some\n\n"
+        "def runs():\n"
+        "    each = some()\n"
+        "    return [dataclasses.replace(r, seed=i) for i in range(1000) for r in each]\n"
+    )
+    before = os.times()
+    command = [sys.executable, "-m", "linscale", "plan", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    after = os.times()
+    assert "19,000 more" in result.stdout
+    seconds = sum(after[2:4]) - sum(before[2:4])
+    assert seconds < 10

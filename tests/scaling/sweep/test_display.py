@@ -66,7 +66,7 @@ def test_terminal_shows_runs_under_way_and_the_whole(
         display.show_end(tasks[1])
         said = plain(capsys.readouterr().out)
     assert f"{tasks[1].run_id} " in shown
-    assert "500 tokens loss 2.2500 123,456 tok/s 2:10 min" in shown
+    assert "500 2.2500 123,456 2:10 min" in shown
     assert "on far, another launch" in shown
     assert "1 of 4 runs" in shown
     assert "72% of the compute" in shown

@@ -370,5 +370,6 @@ def test_transfers_keep_the_names_that_they_had() -> None:
     assert (large.digest(), small.digest()) == ("e6259bf66f2faf82", "0c315ec5d7fbf2fb")
     normed = replace(large, model=large.model.with_options(qk_norm="head"))
     assert normed.digest() != large.digest()
-    sunk = replace(large, lolcats=replace(large.lolcats, sink_tokens=1))
-    assert sunk.digest() != large.digest()
+    for option in ({"sink_tokens": 1}, {"shared_state": True}):
+        changed = replace(large, lolcats=replace(large.lolcats, **option))
+        assert changed.digest() != large.digest()
