@@ -226,7 +226,7 @@ def question_of(world: World, quantity: str, archs: list[str]) -> Question:
 
 
 def widths_of(world: World, quantity: str, fits: dict[str, LawFit]) -> dict[str, float]:
-    """Width by name."""
+    """Width by name; where a law never comes down to the loss that is asked for it has no end."""
     return {w.name: w.now for w in question_of(world, quantity, list(fits)).measure(fits)}
 
 
@@ -354,11 +354,12 @@ def study_one(world: World, seed: int) -> list[dict[str, Any]]:
 
 
 def targets_of(name: str, goals: dict[str, float], archs: list[str], slack: float) -> list[str]:
-    """A target for each width: what the grid has, and a hair."""
+    """A target for each width that has an end: what the grid has, and a hair."""
     base = baseline_of(archs)
     of = [a for a in archs if a != base] if name == "multiplier" else archs
     return [f"width({name}[{arch}])<{width * slack * 1.0001:.8g}"
-            for arch, width in zip(of, goals.values(), strict=True)]  # fmt: skip
+            for arch, width in zip(of, goals.values(), strict=True)
+            if np.isfinite(width)]  # fmt: skip
 
 
 # ---- tables -----------------------------------------------------------------------------------
