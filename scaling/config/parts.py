@@ -121,7 +121,9 @@ class OptimConfig(Part):
         self._require("betas", all(0 <= b < 1 for b in self.betas), "from 0 to below 1")
         self._require("eps", 0 < self.eps < float("inf"), "above 0 and finite")
         self._require("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
-        self._require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or none")
+        clip = self.clip_norm
+        within = clip is None or 0 < clip < float("inf")
+        self._require("clip_norm", within, "above 0 and finite, or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,5 +291,6 @@ class DivergenceConfig(Part):
 
     def _validate(self) -> None:
         self._require("limit", self.limit >= 1, "at least 1")
-        self._require("spike_sigmas", self.spike_sigmas > 0, "above 0")
+        finite = 0 < self.spike_sigmas < float("inf")
+        self._require("spike_sigmas", finite, "above 0 and finite")
         self._require("window", self.window >= 8, "at least 8")

@@ -20,7 +20,7 @@ COLOURS = {  # on white, and on the dark page: at least 4.5 to 1 on either
     "running": ("#0969da", "#6cb6ff"),
     "queued": ("#0550ae", "#96d0ff"),
     "diverged": ("#8250df", "#c8a6ff"),
-    "stopped": ("#bc4c00", "#f0883e"),
+    "stopped": ("#bc4c00", "#ffa657"),
     "failed": ("#cf222e", "#ff8a80"),
     "unreadable": ("#cf222e", "#ff8a80"),
     "interrupted": ("#9a6700", "#e3b341"),

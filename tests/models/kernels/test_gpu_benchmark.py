@@ -61,9 +61,18 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """flash-linear-attention's functions with their signatures and a product of the inputs."""
     pytest.importorskip("fla")
 
-    def product(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, **_: Any) -> Any:
-        decay = 0.0 if g is None else g
-        return (q + k + decay).sum(-1, keepdim=True) * v, None
+    def product(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor | None = None,
+        beta: Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        extra: Any = 0.0
+        for x in (g, beta):
+            extra += 0.0 if x is None else x.reshape(*q.shape[:3], -1)
+        return (q + k + extra).sum(-1, keepdim=True) * v, None
 
     found: list[Any] = []
     for module, name in PEERS.items():
