@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ def learning_curves(curves: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
 
     Args:
         curves: arch, size, run_id, n_params, segment, split, flops, loss (as `Sweep.curves`).
-        milestones: arch, size, n_params, tokens, flops, loss and train_loss (as `Sweep.points`).
+        milestones: arch, size, run_id, n_params, tokens, flops, train_loss (as `Sweep.points`).
     """
     groups = groups_of(milestones)
     with style.context():
@@ -43,9 +43,19 @@ def learning_curves(curves: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
             own = where(milestones, arch=group)
             sizes = _sizes(own)
             tones = dict(zip(sizes, shades(look(group, groups).color, len(sizes)), strict=True))
+            ends = {
+                (run, f"decay-{tokens:.0f}"): (float(flops), float(loss))
+                for run, tokens, flops, loss in zip(
+                    words(own, "run_id"),
+                    own["tokens"],
+                    own["flops"],
+                    own["train_loss"],
+                    strict=True,
+                )
+            }
             for size, count in sizes.items():
                 axes.plot([], [], color=tones[size], label=si_text(count))
-                for segment, x, y in _segments(where(curves, arch=group, size=size)):
+                for segment, x, y in _segments(where(curves, arch=group, size=size), ends):
                     width = 0.7 if segment.startswith("decay") else 1.0
                     axes.plot(x, y, color=tones[size], linewidth=width, gid=tag(group))
                     seen.append(y)
@@ -56,9 +66,10 @@ def learning_curves(curves: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
                 color=[tones[size] for size in words(own, "size")], edgecolors="white",
             )  # fmt: skip
             axes.legend(title="N", fontsize=style.pt(7), title_fontsize=style.pt(7),
-                        loc="upper right")  # fmt: skip
-        ends = numbers(milestones, "train_loss")
-        low, high = np.nanmin([*ends, *(y[-1] for y in seen)]), np.nanmax(ends)
+                        loc="upper right", handlelength=1.2, labelspacing=0.3)  # fmt: skip
+        reached = numbers(milestones, "train_loss")
+        last = [*reached, *(y[-1] for y in seen)]
+        low, high = np.nanmin(last), np.nanmax(last)
         left, right = extent(milestones["flops"])
         panels[0].set_ylim(low * 0.93, min(1.5 * high, extent(*seen)[1] * 1.03))
         panels[0].set_xlim(left / 4, right * 2)
@@ -95,7 +106,7 @@ def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
             unique = dict(zip(labels, handles, strict=True))  # seeds of a size share one entry
             axes.legend(
                 unique.values(), unique.keys(), title="N", fontsize=style.pt(7),
-                title_fontsize=style.pt(7), loc="upper right",
+                title_fontsize=style.pt(7), loc="upper right", handlelength=1.2, labelspacing=0.3,
             )  # fmt: skip
         panels[0].set_xscale("log")
         panels[0].set_xlim(0.02, 1.1)
@@ -116,13 +127,18 @@ def _sizes(frame: pd.DataFrame) -> dict[str, float]:
     return dict(sorted(((size, float(n)) for size, n in set(pairs)), key=lambda pair: pair[1]))
 
 
-def _segments(frame: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Smoothed training curves (segment, FLOPs, loss) of every segment of every run; a decay begins
-    on the trunk that it leaves."""
+def _segments(
+    frame: pd.DataFrame, ends: Mapping[tuple[str, str], tuple[float, float]] | None = None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Smoothed training curves (segment, FLOPs, loss) of every segment of every run. A decay begins
+    on the trunk that it leaves, has at most three medians, since it is short, and ends where `ends`
+    (by run and segment) says."""
     train = where(frame, split="train")
-    for _, run in train.groupby("run_id", observed=True):
+    for run_id, run in train.groupby("run_id", observed=True):
         parts = {
-            str(segment): smooth(numbers(part, "flops"), numbers(part, "loss"))
+            str(segment): (smooth if segment == "trunk" else _thirds)(
+                numbers(part, "flops"), numbers(part, "loss")
+            )
             for segment, part in run.groupby("segment", observed=True)
         }
         trunk = parts.get("trunk", (np.empty(0), np.empty(0)))
@@ -133,7 +149,24 @@ def _segments(frame: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray
                 start = min(x[0], trunk[0][-1])
                 leaves = np.interp(np.log(start), np.log(trunk[0]), trunk[1])
                 x, y = np.r_[start, x], np.r_[leaves, y]
+            end = (ends or {}).get((str(run_id), segment))
+            if end is not None and np.isfinite(end).all() and end[0] >= x[-1]:
+                x, y = np.r_[x, end[0]], np.r_[y, end[1]]
             yield segment, x, y
+
+
+def _thirds(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of up to three stretches of at least five losses each; of fewer losses, one."""
+    good = np.isfinite(x) & np.isfinite(y) & (x > 0)
+    order = np.argsort(x[good], kind="stable")
+    x, y = x[good][order], y[good][order]
+    if not len(x):
+        return x, y
+    parts = np.array_split(np.arange(len(x)), min(3, max(1, len(x) // 5)))
+    return (
+        np.array([float(np.exp(np.log(x[part]).mean())) for part in parts]),
+        np.array([float(np.median(y[part])) for part in parts]),
+    )
 
 
 def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.ndarray, np.ndarray]:

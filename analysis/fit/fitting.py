@@ -64,6 +64,7 @@ def fit_law(
     method: Method = "auto",
     seed: int = 0,
     starts: int = STARTS,
+    near: LawFit | None = None,
     progress: Progress | None = None,
 ) -> LawFit:
     """Fits one law to one group of points.
@@ -88,6 +89,7 @@ def fit_law(
         method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
         seed: of the bootstrap.
         starts: starting points; more of them prove convergence harder.
+        near: a fit of the same form to nearly the same points: its parameters are the only start.
         progress: called with (done, total) during the bootstrap.
 
     Raises:
@@ -109,7 +111,7 @@ def fit_law(
         observations = replace(observations, weight=weight / weight.mean())
     held = {k: float(v) for k, v in (fix or {}).items() if not isinstance(v, str)}
     problem = Problem.build(law, observations, robust, bounds, held)
-    theta, lowest, facts = _minimum(problem, starts)
+    theta, lowest, facts = _minimum(problem, starts, near)
     model = model_of(observations, accounting=accounting)
     fit = LawFit(
         problem=problem,
@@ -124,11 +126,15 @@ def fit_law(
     return fit
 
 
-def _minimum(problem: Problem, starts: int) -> tuple[Array, float, Evidence]:
-    """Internal parameters, objective and convergence of the best of several starts.
+def _minimum(problem: Problem, starts: int, near: LawFit | None) -> tuple[Array, float, Evidence]:
+    """Internal parameters, objective and convergence of the best of several starts, or of the one
+    that a fit nearby gives.
 
     Of many points, a part spread over all runs finds the basin; all of them then find its bottom.
     """
+    if near is not None and near.form == problem.law.name:
+        solution = problem.solve(problem.internal(near.values))
+        return solution.theta[0], float(solution.value[0]), evidence(problem, solution)
     part = problem.thinned(MOST_STARTED)
     solution = part.solve(part.starts(starts))
     theta = solution.theta[int(solution.value.argmin())]

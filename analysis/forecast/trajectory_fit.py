@@ -17,7 +17,15 @@ from scipy.optimize import least_squares
 
 from analysis.errors import AnalysisError
 from analysis.forecast.paths import Stretch
-from analysis.forecast.trajectory_law import N_UNIT, S_UNIT, SPREAD, START, gain, trunk_loss
+from analysis.forecast.trajectory_law import (
+    N_UNIT,
+    S_UNIT,
+    SPREAD,
+    START,
+    gain,
+    gain_slopes,
+    trunk_loss,
+)
 from analysis.units import Array
 
 FORM = 0.005
@@ -87,13 +95,9 @@ def fit_trajectory(stretches: Sequence[Stretch], near: Trajectory | None = None)
         ])  # fmt: skip
 
     def slopes(theta: Array) -> Array:
-        base = [_log_loss(theta[:_LAW], s, s.tokens) for s in used]
         told = np.zeros((len(observed) + len(theta), len(theta)))
-        for i in range(_LAW):
-            moved = theta[:_LAW].copy()
-            moved[i] += 1e-5
-            change = [_log_loss(moved, s, s.tokens) - b for s, b in zip(used, base, strict=True)]
-            told[: len(observed), i] = -np.concatenate(change) / 1e-5 / scale
+        law = np.concatenate([_slopes(theta[:_LAW], s, s.tokens) for s in used], axis=1)
+        told[: len(observed), :_LAW] = -(law / scale).T
         told[: len(observed), _LAW] = -training / scale
         told[: len(observed), _LAW + 1 :] = -own / scale[:, None]
         prior = 1 / np.concatenate([SPREAD, [RATIO], own_spread])
@@ -122,6 +126,23 @@ def _log_loss(theta: Array, stretch: Stretch, tokens: Array) -> Array:
     loss = trunk_loss(n, stretch.rates.at(tokens), theta)
     won = k * gain(stretch.rates, tokens, c, beta, gamma)
     return np.log(np.maximum(loss - won, loss / 2))  # while a fit still looks for its way
+
+
+def _slopes(theta: Array, stretch: Stretch, tokens: Array) -> Array:
+    """Derivatives of `_log_loss` by the parameters of the law (p, n)."""
+    e, a_size, a, b_data, b = np.exp(theta[:5])
+    k, c, beta, gamma = np.exp(theta[5:9])
+    log_n = np.log(stretch.n / N_UNIT)
+    log_s = np.log(stretch.rates.at(tokens) / S_UNIT)
+    size, data = a_size * np.exp(-a * log_n), b_data * np.exp(-b * log_s)
+    one = np.ones(len(tokens))
+    told = np.stack([e * one, size * one, -size * a * log_n * one, data, -data * b * log_s])
+    won = k * np.exp(theta[9] * log_n) * gain_slopes(stretch.rates, tokens, c, beta, gamma)
+    loss = e + size + data
+    free = loss - won[0] > loss / 2
+    trunk = told / np.where(free, loss - won[0], loss)
+    gained = np.stack([won[0], won[1], won[2], won[3], won[0] * log_n])
+    return np.concatenate([trunk, np.where(free, -gained / (loss - won[0]), 0.0)])
 
 
 def _noise(stretches: Sequence[Stretch]) -> float:

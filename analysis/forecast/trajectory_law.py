@@ -16,6 +16,7 @@ holds trunks, their decays and cosine schedules.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Rates:
     before: float
     """S at the first knot."""
 
-    @property
+    @cached_property
     def weighted(self) -> Array:
         """S at the knots (k,)."""
         steps = np.diff(self.tokens) * (self.share[1:] + self.share[:-1]) / 2
@@ -56,17 +57,26 @@ def gain(rates: Rates, tokens: Array, c: float, beta: float, gamma: float) -> Ar
 
     Falls before the first knot are not known and count as none.
     """
+    return gain_slopes(rates, tokens, c, beta, gamma)[0]
+
+
+def gain_slopes(rates: Rates, tokens: Array, c: float, beta: float, gamma: float) -> Array:
+    """`gain` and its derivatives by ln c, ln beta and ln gamma (4, n)."""
     falls = rates.share[:-1] - rates.share[1:]
     fallen = falls > 0
     if not fallen.any():
-        return np.zeros(len(tokens))
+        return np.zeros((4, len(tokens)))
     weighted = rates.weighted
     # A fall takes place within its interval: its middle stands for it.
     start = (weighted[:-1] + weighted[1:])[fallen] / 2
     level = (rates.share[:-1] + rates.share[1:])[fallen] / 2
     since = np.maximum(rates.at(tokens)[:, None] - start, 0.0)
-    given = 1.0 - (1.0 + c / S_UNIT * level**-gamma * since) ** -beta
-    return given @ falls[fallen]
+    reached = c / S_UNIT * level**-gamma * since
+    log = np.log1p(reached)
+    left = np.exp(-beta * log)
+    by_reached = beta * left * reached / (1.0 + reached)  # by the logarithm of it
+    parts = (1.0 - left, by_reached, beta * log * left, by_reached * (-gamma * np.log(level)))
+    return np.stack([part @ falls[fallen] for part in parts])
 
 
 def values(theta: Array) -> dict[str, float]:

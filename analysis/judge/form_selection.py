@@ -35,6 +35,7 @@ def holdout(
     bootstrap: int = 0,
     seed: int = 0,
     baselines: bool = True,
+    near: LawFit | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Rolling hold-out over compute.
@@ -51,6 +52,7 @@ def holdout(
         bootstrap: refits at each cut for `lo` and `hi`, prediction intervals of one further run.
         seed: of the refits.
         baselines: also `pure` and `nearest`.
+        near: the fit of all points, from which those of the cuts start.
         options: as for `fit_law`.
 
     Returns:
@@ -91,7 +93,7 @@ def holdout(
     for cut in cuts:
         train, test = rows(table, compute <= cut), rows(table, compute > cut)
         try:
-            fit = fit_law(form, train, clusters="run", **common, **roles, **fitting)
+            fit = fit_law(form, train, clusters="run", near=near, **common, **roles, **fitting)
             extra = _baselines(train, test, common | fitting) if baselines else {}
         except AnalysisError:
             continue  # fewer sizes than the form needs at this cut
@@ -155,7 +157,8 @@ def compare_forms(
         try:
             fit = fit_law(form, data, **options)
             row = row_of(fit)
-            row |= row_of(fit, holdout(form, data, steps=steps, baselines=False, **options))
+            made = holdout(form, data, steps=steps, baselines=False, near=fit, **options)
+            row |= row_of(fit, made)
         except AnalysisError as error:
             row["note"] = str(error)
         found.append(row)

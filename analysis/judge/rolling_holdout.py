@@ -111,9 +111,9 @@ def roll(fit: LawFit, data: pd.DataFrame, *, steps: int = 4, **options: Any) -> 
         data = data.loc[fit.problem.thinned(MOST).observations.rows]
         fit = fit_law(fit.form, data, **options)
     try:
-        found = holdout(fit.form, data, steps=steps, bootstrap=_DRAWS, **options)
+        found = holdout(fit.form, data, steps=steps, bootstrap=_DRAWS, near=fit, **options)
     except AnalysisError:  # too few runs below a cut to draw from
-        found = holdout(fit.form, data, steps=steps, **options)
+        found = holdout(fit.form, data, steps=steps, near=fit, **options)
     free = {k: v for k, v in options.items() if k != "fix"}
     others = [form for form in (*FORMS, *forms_of(data)) if form != fit.form]
     own = pd.DataFrame([row_of(fit, found)])

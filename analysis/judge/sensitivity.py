@@ -84,6 +84,7 @@ def sensitivity(
                 **options,
                 "keep_diverged": True,
                 "starts": STARTS,
+                "near": reference,
                 **change.get("options", {}),
             }
             fit = fit_law(change.get("form", form), change.get("data", data), **arguments)

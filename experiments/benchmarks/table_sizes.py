@@ -53,8 +53,9 @@ class Case:
 
 CASES = (
     Case("40 runs, 1000 refits", "runs_40", ("--bootstrap", "1000"), 3.0),
-    Case("62 runs with repeated data, 1000 refits", "repeated_62", (), 3.0, call="repeated"),
-    Case("10k one-row runs, 200 refits", "runs_10k", (), 3.0, call="refits"),
+    Case("62 runs with repeated data, 1000 refits", "repeated_62",
+         ("--form", "data_constrained", "--bootstrap", "1000"), 3.0),
+    Case("10k one-row runs, 200 refits", "runs_10k", ("--bootstrap", "200"), 3.0),
     Case("30k one-row runs, other choices", "runs_30k", (), 2.0, call="choices"),
     Case("1M rows of 200 runs, 1000 refits", "log_1m",
          ("--runs", "run", "--bootstrap", "1000"), 30.0),
@@ -107,20 +108,12 @@ TABLES = {
 }
 
 
-def _repeated(points: pd.DataFrame) -> float:
-    return _seconds(lambda: fit_law("data_constrained", points, bootstrap=1000))
-
-
-def _refits(points: pd.DataFrame) -> float:
-    return _seconds(lambda: fit_law("chinchilla", points, bootstrap=200))
-
-
 def _choices(points: pd.DataFrame) -> float:
     fit = fit_law("chinchilla", points)
     return _seconds(lambda: sensitivity("chinchilla", points, reference=fit))
 
 
-CALLS = {"repeated": _repeated, "refits": _refits, "choices": _choices}
+CALLS = {"choices": _choices}
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -97,7 +97,10 @@ def _inference(
         from analysis.cli.source import read_source
 
         named = _named(columns)
-        read = read_source(sweep, chosen={}, **named)
+        read = read_source(
+            sweep, loss=named["loss"], params=named["params"], tokens=named["tokens"],
+            compute=named["compute"], group=named["group"], chosen={},
+        )  # fmt: skip
     elif decoding or kept or columns:
         raise AnalysisError("--decoding, --kept and --column are for tables: the models of a sweep "
                             "are counted as they are built")  # fmt: skip

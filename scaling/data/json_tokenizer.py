@@ -178,9 +178,19 @@ class JsonTokenizer(Tokenizer):
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Raises LinscaleError: a text holds a special token in a spelling that is not known."""
+        """Raises LinscaleError: a text holds a special token in a spelling that is not known, or is
+        given the end of a document, such as where another token has the same number."""
         if self._cuts is None:
-            return self._encode(texts)
+            found = self._encode(texts)
+            for text, tokens in zip(texts, found, strict=True):
+                if (tokens == self.eos_id).any():
+                    raise LinscaleError(
+                        f"tokenizer {self.name}: it makes {self.end!r}, which ends a document, of "
+                        f"ordinary text, here of {text[:60]!r}; another token has its number "
+                        f"{self.eos_id}, or it stands for what the vocabulary lacks. Mend its "
+                        "tokenizer.json."
+                    )
+            return found
         parts = [self._parts(text) for text in texts]
         each = iter(self._encode([part for of_text in parts for part in of_text]))
         found = [np.concatenate([next(each) for _ in of_text]) for of_text in parts]

@@ -39,6 +39,8 @@ NOT_GIVEN = {
     r"experiments\.benchmarks\.": "measures for minutes, and replaces kept results: make bench",
     r"^torchrun": "needs four machines: tests/scaling/sweep/test_slurm.py starts a node's ranks",
     r"--layout fla": "needs an HGRN2 with SwiGLU: tests/models/test_interop_fla.py",
+    r"--stop-early|^linscale stop-early": "looks every half minute: "
+    "tests/scaling/training/test_stop_early.py",
     r"--adaptive|^linscale decisions": "chooses from more runs than are here: "
     "tests/scaling/sweep/test_adaptive.py",
     r"loggers=": "needs tensorboard: tests/scaling/training/test_loggers.py",

@@ -15,7 +15,7 @@ from analysis.forecast.paths import stretches
 from analysis.forecast.scoring import Seal, score
 from analysis.forecast.seal import seal
 from analysis.forecast.trajectory_fit import fit_trajectory
-from analysis.forecast.trajectory_law import NAMES, Rates, gain, trunk_loss, values
+from analysis.forecast.trajectory_law import NAMES, Rates, gain, gain_slopes, trunk_loss, values
 from analysis.io.frames import where
 from analysis.io.records import load_sweep
 from tests.support.trajectories import STEP, TRUE, Run, cosine, decayed, losses, sweep_of
@@ -37,6 +37,19 @@ def test_law_is_the_sum_over_steps(shape: object) -> None:
     law = trunk_loss(np.full(200, 2e5), rates.at(ends), THETA) - won
     np.testing.assert_allclose(law[20:], expected[20:], rtol=0.004)
     assert values(THETA) == pytest.approx(TRUE)
+
+
+@pytest.mark.parametrize("shape", [decayed, cosine])
+def test_slopes_are_those_of_differences(shape: object) -> None:
+    shares = np.array(shape(200))  # pyright: ignore[reportCallIssue]
+    knots = np.arange(0.0, 200.0) * STEP
+    rates = Rates(knots, shares, 0.0)
+    tokens = np.linspace(20 * STEP, 199 * STEP, 40)
+    for i, name in ((1, "c"), (2, "beta"), (3, "gamma")):
+        up, down = ({**TRUE, name: TRUE[name] * np.exp(step)} for step in (1e-5, -1e-5))
+        found = [gain(rates, tokens, p["c"], p["beta"], p["gamma"]) for p in (up, down)]
+        slope = gain_slopes(rates, tokens, TRUE["c"], TRUE["beta"], TRUE["gamma"])[i]
+        np.testing.assert_allclose(slope, (found[0] - found[1]) / 2e-5, atol=1e-8)
 
 
 def test_decays_of_a_larger_model_are_foretold() -> None:
