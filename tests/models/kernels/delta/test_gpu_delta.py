@@ -70,12 +70,16 @@ def test_matches_recurrence(
 def test_decoding_goes_on_from_a_prompt(mode: str) -> None:
     inputs = on_gpu(make(mode, length=140, key_dim=64, value_dim=64, dtype=torch.float32))
     q, k, v, beta, decay, start = (inputs[n] for n in list(inputs)[:6])
-    given: Any = [x if x is None else x[:, :130] for x in (q, k, v, beta, decay)]
+
+    def part(at: Any) -> Any:
+        return (x if x is None else x[:, at] for x in (q, k, v, beta, decay))
+
     expected, last = delta_attention(q, k, v, beta, decay, start)  # pyright: ignore
-    _, state = delta_attention(*given, start)
+    query, key, value, share, now = part(slice(130))
+    _, state = delta_attention(query, key, value, share, now, start)
     for t in range(130, 140):
-        row: Any = [x if x is None else x[:, t] for x in (q, k, v, beta, decay)]
-        o, state = delta_attention_step(*row[:4], state, row[4])
+        query, key, value, share, now = part(t)
+        o, state = delta_attention_step(query, key, value, share, state, now)
         torch.testing.assert_close(o, expected[:, t], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(state, last, rtol=1e-3, atol=1e-3)
 
