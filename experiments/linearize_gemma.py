@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from experiments.gemma import scores, training
-from experiments.gemma.rows import STAGES, Row, models, rows
+from experiments.gemma.rows import STAGES, Row, models, needed_bytes, rows
 from experiments.gemma.text import Text
 from linscale.errors import LinscaleError
 from models.architectures.lolcats import LoLCATs
@@ -160,7 +160,8 @@ class Work:
             folder / f"{self.slug(row)}.json",
             {
                 "name": row.name, "model": made.name, "stage": row.stage, "reads": row.reads,
-                "linear": made.linear, "state_bytes": held_bytes(model.config, made.config),
+                "linear": made.linear, "held_bytes": held_bytes(model.config, made.config),
+                "needed_bytes": needed_bytes(model.config, made.config),
                 "softmax_layers": model.config.softmax_layers, "seed": self.seed,
                 "keep": row.keep, "beside": made.beside,
                 "transfer_tokens": transferred, "lora_tokens": low_rank, "training_flops": flops,

@@ -10,7 +10,7 @@ import errno
 import os
 from pathlib import Path
 
-_SPACE = "free some space, or take a folder on another disk"
+_SPACE = "make room, or take a folder on another disk"
 _WORDS = {
     errno.EFBIG: ("the file is larger than its file system or `ulimit -f` allows", "raise it"),
     errno.EROFS: ("the file system is read-only", "take a folder on another one"),

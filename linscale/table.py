@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
 NAME_COLUMNS = 14
@@ -169,7 +169,7 @@ def _said_once(columns: list[Column]) -> tuple[list[Column], list[str]]:
     return shown, said
 
 
-def _table(columns: list[Column], widths: list[int], gap: int) -> object:
+def _table(columns: list[Column], widths: list[int], gap: int) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -44,10 +44,27 @@ def blocks(span: Span, window: int | None, most: int) -> Iterator[tuple[slice, s
     length = span.positions.shape[1]
     if span.visible is not None:  # a tree is short, and in any order
         most = length
-    for first in range(0, length, most):
+    begins = _begins(span, range(0, length, most))
+    for begin, first in zip(begins, range(0, length, most), strict=True):
         last = min(first + most, length)
-        seen = 0 if window is None or span.visible is not None else max(0, first - window + 1)
-        yield slice(first, last), slice(seen, last)
+        if window is not None and span.visible is None:
+            begin = max(begin, first - window + 1)
+        yield slice(first, last), slice(begin, last)
+
+
+def _begins(span: Span, tokens: range) -> list[int]:
+    """A token of the call before which these see none: of packed sequences each one's first.
+
+    Reading it waits for the device, which the work that it saves is worth for long calls; compiled
+    code cannot depend on it.
+    """
+    packed = span.sequence is not None and span.cu_seqlens is not None and span.visible is None
+    if not packed or len(tokens) < 2 or torch.compiler.is_compiling():
+        return [0] * len(tokens)
+    assert span.sequence is not None
+    assert span.cu_seqlens is not None
+    owners = span.sequence[torch.tensor(tokens, device=span.sequence.device)]
+    return span.cu_seqlens[owners].tolist()
 
 
 def side_by_side(span: Span) -> tuple[Tensor, Tensor]:

@@ -56,10 +56,12 @@ def import_(
             source, loss=loss, params=params, tokens=tokens, compute=compute, group=group,
             runs=runs, where=where or (), last_per=last_per,
         )  # fmt: skip
-        points = sweep.require_points()
-        count = points["run_id"].nunique() if "run_id" in points else len(points)
+        points = sweep.require_points().dropna(subset=["loss"])
+        if not len(points):
+            raise AnalysisError(f"{sweep.name}: no row has a loss; name its column with --loss")
+        count = len(set(points["run_id"])) if "run_id" in points else len(points)
         if out is not None:
-            kept = [name for name in COLUMNS if name in points and points[name].notna().any()]
+            kept = [name for name in COLUMNS if name in points and bool(points[name].notna().sum())]
             try:
                 write_whole(out, points[kept].to_csv(index=False))
             except OSError as error:
@@ -75,6 +77,6 @@ def import_(
         if as_json:
             print_json({
                 "source": sweep.name, "conventions": sweep.conventions, "notes": sweep.notes,
-                "rows": len(points), "runs": int(count), "left_out": left_out,
+                "rows": len(points), "runs": count, "left_out": left_out,
                 "out": None if out is None else str(out),
             })  # fmt: skip

@@ -73,8 +73,8 @@ def report(
 
         chosen: dict[str, Any] = {"runs": runs, "where": where or (), "last_per": last_per,
                                   "best_per": best_per}  # fmt: skip
-        named = {"loss": loss, "params": params, "tokens": tokens, "compute": compute,
-                 "group": group}  # fmt: skip
+        named: dict[str, Any] = {"loss": loss, "params": params, "tokens": tokens,
+                                 "compute": compute, "group": group}  # fmt: skip
         of_table = is_table(source)
         used: list[Sweep] = []
         with console(stderr=True).status("reading", spinner="dots") as status:

@@ -56,7 +56,7 @@ def learning_curves(curves: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
                 color=[tones[size] for size in words(own, "size")], edgecolors="white",
             )  # fmt: skip
             axes.legend(title="N", fontsize=style.pt(7), title_fontsize=style.pt(7),
-                        loc="upper right")  # fmt: skip
+                        loc="upper right", handlelength=1.2, labelspacing=0.3)  # fmt: skip
         ends = numbers(milestones, "train_loss")
         low, high = np.nanmin([*ends, *(y[-1] for y in seen)]), np.nanmax(ends)
         left, right = extent(milestones["flops"])
@@ -95,7 +95,7 @@ def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
             unique = dict(zip(labels, handles, strict=True))  # seeds of a size share one entry
             axes.legend(
                 unique.values(), unique.keys(), title="N", fontsize=style.pt(7),
-                title_fontsize=style.pt(7), loc="upper right",
+                title_fontsize=style.pt(7), loc="upper right", handlelength=1.2, labelspacing=0.3,
             )  # fmt: skip
         panels[0].set_xscale("log")
         panels[0].set_xlim(0.02, 1.1)

@@ -176,7 +176,10 @@ def holdout(frame: pd.DataFrame) -> Figure:
         right.plot(limits, limits, color="black", linewidth=0.8, zorder=1)
         right.set_xlabel("measured loss (nats/token)")
         right.set_ylabel("predicted loss (nats/token)")
-        right.legend(loc="upper left", handletextpad=0.2)
+        handles, labels = right.get_legend_handles_labels()
+        if len(groups) > 1:
+            figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(groups)),
+                          handletextpad=0.2)  # fmt: skip
         return style.finish(figure)
 
 

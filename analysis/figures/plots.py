@@ -28,7 +28,7 @@ from analysis.fit.envelope import EnvelopeFit
 from analysis.fit.isoflop import IsoflopFit
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
-from analysis.fit.within import measured, within
+from analysis.fit.within import frontier_within, measured, within
 from analysis.io.frames import numbers, rows
 from analysis.judge.compare import CompareResult
 
@@ -49,7 +49,9 @@ def of_law(fit: LawFit, *, level: float, name: str) -> Figure:
         frontier = pd.DataFrame({"group": [], "n": [], "d": []})
         if fit.law.inner(fit.values) is not None:
             compute = np.geomspace(obs.compute.min() / REACH, obs.compute.max() * REACH, _GRID)
-            frontier = fit.optimal(compute, extrapolate=True)[["n", "d"]].assign(group=name)
+            frontier = fit.optimal(compute, extrapolate=True)[["n", "d"]].assign(
+                group=name, inside=frontier_within(fit, compute)
+            )
         return figures.contours(
             points, {name: lambda n, d: fit.predict(n=n, d=d, extrapolate=True)}, frontier
         )

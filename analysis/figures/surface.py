@@ -15,6 +15,7 @@ from analysis.figures.common import (
     LOSS,
     PARAMS,
     TOKENS,
+    band,
     extent,
     groups_of,
     label_axes,
@@ -23,7 +24,6 @@ from analysis.figures.common import (
 from analysis.figures.curves import hover_texts
 from analysis.figures.hover import points, tag
 from analysis.io.frames import by, numbers, where
-from analysis.io.looks import look
 
 Surface = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Loss predicted at (N, D), arrays of one shape."""
@@ -37,7 +37,8 @@ def contours(
     Args:
         milestones: arch, n_params, tokens, flops, loss.
         surfaces: loss predicted by each architecture's law.
-        frontier: by `group`: n, d along the compute-optimal line.
+        frontier: by `group`: n, d along the compute-optimal line, and optionally `inside` (dashed
+            where it is False).
     """
     groups = [g for g in groups_of(milestones) if g in surfaces]
     n_range, d_range = _stretch(milestones["n_params"]), _stretch(milestones["tokens"])
@@ -59,8 +60,9 @@ def contours(
             )
             axes.clabel(lines, fmt="%.2f", fontsize=style.pt(6.5), inline_spacing=2)
             line = where(frontier, group=group)
-            color = look(group, groups).color
-            axes.plot(line["n"], line["d"], color=color, linewidth=1.8, gid=tag(group))
+            if len(line):
+                band(axes, line.rename(columns={"n": "x", "d": "y"}), group, among=groups,
+                     linewidth=1.8)  # fmt: skip
             own = where(milestones, arch=group)
             points(
                 axes, own["n_params"], own["tokens"], group=group, among=groups,

@@ -81,7 +81,7 @@ def _above_ended(
         for k in longer:
             own = slice(first[k], ends[k] + 1)
             if d[first[k]] <= there and np.isfinite(y[own]).all():
-                gaps.append(float(np.interp(float(there), d[own], y[own])) - float(measured))
+                gaps.append(float(np.interp(there, d[own], y[own])) - float(measured))
     found = np.array([g for g in gaps if np.isfinite(g)])
     if len(found) < _FEWEST or np.median(found) < _GAP or np.mean(found > 0) < 0.75:
         return []

@@ -73,7 +73,7 @@ def read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
     kind = tracker_of(path) or kind
     notes: list[str] = []
     try:
-        if path.is_dir():
+        if tracker_of(path):
             frame, notes = read_tracker(path)
             frame.index = pd.RangeIndex(1, 1 + len(frame))
         else:

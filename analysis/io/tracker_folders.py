@@ -3,6 +3,8 @@
     events.out.tfevents*     TensorBoard, through its own reader: a row a run and step, a column a
                              scalar; a run is a folder of event files
     mlruns/<exp>/<run>/      MLflow's file store: a row a run, params and the last of each metric
+    trackio/*.db             trackio's database of a project, or a folder of them: a row a run and
+                             step, a column a metric, and of the configuration
     results*.json            lm-evaluation-harness: a row a file, a column task/metric
 
 Tags of TensorBoard that were written at other steps leave empty cells.
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,9 @@ _DEEPEST = 8
 
 
 def tracker_of(path: Path) -> str:
-    """`tensorboard`, `mlflow`, `lm-eval`, or "" for a folder that no tracker wrote."""
+    """`tensorboard`, `mlflow`, `trackio`, `lm-eval`, or "" for a folder that no tracker wrote."""
+    if path.is_file():
+        return "trackio" if _is_trackio(path) else ""
     if not path.is_dir() or (path / "sweep.json").is_file():
         return ""
     if _below(path, _EVENTS):
@@ -36,6 +42,8 @@ def tracker_of(path: Path) -> str:
     if _below(path, "meta.yaml") and any(m.parent.joinpath("metrics").is_dir()
                                          for m in _below(path, "meta.yaml")):  # fmt: skip
         return "mlflow"
+    if any(map(_is_trackio, path.glob("*.db"))):
+        return "trackio"
     if any(_is_harness(file) for file in _below(path, "results*.json")[:3]):
         return "lm-eval"
     return ""
@@ -49,7 +57,12 @@ def read_tracker(path: Path) -> tuple[pd.DataFrame, list[str]]:
         ImportError: TensorBoard's reader is not installed.
     """
     kind = tracker_of(path)
-    rows = {"tensorboard": _tensorboard, "mlflow": _mlflow, "lm-eval": _harness}[kind](path)
+    rows = {
+        "tensorboard": _tensorboard,
+        "mlflow": _mlflow,
+        "lm-eval": _harness,
+        "trackio": _trackio,
+    }[kind](path)
     if not rows:
         raise AnalysisError(f"{path} holds no values that can be read ({kind})")
     runs = len({row["run"] for row in rows})
@@ -143,6 +156,52 @@ def _mlflow(path: Path) -> list[dict[str, Any]]:
                 row[clean(file.relative_to(folder / "metrics").as_posix())] = value
         rows.append(row)
     return rows
+
+
+def _is_trackio(file: Path) -> bool:
+    if file.suffix != ".db":
+        return False
+    try:
+        with closing(_database(file)) as found:
+            found.execute("select run_name, step, metrics from metrics limit 1")
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def _database(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
+
+
+def _trackio(path: Path) -> list[dict[str, Any]]:
+    """Rows of all runs by step; values that were logged at one step make one row."""
+    rows: list[dict[str, Any]] = []
+    for file in [path] if path.is_file() else filter(_is_trackio, sorted(path.glob("*.db"))):
+        with closing(_database(file)) as found:
+            configs = found.execute("select run_id, config from configs").fetchall()
+            lines = found.execute(
+                "select run_id, run_name, step, metrics from metrics order by run_id, step, id"
+            ).fetchall()
+        known = {run: _flat(json.loads(text)) for run, text in configs}
+        by_step: dict[tuple[str, int], dict[str, Any]] = {}
+        for run, name, step, text in lines:
+            row = by_step.setdefault(
+                (run, step), {"run": clean(name), "step": step, **known.get(run, {})}
+            )
+            row |= _flat(json.loads(text))
+        rows += by_step.values()
+    return rows
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Numbers and words of an object, those inside of others as a.b; trackio's own begin with _."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{key}.")
+        elif isinstance(value, int | float | str) and not (key.startswith("_") and not before):
+            found[clean(f"{before}{key}")] = clean(value) if isinstance(value, str) else value
+    return found
 
 
 def _harness(path: Path) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def collapse(points: pd.DataFrame, floor: float) -> Collapse | None:
         return None
     curves: dict[str, np.ndarray] = {}
     frame = points.assign(run=words(points, "run_id"))
-    if len(frame) < _ROWS * len(set(words(frame, "run"))) / 2:
+    if len(frame) < _ROWS * len(set(frame["run"])) / 2:
         return None  # a table of ends
     for run, own in frame.groupby("run", sort=False):
         tokens, reducible = numbers(own, "tokens"), numbers(own, "loss") - floor

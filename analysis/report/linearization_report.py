@@ -90,7 +90,7 @@ def write(sweep_dir: str | Path, out: str | Path, *, scratch_dir: str | Path | N
             page.section("Figures")
             for name, figure, caption in drawn:
                 style.save(figure, folder / "figures" / name, title=name, caption=caption)
-                files = {kind: f"figures/{name}.{kind}" for kind in ("png", "pdf")}
+                files = [f"figures/{name}.{kind}" for kind in ("png", "pdf")]
                 page.figure(hover.svg(figure, name), caption, wide=True, files=files)
             (folder / "index.html").write_text(page.render(), encoding="utf-8")
     except OSError as error:

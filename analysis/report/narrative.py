@@ -67,12 +67,35 @@ def headline(result: Study) -> str | None:
 
 
 def summary(result: Study) -> list[str]:
-    """Findings, one sentence or two each; first of all what the data do not determine."""
+    """Findings, one sentence or two each: verdicts, what limits them, then what they rest on."""
+    care = headline(result)
+    return [*verdicts(result), *([care] if care else []), *facts(result)]
+
+
+def verdicts(result: Study) -> list[str]:
+    """What the comparisons found, the clearest first; one of a law that the data do not determine
+    comes after the others and says so. For one architecture, its law."""
+    doubtful = undetermined(result)
+    if not result.comparisons:
+        return [law_sentence(result, group) for group in result.groups]
+
+    def clear(group: str) -> float:
+        frame = result.comparisons[group].frame
+        sure = (numbers(frame, "lo") > 1) | (numbers(frame, "hi") < 1)
+        return -float((sure & np.asarray(frame["inside"], dtype=bool)).sum())
+
+    sure = [g for g in result.comparisons if not {g, result.baseline} & doubtful.keys()]
+    rest = [g for g in result.comparisons if g not in sure]
+    return [result.comparisons[g].verdict for g in sorted(sure, key=clear)] + [
+        f"Not determined: {result.comparisons[g].verdict}" for g in sorted(rest, key=clear)
+    ]
+
+
+def facts(result: Study) -> list[str]:
+    """What the findings rest on, and how forecasts went."""
     points = result.points
     names = [look(g).label for g in result.groups]
-    warning = headline(result)
-    found = [warning] if warning else []
-    found += [
+    found = [
         f"{len(names)} architecture{'s' * (len(names) > 1)} ({', '.join(names)}), "
         f"{len(set(words(points, 'run_id')))} runs, {len(points)} checkpoints: N from "
         f"{si_text(numbers(points, 'n_params').min())} to "
@@ -80,7 +103,6 @@ def summary(result: Study) -> list[str]:
         f"{si_text(numbers(points, 'tokens').min())} to {si_text(numbers(points, 'tokens').max())} "
         f"tokens, up to {numbers(points, 'flops').max():.2g} FLOPs a run."
     ]
-    found += [r.verdict for r in result.comparisons.values()]
     if len(result.forecast):
         found.append(
             "Forecasts of each architecture's largest size from its smaller ones "

@@ -34,17 +34,20 @@ from analysis.report.forecast_section import Sealed, add_health
 from analysis.report.narrative import (
     cautions,
     compute_words,
+    facts,
     headline,
     law_rows,
     law_sentence,
     rolling_rows,
     summary,
     tasks_table,
+    verdicts,
 )
-from analysis.report.page import Page, code, link
+from analysis.report.page import Page, code
 from analysis.report.report_figures import Drawn, basis, draw
 from analysis.report.run_pages import write_runs
 from analysis.report.task_report import add_to, evaluations
+from analysis.report.what_if_section import add_what_ifs
 from analysis.units import LEVEL
 
 
@@ -134,7 +137,7 @@ def write_report(
                         formats=formats,
                     )
             pages = {} if given else write_runs(sweep, sweep_dir, folder, say)
-            _compose(page, result, tables, drawn, pages, sealed)
+            _compose(page, result, tables, drawn, pages, sealed, formats)
             if found is not None and len(found.evals):
                 found.save(folder / "evaluations")
                 add_to(page, found, "evaluations")
@@ -222,6 +225,7 @@ def _compose(
     drawn: dict[str, Drawn],
     run_pages: dict[str, str],
     sealed: Sealed | None,
+    formats: Sequence[str],
 ) -> None:
     sweep = result.sweep
 
@@ -229,18 +233,18 @@ def _compose(
         for name in names:
             if name in drawn:
                 each = drawn[name]
-                files = {f: f"figures/{name}.{f.lower()}" for f in ("PNG", "PDF")}
+                files = [f"figures/{name}.{kind}" for kind in formats]
                 svg = hover.svg(each.figure, name)
                 page.figure(svg, each.caption, wide=each.wide, files=files)
 
-    if headline(result) is None:
-        page.text(basis(result), soft=True)
-        page.bullets(summary(result))
-    else:  # what is not known comes before everything else
-        page.bullets(summary(result))
-        page.text(basis(result), soft=True)
+    page.lead(verdicts(result))
+    if (care := headline(result)) is not None:
+        page.box("Read with care", [care])
+    page.bullets(facts(result))
+    page.text(basis(result), soft=True)
     page.box("What may not be concluded", cautions(result))
     page.switches(result.groups)
+    add_what_ifs(page, result)
     page.section("Loss against compute")
     show("frontier", "learning_curves")
     page.section("Comparison")
@@ -331,16 +335,12 @@ def _compose(
 
 
 def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
-    """Tables of points, runs and exclusions; runs are linked to their pages."""
+    """Tables of points, runs and exclusions; runs have pages beside the report."""
     sweep = result.sweep
-
-    def linked(frame: pd.DataFrame) -> pd.DataFrame:
-        names = [link(r, run_pages[r]) if r in run_pages else r for r in words(frame, "run_id")]
-        return frame.assign(run_id=names)
 
     if len(sweep.exclusions):
         page.text(f"{len(sweep.exclusions)} left out, each with its reason:")
-        page.table(linked(sweep.exclusions))
+        page.table(sweep.exclusions)
     else:
         page.text("Nothing was left out.")
     if result.failures:
@@ -364,6 +364,8 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
                "tokens_per_second": "tokens/s", "mfu": "MFU", "lr": "lr", "device": "device",
                "git_revision": "revision"}  # fmt: skip
     page.table(
-        take(linked(sweep.runs), columns),
+        take(sweep.runs, columns),
         folded=f"All {len(sweep.runs)} runs",
-    )
+        caption="Each run has a page of its own in the folder runs beside this file."
+        if run_pages else "",
+    )  # fmt: skip

@@ -74,12 +74,12 @@ def draw(result: Study) -> list[Drawn]:
                 {g: _surface(result, g) for g in result.groups},
                 pd.concat([
                     pd.DataFrame({"group": g, "n": result.optima[g]["n"],
-                                  "d": result.optima[g]["d"]})
+                                  "d": result.optima[g]["d"], "inside": result.covered(g)})
                     for g in result.groups
                 ]),
             ),
             "The fitted law over model size and data, with the runs it was fitted to and the "
-            "compute-optimal line under each architecture's own FLOPs.",
+            f"compute-optimal line under each architecture's own FLOPs. {DASHED}",
             wide=True,
         ),
         Drawn(

@@ -1,6 +1,6 @@
 """A page for every run of a report: its curve, milestones, evaluations, configuration, machine.
 
-    write_runs(sweep, sweep_dir, out) -> out/runs/<run_id>.html, linked from the report
+    write_runs(sweep, sweep_dir, out) -> out/runs/<run_id>.html, named in the report
 
 Everything comes from the run's record, so a run that was excluded has a page too: that is where one
 looks for the reason.
@@ -25,7 +25,7 @@ from analysis.io.jsonlines import read_records
 from analysis.io.looks import look
 from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import Place, open_sweep
-from analysis.report.page import Page, bold, link
+from analysis.report.page import Page, bold
 from analysis.units import si_text
 from linscale.json_reader import COUNT, BadRecord, as_number, find_object
 from linscale.texts import clean
@@ -81,7 +81,7 @@ def _page(
     run_id: str, run: Mapping[Any, Any], reasons: list[str], record: Place, sweep: Sweep
 ) -> Page:
     page = Page(run_id)
-    page.text(f"A run of {link(sweep.name, '../index.html')}.", soft=True)
+    page.text(f"A run of {sweep.name}.", soft=True)
     page.text(_state(record))
     if reasons:
         page.box("Left out of the fits", dict.fromkeys(reasons))
@@ -92,7 +92,7 @@ def _page(
         figure = _curve(str(run.get("arch", "all")), curve, milestones)
         page.figure(
             svg(figure, "curve"), "Training loss (line: median over a twentieth of a decade) and "
-            "validation loss at each milestone.", wide=False, files={},
+            "validation loss at each milestone.", wide=False,
         )  # fmt: skip
     if len(milestones):
         page.section("Milestones")

@@ -115,13 +115,13 @@ def add_to(page: Page, found: Evaluations, folder: str) -> None:
     Args:
         page: of the report.
         found: what was saved to `folder`.
-        folder: relative to the page, for links to the files.
+        folder: relative to the page, of the files.
     """
     if not len(found.evals):
         return
     page.section("Evaluations")
     for name, (figure, caption) in found.figures.items():
-        files = {kind: f"{folder}/{name}.{kind.lower()}" for kind in ("PNG", "PDF")}
+        files = [f"{folder}/{name}.{kind}" for kind in ("png", "pdf")]
         page.figure(hover.svg(figure, name), caption, wide=True, files=files)
     for table in found.tables:
         page.table(

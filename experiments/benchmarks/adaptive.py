@@ -154,7 +154,7 @@ def simulated(kind: str, seed: int) -> World:
     """A grid drawn from a law, and what its intervals should hold."""
     rng = np.random.default_rng([seed, WORLDS.index(kind)])
     laws = _laws(kind, rng)
-    sizes, horizons = np.geomspace(2e7, 1e9, 7), 1e9 * 2.0 ** np.arange(4)
+    sizes, horizons = np.geomspace(2e7, 1e9, 7), 1e9 * 2.0 ** np.arange(4.0)
     paid = horizons + 0.15 * np.concatenate([[0.0], np.cumsum(horizons)[:-1]])
     root = np.linalg.cholesky(RHO ** np.abs(np.subtract.outer(np.arange(4), np.arange(4))))
     parts: list[pd.DataFrame] = []

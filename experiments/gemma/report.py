@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures import style
 from analysis.io.sweep_files import Place, open_sweep, pack
+from experiments.gemma.rows import STAGES
 from experiments.gemma.scores import PARTS, Difference, Losses, difference, parse
 from linscale.errors import LinscaleError
 from linscale.recovery import recovered
@@ -66,14 +67,23 @@ def read(source: Path) -> dict[str, Line]:
             found[slug] = Line(facts=facts, losses=losses, log=ends)
     if "teacher" not in found:
         raise LinscaleError(f"{source}: the teacher has not been scored; give the command again.")
-    return found
+    return dict(sorted(found.items(), key=lambda item: _place(item[1].facts)))
 
 
 def table(lines: dict[str, Line]) -> str:
     """The rows beside the teacher, as Markdown."""
     teacher = lines["teacher"]
     mean = _mean(teacher.losses)
-    head = ("row", "state, MB", "blocks", "loss", "above the teacher", "first half", "second half")
+    head = (
+        "row",
+        "held, MB",
+        "needed, MB",
+        "blocks",
+        "loss",
+        "above the teacher",
+        "first half",
+        "second half",
+    )
     text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in lines.values():
         gap = difference(line.losses, teacher.losses)
@@ -81,7 +91,8 @@ def table(lines: dict[str, Line]) -> str:
         first, second = (sum(p) / half for p in (gap.by_position[:half], gap.by_position[half:]))
         own = "" if line is teacher else f"{gap.mean:.4f}{_error(gap)}"
         cells = (
-            line.name, f"{line.facts['state_bytes'] / 1e6:.2f}", str(len(line.losses)),
+            line.name, *(f"{line.facts[n] / 1e6:.2f}" for n in ("held_bytes", "needed_bytes")),
+            str(len(line.losses)),
             f"{mean + gap.mean:.4f}", own, f"{first:.4f}", f"{second:.4f}",
         )  # fmt: skip
         text.append("| " + " | ".join(cells) + " |")
@@ -157,16 +168,16 @@ def figure(lines: dict[str, Line], length: int) -> Figure:
             marker = "s" if line.facts["stage"] == "lora" else "o"
             filled = color if line.facts["linear"] else "white"
             left.errorbar(
-                line.facts["state_bytes"] / 1e6, gap.mean, gap.half_width or 0, color=color,
+                line.facts["needed_bytes"] / 1e6, gap.mean, gap.half_width or 0, color=color,
                 marker=marker, markerfacecolor=filled, capsize=2, label=line.name,
             )  # fmt: skip
             each = length / PARTS
             middles = [(part + 0.5) * each for part in range(PARTS)]
             right.plot(middles, gap.by_position, color=color, marker=marker, markersize=3,
                        markerfacecolor=filled)  # fmt: skip
-        left.set_xlabel("state of one sequence, MB")
+        left.set_xlabel("state that one sequence needs, MB")
         left.set_ylabel("above the teacher, nats a token")
-        left.set_title("by bytes held")
+        left.set_title("by bytes")
         right.set_xlabel("position, tokens")
         right.set_title("by position")
         for axis in (left, right):
@@ -192,6 +203,12 @@ def keep(folder: Path, out: Path) -> None:
 
 def _members(folder: Place) -> Iterator[Place]:
     return iter(sorted(folder.iterdir(), key=lambda p: p.name)) if folder.is_dir() else iter(())
+
+
+def _place(facts: dict[str, Any]) -> tuple[object, ...]:
+    """In tables: the teacher, windows by bytes, students, and all again after low-rank training."""
+    first = facts["model"] == "teacher" and facts["stage"] == "untrained"
+    return not first, STAGES.index(facts["stage"]), facts["needed_bytes"], facts["name"]
 
 
 def _mean(losses: Losses) -> float:

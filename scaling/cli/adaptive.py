@@ -5,7 +5,6 @@ What is decided is `analysis.judge.adaptive`; how it is launched, `scaling.sweep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linscale.options import print_json
+from linscale.terminal import console, say, tell
 from models.config import ConfigError
 from scaling.cli.options import AsJson
 
@@ -79,7 +80,7 @@ def run_chosen(
         _Reader(sweep_dir),
         launch,
         waits=waits,
-        say=lambda text: typer.echo(text, err=True),
+        say=say,
     )
 
 
@@ -148,14 +149,12 @@ def decisions(
     other = [entry.number for entry in entries if not _replayed(entry)] if replay else []
     if as_json:
         rows = [{"number": e.number, "state": e.state, **e.decision} for e in entries]
-        typer.echo(
-            json.dumps({"decisions": rows, **({"other": other} if replay else {})}, indent=1)
-        )
+        print_json({"decisions": rows, **({"other": other} if replay else {})})
     else:
         _show(entries)
         if replay:
             which = ", ".join(map(str, other))
-            typer.echo(f"decided otherwise: {which}" if other else "all are decided as before")
+            tell(f"decided otherwise: {which}" if other else "all are decided as before")
     if other:
         raise typer.Exit(1)
 
@@ -168,7 +167,6 @@ def _replayed(entry: Entry) -> bool:
 
 def _show(entries: list[Entry]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
@@ -182,4 +180,4 @@ def _show(entries: list[Entry]) -> None:
         )  # fmt: skip
         table.add_row(str(entry.number), found["why"], f"{entry.state['spent']:.3g}",
                       "\n".join(found["runs"]), widths)  # fmt: skip
-    Console().print(table)
+    console().print(table)

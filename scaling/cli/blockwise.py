@@ -9,7 +9,7 @@ import typer
 
 from linscale.options import AsJson, print_json
 from linscale.terminal import console, tell
-from scaling.cli.options import Device
+from scaling.cli.options import Device as OnDevice
 from scaling.system.words import duration, si, size
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def blockwise(
         str | None,
         typer.Option(help="One part: activations, the number of a group, or assemble."),
     ] = None,
-    device: Device = "",
+    device: OnDevice = "",
     toy: Annotated[bool, typer.Option("--toy", help="The small variant, for a CPU.")] = False,
     out: Annotated[
         Path | None,

@@ -13,6 +13,10 @@ from typing import Annotated
 
 import typer
 
+from linscale.options import AsJson, print_json
+from linscale.terminal import tell
+from scaling.record.early import ask_to_stop
+
 app = typer.Typer()
 
 SECONDS = 30.0
@@ -25,6 +29,7 @@ def stop_early(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which runs would be stopped; stop none.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stop live runs that cannot matter any more: diverging, or dominated by another rate or batch.
 
@@ -32,13 +37,21 @@ def stop_early(
     ... --resume-stopped` goes on with them. `linscale run --stop-early` does this all along.
     """
     found = _hopeless(directory)
+    if as_json:
+        asked = {
+            run: not dry_run and ask_to_stop(directory / run, why) for run, why in found.items()
+        }
+        print_json(
+            [{"run_id": run, "reason": why, "asked": asked[run]} for run, why in found.items()]
+        )
+        return
     if not found:
-        typer.echo("no live run is beyond hope")
+        tell("no live run is beyond hope")
     for run_id, reason in found.items():
         if dry_run:
-            typer.echo(f"would stop {run_id}: {reason}")
+            tell(f"would stop {run_id}: {reason}")
         else:
-            _stop(directory, run_id, reason, typer.echo)
+            _stop(directory, run_id, reason, tell)
 
 
 @contextmanager
@@ -77,7 +90,5 @@ def _hopeless(directory: Path) -> dict[str, str]:
 
 
 def _stop(directory: Path, run_id: str, reason: str, say: Callable[[str], None]) -> None:
-    from scaling.record.early import ask_to_stop
-
     if ask_to_stop(directory / run_id, reason):
         say(f"stopping {run_id}: {reason}")

@@ -119,7 +119,7 @@ def evaluate(
     if as_json:
         print_json(outcome.lines)
     elif outcome.lines:
-        _show(outcome.lines, full)
+        show(outcome.lines, full)
     summary = f"{outcome.new} tasks evaluated, {outcome.kept} had a result already"
     if outcome.elsewhere:
         summary += f", {len(outcome.elsewhere)} runs are being evaluated by another process"
@@ -132,7 +132,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _show(lines: list[dict[str, Any]], full: bool) -> None:
+def show(lines: list[dict[str, Any]], full: bool) -> None:
     """All numbers of one checkpoint; of several the last milestones, unless `full`."""
     if full or len({(line["run"], line["checkpoint"]) for line in lines}) == 1:
         console().print(_all_numbers(lines))
@@ -202,11 +202,16 @@ def _last_milestones(lines: list[dict[str, Any]]) -> tuple[Grid, int]:
     return Grid(columns), len(lines) - sum(map(len, rows.values()))
 
 
+MOST = 1e4
+"""Larger numbers, perplexities of models that know nothing, are shown with four digits."""
+
+
 def _value(line: dict[str, Any] | None) -> str:
     if line is None:
         return ""
     spread = "" if line["stderr"] is None else f" ± {line['stderr']:.3f}"
-    return f"{line['value']:.3f}{spread}"
+    value = line["value"]
+    return f"{value:.3f}{spread}" if abs(value) < MOST else f"{value:.4g}"
 
 
 def _name(line: dict[str, Any]) -> str:

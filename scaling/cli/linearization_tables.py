@@ -24,20 +24,20 @@ def show_linearization(run_dir: Path, results: list[dict[str, Any]], as_json: bo
         return
     screen = console()
     for line in describe(content):
-        screen.print(line, soft_wrap=True)
+        screen.print(line)
     screen.print(
         f"cost: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, "
-        f"{spent['device_hours']:.3g} device hours",
-        soft_wrap=True,
+        f"{spent['device_hours']:.3g} device hours"
     )
-    screen.print(_table(run_dir, rows, zero_of(read_head(run_dir).run_config().model.arch)))
+    screen.print(str(run_dir), style="italic", soft_wrap=True)  # whole, to be copied
+    screen.print(_table(rows, zero_of(read_head(run_dir).run_config().model.arch)))
     if results:
         screen.print(_tasks_table(results))
         for line in _truncated(results):
-            screen.print(line, soft_wrap=True)
+            screen.print(line)
 
 
-def _table(run_dir: Path, rows: list[dict[str, Any]], zero: str) -> Grid:
+def _table(rows: list[dict[str, Any]], zero: str) -> Grid:
     """Losses and shares: of a method with a window, beyond that is the headline."""
     shares = {"of surgery's gap": "of_surgery"}
     if zero == WINDOW:
@@ -53,7 +53,7 @@ def _table(run_dir: Path, rows: list[dict[str, Any]], zero: str) -> Grid:
         Column("loss", [f"{row['loss']:.4f}" for row in rows]),
         *(Column(title, [_percent(row[key]) for row in rows]) for title, key in shares.items()),
     ]
-    return Grid(columns, title=str(run_dir))
+    return Grid(columns)
 
 
 def _percent(share: float | None) -> str:

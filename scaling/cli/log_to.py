@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command("log-to", epilog="Example: linscale log-to mlflow runs/quickstart")
 def log_to(
-    logger: Annotated[str, typer.Argument(help="tensorboard, wandb or mlflow.")],
+    logger: Annotated[str, typer.Argument(help="tensorboard, wandb, mlflow or trackio.")],
     directory: Annotated[Path, typer.Argument(help="A run, or a sweep for all of its runs.")],
     as_json: AsJson = False,
 ) -> None:

@@ -29,7 +29,7 @@ from models.architectures.lolcats import LoLCATs
 from models.config import ConfigError, ModelConfig
 from models.fields import LATER, Part
 from scaling.config.objectives import NEXT_TOKEN
-from scaling.data.corpora.registry import kind_of
+from scaling.config.parts import DataConfig
 
 ALIGNMENTS = {
     "matrices": "matrix_tokens",
@@ -121,7 +121,7 @@ class LinearizeConfig(Part):
             return "lora-distillation" if self.temperature else "lora"
         return "distillation" if self.temperature else "full"
 
-    def check(self, model: ModelConfig, strategy: str, corpus: str) -> None:
+    def check(self, model: ModelConfig, strategy: str, data: DataConfig) -> None:
         """Rules that take in the model, the devices and the text.
 
         Raises:
@@ -170,9 +170,9 @@ class LinearizeConfig(Part):
                 f"architecture has no such option; set linearize.{name}=0."
             )
         for name in ("matrix_tokens", "fit_sequences"):
-            if getattr(self, name) and kind_of(corpus).packed:
+            if getattr(self, name) and data.packed:
                 raise ConfigError(
-                    f"linearize.{name}={getattr(self, name)} with data.corpus={corpus!r}: works on "
+                    f"linearize.{name}={getattr(self, name)} with {data.why_packed}: works on "
                     f"whole sequences, and rows of this corpus are packed; set "
                     f"linearize.{name}=0, or take plain text."
                 )

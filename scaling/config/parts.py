@@ -42,6 +42,12 @@ class DataConfig(Part):
     """Most records of a `jsonl:` or `parquet:` corpus that are passed over, and counted, because
     they cannot be read. The next one is refused with its file and line."""
 
+    document_mask: bool = field(default=False, metadata=LATER)
+    """Whether the documents of a sequence do not see each other: neither attention nor states pass
+    from one to the next. Each begins with the end of the one before it, as a text does that is
+    generated from nothing. For texts; not with `parallel.sequence`. FLOPs are counted as without:
+    of a softmax layer they are then an upper bound."""
+
     _prefix = "data."
 
     @property
@@ -53,6 +59,19 @@ class DataConfig(Part):
     def masked(self) -> bool:
         """Whether targets count in some places only: answers."""
         return self.kind.masked
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row of a batch may hold several examples that do not see each other. Such rows
+        cannot be split over devices, nor be read as whole sequences."""
+        return self.document_mask or self.kind.packed
+
+    @property
+    def why_packed(self) -> str:
+        """Of a packed one: the field that makes it so, for messages."""
+        if self.kind.packed:
+            return f"data.corpus={self.corpus!r}"
+        return f"data.document_mask={self.document_mask}"
 
     @property
     def tokenizer_in_file(self) -> bool:
@@ -71,6 +90,11 @@ class DataConfig(Part):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("max_bad_records", self.max_bad_records >= 0, "at least 0")
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+        if self.document_mask and (self.kind.packed or self.kind.masked):
+            raise ConfigError(
+                f"data.document_mask=True with data.corpus={self.corpus!r}: only texts are read as "
+                "documents one after another; leave it out."
+            )
         self.kind.check(settings, self)
 
 

@@ -81,7 +81,7 @@ class RunConfig(Part):
     """What happens when the loss spikes or is no longer a number."""
     linearize: LinearizeConfig = field(default=LinearizeConfig(), metadata=LATER)
     """Which transformer it starts from, if any."""
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where metrics go besides the run record (`scaling.training.loggers`). Not part of the
     identity."""
     seed: int = 0
@@ -93,7 +93,7 @@ class RunConfig(Part):
         slug = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None
         self._require("name", slug, "1 to 64 letters, digits, dots, dashes or underscores")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
-        self.linearize.check(self.model, self.parallel.strategy, self.data.corpus)
+        self.linearize.check(self.model, self.parallel.strategy, self.data)
         self._validate_budget()
         self._validate_batch()
 
@@ -184,10 +184,9 @@ class RunConfig(Part):
                     f"parallel.sequence={split} with linearize.{name}={value}: the teacher's "
                     "softmax attention takes whole sequences; set parallel.sequence=1."
                 )
-        corpus = self.data.corpus
-        if self.data.kind.packed:
+        if self.data.packed:
             raise ConfigError(
-                f"parallel.sequence={split} with data.corpus={corpus!r}: rows packed with several "
+                f"parallel.sequence={split} with {self.data.why_packed}: rows packed with several "
                 "examples cannot be split; set parallel.sequence=1."
             )
         if length % split:

@@ -41,19 +41,24 @@ AHEAD = 8
 """Micro-batches between the one that is trained on and the one that the disk is asked for."""
 
 
-def to_batch(rows: NDArray[np.int64]) -> Batch:
+def to_batch(rows: NDArray[np.int64], boundary: int | None = None) -> Batch:
     """Inputs and targets, views of one tensor.
 
     Args:
         rows: T + 1 tokens each, (B, T + 1); of a recall task inputs and targets, (B, 2, T); of
             instructions also the number of the example in its row, (B, 3, T), which gives
             cu_seqlens.
+        boundary: token with which a new document begins (`PreparedData.boundary`), which gives
+            cu_seqlens; None: a row is one sequence.
     """
     tokens = torch.from_numpy(rows)
     if tokens.ndim == 3:
         inputs, targets, *examples = tokens.unbind(1)
         return inputs, targets, *map(_boundaries, examples)
-    return tokens[:, :-1], tokens[:, 1:]
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if boundary is None:
+        return inputs, targets
+    return inputs, targets, _boundaries((inputs == boundary).cumsum(1))
 
 
 def _boundaries(examples: Tensor) -> Tensor:
@@ -67,8 +72,8 @@ def _boundaries(examples: Tensor) -> Tensor:
 class Blocks(Dataset[Batch]):
     """Training blocks by number; a loader asks for all numbers of a batch at once."""
 
-    def __init__(self, split: Source) -> None:
-        self._split = split
+    def __init__(self, split: Source, boundary: int | None = None) -> None:
+        self._split, self._boundary = split, boundary
 
     def __len__(self) -> int:
         return self._split.n_blocks
@@ -77,7 +82,7 @@ class Blocks(Dataset[Batch]):
         return self.__getitems__([block])
 
     def __getitems__(self, blocks: list[int]) -> Batch:
-        return to_batch(self._split.gather(blocks))
+        return to_batch(self._split.gather(blocks), self._boundary)
 
 
 class ReadAhead:
@@ -102,7 +107,8 @@ class ReadAhead:
 def validation_batches(prepared: PreparedData, batch_sequences: int) -> Iterator[Batch]:
     """The fixed validation blocks in their order; the last batch may be smaller."""
     for first in range(0, len(prepared.validation), batch_sequences):
-        yield to_batch(prepared.validation[first : first + batch_sequences])
+        rows = prepared.validation[first : first + batch_sequences]
+        yield to_batch(rows, prepared.boundary)
 
 
 def _part(batch: Any, number: int, parts: int, pinned: bool = False) -> Batch:
@@ -192,7 +198,7 @@ class DataModule(pl.LightningDataModule):
         workers = self.config.parallel.workers
         pinned = torch.cuda.is_available()
         return Loader(
-            Blocks(self.prepared.train),
+            Blocks(self.prepared.train, self.prepared.boundary),
             batch_sampler=ReadAhead(sampler, self.prepared.train),
             collate_fn=partial(
                 _part, number=part, parts=self.config.parallel.sequence, pinned=pinned

@@ -59,6 +59,12 @@ class PreparedData:
         exponents of laws do not depend on it."""
         return self.index.validation.text_bytes / self.validation_tokens
 
+    @property
+    def boundary(self) -> int | None:
+        """Token at which a sequence falls into documents that do not see each other; None where it
+        is read as one (`data.document_mask`)."""
+        return self.index.eos_id if self.data.document_mask else None
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the shards.
 

@@ -39,6 +39,11 @@ class DataSettings(Protocol):
         ...
 
     @property
+    def document_mask(self) -> bool:
+        """Whether the documents of a sequence do not see each other."""
+        ...
+
+    @property
     def sequence_length(self) -> int:
         """Tokens of a training sequence T."""
         ...

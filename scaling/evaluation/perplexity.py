@@ -31,10 +31,12 @@ import torch
 from numpy.typing import NDArray
 
 from models.language_model import LanguageModel
+from scaling.data.loader import to_batch
 from scaling.data.prepared import PreparedData
 from scaling.data.token_store import Split
 from scaling.data.tokenizers import Tokenizer
 from scaling.evaluation.results import EvaluationError, Measure
+from scaling.training.loss import token_losses
 
 CHUNK = 2048
 """Tokens of a whole document that pass through the model at once."""
@@ -106,14 +108,15 @@ def validation_documents(prepared: PreparedData, most: int) -> list[Document]:
 
 @torch.no_grad()
 def block_losses(
-    model: LanguageModel, blocks: NDArray[np.int64], batch_size: int
+    model: LanguageModel, blocks: NDArray[np.int64], batch_size: int, boundary: int | None = None
 ) -> NDArray[np.float64]:
-    """Loss of every token of blocks (n, T + 1), from its block alone: (n, T) nats."""
+    """Loss of every token of blocks (n, T + 1), from its block alone: (n, T) nats; `boundary` as
+    in `scaling.data.loader.to_batch`."""
     device = model.embedding.weight.device
     rows = []
     for first in range(0, len(blocks), batch_size):
-        tokens = torch.from_numpy(blocks[first : first + batch_size]).to(device)
-        losses = model.loss(tokens[:, :-1], tokens[:, 1:])  # (b, T)
+        batch = to_batch(blocks[first : first + batch_size], boundary)
+        losses = token_losses(model, tuple(x.to(device) for x in batch))  # (b, T)
         rows.append(losses.double().cpu().numpy())
     return np.concatenate(rows)
 

@@ -135,8 +135,9 @@ class Task:
 
 def _perplexity(subject: Subject) -> list[Measure]:
     blocks = subject.prepared.validation[: subject.settings.limit]
-    losses = block_losses(subject.pretrained.model, blocks, subject.settings.batch_size)
-    return block_measures(losses, subject.prepared.bytes_per_token)
+    prepared, size = subject.prepared, subject.settings.batch_size
+    losses = block_losses(subject.pretrained.model, blocks, size, prepared.boundary)
+    return block_measures(losses, prepared.bytes_per_token)
 
 
 def _position(subject: Subject) -> list[Measure]:

@@ -15,31 +15,46 @@ from scaling.sweep.status import UNFINISHED, share, summary
 from scaling.system.files import replacing
 from scaling.system.words import duration, nats, si, speed
 
-COLOURS = {
-    "done": "#1a7f37",
-    "running": "#0969da",
-    "queued": "#0550ae",
-    "diverged": "#8250df",
-    "stopped": "#bc4c00",
-    "failed": "#cf222e",
-    "unreadable": "#cf222e",
-    "interrupted": "#9a6700",
-    "preempted": "#9a6700",
-    "planned": "#6e7781",
+COLOURS = {  # on white, and on the dark page: at least 4.5 to 1 on either
+    "done": ("#1a7f37", "#4ac26b"),
+    "running": ("#0969da", "#6cb6ff"),
+    "queued": ("#0550ae", "#96d0ff"),
+    "diverged": ("#8250df", "#c8a6ff"),
+    "stopped": ("#bc4c00", "#f0883e"),
+    "failed": ("#cf222e", "#ff8a80"),
+    "unreadable": ("#cf222e", "#ff8a80"),
+    "interrupted": ("#9a6700", "#e3b341"),
+    "preempted": ("#9a6700", "#e3b341"),
+    "planned": ("#5f6770", "#b1bac4"),
 }
 
 STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --paper: #fff; --line: #d1d9e0; --soft: #57606a; }
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em;
-       color: #1f2328; }
+       color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.5em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid #d1d9e0;
+th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid var(--line);
          font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:nth-child(-n+2), td:nth-child(-n+2), th:last-child, td:last-child { text-align: left; }
-td:last-child { white-space: normal; }
+td:last-child { white-space: normal; min-width: 14em; }
 progress { width: 8em; }
+@media (max-width: 60em) {
+  body { font-size: 15px; margin: 1em auto; }
+  table, tbody { display: block; }
+  thead { position: absolute; left: -999em; }
+  tr { display: block; padding: .5em 0; border-bottom: 2px solid var(--line); }
+  tbody th, tbody td { display: flex; justify-content: space-between; gap: 1em; border: 0;
+                       padding: .1em 0; white-space: normal; overflow-wrap: anywhere; }
+  td::before { content: attr(data-of); color: var(--soft); flex: 0 0 auto; }
+  td:last-child { min-width: 0; }
+  td:empty { display: none; }
+  progress { width: 6em; }
+}
 """
+DARK = ":root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; --soft: #9ea7b3; }"
 
-COLUMNS = (  # the last is the reason
+COLUMNS = (
     "run",
     "state",
     "done",
@@ -50,7 +65,7 @@ COLUMNS = (  # the last is the reason
     "tok/s",
     "left",
     "host",
-    "",
+    "reason",
 )
 
 
@@ -59,15 +74,24 @@ def status_page(directory: Path, rows: list[dict[str, Any]]) -> str:
     title = html.escape(f"{directory.name}: {summary(rows)}")
     waiting = any(row["state"] in UNFINISHED for row in rows)
     again = '<meta http-equiv="refresh" content="60">' if waiting else ""
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    head = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS)
     body = "\n".join(_row(row) for row in rows)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n"
+        f"<title>{title}</title><style>{_style()}</style></head>\n"
         f"<body><h1>{title}</h1>\n<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n"
         "</tbody></table></body></html>\n"
     )
+
+
+def _style() -> str:
+    """Looks in light and dark; a class for each state."""
+    light, dark = (
+        "".join(f" .{state} {{ color: {both[i]}; }}" for state, both in COLOURS.items())
+        for i in (0, 1)
+    )
+    return f"{STYLE}{light}\n@media (prefers-color-scheme: dark) {{ {DARK}{dark} }}\n"
 
 
 def write_page(directory: Path, rows: list[dict[str, Any]], path: Path) -> None:
@@ -84,19 +108,16 @@ def _health(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
     text = f"{found['deviation']:+.1f}%"
-    return f'<b style="color:{COLOURS["failed"]}">{text}!</b>' if found["outside"] else text
+    return f'<b class="failed">{text}!</b>' if found["outside"] else text
 
 
 def _row(row: dict[str, Any]) -> str:
-    colour = COLOURS.get(row["state"], "inherit")
     total = row["tokens_total"]
-    bar = (
-        f'<progress max="{total}" value="{min(row["tokens"], total)}"></progress>' if total else ""
-    )
+    done = f'max="{total}" value="{min(row["tokens"], total)}"' if total else ""
+    bar = f'<progress aria-hidden="true" {done}></progress>' if total else ""
     cells = [
-        html.escape(row["run_id"]),
-        f'<span style="color:{colour}">{html.escape(row["state"])}</span>',
-        f"{bar} {share(row)}",
+        f'<span class="{html.escape(row["state"])}">{html.escape(row["state"])}</span>',
+        f"{bar} {share(row)}".strip(),
         si(row["tokens"]) if row["tokens"] else "",
         nats(row["loss"]),
         nats(row["val_loss"]),
@@ -106,4 +127,6 @@ def _row(row: dict[str, Any]) -> str:
         html.escape(row["hostname"] or ""),
         html.escape(row["reason"]),
     ]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    named = zip(COLUMNS[1:], cells, strict=True)
+    body = "".join(f'<td data-of="{name}">{cell}</td>' for name, cell in named)
+    return f'<tr><th scope="row">{html.escape(row["run_id"])}</th>{body}</tr>'

@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard, Weights & Biases or MLflow as well, through Lightning's own loggers.
+"""Metrics to TensorBoard, Weights & Biases, MLflow or trackio as well, as Lightning's loggers.
 
 `loggers=tensorboard,wandb` on the command line, or in the run's configuration. The record's JSON
 lines stay the truth: every line of metrics.jsonl is passed on by a thread that reads the file
@@ -7,6 +7,7 @@ lines stay the truth: every line of metrics.jsonl is passed on by a thread that 
 
     tensorboard   <run>/tensorboard
     wandb         project = sweep, id = run id; WANDB_MODE=offline keeps it in <run>/wandb
+    trackio       project = sweep, run name = run id; a database of this machine
     mlflow        experiment = sweep, run name = run id; MLFLOW_TRACKING_URI, or <sweep>/mlruns
 
 A server that cannot be reached, or dies, costs a line in the log and never the run: what it has not
@@ -41,6 +42,7 @@ PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
 }
 """Modules of which a logger needs one."""
 ANSWER_SECONDS = 5.0
@@ -149,6 +151,8 @@ def make(name: str, record: RunRecord, run_id: str | None) -> Logger:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from lightning.pytorch import loggers
 
+    from scaling.training.trackio_logger import TrackioLogger
+
     # Otherwise it is that of RANK or SLURM_PROCID, which may number something else than ranks.
     setattr(rank_zero_only, "rank", 0)  # noqa: B010
     run, sweep = record.path, record.path.parent
@@ -168,6 +172,7 @@ def make(name: str, record: RunRecord, run_id: str | None) -> Logger:
             tracking_uri=mlflow_address(sweep),
             run_id=run_id,
         ),
+        "trackio": lambda: TrackioLogger(sweep.name, run.name),
     }
     logger = makers[name]()
     if name == "mlflow" and run_id is not None:

@@ -102,8 +102,8 @@ def delta_attention_step(
     """o and the state after one token. For decoding: it has no gradient."""
     from models.kernels.triton import delta_decode
 
-    token = (x[:, None] for x in (q, k, v, beta))
-    call = DeltaCall(*token, None if decay is None else decay[:, None], state)
+    q, k, v, beta = (x[:, None] for x in (q, k, v, beta))
+    call = DeltaCall(q, k, v, beta, None if decay is None else decay[:, None], state)
     o, after, _ = delta_decode.forward(call)
     return o[:, 0], after.to(state.dtype)
 

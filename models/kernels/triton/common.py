@@ -35,6 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.kernels.call import Call
+from models.kernels.delta.call import DeltaCall
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(-160.0)
@@ -289,7 +290,7 @@ def trial(family: str, kernel: str, constants: dict[str, int]) -> Iterator[None]
         del _trials[f"{family}/{kernel}"]
 
 
-def tuned(family: str, kernel: str, call: Call, arch: str) -> dict[str, int]:
+def tuned(family: str, kernel: str, call: Call | DeltaCall, arch: str) -> dict[str, int]:
     """Constants of one launch by the module docstring's lookup rule.
 
     A mode's own row is for batches of rows and equal head dimensions that fill their tiles. The

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from models.kernels.triton.common import FLOOR, LOG2E, locate
-from models.kernels.triton.delta_tiles import factors_before, factors_behind, head_weights
+from models.kernels.triton.delta_tiles import head_factors, head_weights
 from models.kernels.triton.vector_tiles import double, load_tile, running_sum, store_tile
 
 
@@ -133,8 +133,7 @@ def delta_gradients(
             weights = head_weights(decay, row, decay_t, length, BT, True)
             d_mirrored *= weights
             g_mirrored *= weights
-        prefix = factors_before(decay, row, ck, decay_t, decay_c, length, K, MODE)
-        suffix, total = factors_behind(decay, row, ck, decay_t, decay_c, length, K, MODE)
+        prefix, suffix, total = head_factors(decay, row, decay_t, length, MODE)
         below = t[:, None] > t[None, :]
         above = t[:, None] < t[None, :]
         if MODE == 1:
@@ -190,7 +189,8 @@ def delta_gradients(
     if MODE == 1:
         crossing += tl.sum(bq * dread - bk * dkey, 1)
         before, _ = running_sum(tl.sum(bk * donward, 1), False)
-        dlog = tl.sum(total * through, 0) + before + tl.cumsum(crossing, 0, reverse=True)
+        through = tl.sum(tl.sum(total * through[None, :], 1), 0)
+        dlog = through + before + tl.cumsum(crossing, 0, reverse=True)
         x = tl.load(decay + row.to(tl.int64) * decay_t, mask=row < length, other=0.0)
         dlog = tl.where(x.to(tl.float32) * LOG2E > FLOOR, dlog, 0.0)
         rows = tokens * (n * 0 + (1 if PACKED else sequences)).to(tl.int64)

@@ -12,6 +12,8 @@ float32; the triangular system is solved in float32 (`delta_tiles.resolvent`).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -56,6 +58,17 @@ def empty_states(call: DeltaCall) -> Tensor:
     return torch.empty(shape, dtype=working_dtype(call.q.dtype), device=call.q.device)
 
 
+class _Pairs(NamedTuple):
+    """What `delta_pairs` writes, and what `delta_scan` takes for q, k and the decay."""
+
+    scores: Tensor
+    solved: Tensor
+    q: Tensor
+    k: Tensor
+    writing: Tensor
+    decay: Tensor
+
+
 class _Launches:
     """The launches of one call, and the arguments that its kernels share."""
 
@@ -95,53 +108,62 @@ class _Launches:
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.q.device)
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """Scores and resolvents of all tiles, (tiles, H, BT, BT)."""
+    def pairs(self) -> _Pairs:
+        """The first launch of either pass."""
         shape = (self.tiles, self.heads, self.bt, self.bt)
         scores, solved = (self.new(*shape, dtype=self.dtype) for _ in range(2))
+        found = _Pairs(scores, solved, self.q, self.k, self.k, self.decay)
+        if self.call.mode == "delta_channel":
+            q, k, writing = (self.new(*self.q.shape, dtype=self.dtype) for _ in range(3))
+            totals = self.new(self.tiles, self.heads, self.K)
+            found = _Pairs(scores, solved, q, k, writing, totals)
         delta_pairs[(self.tiles * self.heads,)](
-            self.q, self.k, self.beta, self.decay, scores, solved, self.cu_seqlens,
+            self.q, self.k, self.beta, self.decay, *found, self.cu_seqlens,
             *self.q.stride(), *self.k.stride(), *self.beta.stride(), *self.decay_strides,
             *self.counts, SOLVE=dot_precision(torch.float32, self.arch),
             **self.constants, **self.levels, **self.config("pairs"),
         )  # fmt: skip
-        return scores, solved
+        return found
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         """o, the final state and the states before every chunk."""
+        if not self.empty:
+            with torch.cuda.device_of(self.q):
+                return self.scan(self.pairs())
+        final = self.new(*self.call.state_shape)
+        return torch.empty_like(self.v), final, empty_states(self.call)
+
+    def scan(self, found: _Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """The second launch of the forward pass, and its results."""
         states = empty_states(self.call)
         final = self.new(*self.call.state_shape)
         o = self.new(self.batch, self.tokens, self.heads, self.V, dtype=self.v.dtype)
-        if self.empty:
-            return o, final, states
-        with torch.cuda.device_of(self.q):
-            scores, solved = self.pairs()
-            config = self.config("scan")
-            delta_scan[(self.sequences * self.heads * -(-self.V // config["BV"]),)](
-                self.q, self.k, self.v, self.beta, self.decay, scores, solved,
-                self.q if self.initial is None else self.initial, states, final, o,
-                self.cu_seqlens,
-                *self.q.stride(), *self.k.stride(), *self.v.stride(), *self.beta.stride(),
-                *self.decay_strides, *strides(self.initial, 4), *self.counts,
-                START=self.initial is not None, **self.constants, **self.all_keys, **config,
-            )  # fmt: skip
+        config = self.config("scan")
+        delta_scan[(self.sequences * self.heads * -(-self.V // config["BV"]),)](
+            found.q, found.k, found.writing, self.v, self.beta, found.decay,
+            found.scores, found.solved,
+            self.q if self.initial is None else self.initial, states, final, o, self.cu_seqlens,
+            *found.q.stride(), *found.k.stride(), *self.v.stride(), *self.beta.stride(),
+            *self.decay_strides[:3], *strides(self.initial, 4), *self.counts,
+            START=self.initial is not None, **self.constants, **self.all_keys, **config,
+        )  # fmt: skip
         return o, final, states
 
-    def errors(self, states: Tensor, solved: Tensor) -> tuple[Tensor, Tensor]:
+    def errors(self, states: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
         """What every token found missing, (B, T, H, V), and the state before every tile."""
         found = self.new(self.batch, self.tokens, self.heads, self.V, dtype=self.dtype)
         tile_states = self.new(self.tiles, self.heads, self.K, self.V, dtype=self.dtype)
         config = self.config("errors")
         delta_errors[(self.entries * self.heads * -(-self.V // config["BV"]),)](
-            self.k, self.v, self.beta, self.decay, solved, states, tile_states, found,
-            self.cu_seqlens,
-            *self.k.stride(), *self.v.stride(), *self.beta.stride(), *self.decay_strides,
+            pairs.k, pairs.writing, self.v, self.beta, pairs.decay, pairs.solved, states,
+            tile_states, found, self.cu_seqlens,
+            *pairs.k.stride(), *self.v.stride(), *self.beta.stride(), *self.decay_strides[:3],
             *self.counts, **self.constants, **self.all_keys, **config,
         )  # fmt: skip
         return found, tile_states
 
     def reverse(
-        self, do: Tensor, end: Tensor | None, errors: Tensor, scores: Tensor, solved: Tensor
+        self, do: Tensor, end: Tensor | None, errors: Tensor, pairs: _Pairs
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """dv, dbeta, the state's gradient after every tile, and that of the initial state."""
         config = self.config("reverse")
@@ -151,10 +173,11 @@ class _Launches:
         dbeta = self.new(blocks, self.batch, self.tokens, self.heads)
         start = None if self.initial is None else self.new(*self.call.state_shape)
         delta_reverse[(self.sequences * self.heads * blocks,)](
-            self.q, self.k, self.beta, self.decay, do, errors, scores, solved,
+            pairs.q, pairs.k, pairs.writing, self.beta, pairs.decay, do, errors, pairs.scores,
+            pairs.solved,
             self.q if end is None else end, dstates, self.q if start is None else start,
             dv, dbeta, self.cu_seqlens,
-            *self.q.stride(), *self.k.stride(), *self.beta.stride(), *self.decay_strides,
+            *pairs.q.stride(), *pairs.k.stride(), *self.beta.stride(), *self.decay_strides[:3],
             *do.stride(), *strides(end, 4), *self.counts,
             START=end is not None, END=start is not None,
             **self.constants, **self.all_keys, **config,
@@ -176,11 +199,12 @@ class _Launches:
             given = None if decay is None else torch.empty_like(decay)
             return dq, dk, torch.empty_like(self.v), torch.empty_like(self.beta), given, start
         with torch.cuda.device_of(self.q):
+            pairs = self.pairs()
             if states.numel() == 0:
-                states = self.forward()[2]
-            scores, solved = self.pairs()
-            errors, tile_states = self.errors(states, solved)
-            dv, dbeta, dstates, start = self.reverse(do, dfinal_state, errors, scores, solved)
+                states = self.scan(pairs)[2]
+            errors, tile_states = self.errors(states, pairs)
+            dv, dbeta, dstates, start = self.reverse(do, dfinal_state, errors, pairs)
+            del pairs
             delta_gradients[(self.tiles * self.heads * blocks,)](
                 self.q, self.k, self.beta, self.decay, do, dv, errors, tile_states, dstates,
                 dq, dk, self.q if ddecay is None else ddecay, self.cu_seqlens,

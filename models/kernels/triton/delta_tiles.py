@@ -26,8 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.kernels.triton.common import LOG2E, log2_decay
-from models.kernels.triton.vector_tiles import double, load_tile
+from models.kernels.triton.common import log2_decay
 
 
 @triton.jit
@@ -38,42 +37,16 @@ def head_sums(decay, row, decay_t, length):
 
 
 @triton.jit
-def factors_before(
-    decay, row, column, decay_t, decay_c, length, K: tl.constexpr, MODE: tl.constexpr
-):  # fmt: skip
-    """P: (BT, BK) of a channel's decays, otherwise (BT, 1)."""
-    if MODE == 2:
-        x = load_tile(decay, row, column, decay_t, decay_c, length, K).to(tl.float32)
-        return tl.exp2(tl.cumsum(x * LOG2E, 0))
-    elif MODE == 1:
-        hi, lo, _, _ = head_sums(decay, row, decay_t, length)
-        return tl.exp2(hi + lo)[:, None]
-    else:
-        return tl.full([row.shape[0], 1], 1.0, tl.float32)
-
-
-@triton.jit
-def factors_behind(
-    decay, row, column, decay_t, decay_c, length, K: tl.constexpr, MODE: tl.constexpr
-):  # fmt: skip
-    """R, of P's shape, and the product over the tile, (BK,)."""
-    BT: tl.constexpr = row.shape[0]
-    BK: tl.constexpr = column.shape[0]
-    if MODE == 2:
-        t = tl.arange(0, BT)[:, None]
-        # The sum of the rows behind each, never a difference: rows are read one further on.
-        x = load_tile(decay, row + 1, column, decay_t, decay_c, length, K).to(tl.float32) * LOG2E
-        behind = tl.cumsum(tl.where(t == BT - 1, 0.0, x), 0, reverse=True)
-        first = decay + tl.min(row, 0).to(tl.int64) * decay_t + column * decay_c
-        x = tl.load(first, mask=column < K, other=0.0).to(tl.float32) * LOG2E
-        total = tl.sum(tl.where(t == 0, behind, 0.0), 0) + x
-        return tl.exp2(behind), tl.exp2(total)
-    elif MODE == 1:
+def head_factors(decay, row, decay_t, length, MODE: tl.constexpr):
+    """P and R, (BT, 1), and the tile's product, (1, 1), of one decay a token, or of none."""
+    if MODE == 1:
         hi, lo, total_hi, total_lo = head_sums(decay, row, decay_t, length)
-        total = tl.full([BK], 0.0, tl.float32) + tl.exp2(total_hi + total_lo)
-        return tl.exp2((total_hi - hi) + (total_lo - lo))[:, None], total
+        before = tl.exp2(hi + lo)[:, None]
+        behind = tl.exp2((total_hi - hi) + (total_lo - lo))[:, None]
+        return before, behind, tl.full([1, 1], 0.0, tl.float32) + tl.exp2(total_hi + total_lo)
     else:
-        return tl.full([BT, 1], 1.0, tl.float32), tl.full([BK], 1.0, tl.float32)
+        one = tl.full([row.shape[0], 1], 1.0, tl.float32)
+        return one, one, tl.full([1, 1], 1.0, tl.float32)
 
 
 @triton.jit
@@ -86,31 +59,6 @@ def head_weights(decay, row, decay_t, length, BT: tl.constexpr, UPPER: tl.conste
         return tl.exp2(tl.where(t[:, None] <= t[None, :], -span, float("-inf")))
     else:
         return tl.exp2(tl.where(t[:, None] >= t[None, :], span, float("-inf")))
-
-
-@triton.jit
-def add_channel_pairs(
-    scores, overlap, q, k, f, BT: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the pairs s < t of some channels, by doubling (`vector_tiles`); others get numbers too.
-
-    At a level rows t read with F_t and columns s write with R_s: keys of both halves are one
-    operand, queries another.
-    """
-    t = tl.arange(0, BT)
-    differ = t[:, None] ^ t[None, :]
-    prefix = f
-    suffix = tl.full(f.shape, 1.0, tl.float32)
-    for level in tl.static_range(LEVELS):
-        second = ((t >> level) & 1 == 1)[:, None]
-        keys = (k * tl.where(second, prefix, suffix)).to(DOT)
-        reads = tl.dot((q * prefix).to(DOT), tl.trans(keys), input_precision=PRECISION)
-        scores += tl.where((differ >> level) == 1, reads, 0.0)
-        reads = tl.dot(keys, tl.trans(keys), input_precision=PRECISION)
-        overlap += tl.where((differ >> level) == 1, reads, 0.0)
-        prefix, suffix = double(prefix, suffix, second, 1 << level)
-    return scores, overlap
 
 
 @triton.jit

@@ -46,8 +46,8 @@ class Corpus(Generic[S]):
     masked: bool = False
     """Whether targets count in some places only: answers."""
     packed: bool = False
-    """Whether a row of a batch may hold several examples that do not see each other. Such rows
-    cannot be split over devices, nor be read as whole sequences."""
+    """Whether a row of a batch may hold several examples that do not see each other, whatever
+    `data.document_mask` says."""
     not_text: str = ""
     """Why the perplexity of its held-out part says nothing, and what to evaluate in its place; ""
     where it does."""

@@ -278,13 +278,14 @@ def test_report_command(sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("analysis.report.report.write_report", write)
     options = ("-o", tmp_path / "r", "--bootstrap", "150", "--seed", "3", "--baseline", "tnl",
                "--other-data", "--params", "total", "--loss", "train")  # fmt: skip
-    code, _, err = call("report", sweep_dir, *options)
+    code, shown, _ = call("report", sweep_dir, *options)
     assert code == 0
-    assert str(tmp_path / "r" / "index.html") in err
+    assert str(tmp_path / "r" / "index.html") in shown
     assert callable(seen.pop("progress"))
+    assert callable(seen.pop("told"))
     assert seen == {"directory": sweep_dir, "out": tmp_path / "r", "baseline": "tnl",
                     "bootstrap": 150, "seed": 3, "given": None, "only": None, "seals": (),
-                    "other_data": True,
+                    "other_data": True, "style": "house", "formats": ["png", "pdf"],
                     "conventions": Conventions(parameters="total", loss="train")}  # fmt: skip
     call("report", sweep_dir)
     assert seen["other_data"] is False

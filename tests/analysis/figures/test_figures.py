@@ -75,7 +75,8 @@ def make_optimum(sweep: Sweep) -> Figure:
 
 
 def make_residuals(sweep: Sweep) -> Figure:
-    return figures.residuals(sweep.points.assign(predicted=sweep.points["loss"] * 1.01))
+    error = 0.01 * np.random.default_rng(0).standard_normal(len(sweep.points))
+    return figures.residuals(sweep.points.assign(predicted=sweep.points["loss"] * (1 + error)))
 
 
 def make_cloud(sweep: Sweep) -> Figure:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from analysis.cli.source import read_source
 from analysis.errors import AnalysisError
 from analysis.io.sweep_files import is_table
 from analysis.io.tables import load_table
-from analysis.io.tracker_folders import tracker_of
+from analysis.io.tracker_folders import read_tracker, tracker_of
 
 HARNESS = {
     "results": {
@@ -82,6 +84,35 @@ def test_event_files_of_tensorboard(tmp_path: Path) -> None:
     assert sweep.points["run_id"].tolist() == ["large", "small"]
     assert sweep.points["loss"].tolist() == pytest.approx([2.55, 3.05])
     assert sweep.points["tokens"].tolist() == [2e7, 2e7]
+
+
+def test_a_database_of_trackio(tmp_path: Path) -> None:
+    """The tables that trackio 0.43 makes, as far as they are read; values of one step are one row,
+    whoever logged them first."""
+    folder = tmp_path / "trackio"
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "ladder.db")) as base, base:
+        base.execute("create table metrics (id integer primary key, run_id text, timestamp text, "
+                     "run_name text, step integer, metrics text)")  # fmt: skip
+        base.execute("create table configs (id integer primary key, run_id text, run_name text, "
+                     "config text, created_at text)")  # fmt: skip
+        base.execute("insert into configs values (1, 'x', 'small', ?, '')",
+                     ('{"_Username": "me", "model": {"n_params": 1000000}}',))  # fmt: skip
+        for number, (step, text) in enumerate(
+            [(20, b'{"val_loss": 3.5}'), (10, b'{"val_loss": 4.5}'), (20, b'{"tokens": 2000000}')]
+        ):
+            base.execute("insert into metrics values (?, 'x', '', 'small', ?, ?)",
+                         (number, step, text))  # fmt: skip
+    for place in (folder, folder / "ladder.db"):
+        assert tracker_of(place) == "trackio"
+        table, notes = read_tracker(place)
+        assert table["val_loss"].tolist() == [4.5, 3.5]
+        assert table["tokens"].tolist()[1] == 2_000_000
+        assert table["model.n_params"].tolist() == [1e6, 1e6]
+        assert "_Username" not in table
+        assert notes == [f"trackio: 2 rows of 1 runs below {place.name}"]
+    (tmp_path / "other.db").write_bytes(b"no database")
+    assert tracker_of(tmp_path / "other.db") == ""
 
 
 def test_other_folders_are_no_tables(tmp_path: Path) -> None:

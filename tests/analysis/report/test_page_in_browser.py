@@ -14,8 +14,12 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from analysis.fit.fitting import fit_law
+from analysis.io.frames import rows, where, words
+from analysis.io.records import load_sweep
 from analysis.report.report import write_report
 
 RECORDS = Path(__file__).resolve().parents[3] / "experiments" / "results" / "quickstart.zip"
@@ -51,6 +55,21 @@ seen[f.width]={page:d.documentElement.scrollWidth,
   font:parseFloat(getComputedStyle(d.body).fontSize),
   figures:d.querySelectorAll('figure svg').length,hint:hint,more:before,
   atEnd:wide.map(b=>b.classList.contains('more'))};}
+"""
+ASK = """
+var seen={},budget=document.getElementById('budget'),choice=document.getElementById('choice');
+var setting=document.getElementById('setting');
+seen.settingHidden=getComputedStyle(document.getElementById('setting-line')).display==='none';
+function pick(select,value){select.value=value;select.dispatchEvent(new Event('change'));}
+function rows(){return [200,550,900].map(function(v){budget.value=v;
+  budget.dispatchEvent(new Event('input'));
+  var td=document.querySelectorAll('tr[data-arch=hgrn2] td');
+  return [td[0].textContent,td[1].textContent,td[3].textContent];});}
+seen.reported={rows:rows()};
+pick(choice,'E held');pick(setting,setting.options[2].value);
+seen.held={setting:setting.value,rows:rows()};
+pick(choice,'one run left out');pick(setting,setting.options[0].value);
+seen.run={setting:setting.value,rows:rows()};
 """
 
 
@@ -94,7 +113,7 @@ def test_no_sideways_scroll_from_phone_to_desk(report: Path, tmp_path: Path) -> 
     content = escape(report.read_text("utf-8"), quote=True)
     frames = "".join(
         f'<iframe width="{width}" height="700" srcdoc="{content}"></iframe>'
-        for width in (320, 390, 768, 1280)
+        for width in (320, 380, 768, 1280)
     )
     # Frames load after the script would run, so it waits for the window.
     code = WIDTHS.replace("var seen={};", "").strip()
@@ -108,7 +127,7 @@ def test_no_sideways_scroll_from_phone_to_desk(report: Path, tmp_path: Path) -> 
     )
     seen, console = look(page, tmp_path / "profile")
     assert console == []
-    assert set(seen) == {"320", "390", "768", "1280"}
+    assert set(seen) == {"320", "380", "768", "1280"}
     for width, found in seen.items():
         assert found["page"] <= int(width)
         assert found["font"] >= 15  # readable without zooming
@@ -120,17 +139,50 @@ def test_no_sideways_scroll_from_phone_to_desk(report: Path, tmp_path: Path) -> 
         assert ("swipe" in found["hint"]) == narrow
 
 
+def test_what_ifs_say_what_the_command_line_says(report: Path, tmp_path: Path) -> None:
+    """The slider at three budgets, as reported, with E held, and one run left out: against
+    `fit_law` on the same records."""
+    page = tmp_path / "page.html"
+    page.write_text(report.read_text("utf-8") + SEEN.format(code=ASK), "utf-8")
+    seen, console = look(page, tmp_path / "profile")
+    assert console == []
+    points = load_sweep(RECORDS).points
+    own = where(points, arch="hgrn2")
+    usual: dict[str, Any] = {"clusters": "size_seed", "accounting": True}
+    others = rows(own, np.asarray(words(own, "size_seed")) != seen["run"]["setting"])
+    assert len(others) < len(own)
+    laws = {
+        "reported": fit_law("chinchilla", own, **usual),
+        "held": fit_law("chinchilla", own, fix={"E": float(seen["held"]["setting"])}, **usual),
+        "run": fit_law("chinchilla", others, **usual),
+    }
+    for name, law in laws.items():
+        for place, (n, d, loss) in zip((0.2, 0.55, 0.9), seen[name]["rows"], strict=True):
+            low, high = points["flops"].min(), points["flops"].max() * 3
+            best = law.optimal(low * (high / low) ** place, extrapolate=True).iloc[0]
+            assert amount(n) == pytest.approx(best["n"], rel=0.01)
+            assert amount(d) == pytest.approx(best["d"], rel=0.01)
+            assert float(loss.split(" ")[0]) == pytest.approx(best["loss"], rel=1e-3)
+    assert "[" in seen["reported"]["rows"][0][2]
+    assert seen["settingHidden"] is True
+
+
+def amount(text: str) -> float:
+    """35k, 1.78M -> numbers."""
+    factor = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1], 1.0)
+    return float(text.rstrip("kMBT")) * factor
+
+
 def test_every_run_has_a_page_without_console_messages(report: Path, tmp_path: Path) -> None:
-    links = set(re.findall(r'href="(runs/[^"]+\.html)"', report.read_text("utf-8")))
-    assert len(links) == 20
-    for link in links:
-        text = (report.parent / link).read_text("utf-8")
-        for expected in ("Milestones", "model.arch", "optim.lr", "../index.html", "<svg"):
+    pages = sorted((report.parent / "runs").glob("*.html"))
+    assert len(pages) == 20
+    for each in pages:
+        text = each.read_text("utf-8")
+        for expected in ("Milestones", "model.arch", "optim.lr", "A run of quickstart", "<svg"):
             assert expected in text
         assert "http://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
-    first = report.parent / sorted(links)[0]
     page = tmp_path / "run.html"
-    page.write_text(first.read_text("utf-8") + SEEN.format(code="var seen={ok:1}"), "utf-8")
+    page.write_text(pages[0].read_text("utf-8") + SEEN.format(code="var seen={ok:1}"), "utf-8")
     seen, console = look(page, tmp_path / "profile")
     assert seen == {"ok": 1}
     assert console == []

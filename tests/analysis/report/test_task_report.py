@@ -62,7 +62,7 @@ def test_everything_that_was_evaluated(found, tmp_path):
     add_to(page, found, "evaluations")
     html = page.render()
     assert "Table 11 of arXiv 2406.16690" in html
-    assert 'href="evaluations/needle_grid.png"' in html
+    assert "<code>evaluations/needle_grid.png</code>" in html
 
 
 def test_heat_map_shows_the_cells():

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.interpreter import InterpretedFunction
 
 from models.kernels import launch, operators
+from models.kernels.delta import operators as delta
 from models.kernels.tools import report
 from models.kernels.triton import common
 from models.kernels.triton.common import interpreted
@@ -83,6 +84,30 @@ def test_fake_results(
     assert results(forward, start, "cuda") == results(forward, start)
     arguments = (*start, *kept, *end)
     assert results(backward, arguments, "cuda") == results(backward, arguments)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("mode", ["delta", "delta_head", "delta_channel"])
+def test_fake_results_of_the_delta_rule(
+    mode: str, short: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences, tokens, kind = 3 if packed else 1, 20 if short else 130, torch.bfloat16
+    q, k = torch.zeros(2, 1, HEADS, tokens, KEYS, dtype=kind).transpose(2, 3)
+    v, do = torch.zeros(2, 1, HEADS, tokens, VALUES, dtype=kind).transpose(2, 3)
+    beta = torch.zeros(1, HEADS, tokens, dtype=kind).transpose(1, 2)
+    state, dstate = torch.zeros(2, sequences, HEADS, KEYS, VALUES)
+    cu_seqlens = torch.tensor([0, 7, 7, tokens], dtype=torch.int32) if packed else None
+    shapes = {"delta_head": beta.shape, "delta_channel": q.shape}
+    decay = torch.zeros(shapes[mode]) if mode in shapes else None
+    start = (q, k, v, beta, decay, state, cu_seqlens)
+    monkeypatch.setattr(launch, "backend", lambda device: "cuda")
+    forward, backward = delta.delta_attention, delta.delta_attention_backward
+    kept = forward(*start)[2:]
+    assert results(forward, start, "cuda") == results(forward, start)
+    for learned in (True, False):
+        arguments = (*start, *kept, do, dstate, learned)
+        assert results(backward, arguments, "cuda") == results(backward, arguments)
 
 
 def test_tensors_without_memory_where_a_gpu_is_present(monkeypatch: pytest.MonkeyPatch) -> None:

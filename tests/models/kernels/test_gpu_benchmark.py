@@ -75,7 +75,8 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture
 def no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fla.ops.gla", None)
+    for name in ("fla", *PEERS):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.mark.usefixtures("stand_in", "no_peers")
@@ -86,9 +87,9 @@ def test_every_part_runs_and_is_kept_as_it_goes(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
     assert [row for row in rows if "failed" in row] == []
     parts = [row["part"] for row in rows]
-    # Six forms of ours and SDPA at each shape; four models of ours and that of transformers.
+    # Nine forms of ours and SDPA at each shape; four models of ours and that of transformers.
     assert {part: parts.count(part) for part in parts} == {
-        "run": 2, "standard": 7, "decode": 5, "train": 5, "paper": 7
+        "run": 2, "standard": 10, "decode": 5, "train": 5, "paper": 10
     }  # fmt: skip
     text = output.read_text()
     assert "| B1 T33 H1 D16 | hgrn2 | linscale | 0.500 | 0.500 |" in text
@@ -103,7 +104,7 @@ def test_peers_are_called_as_they_are_declared(tmp_path: Path, peers: list[Any])
     assert kernels_gpu.main(["--part", "standard", "--output", str(output)]) == 0
     rows = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
     assert [row for row in rows if "failed" in row] == []
-    assert sum(row.get("name", "").startswith("fla") for row in rows) == 5
+    assert sum(row.get("name", "").startswith("fla") for row in rows) == 8
     assert all(peer.called for peer in peers)
     assert "| fla HGRN2 | 1.00 | 1.00 | 1 |" in output.read_text()
 

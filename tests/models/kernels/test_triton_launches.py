@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.kernels import launch
 from models.kernels.call import Call
+from models.kernels.delta.call import DeltaCall
 from models.kernels.triton import decode
 from models.kernels.triton.common import interpreted
 
@@ -120,6 +121,34 @@ def test_launches(
     for tokens, expected in ((20, short), (200, whole), (4096, cut)):
         launched.clear()
         assert run(mode, learned, tokens, packed, launched) == expected, (tokens, launched)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("mode", ["delta", "delta_head", "delta_channel"])
+def test_launches_of_the_delta_rule(mode: str, packed: bool, launched: list[str]) -> None:
+    """Forward and backward at 20 and 4096 tokens; a state is kept every 128 tokens."""
+    for tokens, expected in ((20, [1, 5]), (4096, [2, 4])):
+        launched.clear()
+        sequences = 3 if packed else 1
+        q, k = (strided(1, tokens, HEADS, KEYS) for _ in range(2))
+        v, do = (strided(1, tokens, HEADS, VALUES) for _ in range(2))
+        state, dstate = (
+            strided(sequences, HEADS, KEYS, VALUES, dtype=torch.float32) for _ in range(2)
+        )
+        cu = torch.empty(sequences + 1, dtype=torch.int32, device="meta") if packed else None
+        shapes = {"delta_head": q.shape[:3], "delta_channel": q.shape}
+        decay = strided(*shapes[mode], dtype=torch.float32) if mode in shapes else None
+        beta = strided(1, tokens, HEADS, dtype=torch.float32)
+        call = DeltaCall(q, k, v, beta, decay, state, cu)
+        assert call.mode == mode
+        kernels = launch.choose(call, "cuda")
+        with Operations() as operations:
+            kept = kernels.forward(call)[2]
+            forward = len(launched)
+            kernels.backward(call, kept, do, dstate, True)
+        assert [forward, len(launched) - forward] == expected, launched
+        assert operations.names <= HARMLESS, operations.names - HARMLESS
+        assert kept.numel() == 0 or kept.shape[0] <= -(-tokens // 128) + sequences
 
 
 @pytest.mark.parametrize("gated", [False, True])

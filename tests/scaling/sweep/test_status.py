@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from scaling.sweep import status as status_module
 from scaling.sweep.status import STYLES, status_rows, status_table, summary, watch
 from scaling.sweep.status_page import COLOURS, status_page
 from scaling.system.claims import claim
+from tests.support.contrast import contrast
 
 
 def write_run(sweep: Path, name: str, *, age: float = 0.0, **status: Any) -> Path:
@@ -101,6 +103,21 @@ def test_a_run_outside_its_band_is_marked(tmp_path: Path) -> None:
     assert "-0.4%!" not in text
     assert "+7.2%!" in text
     assert "+7.2%!</b>" in status_page(tmp_path, rows)
+
+
+def test_the_page_can_be_read_on_a_phone_and_in_the_dark(tmp_path: Path) -> None:
+    """Words of every state on both papers; every cell says what it is; no width is fixed."""
+    for light, dark in COLOURS.values():
+        assert contrast(light, "#ffffff") >= 4.5
+        assert contrast(dark, "#0d1117") >= 4.5
+    write_run(tmp_path, "a", state="done", tokens=2000)
+    text = status_page(tmp_path, status_rows(tmp_path))
+    assert "prefers-color-scheme: dark" in text
+    assert "@media (max-width" in text
+    assert 'name="viewport"' in text
+    assert '<th scope="row">a</th>' in text
+    assert '<td data-of="state"><span class="done">done</span></td>' in text
+    assert re.findall(r"<td(?! data-of=)", text) == []
 
 
 def test_page_and_table_know_the_same_states() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -99,6 +102,41 @@ def test_every_line_reaches_the_loggers(make_run: Any, tmp_path: Path, spies: ty
     assert trunk[1]["train/loss"] == stored[0]["loss"]
     assert last[1]["validation/loss"] == stored[-1]["loss"]
     assert any("decay/loss" in values for _, values in board.lines)
+
+
+def test_trackio_is_one_run_of_its_project(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A stand-in with the interface of trackio 0.43; what it prints stays off standard output,
+    which is the pool's."""
+    begun: list[dict[str, Any]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Run:
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            logged.append((step, metrics))
+
+        def finish(self) -> None:
+            print("* Run finished")
+
+    def init(**options: Any) -> Run:
+        print("* Created new run")
+        begun.append(options)
+        return Run()
+
+    trackio = types.ModuleType("trackio")
+    setattr(trackio, "init", init)  # noqa: B010
+    trackio.__spec__ = importlib.machinery.ModuleSpec("trackio", None)
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    config = make_run("budget.tokens=1280", "budget.horizons=()", "loggers=trackio")
+    train(config, tmp_path / "sweep")
+    (options,) = begun
+    assert (options["project"], options["name"]) == ("sweep", config.run_id)
+    assert options["resume"] == "allow"
+    assert options["config"] == config.to_json()
+    assert [step for step, _ in logged] == steps(config, tmp_path / "sweep")
+    assert logged[0][1]["train/loss"] == lines(config, tmp_path / "sweep")[0]["loss"]
+    assert "*" not in capsys.readouterr().out
 
 
 def test_a_server_that_dies_costs_a_line_and_is_caught_up(

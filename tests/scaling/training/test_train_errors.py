@@ -197,7 +197,7 @@ def test_replacing_keeps_the_old_file_when_writing_fails(
 
 def test_unwritable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiskError, match=r"cannot be written .Not a directory"):
+    with pytest.raises(DiskError, match=r"cannot be written .not a directory"):
         append_line(tmp_path / "file" / "log.txt", "x")
 
 

@@ -1,0 +1,138 @@
+"""What every command that prints a table prints at 80 and at 200 columns, on kept records.
+
+The expected outputs lie in `snapshots/`. Numbers that a fit has found are compared by their shape
+alone: machines differ in the last digits. LINSCALE_WRITE_SNAPSHOTS=1 writes them anew, to be read
+before they are committed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from linscale.terminal import console
+from scaling.cli.evaluate import show
+from scaling.cli.linearization_tables import show_linearization
+from scaling.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[3]
+RESULTS = ROOT / "experiments" / "results"
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+QUICKSTART, LADDER = RESULTS / "quickstart.zip", RESULTS / "small_ladder.zip"
+
+COMMANDS: dict[str, tuple[list[Any], bool]] = {
+    "status": (["status", LADDER, "--only", "arch=llama|tnl"], True),
+    "status_linearized": (["status", RESULTS / "linearize_loop.zip", "--only", "size=d24"], True),
+    "plan": (["plan", "paper_ladder", "--device", "h200"], True),
+    "plan_law": (["plan", "paper_ladder", "--device", "h200", "--law", "deepseek"], True),
+    "plan_refine": (
+        ["plan", "small_ladder", "--refine", QUICKSTART, "--only", "arch=hgrn2"], False,
+    ),
+    "fit": (["fit", QUICKSTART, "--bootstrap", "50", "--approaches", "--full"], False),
+    "forecast": (["forecast", QUICKSTART, "--at", "N=1e6,D=1e7", "--at", "C=1e13"], False),
+    "inference": (["inference", LADDER, "--loss", "1.5", "--demand", "1e9", "--bootstrap", "20"],
+                  False),
+    "tables": (["tables", QUICKSTART], True),
+}  # fmt: skip
+"""Name -> words, and whether its numbers come from the record alone."""
+
+SLOW = ("fit", "forecast", "plan_refine")
+
+
+def printed(words: list[Any], width: int) -> str:
+    result = CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": str(width)})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def check(name: str, width: int, text: str, *, exact: bool) -> None:
+    """Compares with the snapshot; no line is longer than the terminal, and nothing is cut."""
+    text = "\n".join(line.rstrip() for line in text.replace(str(ROOT), "").splitlines()) + "\n"
+    for line in text.splitlines():
+        assert len(line) <= width, line
+        assert not re.search(r"\S…", line), line  # an interval has a space before its dots
+    path = SNAPSHOTS / f"{name}_{width}.txt"
+    if os.environ.get("LINSCALE_WRITE_SNAPSHOTS"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    expected = path.read_text(encoding="utf-8")
+    if exact:
+        assert text == expected
+    else:
+        assert titles(text) == titles(expected)
+
+
+def titles(text: str) -> list[str]:
+    """The words of the lines above each rule: which columns a table has, and what was left out."""
+    lines = text.splitlines()
+    heads = [lines[i - 1].split() for i, line in enumerate(lines) if line.startswith("──")]
+    said = re.findall(r"Left out at [^.]*\.", " ".join(text.split()))
+    return [" ".join(head) for head in heads] + said
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in COMMANDS],
+)
+def test_command(name: str, width: int) -> None:
+    words, exact = COMMANDS[name]
+    check(name, width, printed(words, width), exact=exact)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("records")
+    for name in ("linearize_loop", "context_length-toy"):
+        with zipfile.ZipFile(RESULTS / f"{name}.zip") as file:
+            file.extractall(root)
+    return root
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_linearize(
+    unpacked: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of `linscale linearize` for a run that was kept."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    (run,) = (unpacked / "linearize_loop").glob("lolcats-d24-s1-400k-*")
+    show_linearization(run, [], False)
+    text = capsys.readouterr().out.replace(str(unpacked), "RECORDS")
+    check("linearize", width, text.replace("RECORDS/", ""), exact=True)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_evaluate(
+    unpacked: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line a run, not a line a number, of a sweep with 9 tasks and several milestones."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = [
+        {"run": file.parent.name, "seed": 0, **json.loads(line)}
+        for file in sorted((unpacked / "context_length-toy").glob("*/evals.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    show(lines, full=False)
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < len(lines) / 3
+    check("evaluate", width, text, exact=True)
+
+
+def test_a_pipe_gets_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody looks nothing is left out, and COLUMNS has the last word."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width > 1000
+    text = CliRunner().invoke(app, ["plan", "paper_ladder", "--device", "h200"]).stdout
+    assert "Left out" not in text
+    assert "FLOPs/token" in text
+    monkeypatch.setenv("COLUMNS", "80")
+    assert console().width == 80
