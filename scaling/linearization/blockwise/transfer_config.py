@@ -112,6 +112,8 @@ class Blockwise(Part):
         for name in ("sink_tokens", "shared_state"):
             if not getattr(self.lolcats, name):
                 del values["lolcats"][name]
+        if not self.data.document_mask:
+            del values["data"]["document_mask"]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -105,8 +105,8 @@ def test_draws_parameters_and_designs_take_the_same_compute() -> None:
     fit = fit_law("chinchilla", _runs(attention, noise=0.002), bootstrap=200)
     low, high = fit.interval("a")
     assert low < 0.506 < high
-    assert quantity(fit, "a")(fit.values) == pytest.approx(fit.params["a"])
-    assert quantity(fit, "d@1e20")(fit.values) == pytest.approx(
+    assert quantity(fit, "a")(fit.values[None])[0] == pytest.approx(fit.params["a"])
+    assert quantity(fit, "d@1e20")(fit.values[None])[0] == pytest.approx(
         np.log(fit.optimal(1e20)["d"].iloc[0]), rel=1e-9
     )
     again = LawFit.from_json(fit.to_json())

@@ -181,10 +181,10 @@ def test_wrong_requests_are_explained(candidates, options, message: str) -> None
 def test_quantities_agree_with_the_fit() -> None:
     fit = fit_law("chinchilla", suite(noise=0.004))
     values = fit.values
-    assert quantity(fit, "a")(values) == pytest.approx(fit.params["a"])
+    assert quantity(fit, "a")(values[None])[0] == pytest.approx(fit.params["a"])
     row = fit.optimal(1e22).iloc[0]
-    assert quantity(fit, "n@1e22")(values) == pytest.approx(np.log(row["n"]))
-    assert quantity(fit, "loss@1e22")(values) == pytest.approx(row["loss"])
+    assert quantity(fit, "n@1e22")(values[None])[0] == pytest.approx(np.log(row["n"]))
+    assert quantity(fit, "loss@1e22")(values[None])[0] == pytest.approx(row["loss"])
 
 
 def test_three_runs_are_too_few_to_redraw() -> None:

@@ -369,5 +369,5 @@ def test_errors_of_the_models_forms() -> None:
 
 
 def test_a_device_without_kernels_is_an_error() -> None:
-    with pytest.raises(ValueError, match="runs on the CPU and on CUDA devices"):
+    with pytest.raises(ValueError, match="the kernels run on the CPU and on CUDA devices"):
         launch.backend(torch.device("mps"))
