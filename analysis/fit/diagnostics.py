@@ -205,7 +205,10 @@ def _flat(problem: Problem, theta: Array, residual: Array) -> FitWarning | None:
     after = problem.natural(np.clip(theta + step, problem.lower, problem.upper))
     other = problem.natural(np.clip(theta - step, problem.lower, problem.upper))
     moves: dict[str, tuple[float, float]] = {}
+    no_floor = _NO_FLOOR * float(problem.observations.loss.min())
     for i, name in enumerate(problem.law.parameters):
+        if name == "E" and max(after[i], other[i]) < no_floor:
+            continue  # no_irreducible has said that it is none
         limit = _FLAT_E if name == "E" else _FLAT_EXPONENT if name in problem.law.exponents else 0
         if limit and abs(after[i] - other[i]) > 2 * limit * abs(before[i]):
             moves[name] = (float(other[i]), float(after[i]))

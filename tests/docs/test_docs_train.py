@@ -39,6 +39,8 @@ NOT_GIVEN = {
     r"experiments\.benchmarks\.": "measures for minutes, and replaces kept results: make bench",
     r"^torchrun": "needs four machines: tests/scaling/sweep/test_slurm.py starts a node's ranks",
     r"--layout fla": "needs an HGRN2 with SwiGLU: tests/models/test_interop_fla.py",
+    r"^linscale gate": "ends with its verdict as exit code: tests/docs/test_json.py",
+    r"^linscale import": "reads a file of yours: tests/docs/test_json.py",
     r"loggers=": "needs tensorboard: tests/scaling/training/test_loggers.py",
 }
 """Pattern of a command -> why it is not given."""
