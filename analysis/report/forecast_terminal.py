@@ -24,8 +24,12 @@ def forecast(record: Mapping[str, Any], path: Path | None) -> None:
     console.print(f"{record['data']['source']}: {record['conventions']}")
     for note in record["notes"]:
         console.print(note)
+    shared = _shared_notes(list(record["groups"].values()))
     for name, group in record["groups"].items():
-        _group(console, name, group, [f for f in record["forecasts"] if f["group"] == name])
+        own = {**group, "notes": [note for note in group["notes"] if note not in shared]}
+        _group(console, name, own, [f for f in record["forecasts"] if f["group"] == name])
+    for note in shared:
+        console.print(f"of every group: {note}", style="yellow")
     for text in record["existed"]["measured"]:
         console.print(f"not a forecast: {text} is measured in the source already", style="yellow")
     for text in record["existed"]["recorded"]:
@@ -39,6 +43,14 @@ def forecast(record: Mapping[str, Any], path: Path | None) -> None:
         console.print(
             f"\nsealed: {path}, {record['sealed_at']}{where}{changed}, sha256 {record['seal'][:16]}"
         )
+
+
+def _shared_notes(groups: list[Mapping[str, Any]]) -> list[str]:
+    """Notes that are the same for every one of several groups: they are said once."""
+    if len(groups) < 2:
+        return []
+    first, *others = groups
+    return [note for note in first["notes"] if all(note in other["notes"] for other in others)]
 
 
 def _group(

@@ -43,6 +43,8 @@ NOT_GIVEN = {
     "tests/scaling/training/test_stop_early.py",
     r"--adaptive|^linscale decisions": "chooses from more runs than are here: "
     "tests/scaling/sweep/test_adaptive.py",
+    r"^linscale gate": "ends with its verdict as exit code: tests/docs/test_json.py",
+    r"^linscale import": "reads a file of yours: tests/docs/test_json.py",
     r"loggers=": "needs tensorboard: tests/scaling/training/test_loggers.py",
 }
 """Pattern of a command -> why it is not given."""

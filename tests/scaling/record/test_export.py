@@ -13,6 +13,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from linscale.errors import LinscaleError
@@ -203,3 +204,16 @@ def test_what_is_no_model_is_named(trained: Any, tmp_path: Path) -> None:
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(LinscaleError, match=r"there is no tokenizer\.json"):
         load_pretrained(run)
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(True, "cuda"), (False, "cpu")])
+def test_the_gpu_is_taken_where_there_is_one(
+    there: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate`, `evaluate` and `blockwise` without --device; with it, what was asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert usable_device("") == torch.device(chosen)
+    assert usable_device("cpu") == torch.device("cpu")
+    for name, command in get_command(app).commands.items():
+        defaults = [p.default for p in command.params if p.name == "device"]
+        assert name not in ("generate", "evaluate", "blockwise") or defaults == [""], name
