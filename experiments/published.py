@@ -11,6 +11,7 @@ public data where these are at hand (`LINSCALE_DATA`, or ../shared/data).
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,10 +25,12 @@ from matplotlib.figure import Figure
 from analysis.figures import style
 from analysis.io.frames import words
 from analysis.io.records import load_sweep
+from analysis.io.sweep_files import open_sweep
 from analysis.judge.study import study
 from analysis.report.report_figures import basis, draw
 from experiments import gallery, lr_transfer, recall_figure
 from experiments.benchmarks import decoding
+from experiments.gemma import report as gemma
 
 RECORDS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -114,6 +117,18 @@ def publish_table(name: str, out: Path) -> list[Path]:
     return _save(kept.figure(rows), out / name, f"{kept.caption} n = {count}, {date}.", runs)
 
 
+def publish_gemma(out: Path) -> list[Path]:
+    """Draw what a linear part adds to a real model; returns the files written."""
+    lines = gemma.read(gemma.KEPT)
+    settings = json.loads((open_sweep(gemma.KEPT) / "experiment.json").read_bytes())
+    figure = gemma.figure(lines, settings["length"])
+    return _save(figure, out / "gemma", f"Gemma 3 270M, linearized: {gemma.CAPTION}", list(lines))
+
+
+OTHERS = {"gemma": publish_gemma}
+"""Name of a figure with records of its own kind -> what draws it in a folder."""
+
+
 def _save(figure: Figure, stem: Path, caption: str, runs: Sequence[str]) -> list[Path]:
     """PNG, PDF and a text with the caption and the runs."""
     written = style.save(figure, stem, title=stem.name, caption=caption, runs=runs)
@@ -130,6 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     for name in TABLES:
         print(*publish_table(name, options.out), sep="\n", flush=True)
+    for draw_it in OTHERS.values():
+        print(*draw_it(options.out), sep="\n", flush=True)
     for sweep, names in PUBLISHED.items():
         print(*publish(sweep, names, options.out), sep="\n", flush=True)
     data = Path(os.environ.get("LINSCALE_DATA", RECORDS.parents[2] / "shared" / "data"))

@@ -29,6 +29,7 @@ from linscale.errors import LinscaleError
 from linscale.recovery import recovered
 
 KEPT = Path(__file__).parent.parent / "results" / "linearize_gemma.zip"
+CAPTION = "90 % t intervals of paired differences over blocks."
 PARTS_OF_A_RECORD = ("rows", "scores", "trained")
 
 
@@ -245,7 +246,7 @@ def main(given: Sequence[str] | None = None) -> None:
         drawn = figure(lines, facts["length"])
         style.save_png(
             drawn, arguments.out.with_suffix(""), title="Gemma 3 270M: windows and linear parts",
-            caption="90 % t intervals of paired differences over blocks.", runs=list(lines),
+            caption=CAPTION, runs=list(lines),
         )  # fmt: skip
 
 

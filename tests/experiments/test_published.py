@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from analysis.io.sweep_files import names_of_runs, open_sweep
-from experiments.published import IMAGES, PUBLISHED, RECORDS, TABLES, publish, publish_table
+from experiments.published import IMAGES, OTHERS, PUBLISHED, RECORDS, TABLES, publish, publish_table
 
 
 def check(written: list[Path], caption: str, runs: list[str]) -> None:
@@ -43,7 +43,11 @@ def test_table_without_runs(tmp_path: Path) -> None:
 
 
 def test_every_picture_is_drawn_from_records() -> None:
-    drawn = {*TABLES, *(f"{sweep}_{name}" for sweep, names in PUBLISHED.items() for name in names)}
+    drawn = {
+        *TABLES,
+        *OTHERS,
+        *(f"{sweep}_{name}" for sweep, names in PUBLISHED.items() for name in names),
+    }
     root = IMAGES.parents[1]
     gallery = RECORDS / "gallery"
     kinds = ("png", "pdf", "svg")
