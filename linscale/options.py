@@ -11,8 +11,9 @@ import typer
 from linscale import terminal
 
 
-def _choose(as_json: bool) -> bool:
+def _choose(context: typer.Context, as_json: bool) -> bool:
     terminal.set_json(as_json)
+    context.call_on_close(lambda: terminal.set_json(False))  # the process may go on
     return as_json
 
 

@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from linscale.terminal import console
 from scaling.cli import main as main_module
 from scaling.cli.gate import EXIT_CODES
 from scaling.cli.main import app
@@ -220,6 +221,11 @@ def test_faults_and_interrupts(
         main_module.main()
     assert ended.value.code == code
     assert ("Traceback" in capsys.readouterr().err) == (code == 70)
+
+
+def test_what_follows_in_one_process_prints_as_ever() -> None:
+    call("plan", "quickstart", "--device", "h100")
+    assert not console().stderr
 
 
 def test_quiet_and_verbose_stand_anywhere(tmp_path: Path) -> None:
