@@ -2,10 +2,11 @@
 
 Question: which runs is a published picture made of?
 Command: make figures    (python -m experiments.published)
-Expected: docs/images/*.png and *.pdf, byte for byte as committed where matplotlib and the records
-are the same; each carries its caption and the ids of its runs in its metadata, and a .txt beside it
-holds them for people. The gallery (experiments/gallery.py) is drawn again too; its pictures of
-public data where these are at hand (`LINSCALE_DATA`, or ../shared/data).
+Expected: docs/images/*.png, byte for byte as committed where matplotlib and the records are the
+same; each carries its caption and the ids of its runs in its metadata. Beside them, not committed,
+a .pdf for print and a .txt with caption and runs. The gallery (experiments/gallery.py) is drawn
+again too; its pictures of public data where these are at hand (`LINSCALE_DATA`, or
+../shared/data).
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from experiments.gemma import report as gemma
 RECORDS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PUBLISHED: dict[str, tuple[str, ...]] = {
-    "quickstart": ("frontier",),
     "small_ladder": ("frontier", "multipliers", "learning_curves", "optimum", "residuals"),
 }
 """Sweeps under experiments/results, and the figures of their reports that are published."""

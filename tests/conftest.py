@@ -8,11 +8,13 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.support.zygote import Zygote
 
 if not torch.cuda.is_available():
     # Triton decides between compiling and interpreting when it is first imported, which other
@@ -84,3 +86,10 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"public data sets not found at {path} (set LINSCALE_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Processes that train are forked off one that has imported all (tests.support.zygote)."""
+    with Zygote(tmp_path_factory.mktemp("zygote")):
+        yield

@@ -37,9 +37,10 @@ def result(config: RunConfig, sweep: Path) -> tuple[Lines, Lines]:
 class StopAfter:
     """A stop event that is set after so many steps."""
 
-    def __init__(self, steps: int) -> None:
-        self.left = steps
+    def __init__(self, last: int) -> None:
+        self.steps, self._last = 0, last
 
     def is_set(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
+        """Asked once a step."""
+        self.steps += 1
+        return self.steps >= self._last

@@ -1,8 +1,8 @@
 """What every command that prints a table prints at 80 and at 200 columns, on kept records.
 
-The expected outputs lie in `snapshots/`. Numbers that a fit has found are compared by their shape
-alone: machines differ in the last digits. LINSCALE_WRITE_SNAPSHOTS=1 writes them anew, to be read
-before they are committed.
+The expected outputs lie in `snapshots/`, a file for each width. Numbers that a fit has found are
+compared by their shape alone: machines differ in the last digits. LINSCALE_WRITE_SNAPSHOTS=1 writes
+them anew, to be read before they are committed.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[list[Any], bool]] = {
 }  # fmt: skip
 """Name -> words, and whether its numbers come from the record alone."""
 
+RULE = "======== "
 SLOW = ("fit", "forecast", "plan_refine")
 
 
@@ -54,17 +55,24 @@ def printed(words: list[Any], width: int) -> str:
     return result.stdout
 
 
+def read_snapshots(path: Path) -> dict[str, str]:
+    """The outputs of a file by name, each under a line with its name."""
+    parts = re.split(rf"^{RULE}(\w+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def check(name: str, width: int, text: str, *, exact: bool) -> None:
     """Compares with the snapshot; no line is longer than the terminal, and nothing is cut."""
     text = "\n".join(line.rstrip() for line in text.replace(str(ROOT), "").splitlines()) + "\n"
     for line in text.splitlines():
         assert len(line) <= width, line
         assert not re.search(r"\S…", line), line  # an interval has a space before its dots
-    path = SNAPSHOTS / f"{name}_{width}.txt"
+    path = SNAPSHOTS / f"{width}.txt"
+    kept = read_snapshots(path)
     if os.environ.get("LINSCALE_WRITE_SNAPSHOTS"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    expected = path.read_text(encoding="utf-8")
+        kept[name] = text
+        path.write_text("".join(f"{RULE}{n}\n{kept[n]}" for n in sorted(kept)), encoding="utf-8")
+    expected = kept[name]
     if exact:
         assert text == expected
     else:

@@ -16,6 +16,7 @@ from scaling.record.load_model import load_model
 from scaling.record.pretrained import load_pretrained
 from scaling.training.module import TrainingModule
 from scaling.training.train import train
+from tests.support.ranks import fork_ranks
 from tests.support.results import StopAfter, lines
 
 STEP = 4 * 32
@@ -33,8 +34,13 @@ def second(student: Any) -> RunConfig:
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_two_ranks_are_the_single_process(
-    second: RunConfig, tmp_path: Path, precision: str
+    second: RunConfig,
+    tmp_path: Path,
+    precision: str,
+    zygote: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    fork_ranks(monkeypatch)
     one = second.override([f"parallel.precision={precision}"])
     two = one.override([*FSDP, "parallel.activation_checkpointing=block"])
     assert one.run_id == two.run_id

@@ -12,7 +12,7 @@ import pytest
 from scaling.config.run import RunConfig
 from scaling.record.checkpoints import MANIFEST
 from scaling.training.train import train
-from tests.support.ranks import train_ranks
+from tests.support.ranks import fork_ranks, train_ranks
 from tests.support.results import StopAfter, lines, metrics, result
 
 STEP = 4 * 32
@@ -34,12 +34,17 @@ def late(shares, folder, group):
     if folder.name == "resume-trunk-3.dcp" and rank() == 1:
         while stop.steps < 5:
             time.sleep(0.01)
-        with open(sys.argv[2] + "/late", "w") as file:
+        with open(sweep + "/late", "w") as file:
             file.write(f"{stop.steps} {threading.current_thread().name}")
     plain(shares, folder, group)
 
 sharded_state.save = late
 """
+
+
+@pytest.fixture(autouse=True)
+def forked(zygote: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_ranks(monkeypatch)
 
 
 def assert_same_losses(a: Path, b: Path, config: RunConfig) -> None:

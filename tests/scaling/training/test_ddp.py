@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from scaling.training.train import train
+from tests.support.ranks import fork_ranks
 from tests.support.results import StopAfter, result
 
 
-def test_two_processes_equal_one(make_run: Any, tmp_path: Path) -> None:
+def test_two_processes_equal_one(
+    make_run: Any, tmp_path: Path, zygote: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_ranks(monkeypatch)
     one = make_run(arch="tnl")
     two = make_run("parallel.devices=2", "parallel.micro_batch_sequences=1", arch="tnl")
     assert one.run_id == two.run_id

@@ -21,7 +21,7 @@ from models.config import ARCHS, toy_config
 from scaling.config.run import BudgetConfig, DataConfig, ParallelConfig, RunConfig, ScheduleConfig
 from scaling.record.record import read_states
 from tests.support.results import result
-from tests.support.zygote import Forked, Zygote
+from tests.support.zygote import Forked
 
 STEP = 32
 """Tokens of a step."""
@@ -44,15 +44,14 @@ KINDS = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a corpus, and a zygote to fork processes off."""
+def folder(zygote: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a corpus."""
     folder = tmp_path_factory.mktemp("faults")
     lines = [json.dumps({"text": f"document {i} of the corpus " * 8}) for i in range(60)]
     (folder / "corpus.jsonl").write_text("\n".join(lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINSCALE_CACHE", str(folder / "cache"))
-        with Zygote(folder):
-            yield folder
+        yield folder
 
 
 def make_runs(folder: Path, steps: int) -> list[RunConfig]:

@@ -16,7 +16,7 @@ import torch
 from scaling.config.run import RunConfig
 from scaling.record.load_model import load_model
 from scaling.training.train import train
-from tests.support.ranks import DOUBLE, in_double, train_ranks
+from tests.support.ranks import DOUBLE, fork_ranks, in_double, train_ranks
 from tests.support.results import lines
 
 STEP = 4 * 32
@@ -30,6 +30,11 @@ TWENTY = (
 FSDP = ("parallel.strategy=fsdp", "parallel.devices=2", "parallel.micro_batch_sequences=1")
 SEQUENCE = ("parallel.sequence=2",)  # each rank half of every sequence, and of the model
 DDP = ("parallel.strategy=ddp",)
+
+
+@pytest.fixture(autouse=True)
+def forked(zygote: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_ranks(monkeypatch)
 
 
 def assert_same_run(a: Path, b: Path, config: RunConfig, *, double: bool) -> None:

@@ -109,7 +109,11 @@ def test_in_float32_and_with_the_whole_batch_at_once_nothing_is_rescaled(tmp_pat
     ],
 )
 def test_so_have_ranks(
-    overrides: tuple[str, ...], arch: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: tuple[str, ...],
+    arch: Arch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    zygote: None,
 ) -> None:
     one = make_run("task:mqar:pairs=8,vocab=64", arch=arch)
     two = one.override(["parallel.devices=2", *overrides])
