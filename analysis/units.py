@@ -11,11 +11,3 @@ LEVEL = 0.9
 """Level of every interval that nobody asked for otherwise."""
 PFLOP_S_DAY = 1e15 * 86400.0
 """FLOPs in one PFLOP/s-day, the unit of compute of 2406.16690 and 2001.08361."""
-
-
-def si_text(value: float) -> str:
-    """Three significant digits and a suffix: 24.7k, 3.54M, 300B."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * factor:
-            return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"

@@ -22,11 +22,11 @@ from analysis.io.jsonlines import read_records
 from analysis.io.records import load_sweep
 from analysis.io.sweep_files import names_of_runs, open_sweep
 from analysis.judge.shares import Shares, shares_of
+from analysis.units import LEVEL
 from linscale.errors import LinscaleError
 from linscale.layer_groups import group, softmax_share
 from scaling.data.recall_tasks import parse
 
-LEVEL = 0.9
 DRAWS = 300
 
 

@@ -1,6 +1,6 @@
 """The `linscale` command; also `python -m linscale`.
 
-A package of somebody else that hides one of ours is said before anything is imported from it.
+Where another package hides one of Linscale's, that is said before anything is imported from it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the operating system refuses, in words: what is full, closed or used up, and what to do.
 
 One table for all: writers of files (`scaling.system.files`), workers that train, and the command
-line, which meets what nobody nearer has handled.
+line, for errors that were handled nowhere else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a command tells of a problem: one paragraph on stderr, and exit code 2."""
+"""How a command reports a problem: one paragraph on stderr, and exit code 2."""
 
 from __future__ import annotations
 

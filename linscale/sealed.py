@@ -1,4 +1,4 @@
-"""JSON that tells when it was changed: a hash of itself among its fields.
+"""JSON that shows whether it was changed: one of its fields is a hash of the others.
 
     sealed({"step": 38})             -> {"step": 38, "sha256": "..."}
     is_whole({"step": 30, "sha256": "..."})  -> False

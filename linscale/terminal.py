@@ -1,7 +1,7 @@
 """What commands say: results on standard output, what they are doing on standard error.
 
 On a terminal lines are folded at its width. In a pipe or a file a line is as long as it needs to
-be, so that `grep` and `cut` find all of it; COLUMNS has the last word in both.
+be, so that `grep` and `cut` find all of it. COLUMNS, where it is set, is the width in both cases.
 """
 
 from __future__ import annotations

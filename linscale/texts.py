@@ -1,7 +1,7 @@
 """Texts from files are data: nothing in them steers a terminal, a page or a figure.
 
-What markup means is decided where it is drawn (`analysis.report.page`, `analysis.figures.style`);
-here go the characters that no name and no reason needs: controls, direction marks, halves of
+Markup is escaped where it is drawn (`analysis.report.page`, `analysis.figures.style`). Removed here
+are characters that no name or message needs: control characters, direction marks, halves of
 surrogate pairs, private use.
 """
 

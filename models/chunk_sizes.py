@@ -1,4 +1,4 @@
-"""How much is worked on at once: what the code does and what memory plans count. No PyTorch."""
+"""Sizes of the pieces that are worked on at once, for the code and for memory plans. No PyTorch."""
 
 from __future__ import annotations
 

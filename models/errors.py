@@ -1,4 +1,4 @@
-"""The error of a configuration that cannot work."""
+"""The error that invalid configurations raise."""
 
 from __future__ import annotations
 

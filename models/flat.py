@@ -1,9 +1,9 @@
-"""The layout of configurations from before options nested: read it, and name runs by it.
+"""The older, flat layout of configurations: it is still read, and runs are still named by it.
 
 Every option was a field of the model once: `tnl_lrpe` and `decay_slopes` beside `dim` and `layers`,
 SUPRA's and LoLCATs' in parts of their own. Records with that layout are still read (`nest`), and
-runs are still named by it (`flatten`), so that no run has another name today. It is history:
-options that come later, and architectures of your own, never enter this table.
+runs are still named by it (`flatten`), so that no run changes its name. The table is closed:
+options that came later, and architectures of your own, are not in it.
 """
 
 from __future__ import annotations

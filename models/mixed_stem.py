@@ -1,4 +1,4 @@
-"""The stem of a model whose layers need different ones: each runs, and shares with its layers."""
+"""The stem of a hybrid: every stem that its layers need runs, each layer gets what its own made."""
 
 from __future__ import annotations
 

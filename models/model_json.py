@@ -1,4 +1,4 @@
-"""A model's configuration as JSON, before it is one: older layouts, and another architecture."""
+"""A model's configuration as JSON: read older layouts, carry options to another architecture."""
 
 from __future__ import annotations
 

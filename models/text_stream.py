@@ -1,4 +1,4 @@
-"""From tokens, one at a time, to text that can be shown, up to a stop string."""
+"""Tokens, one at a time, to text that can be shown, up to a stop string."""
 
 from __future__ import annotations
 

@@ -58,13 +58,13 @@ def forecast_app(planner: Planner | None) -> typer.Typer:
         ] = None,
         decays: Annotated[
             bool,
-            typer.Option("--decays", help="What the trunks of a sweep that have not decayed will "
-                         "lose once they are, from a law of loss over tokens."),
+            typer.Option("--decays", help="Forecast the loss that undecayed trunks of a sweep "
+                         "reach once decayed, from a law of loss over tokens."),
         ] = False,
         hide: Annotated[
             str | None,
-            typer.Option(help="With --decays: a part of run ids whose decays are taken as not "
-                         "known, to be scored; * and ? stand for anything."),
+            typer.Option(help="With --decays: treat the decays of runs with this in their id as "
+                         "unknown and score the forecast; * and ? stand for anything."),
         ] = None,
         form: Annotated[
             str | None,

@@ -37,8 +37,8 @@ def import_(
     where: Annotated[list[str] | None, typer.Option(help=_COLUMN)] = None,
     last_per: Annotated[str | None, typer.Option(help=_COLUMN)] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Table to write (CSV); without, only say "
-                                  "what was found.")
+        Path | None, typer.Option("--out", "-o", help="Table to write (CSV); without it, only "
+                                  "say what was found.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -22,7 +22,7 @@ from analysis.figures.common import (
 from analysis.figures.hover import points, tag
 from analysis.io.frames import numbers, rows, where, words
 from analysis.io.looks import look
-from analysis.units import si_text
+from linscale.si import si
 
 
 def learning_curves(curves: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
@@ -54,7 +54,7 @@ def learning_curves(curves: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
                 )
             }
             for size, count in sizes.items():
-                axes.plot([], [], color=tones[size], label=si_text(count))
+                axes.plot([], [], color=tones[size], label=si(count))
                 for segment, x, y in _segments(where(curves, arch=group, size=size), ends):
                     width = 0.7 if segment.startswith("decay") else 1.0
                     axes.plot(x, y, color=tones[size], linewidth=width, gid=tag(group))
@@ -100,7 +100,7 @@ def scaling_collapse(curves: pd.DataFrame, floors: dict[str, float]) -> Figure:
                     reducible = (y - floors[group]) / (y[-1] - floors[group])
                     axes.plot(
                         x / x[-1], reducible, color=tone, linewidth=1.0, gid=tag(group),
-                        label=si_text(count),
+                        label=si(count),
                     )  # fmt: skip
             handles, labels = axes.get_legend_handles_labels()
             unique = dict(zip(labels, handles, strict=True))  # seeds of a size share one entry
@@ -190,8 +190,8 @@ def smooth(x: np.ndarray, y: np.ndarray, *, width: float = 0.05) -> tuple[np.nda
 
 
 _TEXTS = {
-    "n_params": lambda v: f"N {si_text(v)}",
-    "tokens": lambda v: f"D {si_text(v)}",
+    "n_params": lambda v: f"N {si(v)}",
+    "tokens": lambda v: f"D {si(v)}",
     "flops": lambda v: f"C {v:.3g} FLOPs",
     "loss": lambda v: f"loss {v:.4f}",
 }

@@ -18,7 +18,8 @@ from analysis.figures.hover import points
 from analysis.figures.style import End
 from analysis.io.frames import rows, where
 from analysis.io.looks import look
-from analysis.units import PFLOP_S_DAY, si_text
+from analysis.units import PFLOP_S_DAY
+from linscale.si import si
 
 Axis = Literal["flops", "n_params", "tokens"]
 _LABELS: dict[Axis, str] = {"flops": FLOPS, "n_params": PARAMS, "tokens": TOKENS}
@@ -134,7 +135,7 @@ def optimum(
                 for group in groups:
                     own = where(found, arch=group)
                     texts = [
-                        f"{look(group, groups).label}: {si_text(v)} at {c:.3g} FLOPs"
+                        f"{look(group, groups).label}: {si(v)} at {c:.3g} FLOPs"
                         for v, c in zip(own[column], own["flops"], strict=True)
                     ]
                     points(

@@ -17,7 +17,7 @@ from analysis.figures.style import End
 from analysis.io.frames import by, numbers, plain, rows, where, words
 from analysis.judge.linearization_law import Law
 from analysis.judge.recovery import ALIKE, CONTINUED, LINEARIZED, SCRATCH, WINDOW, summarise
-from analysis.units import si_text
+from linscale.si import si
 
 UPTRAINING = "tokens of all stages D"
 _COLORS = {"supra": "#D9870B", "lolcats": "#7570B3", "llama": "#0072B2"}
@@ -153,7 +153,7 @@ def laws(found: Sequence[Law]) -> Figure:
                 y, low, high = law.predict(x, n_params)
                 axes.plot(x, y, color=tone)
                 axes.fill_between(x, low, high, color=tone, alpha=0.15, linewidth=0)
-                ends.append(End(x[-1], y[-1], si_text(n_params), to_hex(tone)))
+                ends.append(End(x[-1], y[-1], si(n_params), to_hex(tone)))
             axes.set(xscale="log", yscale="log", xlabel=UPTRAINING, title=_NAMES.get(base, base))
             _budgets(axes, law.points)
             _shares(axes)
@@ -168,7 +168,7 @@ def laws(found: Sequence[Law]) -> Figure:
 def _budgets(axes: Axes, points: pd.DataFrame) -> None:
     """The token budgets as ticks of a logarithmic axis."""
     values = sorted(set(numbers(points, "tokens")))
-    axes.set_xticks(values, [si_text(value) for value in values])
+    axes.set_xticks(values, [si(value) for value in values])
     axes.xaxis.set_minor_locator(NullLocator())
 
 

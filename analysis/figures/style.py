@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis.errors import AnalysisError
 from analysis.figures import presets
 from analysis.figures.presets import pt
-from analysis.units import si_text
+from linscale.si import si
 
 SINGLE, DOUBLE = 4.6, 7.2
 """Figure widths in inches: one panel, and the text width of a page."""
@@ -102,14 +102,14 @@ def log_axis(axes: Axes, which: str, *, si: bool = False) -> None:
         axis.set_minor_locator(LogLocator(subs=()))
         return
     if si:
-        axis.set_major_formatter(FuncFormatter(lambda v, _: si_text(v)))
+        axis.set_major_formatter(FuncFormatter(lambda v, _: si(v)))
     axis.set_major_locator(LogLocator(numticks=8))
     axis.set_minor_formatter(NullFormatter())
 
 
 def _counts(value: float, place: int | None = None) -> str:
     """Plain below a thousand, then suffixes: 500, 2k, 100B."""
-    return f"{value:.3g}" if value < 1e3 else si_text(value)
+    return f"{value:.3g}" if value < 1e3 else si(value)
 
 
 def power_text(value: float, place: int | None = None) -> str:

@@ -15,7 +15,7 @@ from analysis.figures.common import groups_of
 from analysis.figures.hover import points, tag
 from analysis.io.frames import by, numbers, rows, where, words
 from analysis.io.looks import look
-from analysis.units import si_text
+from linscale.si import si
 
 _FEW = 6
 """Up to so many distinct values of x are the ticks themselves."""
@@ -83,7 +83,7 @@ def _line(axes: Axes, own: pd.DataFrame, group: str, groups: list[str]) -> None:
         for bar in bars:
             bar.set_gid(tag(group))
     texts = [
-        f"{kind.label}: {value:.4g} at {si_text(at)}"
+        f"{kind.label}: {value:.4g} at {si(at)}"
         for at, value in zip(own["x"], own["value"], strict=True)
     ]
     points(axes, own["x"], own["value"], group=group, texts=texts, label=kind.label, among=groups,

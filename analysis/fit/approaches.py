@@ -60,7 +60,7 @@ class Approaches:
         every = zip(NAMES, (self.envelope, self.isoflop, self.parametric), strict=True)
         return {name: fit for name, fit in every if fit is not None}
 
-    def optimum(self, name: str, compute: Array | float, *, level: float = 0.9) -> pd.DataFrame:
+    def optimum(self, name: str, compute: Array | float, *, level: float = LEVEL) -> pd.DataFrame:
         """N* and D* of one approach at budgets in FLOPs."""
         return _optimum(self.fits()[name], compute, level)
 
@@ -79,7 +79,7 @@ class Approaches:
         best = _optimum(fit, compute, LEVEL)
         return within(data, n=numbers(best, "n"), d=numbers(best, "d"), c=np.atleast_1d(compute))
 
-    def plot(self, *, level: float = 0.9, style: str = "house") -> Figure:
+    def plot(self, *, level: float = LEVEL, style: str = "house") -> Figure:
         """N*(C) and D*(C) of every approach that could be applied."""
         return figure_of(self, level=level, style=style)
 
@@ -108,7 +108,7 @@ def three_approaches(
     options: EnvelopeOptions = FIELD,
     bootstrap: int = 0,
     seed: int = 0,
-    level: float = 0.9,
+    level: float = LEVEL,
     law: LawFit | None = None,
     clusters: str | None = None,
     **names: Any,

@@ -24,7 +24,7 @@ from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.drawing import figure_of
 from analysis.fit.uncertainty import FEWEST_CLUSTERS, quantiles
 from analysis.io.saved import array, saved
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,14 +59,14 @@ class DownstreamFit:
             raise AnalysisError("this task fit has no draws: pass bootstrap=2000 to fit_downstream")
         return _sigmoid(self.draws[:, None, :], np.asarray(loss, dtype=float), self.chance)
 
-    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+    def interval(self, name: str, level: float = LEVEL) -> tuple[float, float]:
         """Percentile interval of a parameter."""
         if self.draws is None or name not in self.params:
             raise AnalysisError(f"no draws of {name!r}; parameters are {', '.join(self.params)}")
         low, high = quantiles(self.draws[:, list(self.params).index(name)], level)
         return float(low), float(high)
 
-    def table(self, level: float = 0.9) -> pd.DataFrame:
+    def table(self, level: float = LEVEL) -> pd.DataFrame:
         """Columns parameter, value, and with draws lo, hi."""
         frame = pd.DataFrame({"parameter": list(self.params), "value": list(self.params.values())})
         if self.draws is not None:
@@ -93,7 +93,7 @@ class DownstreamFit:
                 draws, [FitWarning.from_dict(w) for w in r["warnings"]],
             )  # fmt: skip
 
-    def plot(self, *, level: float = 0.9, name: str = "task", style: str = "house") -> Figure:
+    def plot(self, *, level: float = LEVEL, name: str = "task", style: str = "house") -> Figure:
         """Accuracy against loss with the band of the draws."""
         return figure_of(self, level=level, name=name, style=style)
 

@@ -36,7 +36,7 @@ from analysis.fit.fitting import fit_law
 from analysis.fit.lines import Line, fit_line, line_bands
 from analysis.fit.profile_summary import interval_of, summary
 from analysis.io.saved import array, saved
-from analysis.units import PFLOP_S_DAY, Array
+from analysis.units import LEVEL, PFLOP_S_DAY, Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ class EnvelopeFit:
         p = self.params
         return p.get("E", 0.0) + p["A"] * np.asarray(c, dtype=float) ** -p["alpha"]
 
-    def optimal(self, c: Array | float, *, level: float = 0.9) -> pd.DataFrame:
+    def optimal(self, c: Array | float, *, level: float = LEVEL) -> pd.DataFrame:
         """N*, D*, loss at C (in the unit), from separate regressions: C = f(N) D need not hold.
 
         With draws also their intervals, as in `IsoflopFit.optimal`.
@@ -102,11 +102,11 @@ class EnvelopeFit:
         )
         return frame.assign(**line_bands(self.draws, budget, level))
 
-    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+    def interval(self, name: str, level: float = LEVEL) -> tuple[float, float]:
         """Percentile interval of a parameter."""
         return interval_of(self.draws, self.params, name, level, "envelope(..., bootstrap=1000)")
 
-    def table(self, level: float = 0.9) -> pd.DataFrame:
+    def table(self, level: float = LEVEL) -> pd.DataFrame:
         """Columns parameter, value, and with a bootstrap se, lo, hi."""
         return summary(self.draws, self.params, level)
 
@@ -134,7 +134,7 @@ class EnvelopeFit:
                 warnings=[FitWarning.from_dict(w) for w in record["warnings"]],
             )
 
-    def plot(self, *, level: float = 0.9, name: str = "all", style: str = "house") -> Figure:
+    def plot(self, *, level: float = LEVEL, name: str = "all", style: str = "house") -> Figure:
         """Loss against compute along the envelope."""
         return figure_of(self, level=level, name=name, style=style)
 

@@ -41,7 +41,7 @@ from analysis.fit.profile_summary import interval_of, summary
 from analysis.io.frames import numbers
 from analysis.io.saved import array, saved
 from analysis.laws.polynomials import vertex
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,18 +78,18 @@ class IsoflopFit:
             "b": self.d_line.exponent,
         }
 
-    def optimal(self, c: Array | float, *, level: float = 0.9) -> pd.DataFrame:
+    def optimal(self, c: Array | float, *, level: float = LEVEL) -> pd.DataFrame:
         """N*, D* of the lines at C, with intervals when there are draws."""
         budget = np.atleast_1d(np.asarray(c, dtype=float))
         n, d = self.n_line.predict(budget), self.d_line.predict(budget)
         frame = pd.DataFrame({"c": budget, "n": n, "d": d, "tokens_per_param": d / n})
         return frame.assign(**line_bands(self.draws, budget, level))
 
-    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+    def interval(self, name: str, level: float = LEVEL) -> tuple[float, float]:
         """Percentile interval of a parameter."""
         return interval_of(self.draws, self.params, name, level, "isoflop(..., bootstrap=2000)")
 
-    def table(self, level: float = 0.9) -> pd.DataFrame:
+    def table(self, level: float = LEVEL) -> pd.DataFrame:
         """Columns parameter, value, and with a bootstrap se, lo, hi."""
         return summary(self.draws, self.params, level)
 

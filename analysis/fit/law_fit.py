@@ -32,7 +32,7 @@ from analysis.fit.uncertainty import (
 )
 from analysis.laws.compute_model import SIX_ND, ComputeModel, optimal_exponents, optimum
 from analysis.laws.power_sum import Law
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ class LawFit:
         return {k: a.ravel() for k, a in found.items()}, arrays[0].shape
 
     def band(
-        self, *, level: float = 0.9, kind: Literal["mean", "run"] = "mean", seed: int = 0,
+        self, *, level: float = LEVEL, kind: Literal["mean", "run"] = "mean", seed: int = 0,
         extrapolate: bool = False, **columns: Any,
     ) -> pd.DataFrame:  # fmt: skip
         """Loss with an interval at given points, within the limit of `predict`; columns loss, lo,
@@ -203,7 +203,7 @@ class LawFit:
         return dataclasses.replace(self, compute_model=model)
 
     def optimal(
-        self, compute: Any, *, level: float = 0.9, extrapolate: bool = False
+        self, compute: Any, *, level: float = LEVEL, extrapolate: bool = False
     ) -> pd.DataFrame:
         """Compute-optimal split of each budget under `compute_model`.
 
@@ -277,12 +277,12 @@ class LawFit:
                                 f"{', '.join(self.params)}")  # fmt: skip
         return derived[name]
 
-    def interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+    def interval(self, name: str, level: float = LEVEL) -> tuple[float, float]:
         """Percentile interval of a parameter, or of a or b."""
         low, high = quantiles(self.draws_of(name), level)
         return float(low), float(high)
 
-    def table(self, level: float = 0.9) -> pd.DataFrame:
+    def table(self, level: float = LEVEL) -> pd.DataFrame:
         """Columns parameter, value, and with a bootstrap se, lo, hi."""
         frame = pd.DataFrame({"parameter": list(self.params), "value": list(self.params.values())})
         if self.draws is not None:
@@ -358,7 +358,7 @@ class LawFit:
         """
         return LawFit(**read(text))
 
-    def plot(self, *, level: float = 0.9, name: str = "all", style: str = "house") -> Figure:
+    def plot(self, *, level: float = LEVEL, name: str = "all", style: str = "house") -> Figure:
         """Contours over (N, D) with the optimal line, or loss against the form's one variable."""
         return figure_of(self, level=level, name=name, style=style)
 

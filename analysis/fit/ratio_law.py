@@ -26,7 +26,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.uncertainty import quantiles
 from analysis.io.frames import numbers, words
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 PARAMETERS = ("E", "log_A", "alpha", "b1", "b2", "kappa", "n0", "nu", "drift")
 _START = (1.0, 0.2, 0.0, 0.0, 0.05, 0.0, 0.5, 0.0)  # after E
@@ -58,7 +58,7 @@ class RatioLaw:
         size = np.log(np.asarray(n, dtype=float) / self.size0)
         return _loss(self._values(), self._log_c(c), size, np.asarray(ratio, dtype=float))[0]
 
-    def band(self, c: float, ratio: Array, level: float = 0.9) -> pd.DataFrame:
+    def band(self, c: float, ratio: Array, level: float = LEVEL) -> pd.DataFrame:
         """Columns ratio, loss, lo, hi, and compute: how much is needed for the loss that the share
         0 has, as a multiple of what that takes, with compute_lo and compute_hi."""
         shares = np.asarray(ratio, dtype=float)
@@ -71,7 +71,7 @@ class RatioLaw:
             found |= {f"{name}lo": low, f"{name}hi": high}
         return pd.DataFrame(found)
 
-    def best(self, c: float, level: float = 0.9) -> tuple[float, float, float]:
+    def best(self, c: float, level: float = LEVEL) -> tuple[float, float, float]:
         """The share of lowest loss at C, and its interval (NaN without a bootstrap)."""
         everyone = np.vstack([self._values(), self.draws])
         shares = _GRID[np.argmin(_share(everyone, self._log_c(c), _GRID), axis=1)]
@@ -80,7 +80,7 @@ class RatioLaw:
         low, high = quantiles(shares[1:, None], level)
         return float(shares[0]), float(low[0]), float(high[0])
 
-    def tied(self, c: float, ratios: Array, level: float = 0.9) -> list[float]:
+    def tied(self, c: float, ratios: Array, level: float = LEVEL) -> list[float]:
         """Those of the shares that cannot be told from the best of them: the interval of their
         compute over its compute reaches 1."""
         shares = np.asarray(ratios, dtype=float)
@@ -91,7 +91,7 @@ class RatioLaw:
         return [float(r) for r, lo, i in zip(shares, low, range(len(shares)), strict=True)
                 if i == best or lo <= 0]  # fmt: skip
 
-    def table(self, level: float = 0.9) -> pd.DataFrame:
+    def table(self, level: float = LEVEL) -> pd.DataFrame:
         """Columns parameter, value, lo, hi."""
         frame = pd.DataFrame({"parameter": list(self.params), "value": list(self.params.values())})
         if len(self.draws):

@@ -25,7 +25,7 @@ from analysis.errors import AnalysisError
 from analysis.forecast.predictive import predict_from
 from analysis.forecast.rows import Rows
 from analysis.forecast.score import binomial_interval, crps, interval, quantiles_of
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 SHARES = (0.5, 0.65, 0.8)
 """Cuts: shares of the rows, by compute, that are known."""
@@ -188,7 +188,7 @@ def _distance(left: Array, right: Array) -> float:
 
 def _widening(quantiles: Array, outcomes: Array) -> float:
     """How many times wider the intervals must be for nine outcomes in ten to lie inside."""
-    low, high = interval(quantiles, 0.9)
+    low, high = interval(quantiles, LEVEL)
     middle, target = np.log(quantiles[49]), np.log(outcomes)
     reach = np.where(target > middle, np.log(high) - middle, middle - np.log(low))
     times = np.abs(target - middle) / np.maximum(reach, 1e-12)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import beta
 
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 LEVELS = np.arange(1, 100) / 100.0
 """Levels of the quantiles that are kept."""
@@ -42,7 +42,7 @@ def crps(quantiles: Array, outcome: Array) -> Array:
     return 2.0 * pinball(quantiles, outcome).mean(axis=0)
 
 
-def binomial_interval(hits: int, count: int, level: float = 0.9) -> tuple[float, float]:
+def binomial_interval(hits: int, count: int, level: float = LEVEL) -> tuple[float, float]:
     """Clopper and Pearson's interval of a coverage of `hits` out of `count`."""
     if count == 0:
         return 0.0, 1.0

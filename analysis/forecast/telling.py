@@ -13,6 +13,7 @@ from analysis.fit.fitting import fit_law
 from analysis.forecast.group import Group
 from analysis.forecast.mean_law import find_form
 from analysis.forecast.score import interval, quantiles_of
+from analysis.units import LEVEL
 
 _FRONTIER_POINTS = 6
 _HIGH_FLOOR = 0.8
@@ -109,7 +110,7 @@ def _frontier(group: Group, answers: Sequence[Mapping[str, Any]]) -> list[dict[s
             ):
                 told[i] |= {key: float(middle), f"{key}_lo": float(low), f"{key}_hi": float(high)}
     quantiles = quantiles_of(group.draw(columns, [""] * len(compute), law_alone=True))
-    low, high = interval(quantiles, 0.9)
+    low, high = interval(quantiles, LEVEL)
     for i, row in enumerate(told):
         row["loss"] = float(quantiles[49, i])
         if group.no_interval is None:

@@ -28,7 +28,7 @@ from analysis.fit.within import frontier_within
 from analysis.io.saved import saved
 from analysis.judge.crossing import Crossing, crossing
 from analysis.judge.frontier import compute_for_loss, reach
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +133,7 @@ def compute_multiplier(
     names: tuple[str, str] = ("x", "y"),
     losses: Array | None = None,
     compute: Array | None = None,
-    level: float = 0.9,
+    level: float = LEVEL,
 ) -> CompareResult:
     """Equal-loss compute multiplier of x over y.
 

@@ -13,7 +13,7 @@ from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
 from analysis.fit.within import frontier_within
 from analysis.judge.frontier import reach
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 _SETTLED = 0.9
 """Share of draws that must cross before an interval is read as one."""
@@ -65,7 +65,7 @@ def crossing(
     y: LawFit,
     *,
     span: float = 1e4,
-    level: float = 0.9,
+    level: float = LEVEL,
 ) -> Crossing:
     """First crossing of the two frontiers between C_min / span and C_max * span."""
     low, high = min(reach(x)[0], reach(y)[0]), max(reach(x)[1], reach(y)[1])

@@ -19,12 +19,13 @@ from analysis.fit.downstream import DownstreamFit
 from analysis.fit.law_fit import EXTRAPOLATION_LIMIT, LawFit
 from analysis.fit.uncertainty import quantiles
 from analysis.fit.within import measured, within
+from analysis.units import LEVEL
 
 
 def forecast(
     fit: LawFit,
     *,
-    level: float = 0.9,
+    level: float = LEVEL,
     kind: Literal["mean", "run"] = "run",
     limit: float = EXTRAPOLATION_LIMIT,
     seed: int = 0,
@@ -59,7 +60,7 @@ def forecast(
 
 
 def predict_task(
-    law: LawFit, task: DownstreamFit, *, level: float = 0.9, limit: float = 10.0, **columns: Any
+    law: LawFit, task: DownstreamFit, *, level: float = LEVEL, limit: float = 10.0, **columns: Any
 ) -> pd.DataFrame:
     """Accuracy of models not yet trained, from N and D (or C) through the predicted loss.
 

@@ -27,7 +27,8 @@ from scipy import stats
 from analysis.errors import AnalysisError
 from analysis.io.frames import groups, numbers, plain, where
 from analysis.io.sweep import Sweep
-from analysis.units import LEVEL, Array, si_text
+from analysis.units import LEVEL, Array
+from linscale.si import si
 
 TRANSFERS, DOES_NOT, NOT_DETERMINED = "transfers", "does not transfer", "not determined"
 REACH = 10.0
@@ -89,7 +90,7 @@ class Gate:
 
     def sentence(self) -> str:
         """The verdict and its reason, in words."""
-        told = f"at {si_text(self.target_size)} parameters the line gives {self.target}"
+        told = f"at {si(self.target_size)} parameters the line gives {self.target}"
         if self.bent:
             told = "the differences do not lie on a line in log N, so nothing is said of larger N"
         need = "" if self.seeds_needed is None else (

@@ -25,7 +25,7 @@ from analysis.errors import AnalysisError
 from analysis.fit.law_fit import LawFit
 from analysis.fit.uncertainty import quantiles
 from analysis.io.frames import plain
-from analysis.units import Array
+from analysis.units import LEVEL, Array
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SharedExponents:
         )
 
 
-def shared_exponents(fits: Mapping[str, LawFit], *, level: float = 0.9) -> SharedExponents:
+def shared_exponents(fits: Mapping[str, LawFit], *, level: float = LEVEL) -> SharedExponents:
     """Compares one set of exponents for all groups with one set each.
 
     Raises:

@@ -14,7 +14,8 @@ from analysis.judge.form_selection import holdout_summary
 from analysis.judge.study import REACH, Study
 from analysis.judge.task_law import Tasks
 from analysis.report.page import bold
-from analysis.units import LEVEL, si_text
+from analysis.units import LEVEL
+from linscale.si import si
 
 _PUBLISHED_SIZE = 70e6
 """Smallest model of arXiv 2406.16690 and of most published ladders."""
@@ -98,9 +99,9 @@ def facts(result: Study) -> list[str]:
     found = [
         f"{len(names)} architecture{'s' * (len(names) > 1)} ({', '.join(names)}), "
         f"{len(set(words(points, 'run_id')))} runs, {len(points)} checkpoints: N from "
-        f"{si_text(numbers(points, 'n_params').min())} to "
-        f"{si_text(numbers(points, 'n_params').max())}, D from "
-        f"{si_text(numbers(points, 'tokens').min())} to {si_text(numbers(points, 'tokens').max())} "
+        f"{si(numbers(points, 'n_params').min())} to "
+        f"{si(numbers(points, 'n_params').max())}, D from "
+        f"{si(numbers(points, 'tokens').min())} to {si(numbers(points, 'tokens').max())} "
         f"tokens, up to {numbers(points, 'flops').max():.2g} FLOPs a run."
     ]
     if len(result.forecast):
@@ -138,7 +139,7 @@ def _best_split(result: Study, group: str) -> str:
     c, n, d = (float(numbers(result.optima[group], k)[inside[-1]]) for k in ("c", "n", "d"))
     return (
         f"; at {c:.1e} FLOPs, the largest budget with its optimum within the data, the best split "
-        f"is about {si_text(n)} parameters and {si_text(d)} tokens ({d / n:.3g} a parameter)"
+        f"is about {si(n)} parameters and {si(d)} tokens ({d / n:.3g} a parameter)"
     )
 
 
@@ -173,7 +174,7 @@ def cautions(result: Study) -> list[str]:
     found: list[str] = []
     if largest < _PUBLISHED_SIZE:
         found.append(
-            f"The largest model has {si_text(largest)} parameters, "
+            f"The largest model has {si(largest)} parameters, "
             f"{_PUBLISHED_SIZE / largest:,.0f} times fewer than the smallest of published ladders "
             "(70M). These laws describe these models: they say nothing about which architecture "
             "wins at sizes people use."

@@ -26,8 +26,8 @@ from analysis.io.looks import look
 from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import Place, open_sweep
 from analysis.report.page import Page, bold
-from analysis.units import si_text
 from linscale.json_reader import COUNT, BadRecord, as_number, find_object
+from linscale.si import si
 from linscale.texts import clean
 
 FOLDER = "runs"
@@ -131,7 +131,7 @@ def _curve(arch: str, curve: pd.DataFrame, milestones: pd.DataFrame) -> Figure:
             ax.plot(x, y, color=look(arch).color, linewidth=width)
         if len(milestones) and {"tokens", "val_loss"} <= set(milestones):
             x, y = numbers(milestones, "tokens"), numbers(milestones, "val_loss")
-            texts = [f"{si_text(a)} tokens: validation loss {b:.4f}"
+            texts = [f"{si(a)} tokens: validation loss {b:.4f}"
                      for a, b in zip(x, y, strict=True)]  # fmt: skip
             points(ax, x, y, group=arch, among=(), texts=texts, edgecolors="white")
             ax.set_xlim(float(np.nanmin(x)) / 10, float(np.nanmax(x)) * 1.2)

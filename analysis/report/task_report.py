@@ -27,6 +27,7 @@ from analysis.io.sweep import Sweep
 from analysis.judge.task_law import CHANCE, tasks_of
 from analysis.report.page import Page
 from analysis.report.paper_tables import FORMATS, PaperTable, paper_tables
+from analysis.units import LEVEL
 
 HEADLINES = {
     "wikitext": "word_perplexity",
@@ -47,7 +48,7 @@ HEADLINES = {
 others. The validation loss (`perplexity`) has the report's own figures."""
 _MOST_PANELS = 24
 """Heat maps in one figure: the largest models."""
-_DRAWS, _LEVEL = 200, 0.9
+_DRAWS = 200
 
 
 @dataclass
@@ -156,9 +157,9 @@ def _loss(out: Evaluations, sweep: Sweep) -> None:
     if tasks.fits:
         fitted = np.isin(words(tasks.measured, "task"), list(tasks.fits))
         out.figures["accuracy_loss"] = (
-            downstream(rows(tasks.measured, fitted), tasks.loss_bands(level=_LEVEL), chance=CHANCE),
+            downstream(rows(tasks.measured, fitted), tasks.loss_bands(level=LEVEL), chance=CHANCE),
             f"Accuracy against validation loss with a fitted sigmoid from chance; bands: "
-            f"{_LEVEL:.0%} intervals, {_DRAWS} bootstrap refits over runs.",
+            f"{LEVEL:.0%} intervals, {_DRAWS} bootstrap refits over runs.",
         )
 
 

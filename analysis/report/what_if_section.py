@@ -20,7 +20,8 @@ from analysis.io.looks import look
 from analysis.judge.study import Study
 from analysis.judge.what_if import REPORTED, what_ifs
 from analysis.report.page import Page
-from analysis.units import LEVEL, si_text
+from analysis.units import LEVEL
+from linscale.si import si
 
 _START = 0.6
 """Where along the budgets (share of their logarithms) the slider stands at first."""
@@ -131,7 +132,7 @@ def _static(result: Study, table: pd.DataFrame, known: dict[str, Any], place: in
         own = where(table, arch=group, choice=REPORTED)
         n, d, loss, low, high = (float(numbers(own, k)[place]) for k in
                                  ("n", "d", "loss", "lo", "hi"))  # fmt: skip
-        cells = (si_text(n), si_text(d), f"{d / n:.3g}", f"{loss:.4f} [{low:.4f}, {high:.4f}]",
+        cells = (si(n), si(d), f"{d / n:.3g}", f"{loss:.4f} [{low:.4f}, {high:.4f}]",
                  "+0.0000", "yes" if bool(own["inside"].to_numpy()[place]) else "no")  # fmt: skip
         body = "".join(f'<td data-of="{name}">{cell}</td>'
                        for name, cell in zip(columns, cells, strict=True))  # fmt: skip

@@ -30,15 +30,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import huber
 
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.fit.problem import Problem
+from analysis.units import Array
 
-Array = NDArray[np.float64]
 SAMPLES = 4000
 GRID_STARTS = 4500
 SCIPY_SAMPLES, PUBLIC_SAMPLES, PUBLIC_STARTS = 100, 20, 30

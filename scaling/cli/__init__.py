@@ -1,4 +1,4 @@
 """The `linscale` command: one file a group of commands, and the words that they share.
 
-`main` has plan, run, status, fit and report; nothing else imports from here.
+`main` joins them, with those of `analysis`; no other package imports from here.
 """

@@ -1,6 +1,6 @@
 """`linscale run --adaptive` and `linscale decisions`: a sweep that chooses its runs.
 
-What is decided is `analysis.judge.adaptive`; how it is launched, `scaling.sweep.adaptive`.
+`analysis.judge.adaptive` decides, `scaling.sweep.adaptive` launches.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from linscale.options import AsJson, print_json
+from linscale.si import si
 from linscale.terminal import console, tell
 from scaling.cli.options import Device as OnDevice
-from scaling.system.words import duration, si, size
+from scaling.system.words import duration, size
 
 if TYPE_CHECKING:
     from scaling.linearization.blockwise.transfer_config import Blockwise

@@ -1,4 +1,4 @@
-"""`linscale generate` and `linscale export`: what a trained checkpoint is for."""
+"""`linscale generate` and `linscale export`: text from checkpoints, files for other libraries."""
 
 from __future__ import annotations
 

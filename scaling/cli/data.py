@@ -159,7 +159,9 @@ def remove(
         list[str] | None,
         typer.Argument(help="Names of prepared corpora, as `linscale data list` shows them."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove prepared corpora: those that are named, or without names all orphans.

@@ -1,6 +1,6 @@
-"""`linscale run --stop-early` and `linscale stop-early`: runs that cannot matter are asked to stop.
+"""`linscale run --stop-early` and `linscale stop-early`: stop runs that cannot matter any more.
 
-Which ones is `analysis.forecast.early`; how a run is told, `scaling.record.early`.
+`analysis.forecast.early` decides which; `scaling.record.early` asks a run to stop.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ def evaluate(
     text: Annotated[
         list[Path] | None, typer.Option(help="Text file for sliding and document.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="First so many questions or blocks.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only this many questions or blocks, from the first on.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
     max_length: Annotated[
         int | None, typer.Option(help="Context that the model can take (default: as trained).")

@@ -1,4 +1,4 @@
-"""Fills in how live runs are doing, for `linscale status`: what a law of their curves expects."""
+"""For `linscale status`: how far live runs are from the law of their learning curves."""
 
 from __future__ import annotations
 

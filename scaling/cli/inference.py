@@ -207,13 +207,13 @@ def _save(out: Path, table: pd.DataFrame, baseline: str, title: str) -> None:
 
 def _show(table: pd.DataFrame, title: str, baseline: str) -> None:
     from analysis.io.looks import look
-    from analysis.units import si_text
+    from linscale.si import si
 
     rows = [row for row in table.to_dict("records") if not row["note"]]
     columns = [
         Column("architecture", [look(str(r["arch"])).label for r in rows], words=True),
-        Column("N", [si_text(r["n"]) for r in rows]),
-        Column("D", [si_text(r["d"]) for r in rows]),
+        Column("N", [si(r["n"]) for r in rows]),
+        Column("D", [si(r["d"]) for r in rows]),
         Column("training", [f"{r['training']:.2e}" for r in rows], spare=2),
         Column("inference", [f"{r['inference']:.2e}" for r in rows], spare=1),
         Column("total", [f"{r['total']:.2e}" for r in rows]),

@@ -1,4 +1,4 @@
-"""What `linscale linearize` shows: losses and shares, tasks, and what was cut off."""
+"""What `linscale linearize` prints: losses, shares recovered, tasks, costs, prompts cut short."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ def linearize(
         float | None, typer.Option(help="Budget of all stages (default: as published).")
     ] = None,
     transfer_tokens: Annotated[
-        float | None, typer.Option(help="Of these, LoLCATs' first stage (default: half).")
+        float | None,
+        typer.Option(help="LoLCATs: how many of the tokens its first stage takes (default: half)."),
     ] = None,
     corpus: Annotated[
         str | None,
@@ -71,7 +72,7 @@ def linearize(
         str | None, typer.Option(help="LoLCATs: terraced or sliding window.")
     ] = None,
     no_decay: Annotated[
-        bool, typer.Option("--no-decay", help="SUPRA: heads that forget nothing.")
+        bool, typer.Option("--no-decay", help="SUPRA: heads without a decay.")
     ] = False,
     no_norm: Annotated[
         bool, typer.Option("--no-norm", help="SUPRA: no norm after attention.")
@@ -97,7 +98,7 @@ def linearize(
         Path | None, typer.Option(help="With --tasks: folder of local task files.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="With --tasks: first so many questions.")
+        int | None, typer.Option(help="With --tasks: only this many questions, from the first on.")
     ] = None,
     no_controls: Annotated[
         bool,

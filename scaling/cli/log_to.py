@@ -1,4 +1,4 @@
-"""`linscale log-to`: what a logger missed."""
+"""`linscale log-to`: send a logger the metrics of runs that it does not have yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `linscale` command: plan, run, status; fit and report from `analysis`.
+"""The `linscale` command: all groups of commands, those of `analysis` too, and errors in words.
 
 Everything heavy is imported inside the commands, so that `linscale --help` answers at once.
 """

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from linscale.options import print_json
+from linscale.si import si
 from linscale.table import Column, Grid
 from linscale.terminal import console
 from models.config import ConfigError
 from scaling.cli.blockwise import show_plan
 from scaling.cli.options import AsJson, File, GpusPerNode, HyperLaw, Only, Out, Overrides, Toy
-from scaling.system.words import duration, si, size, wall
+from scaling.system.words import duration, size, wall
 
 if TYPE_CHECKING:
     from scaling.plan.plan import Rung

@@ -31,7 +31,7 @@ def tune(
         int, typer.Option(help="Processes that compile; 0 for one a processor core.")
     ] = 0,
     warps: Annotated[
-        int, typer.Option(help="Tune the rows that LINSCALE_KERNEL_WARPS=N takes; 0: the usual.")
+        int, typer.Option(help="Tune the rows for LINSCALE_KERNEL_WARPS=N; 0: the default rows.")
     ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder (default: the checked-in tables).")

@@ -17,8 +17,7 @@ FLAGS = {
 
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Say nothing but results and what went wrong; also after "
-                 "the command."),
+    typer.Option("--quiet", "-q", help="Print results and errors only; also after the command."),
 ]  # fmt: skip
 Verbose = Annotated[
     bool,

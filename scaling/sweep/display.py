@@ -12,12 +12,13 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from linscale.si import si
 from linscale.table import Column, Grid
 from linscale.terminal import console, shows_progress
 from scaling.record.head import ENDED
 from scaling.sweep.status import STYLES, run_row, share
 from scaling.sweep.task import Task
-from scaling.system.words import duration, nats, si, speed
+from scaling.system.words import duration, nats, speed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

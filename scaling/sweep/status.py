@@ -25,12 +25,13 @@ from linscale.json_reader import (
 )
 from linscale.layer_groups import group
 from linscale.selection import chosen, fields_of
+from linscale.si import si
 from linscale.table import Column, Grid
 from linscale.terminal import console
 from scaling.record.head import ENDED
 from scaling.sweep.slurm_queue import Job, queued
 from scaling.system.claims import STALE_SECONDS, holder
-from scaling.system.words import duration, nats, percent, si, speed
+from scaling.system.words import duration, nats, percent, speed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,9 +11,10 @@ import html
 from pathlib import Path
 from typing import Any
 
+from linscale.si import si
 from scaling.sweep.status import UNFINISHED, share, summary
 from scaling.system.files import replacing
-from scaling.system.words import duration, nats, si, speed
+from scaling.system.words import duration, nats, speed
 
 COLOURS = {  # on white, and on the dark page: at least 4.5 to 1 on either
     "done": ("#1a7f37", "#4ac26b"),

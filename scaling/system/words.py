@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 
-def si(value: float) -> str:
-    """A number with three significant digits and a suffix: 906M, 3.93M, 300B, 250."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
 def size(count: float) -> str:
     """Bytes with a binary suffix: 512 MiB, 1.5 GiB, 4.77 TiB."""
     if count >= 2**40:

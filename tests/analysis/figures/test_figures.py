@@ -364,11 +364,6 @@ def test_log_ticks_are_few_and_readable(low: float, decades: float) -> None:
     assert len(set(labels)) == len(labels)
 
 
-def test_si_text() -> None:
-    cases = {24704: "24.7k", 3.54e6: "3.54M", 999_999: "1M", 3e11: "300B", 12: "12", 1.5e13: "15T"}
-    assert {k: style.si_text(k) for k in cases} == cases
-
-
 def test_frontier_mask_keeps_only_unbeaten_points() -> None:
     frame = pd.DataFrame({"flops": [4.0, 1.0, 2.0, 3.0], "loss": [2.0, 5.0, 3.0, 3.5]})
     assert unbeaten(frame).tolist() == [True, True, True, False]

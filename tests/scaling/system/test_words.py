@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaling.system.words import duration, nats, percent, si, size, speed, wall
+from scaling.system.words import duration, nats, percent, size, speed, wall
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,6 @@ def test_waiting_is_in_days() -> None:
     assert [wall(s) for s in (200, 86_400, 4 * 86_400, 10_057 * 3600)] == [
         "3:20 min", "24:00 h", "4 days", "419 days",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (999, "999"), (1234, "1.23k"), (2_500_000, "2.5M"), (3e9, "3B"), (1e12, "1T")],
-)
-def test_counts(value: float, text: str) -> None:
-    assert si(value) == text
 
 
 def test_sizes_speeds_shares_and_losses() -> None:
