@@ -249,7 +249,7 @@ class ModelConfig(Part):
         """
         names = {f.name for f in fields(self)}
         if unknown := sorted(set(changes) - names):
-            raise flat.moved(f"model.{unknown[0]}", self.arch) or ConfigError(
+            raise flat.explain_move(f"model.{unknown[0]}", self.arch) or ConfigError(
                 f"model.{unknown[0]}: no such field."
             )
         if changes.get("arch", self.arch) != self.arch and "options" not in changes:

@@ -10,7 +10,8 @@ them, so that a value from Python, from JSON or from the command line passes thr
 4. `identity(part)` is what a configuration is hashed by: its values, less those later fields
    (`LATER`) that stand at their default.
 5. `unknown_name(path, known)` is the error for a name that does not exist, with the nearest one;
-   `nearest_divisor` is the remedy for a number that divides another badly.
+   `unknown_option` that for an option that an architecture does not have; `nearest_divisor` is the
+   remedy for a number that divides another badly.
 
 How the text of a command line becomes values: `scaling.config.fields`.
 """
@@ -111,6 +112,19 @@ def unknown_name(path: str, known: Iterable[str]) -> ConfigError:
     ]
     remedy = f"did you mean {near[0]}?" if near else f"known names: {', '.join(sorted(names))}."
     return ConfigError(f"{path}: no such field; {remedy}")
+
+
+def unknown_option(path: str, arch: str, known: Iterable[str]) -> ConfigError | None:
+    """The error for an option that an architecture does not have, with those that it has; None for
+    another name."""
+    options = "model.options."
+    if not path.startswith(options):
+        return None
+    own = [name for name in known if name.startswith(options)]
+    near = difflib.get_close_matches(path, own, n=1)
+    has = ", ".join(name.removeprefix(options) for name in sorted(own)) or "none"
+    remedy = f"did you mean {near[0]}?" if near else f"its options: {has}."
+    return ConfigError(f"{path}: no such field with model.arch={arch}; {remedy}")
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

@@ -127,7 +127,7 @@ def settings(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def moved(path: str, arch: str) -> ConfigError | None:
+def explain_move(path: str, arch: str) -> ConfigError | None:
     """The error for a flat name, `model.decay_slopes`, that says where it is now; None for another
     name."""
     group, _, rest = path.removeprefix("model.").partition(".")

@@ -78,17 +78,17 @@ class Block(nn.Module):
         super().__init__()
         self.scale = config.residual_scale
 
-        def placed(norm: Callable[..., nn.Module], here: bool) -> nn.Module:
+        def make_norm(norm: Callable[..., nn.Module], here: bool) -> nn.Module:
             return norm(config.dim, config.norm_eps) if here else nn.Identity()
 
         # What comes with a transformer's weights has weights, also where other norms have none.
         behind = OffsetRMSNorm if config.norm_offset else RMSNorm
-        self.mixer_norm = placed(norm, config.norms != "post")
+        self.mixer_norm = make_norm(norm, config.norms != "post")
         self.mixer = mixer
-        self.mixer_post_norm = placed(behind, config.norms != "pre")
-        self.channel_norm = placed(norm, config.norms != "post")
+        self.mixer_post_norm = make_norm(behind, config.norms != "pre")
+        self.channel_norm = make_norm(norm, config.norms != "post")
         self.channel = GLU(config)
-        self.channel_post_norm = placed(behind, config.norms != "pre")
+        self.channel_post_norm = make_norm(behind, config.norms != "pre")
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output, from its input and what its token mixer made of that."""

@@ -12,7 +12,7 @@ with T tokens of B sequences:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.architectures.tnl import GatedOptions
-from models.config import ModelConfig
+from models.config import ConfigError, ModelConfig
 from models.kernels.sequence import first_position
 
 Shared = tuple[Tensor, ...]
@@ -255,19 +255,26 @@ class TokenMixer(nn.Module):
             output (B, T, d) and the state after the last token ({} unless `span.keep_state`, for
             mixers whose state is not a by-product).
         """
-        raise NotImplementedError
+        self._lacks("forward")
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         """Mix one token: x (B, d) at `positions` (B,); `state` may be updated in place."""
-        raise NotImplementedError
+        self._lacks("step")
 
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> LayerState:
         """The state of `batch_size` sequences without tokens."""
-        raise NotImplementedError
+        self._lacks("initial_state")
+
+    def _lacks(self, method: str) -> NoReturn:
+        kind = type(self)
+        raise ConfigError(
+            f"{kind.__module__}.{kind.__qualname__} has no method {method}: a token mixer defines "
+            "forward, step and initial_state (docs/tutorial_architecture.md)."
+        )
 
     def keeps_tokens(self, length: int) -> bool:
         """Whether the state of `length` tokens holds every one of them by itself.

@@ -102,14 +102,14 @@ def log_axis(axes: Axes, which: str, *, si: bool = False) -> None:
         axis.set_minor_locator(LogLocator(subs=()))
         return
     if si:
-        axis.set_major_formatter(FuncFormatter(lambda v, _: si(v)))
+        axis.set_major_formatter(FuncFormatter(_counts))
     axis.set_major_locator(LogLocator(numticks=8))
     axis.set_minor_formatter(NullFormatter())
 
 
 def _counts(value: float, place: int | None = None) -> str:
-    """Plain below a thousand, then suffixes: 500, 2k, 100B."""
-    return f"{value:.3g}" if value < 1e3 else si(value)
+    """As a formatter of ticks."""
+    return si(value)
 
 
 def power_text(value: float, place: int | None = None) -> str:

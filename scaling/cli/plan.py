@@ -36,7 +36,7 @@ def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, An
         directory: of its runs, for their states; None takes runs/<file stem>.
     """
     from scaling.config.experiment import load_experiment
-    from scaling.plan.plan import placed, rung
+    from scaling.plan.plan import place_run, rung
     from scaling.record.record import read_states
     from scaling.system.devices import device_for
 
@@ -44,7 +44,7 @@ def rungs_of(file: Path, toy: bool, directory: Path | None) -> list[dict[str, An
     states = read_states(directory or Path("runs") / experiment.name)
     target = device_for(experiment.runs, "")
     return [
-        rung(placed(run, target), target, states.get(run.run_id, "planned")).to_json()
+        rung(place_run(run, target), target, states.get(run.run_id, "planned")).to_json()
         for run in experiment.runs
     ]
 
@@ -89,7 +89,7 @@ def plan(
     """
     from scaling.config.experiment import defines, load_experiment
     from scaling.config.hyper_laws import known_law
-    from scaling.plan.plan import placed
+    from scaling.plan.plan import place_run
     from scaling.plan.plan import plan as plan_runs
     from scaling.record.record import read_states
     from scaling.system.devices import device_for, find_device
@@ -106,7 +106,7 @@ def plan(
     experiment = load_experiment(file, overrides or [], toy, chosen, cluster, only)
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
-    runs = (placed(run, target, nodes, gpus_per_node) for run in experiment.runs)
+    runs = (place_run(run, target, nodes, gpus_per_node) for run in experiment.runs)
     rungs = plan_runs(runs, target, states, chosen)
     if refine is not None:
         from analysis.cli.fit import plan_refinement

@@ -29,7 +29,15 @@ from typing import Any, Literal, cast
 from linscale.horizons import whole_steps
 from models import flat, model_json
 from models.config import ConfigError, ModelConfig
-from models.fields import LATER, Part, build, identity, nearest_divisor, unknown_name
+from models.fields import (
+    LATER,
+    Part,
+    build,
+    identity,
+    nearest_divisor,
+    unknown_name,
+    unknown_option,
+)
 from scaling.config.fields import assign, leaves, parse
 from scaling.config.linearize import ALIGNMENTS, LinearizeConfig
 from scaling.config.objectives import Stage
@@ -324,8 +332,9 @@ class RunConfig(Part):
                     f"{path} is a group of fields; set one of them, {path}.NAME=VALUE."
                 )
             else:
-                moved = flat.moved(path, values["model"]["arch"])
-                raise moved or unknown_name(path, known)
+                arch = values["model"]["arch"]
+                moved = flat.explain_move(path, arch)
+                raise moved or unknown_option(path, arch, known) or unknown_name(path, known)
         named = [path for path, _ in given]
         teacher = self.linearize != LinearizeConfig()  # its vocabulary stays
         if "data.tokenizer" in named and "model.vocab_size" not in named and not teacher:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.errors import ConfigError
 from scaling.data.sampler import BlockOrder, Order
 from scaling.data.settings import DataSettings
-from scaling.data.token_store import TRAINED, Index, Source, damaged, verify, verify_changed
+from scaling.data.token_store import TRAINED, Index, Source, damage_error, verify, verify_changed
 from scaling.data.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -73,7 +73,7 @@ class PreparedData:
         """
         tokenizer = load_tokenizer(self.data.tokenizer, self.folder / TRAINED)
         if tokenizer.fingerprint != self.index.tokenizer_sha256:
-            raise damaged(
+            raise damage_error(
                 self.folder, f"tokenizer {self.data.tokenizer} is not the one it was made with"
             )
         return tokenizer

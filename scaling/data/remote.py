@@ -71,7 +71,7 @@ def fetch(folder: Path) -> Index | None:
         shards = [Shard(**s) for split in ("train", "validation") for s in values[split]["shards"]]
         dtype = str(values["dtype"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(url, f"{INDEX} cannot be read ({error})") from None
+        raise _damage_error(url, f"{INDEX} cannot be read ({error})") from None
     for shard in shards:
         find_inside(folder, shard.file)
         if shard_problem(folder, shard, dtype) is not None:
@@ -144,7 +144,9 @@ def _fetch_file(files: Any, root: str, target: Path, sha256: str | None, url: st
                 digest.update(piece)
                 local.write(piece)
             if sha256 not in (None, digest.hexdigest()):
-                raise _damaged(url, f"{target.name} does not have the content that its index names")
+                raise _damage_error(
+                    url, f"{target.name} does not have the content that its index names"
+                )
         return digest.hexdigest()
 
     _attempt(url, copy)
@@ -183,7 +185,7 @@ def _attempt(url: str, work: Callable[[], _Result]) -> _Result:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _damaged(url: str, what: str) -> LinscaleError:
+def _damage_error(url: str, what: str) -> LinscaleError:
     return LinscaleError(
         f"{url}: {what}; it was damaged on the way, or there. Run the same command again; if that "
         f"does not help, delete the remote folder, or unset {VARIABLE} to tokenise here."

@@ -128,7 +128,7 @@ class Index:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            raise damaged(folder, f"{INDEX} cannot be read ({error})") from None
+            raise damage_error(folder, f"{INDEX} cannot be read ({error})") from None
         try:
             intact = is_whole(values)
             values.pop(SEAL, None)
@@ -137,13 +137,15 @@ class Index:
                 values[split] = Contents(shards=shards, **values[split])
             index = cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
-            raise damaged(folder, f"{INDEX} is not an index of this version ({error})") from None
+            raise damage_error(
+                folder, f"{INDEX} is not an index of this version ({error})"
+            ) from None
         if index.format != FORMAT:
-            raise damaged(folder, f"{INDEX} has format {index.format}, not {FORMAT}")
+            raise damage_error(folder, f"{INDEX} has format {index.format}, not {FORMAT}")
         for shard in (*index.train.shards, *index.validation.shards):
             find_inside(folder, shard.file)
         if not intact:
-            raise damaged(folder, f"{INDEX} does not have the content that was written")
+            raise damage_error(folder, f"{INDEX} does not have the content that was written")
         return index
 
 
@@ -180,7 +182,7 @@ class Split:
         counts: list[int] = []
         for shard in contents.shards:
             if (what := shard_problem(folder, shard, dtype)) is not None:
-                raise damaged(folder, what)
+                raise damage_error(folder, what)
             if blocks := (shard.tokens - 1) // sequence_length:
                 self._paths.append(folder / shard.file)
                 counts.append(blocks)
@@ -203,7 +205,7 @@ class Split:
             windows = self._windows(self._map(shard))
             if numbers.max() >= len(windows):  # it was whole when the split was opened
                 path = self._paths[shard]
-                raise damaged(path.parent, f"{path.name} has become shorter")
+                raise damage_error(path.parent, f"{path.name} has become shorter")
             out[rows] = windows[numbers]
         return out
 
@@ -264,9 +266,9 @@ def read_blocks(path: Path) -> list[int]:
         intact = is_whole(values)
         blocks = [int(b) for b in values["blocks"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path.parent, f"{path.name} cannot be read ({error})") from None
+        raise damage_error(path.parent, f"{path.name} cannot be read ({error})") from None
     if not intact:
-        raise damaged(path.parent, f"{path.name} does not have the content that was written")
+        raise damage_error(path.parent, f"{path.name} does not have the content that was written")
     return blocks
 
 
@@ -291,7 +293,7 @@ def verify(folder: Path, index: Index) -> None:
     """
     for shard in [*index.train.shards, *index.validation.shards]:
         if (what := shard_problem(folder, shard, index.dtype, content=True)) is not None:
-            raise damaged(folder, what)
+            raise damage_error(folder, what)
 
 
 def verify_changed(folder: Path, index: Index) -> None:
@@ -310,7 +312,7 @@ def verify_changed(folder: Path, index: Index) -> None:
         if stamps.get(shard.file) != stamp and (
             what := shard_problem(folder, shard, index.dtype, content=True)
         ):
-            raise damaged(folder, what)
+            raise damage_error(folder, what)
         right[shard.file] = stamp
         if len(right) % STAMP_EVERY == 0:  # the process may be killed before it is through
             _write_stamps(folder, stamps, right)
@@ -333,7 +335,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def damaged(folder: Path, what: str) -> LinscaleError:
+def damage_error(folder: Path, what: str) -> LinscaleError:
     """The error for a prepared corpus that cannot be trusted."""
     return LinscaleError(
         f"prepared corpus {folder}: {what}. It was truncated, or written by something else. "

@@ -39,7 +39,7 @@ from scaling.data.earlier import Earlier, Table
 from scaling.data.reading_bar import ReadingBar, reading_bar
 from scaling.data.settings import DataSettings, Work
 from scaling.data.text_pieces import ANYWHERE, PIECE, cut
-from scaling.data.token_store import TRAINED, Contents, Index, Shard, damaged, dtype_for
+from scaling.data.token_store import TRAINED, Contents, Index, Shard, damage_error, dtype_for
 from scaling.data.token_workers import (
     Batch,
     Encoded,
@@ -174,7 +174,7 @@ class ShardWriter:
             dtype=dtype_for(self._tokenizer.vocab_size),
         )
         if self._tokenizer.fingerprint != self._index.tokenizer_sha256:
-            raise damaged(folder, f"it was begun with another tokenizer {data.tokenizer}")
+            raise damage_error(folder, f"it was begun with another tokenizer {data.tokenizer}")
         self._earlier = Earlier(folder, self._index) if self._tokenizer.costly else None
 
     def _load_tokenizer(self) -> Tokenizer:

@@ -31,7 +31,7 @@ from scaling.data import remote, tokenizers
 from scaling.data.documents import Documents
 from scaling.data.prepared import PreparedData
 from scaling.data.settings import DataSettings, Work
-from scaling.data.token_store import FORMAT, Index, Split, damaged, read_blocks
+from scaling.data.token_store import FORMAT, Index, Split, damage_error, read_blocks
 from scaling.data.tokenise import ShardWriter
 from scaling.system.claims import exclusive
 from scaling.system.files import DiskError, write_json
@@ -175,5 +175,5 @@ def _validation_blocks(folder: Path, split: Split, most: int) -> list[int]:
             return content["blocks"]  # of somebody else, who lets us read
     blocks = read_blocks(path)
     if not blocks or not 0 <= min(blocks) <= max(blocks) < split.n_blocks:
-        raise damaged(folder, f"{path.name} names blocks that do not exist")
+        raise damage_error(folder, f"{path.name} names blocks that do not exist")
     return blocks

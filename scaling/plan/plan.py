@@ -110,7 +110,7 @@ def place(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfi
     return result
 
 
-def placed(
+def place_run(
     run: RunConfig, device: Device, nodes: int | None = None, per_node: int = 8
 ) -> RunConfig:
     """Where a run goes on a cluster: what `linscale plan` shows and `linscale run` asks SLURM for.

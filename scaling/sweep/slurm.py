@@ -28,7 +28,7 @@ from linscale.code_search import child_variables
 from linscale.errors import LinscaleError
 from models.config import ConfigError
 from scaling.config.run import RunConfig
-from scaling.plan.plan import placed, rung
+from scaling.plan.plan import place_run, rung
 from scaling.record.head import ENDED, read_head
 from scaling.sweep.slurm_queue import longest, minutes, record_jobs
 from scaling.sweep.slurm_task import SlurmRun
@@ -53,7 +53,7 @@ class SlurmOptions:
     time: str | None = None
     """Limit of one job as SLURM writes it (`30`, `12:00:00`, `2-00:00:00`); None: from the plan."""
     nodes: int | None = None
-    """Nodes that a run may have (`scaling.plan.plan.placed`)."""
+    """Nodes that a run may have (`scaling.plan.plan.place_run`)."""
     gpus_per_node: int = 8
     """Devices of a node."""
     device: str = ""
@@ -139,7 +139,7 @@ def submit(
             continue
         run = config
         if places:
-            run = placed(config, device, options.nodes, options.gpus_per_node)
+            run = place_run(config, device, options.nodes, options.gpus_per_node)
         planned = rung(run, device)
         needs = resources(run, planned.memory_per_device * run.parallel.devices)
         wanted = START_MINUTES + math.ceil(60 * MARGIN * planned.wall_hours)

@@ -127,7 +127,9 @@ def test_options_are_set_checked_and_kept() -> None:
     assert config.run_id != run("my_gla").run_id
     values = json.loads(json.dumps(config.to_json()))
     assert RunConfig.from_json(values) == config
-    with pytest.raises(ConfigError, match=r"options.rnk: no such field; did you mean model.opt"):
+    with pytest.raises(
+        ConfigError, match=r"rnk: no such field with model.arch=my_gla; did you mean"
+    ):
         run("my_gla", "model.options.rnk=4")
     with pytest.raises(ConfigError, match=r"options.rank=4.5: must be a whole number"):
         run("my_gla", "model.options.rank=4.5")
@@ -195,6 +197,12 @@ def test_sequences_are_split_only_where_an_architecture_says_so(
     with pytest.raises(ConfigError, match=r"sequence=2 with model.arch='running_mean'.*splits_seq"):
         run("running_mean", *SPLIT)
     assert run("my_gla", *SPLIT).parallel.sequence == 2
+
+
+def test_a_mixer_without_one_of_its_methods_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "running_mean", Architecture(label="mean", mixer=RunningMean))
+    with pytest.raises(ConfigError, match="RunningMean has no method initial_state"):
+        measured.layer_costs(run("running_mean").model, 0)
 
 
 def test_the_contract_finds_a_wrong_declaration(monkeypatch: pytest.MonkeyPatch) -> None:

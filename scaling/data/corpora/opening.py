@@ -58,10 +58,10 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             else:
                 yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from None
+        raise _damage_error(path, error) from None
     except OSError as error:
         if _is_compression(error):
-            raise _damaged(path, error) from None
+            raise _damage_error(path, error) from None
         reason = error.strerror or str(error)
         raise LinscaleError(
             f"{path}: cannot be read ({reason}); mend its permissions or its disk, or narrow the "
@@ -109,7 +109,7 @@ def _is_compression(error: OSError) -> bool:
     return error.errno is None
 
 
-def _damaged(path: Path, error: Exception) -> LinscaleError:
+def _damage_error(path: Path, error: Exception) -> LinscaleError:
     return LinscaleError(
         f"{path}: its compression is damaged, or ends too early ({error}); fetch the file again."
     )

@@ -109,7 +109,7 @@ def test_a_part_that_is_none_is_made() -> None:
         ("lolcats", "model.options.windw=8", "did you mean model.options.window?"),
         ("supra", "model.options.llama.kv_heads=3", "model.options.llama.kv_heads=3 does not div"),
         ("supra", "model.options.llama.window=0", "model.options.llama.window=0: must be a pos"),
-        ("hgrn2", "model.options.rank=8", "model.options.rank: no such field"),
+        ("hgrn2", "model.options.rank=8", "no such field with model.arch=hgrn2; "),
     ],
 )
 def test_refusals_name_the_whole_path(arch: str, assignment: str, message: str) -> None:
