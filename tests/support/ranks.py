@@ -32,7 +32,7 @@ module.build_model = lambda config: build(config).double()
 """The run in float64, where the order of additions shows in the last digits only."""
 
 
-def start(program: str, arguments: list[str], ranks: int, *, rendezvous: bool = True) -> int:
+def start(program: str, arguments: list[str], ranks: int) -> int:
     """Run `program.main()` in so many processes; an exit status that is not 0, if there is one.
 
     Each has the environment variables that torchrun gives, and when one fails the others are sent
@@ -46,7 +46,7 @@ def start(program: str, arguments: list[str], ranks: int, *, rendezvous: bool = 
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
                "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
-        named = {key: str(value) for key, value in own.items()} if rendezvous else {}
+        named = {key: str(value) for key, value in own.items()}
         command = [sys.executable, "-P", "-m", program, *arguments]
         running.append(Forked(command, stdout=1, stderr=2, env=dict(os.environ) | named))
     failed, told = 0, False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from torch import Tensor
 from models.kernels.api import cosine_attention, hgrn2_attention, linear_attention
 from models.kernels.parallel import cosine_attention_parallel, linear_attention_parallel
 from models.kernels.sequence import split_over
+from tests.support.ranks import start
 
-ROOT = Path(__file__).resolve().parents[3]
 MODES = ("none", "head", "head_t", "channel", "gate", "cosine")
 BATCH, LENGTH, HEADS, KEY, VALUE = 2, 24, 2, 3, 4
 
@@ -119,27 +118,17 @@ def worker(rank: int, ranks: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_split_over_processes(ranks: int, tmp_path: Path) -> None:
-    """This file is the program of each process (see its end)."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(ranks), str(tmp_path)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(errors)
+def test_split_over_processes(zygote: None, ranks: int, tmp_path: Path) -> None:
+    """This file is the program of each process."""
+    assert start("tests.models.kernels.test_parallel", [str(tmp_path)], ranks) == 0
+
+
+def main() -> None:
+    """Be one of the processes."""
+    worker(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]))
 
 
 def test_needs_a_process_group() -> None:
     q = torch.zeros(1, 2, 1, 2)
     with pytest.raises(RuntimeError, match="init_process_group"):
         linear_attention_parallel(q, q, q)
-
-
-if __name__ == "__main__":
-    worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

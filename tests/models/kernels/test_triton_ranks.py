@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -30,10 +29,10 @@ from models.kernels import launch, operators
 from models.kernels.triton.common import interpreted
 from models.language_model import LanguageModel, build
 from scaling.training import fsdp
+from tests.support.ranks import start
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 
-ROOT = Path(__file__).resolve().parents[3]
 RANKS = 2
 TOKENS = 40
 """More than the recurrent kernel takes, so that models run the chunked ones."""
@@ -150,21 +149,11 @@ def worker(rank: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    """This file is the program of each rank (see its end)."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    errors = [process.communicate(timeout=500)[1] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(errors)
+def test_two_ranks_are_one_process(zygote: None, tmp_path: Path) -> None:
+    """This file is the program of each rank."""
+    assert start("tests.models.kernels.test_triton_ranks", [str(tmp_path)], RANKS) == 0
 
 
-if __name__ == "__main__":
-    worker(int(sys.argv[1]), Path(sys.argv[2]))
+def main() -> None:
+    """Be a rank."""
+    worker(int(os.environ["RANK"]), Path(sys.argv[1]))
