@@ -27,7 +27,7 @@ linearize: $(STAMP)  ## Linearize the quickstart's transformers (run that first)
 	$(BIN)/linscale run experiments/linearize_loop.py
 	$(BIN)/linscale linearize-report runs/linearize_loop --from-scratch runs/quickstart
 
-test: $(STAMP)   ## Run the tests (a few minutes).
+test: $(STAMP)   ## Run the tests (10 to 15 minutes on two cores).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 test-all: $(STAMP)  ## Run the tests with the long matrices.

@@ -1,4 +1,8 @@
-"""A sweep whose workers and launcher are killed ends in the record of one that was left alone."""
+"""A sweep whose workers and launcher are killed ends in the record of one that was left alone.
+
+By the command line, whose every process loads what training needs. The same kills, and 26 more
+faults, are in tests/scaling/training/test_faults.py in every test run, with forked processes.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +84,7 @@ def milestones(sweep: Path) -> dict[str, bytes]:
     return {p.parent.name: p.read_bytes() for p in sorted(sweep.glob("*/milestones.jsonl"))}
 
 
+@pytest.mark.slow
 def test_kills_leave_no_trace_in_the_milestones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
