@@ -35,19 +35,23 @@ class Row(NamedTuple):
     """The modules, within `models.kernels`, that run one mode."""
 
     cpu: str | None
+    """PyTorch's form, for every dtype."""
     triton: str
     short: str | None = None
     """Forward pass of up to `PREFILL` tokens on a CUDA device; None: as longer ones."""
+    native: str | None = None
+    """The compiled form on the CPU, for calls that its `serves` takes."""
 
 
+NATIVE = "native.recurrence"
 KERNELS = {
     # linear attention, by its decay
-    "none": Row("chunked", "triton.scalar_launch"),
-    "head": Row("chunked", "triton.scalar_launch"),
-    "head_t": Row("chunked", "triton.scalar_launch"),
-    "vector": Row("chunked", "triton.vector_launch", short="triton.decode"),
+    "none": Row("chunked", "triton.scalar_launch", native=NATIVE),
+    "head": Row("chunked", "triton.scalar_launch", native=NATIVE),
+    "head_t": Row("chunked", "triton.scalar_launch", native=NATIVE),
+    "vector": Row("chunked", "triton.vector_launch", short="triton.decode", native=NATIVE),
     # HGRN2, from gate logits
-    "gate": Row("chunked", "triton.vector_launch", short="triton.decode"),
+    "gate": Row("chunked", "triton.vector_launch", short="triton.decode", native=NATIVE),
     # the cosine form; on the CPU `api` rotates and calls linear attention
     "phase": Row(None, "triton.phase_launch"),
     # the delta rule, by its decay
@@ -69,6 +73,10 @@ class Kernels(NamedTuple):
 def choose(call: Call | DeltaCall, backend: str) -> Kernels:
     """The functions for `call` on a backend, "cpu" or "cuda"."""
     mode = call.mode
+    if backend == "cpu" and (native := KERNELS[mode].native) is not None:
+        module = import_module(f"models.kernels.{native}")
+        if module.serves(call):
+            return Kernels(module.forward, module.backward, module.empty_states)
     # Asked only where it matters: compiled code is otherwise the same for all lengths.
     brief = backend == "cuda" and KERNELS[mode].short is not None
     ahead, back = _modules(mode, backend, bool(brief and call.q.shape[1] <= PREFILL))
