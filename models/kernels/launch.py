@@ -34,7 +34,7 @@ chunked kernels, which would be two launches and mostly padding."""
 class Row(NamedTuple):
     """The modules, within `models.kernels`, that run one mode."""
 
-    cpu: str | None
+    cpu: str
     """PyTorch's form, for every dtype."""
     triton: str
     short: str | None = None
@@ -52,8 +52,8 @@ KERNELS = {
     "vector": Row("chunked", "triton.vector_launch", short="triton.decode", native=NATIVE),
     # HGRN2, from gate logits
     "gate": Row("chunked", "triton.vector_launch", short="triton.decode", native=NATIVE),
-    # the cosine form; on the CPU `api` rotates and calls linear attention
-    "phase": Row(None, "triton.phase_launch"),
+    # the cosine form
+    "phase": Row("rotated", "triton.phase_launch", native=NATIVE),
     # the delta rule, by its decay
     "delta": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
     "delta_head": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
@@ -88,8 +88,6 @@ def _modules(mode: str, backend: str, short: bool) -> tuple[ModuleType, ModuleTy
     """The modules of the forward and the backward pass."""
     row = KERNELS[mode]
     name = row.cpu if backend == "cpu" else row.triton
-    if name is None:
-        raise ValueError(f"there is no kernel for mode {mode!r} on the CPU.")
     back = import_module(f"models.kernels.{name}")
     if short:
         return import_module(f"models.kernels.{row.short}"), back

@@ -25,9 +25,11 @@ def cotangents(inputs: Inputs) -> tuple[Tensor, Tensor]:
     assert q is not None
     assert v is not None
     sequences = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
+    initial = inputs["initial_state"]
+    shape = (sequences, *q.shape[2:], v.shape[-1]) if initial is None else initial.shape
     g = torch.Generator().manual_seed(99)
     do = torch.randn(v.shape, generator=g, dtype=torch.float64)
-    dstate = torch.randn(sequences, *q.shape[2:], v.shape[-1], generator=g, dtype=torch.float64)
+    dstate = torch.randn(shape, generator=g, dtype=torch.float64)
     return do.to(v.dtype), dstate.to(torch.promote_types(v.dtype, torch.float32))
 
 

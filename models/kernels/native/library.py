@@ -1,10 +1,10 @@
-"""The compiled recurrence: built once on a machine by its C++ compiler, and loaded.
+"""The compiled kernels: built once on a machine by its C++ compiler, and loaded.
 
 `LINSCALE_CPU_KERNELS` says what runs on the CPU: `native` (this library, or an error that says what
 it lacks), `torch` (the chunked form in PyTorch), or `auto`, the default: `native` where a compiler
 is found, else `torch`. Which one it was stands in a run's `environment.json`.
 
-The library is kept in `linscale/kernels` of the user's cache under the hash of its source, the
+The library is kept in `linscale/kernels` of the user's cache under the hash of its sources, the
 compiler and the processor, so that machines that share a home do not meet one another's.
 """
 
@@ -22,7 +22,8 @@ from pathlib import Path
 
 from models.kernels.selfcheck import folder
 
-SOURCE = Path(__file__).with_name("recurrence.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = [str(FOLDER / name) for name in ("attention.cpp", "recurrence.cpp")]
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 CHOICES = ("auto", "native", "torch")
 VARIABLE = "LINSCALE_CPU_KERNELS"
@@ -32,7 +33,7 @@ class NativeError(RuntimeError):
     """The compiled kernels were asked for and cannot be had; the message says why."""
 
 
-def library() -> ctypes.CDLL | None:
+def loaded() -> ctypes.CDLL | None:
     """The library, or None where PyTorch's form is to run.
 
     Raises:
@@ -64,7 +65,7 @@ def _built() -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, "no C++ compiler is found: install g++ or clang++, or set CXX"
     try:
-        path = folder() / f"recurrence-{_fingerprint(compiler)}.so"
+        path = folder() / f"cpu-{_fingerprint(compiler)}.so"
         if not path.exists():
             _build(compiler, path)
         return ctypes.CDLL(str(path)), ""
@@ -79,7 +80,9 @@ def _fingerprint(compiler: str) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    found = hashlib.sha256(SOURCE.read_bytes())
+    found = hashlib.sha256()
+    for path in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")]):
+        found.update(path.read_bytes())
     found.update(repr((FLAGS, compiler, version, _processor())).encode())
     return found.hexdigest()[:16]
 
@@ -100,7 +103,7 @@ def _build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         made = Path(work) / path.name
         subprocess.run(
-            [compiler, *FLAGS, "-o", str(made), str(SOURCE)],
+            [compiler, *FLAGS, "-o", str(made), *SOURCES],
             capture_output=True, text=True, check=True, timeout=600,
         )  # fmt: skip
         os.replace(made, path)

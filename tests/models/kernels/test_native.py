@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.kernels import launch
+from models.kernels import launch, rotated
 from models.kernels.api import hgrn2_gate
 from models.kernels.call import Call
+from models.kernels.lrpe import lrpe
 from models.kernels.native import library, recurrence
 from models.kernels.reference import recurrent_reference
 from tests.support.recurrences import (
@@ -31,7 +33,7 @@ STRENGTHS = (0.0, -10.0, -80.0, -1e4, -torch.inf)
 TOLERANCE = 2e-6
 """Thirty roundings of float32; sums of at most a few hundred products."""
 
-if library.library() is None:
+if library.loaded() is None:
     pytest.skip(f"no C++ compiler: {library.describe()}", allow_module_level=True)
 
 
@@ -109,6 +111,48 @@ def test_gate(lengths: tuple[int, ...], bound: float, scale: float) -> None:
     expected, actual = exact(inputs, hgrn2), computed(recurrence, inputs)
     for name, value in expected.items():
         assert error(actual[name], value) <= 20 * TOLERANCE, name
+
+
+def cosine(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    *,
+    initial_state: Tensor,
+    **others: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The cosine form by the definition: decay holds the angles."""
+    bounds, offset = others["cu_seqlens"], others["position_offset"]
+    assert offset is not None
+    edges = [i * q.shape[1] for i in range(len(q) + 1)] if bounds is None else bounds.tolist()
+    flat = [x.flatten(0, 1) for x in (q, k, v)]
+    o: list[Tensor] = []
+    final: list[Tensor] = []
+    for n in range(len(edges) - 1):
+        places = torch.arange(edges[n + 1] - edges[n]) + offset[n if len(offset) > 1 else 0]
+        a, b, c = (x[edges[n] : edges[n + 1]][None] for x in flat)
+        a, b = lrpe(a, decay, places), lrpe(b, decay, places)
+        one, state = recurrent_reference(a, b, c, None, initial_state[n : n + 1])
+        o.append(one[0])
+        final.append(state)
+    return torch.cat(o).view(v.shape), torch.cat(final)
+
+
+@pytest.mark.parametrize("kernel", [recurrence, rotated], ids=["native", "torch"])
+@pytest.mark.parametrize("lengths", [(), (23, 0, 47)], ids=["batch", "packed"])
+@pytest.mark.parametrize("offsets", [(0,), (3, 1000, 7)], ids=["start", "continued"])
+def test_cosine(offsets: tuple[int, ...], lengths: tuple[int, ...], kernel: ModuleType) -> None:
+    inputs = make("none", batch=3, lengths=lengths, length=70, key_dim=10, dtype=torch.float32)
+    g = torch.Generator().manual_seed(1)
+    inputs["decay"] = torch.rand(2, 10, generator=g)
+    inputs["position_offset"] = torch.tensor(offsets)
+    inputs["initial_state"] = torch.randn(3, 2, 20, 6, generator=g)
+    expected, actual = exact(inputs, cosine), computed(kernel, inputs)
+    # PyTorch's angles are in float32: 1000 radians are good to 3e-5 of a turn.
+    tolerance = 20 * TOLERANCE if kernel is recurrence else 2e-4
+    for name, value in expected.items():
+        assert error(actual[name], value) <= tolerance, name
 
 
 def test_threads_change_no_bit() -> None:
@@ -194,9 +238,9 @@ def test_a_machine_without_a_compiler(compiler: str, reason: str, tmp_path: Path
     """PyTorch's form runs and says why; `native` is an error."""
     code = (
         "from models.kernels.native import library\n"
-        "print(library.library(), library.describe())\n"
+        "print(library.loaded(), library.describe())\n"
         "import os; os.environ[library.VARIABLE] = 'native'\n"
-        "library.library()"
+        "library.loaded()"
     )
     root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
