@@ -44,6 +44,9 @@ class Row(NamedTuple):
 
 
 NATIVE = "native.recurrence"
+_DELTA = Row(
+    "delta.chunked", "triton.delta_launch", short="triton.delta_decode", native="native.delta"
+)
 KERNELS = {
     # linear attention, by its decay
     "none": Row("chunked", "triton.scalar_launch", native=NATIVE),
@@ -55,9 +58,11 @@ KERNELS = {
     # the cosine form
     "phase": Row("rotated", "triton.phase_launch", native=NATIVE),
     # the delta rule, by its decay
-    "delta": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
-    "delta_head": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
-    "delta_channel": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
+    "delta": _DELTA,
+    "delta_head": _DELTA,
+    "delta_channel": Row(
+        "delta.chunked", "triton.delta_launch", "triton.delta_decode", NATIVE_DELTA
+    ),
 }
 """By `Call.mode` and `DeltaCall.mode`."""
 

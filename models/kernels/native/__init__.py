@@ -1,7 +1,8 @@
 """Compiled kernels of the CPU: C++ that the machine's own compiler builds on first use.
 
-`recurrence.cpp` (with `tiles.h`) and `attention.cpp` hold the arithmetic, `library` builds and
-loads them, `arguments` lays out what they are given; `recurrence` and `attention` call them.
+`recurrence.cpp`, `delta.cpp` (with `job.h` and `tiles.h`) and `attention.cpp` hold the arithmetic,
+`library` builds and loads them, `arguments` lays out what they are given; `recurrence`, `delta` and
+`attention` call them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from pathlib import Path
 from models.kernels.selfcheck import folder
 
 FOLDER = Path(__file__).parent
-SOURCES = [str(FOLDER / name) for name in ("attention.cpp", "recurrence.cpp")]
+SOURCES = [str(FOLDER / name) for name in ("attention.cpp", "delta.cpp", "recurrence.cpp")]
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 CHOICES = ("auto", "native", "torch")
 VARIABLE = "LINSCALE_CPU_KERNELS"

@@ -22,9 +22,11 @@ __all__ = ["backward", "empty_states", "forward", "serves"]
 MODES = {"none": 0, "head": 1, "head_t": 2, "vector": 3, "gate": 4, "phase": 5}
 
 
-class _Problem(Arguments):
+class Problem(Arguments):
+    """`Problem` of `job.h`."""
+
     layout = structure(
-        ("q", "k", "v", "o", "grad_o", "dq", "dk", "dv", "decay", "ddecay"),
+        ("q", "k", "v", "o", "grad_o", "dq", "dk", "dv", "decay", "ddecay", "beta", "dbeta"),
         ("constant", "dconstant", "offsets", "initial", "final", "states", "dfinal", "dinitial",
          "bounds", "slots"),
         (),
@@ -45,7 +47,7 @@ def forward(call: Call, chunk: int = CHUNK) -> tuple[Tensor, Tensor, Tensor]:
     # Packed sequences may leave the last slots unused.
     make = torch.zeros if call.packed else torch.empty
     states = make(states_shape(call, chunk), dtype=torch.float32)
-    problem = _problem(call, chunk)
+    problem = problem_of(call, MODES[call.mode], chunk)
     problem.arrays(o=o)
     initial = None if call.initial_state is None else call.initial_state.float()
     problem.pointers(initial=initial, final=final_state, states=states)
@@ -66,7 +68,7 @@ def backward(
     q, k, v, decay, initial_state, _, _ = call
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dinitial = torch.empty(call.state_shape, dtype=torch.float32)
-    problem = _problem(call, chunk)
+    problem = problem_of(call, MODES[call.mode], chunk)
     problem.arrays(grad_o=do, dq=dq, dk=dk, dv=dv)
     dfinal = None if dfinal_state is None else dfinal_state.float()
     problem.pointers(states=states, dfinal=dfinal, dinitial=dinitial)
@@ -87,14 +89,14 @@ def backward(
     )  # fmt: skip
 
 
-def _problem(call: Call, chunk: int) -> _Problem:
-    """A problem with the inputs of forward and backward."""
+def problem_of(call: Call, mode: int, chunk: int) -> Problem:
+    """A problem with the inputs that forward and backward share."""
     q, k, v, decay, _, cu_seqlens, offset = call
     batch, tokens, heads, keys = q.shape
     interval = chunk_length(tokens, chunk)
-    problem = _Problem(
+    problem = Problem(
         sequences=call.sequences, batch=batch, tokens=tokens, heads=heads, keys=keys,
-        values=v.shape[-1], mode=MODES[call.mode], interval=interval,
+        values=v.shape[-1], mode=mode, interval=interval,
     )  # fmt: skip
     problem.arrays(q=q, k=k, v=v)
     if cu_seqlens is not None:
