@@ -60,9 +60,7 @@ KERNELS = {
     # the delta rule, by its decay
     "delta": _DELTA,
     "delta_head": _DELTA,
-    "delta_channel": Row(
-        "delta.chunked", "triton.delta_launch", "triton.delta_decode", NATIVE_DELTA
-    ),
+    "delta_channel": _DELTA,
 }
 """By `Call.mode` and `DeltaCall.mode`."""
 
