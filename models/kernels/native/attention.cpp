@@ -1,6 +1,7 @@
 // Causal softmax attention on the CPU: queries in the lanes of vectors, keys one after another.
 //
-//     o_t = sum_{s <= t} p_ts v_s,   p_ts = exp(q_t . k_s - l_t),   l_t = log sum_{s <= t} exp(q_t . k_s)
+//     o_t = sum_{s <= t} p_ts v_s,   p_ts = exp(q_t . k_s - l_t),
+//     l_t = log sum_{s <= t} exp(q_t . k_s)
 //
 // with the scale of the scores on q. A tile of L queries meets the keys block by block with a
 // running maximum (arXiv 2205.14135), so that no matrix of T x T is formed. With queries in the
@@ -82,7 +83,8 @@ void spread_tile(const float* p, const float* rows, int stride, float* grad) {
     for (int j = 0; j < J; j++)
         for (int c = 0; c < C; c++) at(grad + j * stride + c * W) = sum[j][c];
 }
-template <int C> void spread_columns(const float* p, const float* rows, int stride, int keys, float* grad) {
+template <int C>
+void spread_columns(const float* p, const float* rows, int stride, int keys, float* grad) {
     int j = 0;
     for (; j + 4 <= keys; j += 4) spread_tile<4, C>(p + j * L, rows, stride, grad + j * stride);
     for (; j < keys; j++) spread_tile<1, C>(p + j * L, rows, stride, grad + j * stride);
@@ -116,7 +118,8 @@ struct Keys {  // rows of one job's keys and values
     float *k, *v;
 };
 
-void forward_head(const Attention& p, int64_t row, int64_t head, const Keys& keys, Workspace space) {
+void forward_head(const Attention& p, int64_t row, int64_t head, const Keys& keys,
+                  Workspace space) {
     const int channels = int(p.channels), stride = keys.stride;
     float *rows = space.take(L * stride), *q = space.take(L * stride), *o = space.take(L * stride);
     float *s = space.take(BLOCK * L), *factors = space.take(L);

@@ -111,8 +111,8 @@ struct Workspace {  // zeros, in pieces that begin at a cache line
     }
 };
 
-// Runs `work(job, flag)` for all jobs on some threads. 0; 1 where memory ends; 2 where a job set the
-// flag.
+// Runs `work(job, flag)` for all jobs on some threads. 0; 1 where memory ends; 2 where a job set
+// the flag.
 template <class F> int run_jobs(int64_t jobs, int64_t threads, F work) {
     std::atomic<int64_t> next{0};
     std::atomic<int> result{0};

@@ -8,13 +8,20 @@
 //
 // Backward runs this again for u (`advance`), then from the last token the gradient D_t of S_t,
 //
-//     D_t += q_t do_t^T,   du_t = D_t^T k_t,   de_t = beta_t du_t,   D_{t-1} = f_t (D_t - k_t de_t^T)
+//     D_t += q_t do_t^T,   du_t = D_t^T k_t,   de_t = beta_t du_t,
+//     D_{t-1} = f_t (D_t - k_t de_t^T)
 //
 // (`retreat`). With u and de known, both are linear recurrences, and what is summed over values
 // follows from tiles in registers, as in `tiles.h` (`sum_values`):
 //
 //     dq_t = S_t do_t,   dk_t = D_t u_t - f_t S_{t-1} de_t,
 //     df_t = sum over values of (D_t - k_t de_t^T) * S_{t-1}
+//
+// One decay a head needs df summed over keys, too. With <D_t, S_t> the sum of all products it is
+//
+//     f_t df_t = <D_t, S_t> - de_t . v_t        <D_{t-1}, S_{t-1}> = f_t df_t + q_{t-1} . dq_{t-1}
+//
+// from the interval's end, where the sum is formed: good to a rounding of the largest in it.
 
 #include "job.h"
 
@@ -232,24 +239,36 @@ template <Decay M, bool LEARNED> void backward(const Job& job, bool& risen) {
             std::memset(rows, 0, sizeof(float) * size_t(x.tokens) * size_t(x.keys));
         blocks(job.value_row, [&](auto width, int column) {
             advance<decltype(width)::value, M>(x, y, state, job.keys, column);
+        });
+        double held = 0;  // <D, S> at the interval's end, less what its last token reads
+        for (size_t i = 0; LEARNED && M == TOKEN && i < whole; i++)
+            held += double(grad[i]) * state[i];
+        blocks(job.value_row, [&](auto width, int column) {
             retreat<decltype(width)::value, M>(x, y, grad, job.keys, column);
         });
         tiles((job.values + R - 1) / R * R, job.key_row, [&](auto width, int row, int column) {
-            sum_values<decltype(width)::value, M, LEARNED>(x, y, turned, grad_turned, row, column);
+            sum_values<decltype(width)::value, M, LEARNED && M == CHANNEL>(
+                x, y, turned, grad_turned, row, column);
         });
-        for (int t = 0; t < x.tokens; t++) {
-            double share = 0, rate = 0;
-            for (int i = 0; i < job.values; i++)
-                share += double(y.du[t * x.values + i]) * y.e[t * x.values + i];
+        for (int t = x.tokens - 1; t >= 0; t--) {
+            double share = 0, written = 0;
+            for (int i = 0; i < job.values; i++) {
+                const int place = t * x.values + i;
+                share += double(y.du[place]) * y.e[place];
+                written += double(y.de[place]) * x.v[place];
+            }
             for (int i = 0; i < job.keys; i++) {
                 const int place = t * x.keys + i;
                 const float f = M == NONE ? 1.0f : factor<M>(x, t, i);
                 x.dk[place] -= f * y.missed[place];
                 if (M == CHANNEL) x.df[place] *= f;
-                rate += x.df[place];
+                if (M == TOKEN) held += double(x.q[place]) * x.dq[place];
             }
             y.beta[t] = float(share);
-            if (LEARNED && M == TOKEN) x.df[t] = float(rate) * x.f[t];  // earlier rows are done with
+            if (M == TOKEN) {
+                held = x.f[t] == 0 ? 0 : held - written;
+                x.df[t] = float(held);
+            }
         }
         job.save(x.dq, x.keys, p.dq, first, x.tokens, job.keys);
         job.save(x.dk, x.keys, p.dk, first, x.tokens, job.keys);

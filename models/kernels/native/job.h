@@ -59,7 +59,8 @@ struct Job {
         const int64_t batch = p.bounds ? 1 : p.batch;
         return p.states + (((slot + interval) * batch + row) * p.heads + head) * int64_t(size());
     }
-    void load(const Array& from, int64_t first, int tokens, int width, float* to, int stride) const {
+    void load(const Array& from, int64_t first, int tokens, int width, float* to,
+              int stride) const {
         load_rows(from, row, head, first, tokens, width, to, stride);
     }
     void save(const float* from, int stride, const Array& to, int64_t first, int tokens,
@@ -67,10 +68,12 @@ struct Job {
         save_rows(from, stride, to, row, head, first, tokens, width);
     }
     void unpack(const float* from, float* to) const {  // (K, V) to padded rows
-        for (int r = 0; r < keys; r++) std::memcpy(to + r * value_row, from + r * values, values * 4);
+        for (int r = 0; r < keys; r++)
+            std::memcpy(to + r * value_row, from + r * values, values * 4);
     }
     void pack(const float* from, float* to) const {
-        for (int r = 0; r < keys; r++) std::memcpy(to + r * values, from + r * value_row, values * 4);
+        for (int r = 0; r < keys; r++)
+            std::memcpy(to + r * values, from + r * value_row, values * 4);
     }
     void turn(const float* from, float* to) const {  // (K, V) to (V, K) in padded rows
         for (int r = 0; r < keys; r++)
@@ -86,7 +89,8 @@ struct Job {
             x.f[0] = factor[0];
             risen |= p.constant[head] > 0;
         } else if (p.mode == MODE_TOKEN || p.mode == MODE_CHANNEL) {
-            const int width = p.mode == MODE_TOKEN ? 1 : keys, stride = p.mode == MODE_TOKEN ? 1 : x.keys;
+            const int width = p.mode == MODE_TOKEN ? 1 : keys;
+            const int stride = p.mode == MODE_TOKEN ? 1 : x.keys;
             load(p.decay, first, x.tokens, width, x.f, stride);
             for (int i = 0; i < x.tokens * stride; i++) risen |= x.f[i] > 0;
             for (int i = 0; i < x.tokens * stride; i += W) at(x.f + i) = exp_of(at(x.f + i));

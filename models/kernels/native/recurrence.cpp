@@ -2,8 +2,8 @@
 //
 //     S_t = diag(f_t) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 //
-// The recurrence takes 4 K V FLOPs a token, fewer than any form by chunks; `tiles.h` keeps the state
-// in registers, where plain code passes it through memory for every token.
+// The recurrence takes 4 K V FLOPs a token, fewer than any form by chunks; `tiles.h` keeps the
+// state in registers, where plain code passes it through memory for every token.
 //
 // Backward takes the states that forward stored, one an interval, and runs the recurrence again
 // beside that of the gradient D_t of S_t:

@@ -1,8 +1,9 @@
 // Tiles of the recurrence, and of its gradients', over an interval of tokens.
 //
-// A tile of R rows by C vectors of the state stays in registers, while the small rows of q, k, v and
-// o pass through the first cache. Sums over keys keep values in the lanes of a vector (`read_write`,
-// `back_values`), sums over values keep keys there (`back_keys`), so that no sum goes across lanes.
+// A tile of R rows by C vectors of the state stays in registers, while the small rows of q, k, v
+// and o pass through the first cache. Sums over keys keep values in the lanes of a vector
+// (`read_write`, `back_values`), sums over values keep keys there (`back_keys`): no sum goes across
+// lanes.
 
 #pragma once
 
