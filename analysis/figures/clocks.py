@@ -22,7 +22,7 @@ def clocks(frame: pd.DataFrame, *, baseline: str) -> Figure:
     """
     frame = frame.dropna(subset=["ratio"])
     names = [name for name in groups(frame, "arch") if name != baseline]
-    shown = [clock for clock in CLOCKS if (frame["clock"] == clock).any()]
+    shown = [clock for clock in CLOCKS if len(where(frame, clock=clock))]
     with style.context():
         figure, grid = style.panels(1, 1, width=style.SINGLE, height=0.7 + 0.55 * len(shown))
         axes = grid[0, 0]
