@@ -37,7 +37,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         state=state,
         kept=Kept(
             wide=17.0 * d,
-            narrow=8.0 * d,
+            narrow=10.0 * d,
             gate=rank,
             recurrent=state,
             position=3 * d,  # angles, their cosines and sines

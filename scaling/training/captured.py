@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from scaling.data.loader import Batch
 from scaling.training.optim import make_capturable
@@ -62,9 +63,11 @@ class CapturedStep:
         self._taken = self._made = 0
         self._replay: Run | None = None
         self._norm = torch.zeros((), device=module.device)
-        self._parameters = [p for p in module.net.parameters() if p.requires_grad]
-        for parameter in self._parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        self._gradients: list[Tensor] = []
+        for parameter in module.net.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+                self._gradients.append(parameter.grad)
         make_capturable(optimizer)
 
     def take(self, batch: Batch) -> None:
@@ -103,7 +106,7 @@ class CapturedStep:
     def make(self, between: Run | None = None) -> None:
         """What a step does; `between` as for `run`."""
         module = self._module
-        torch._foreach_zero_([p.grad for p in self._parameters if p.grad is not None])
+        torch._foreach_zero_(self._gradients)  # pyright: ignore[reportPrivateImportUsage]
         module.loss_sum.zero_()
         for batch in self._places:
             with self._context():

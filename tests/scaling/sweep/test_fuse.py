@@ -1,5 +1,5 @@
-"""Runs that make their steps together: each as if it were alone. Here something that keeps and calls
-the captured function stands in for a graph."""
+"""Runs that make their steps together: each as if it were alone. Here something that keeps and
+calls the captured function stands in for a graph."""
 
 from __future__ import annotations
 
