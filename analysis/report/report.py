@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, alike, worth_reading
 from analysis.figures import hover, presets
 from analysis.figures.style import FORMATS, check_formats, save
 from analysis.io.evals import load_evals
@@ -312,7 +312,8 @@ def _compose(
             take(where(tables["sensitivity"], arch=group), columns),
             folded=f"{look(group).label}: its law under other choices",
         )
-    warnings = [f"{look(g).label}: {w}" for g, law in result.laws.items() for w in law.warnings]
+    warnings = [f"{look(g).label}: {w}" for g, law in result.laws.items()
+                for w in worth_reading(law.warnings)]  # fmt: skip
     if warnings:
         page.heading("Warnings of the fits")
         page.bullets(warnings)
@@ -353,7 +354,7 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
     else:
         page.text("Nothing was left out.")
     if result.failures:
-        page.bullets(f"not computed: {what}: {why}" for what, why in result.failures.items())
+        page.bullets(f"not computed: {what}: {why}" for what, why in alike(result.failures))
     if sweep.notes:
         page.bullets(sweep.notes)
     names = {"arch": "arch", "size": "size", "seed": "seed", "n_params": "N",
