@@ -121,7 +121,8 @@ class Kept:
     wide: float
     """float32 numbers without autocast."""
     narrow: float
-    """The same under bf16 autocast, in bytes / 4 (some stay float32 there)."""
+    """The same under bf16 autocast, in bytes / 4 (some stay float32 there), where blocks add to a
+    float32 stream (`StemCosts.narrow`)."""
     gate: int = 0
     """Numbers in the compute dtype: inside a low-rank gate."""
     states: float = 0.0
@@ -172,6 +173,8 @@ class StemCosts:
     """Numbers of its state."""
     paper_parameters: int = 0
     """`paper` convention: its parameters."""
+    narrow: bool = False
+    """Its result, and so all that blocks add to, is in 16 bits under autocast."""
 
 
 def no_stem(_: Any) -> StemCosts:

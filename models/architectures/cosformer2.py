@@ -36,11 +36,10 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         flops={"projections": 8.0 * d * d, "gate": 4.0 * d * rank},
         state=state,
         kept=Kept(
-            wide=17.0 * d,
+            wide=10.0 * d,
             narrow=8.0 * d,
             gate=rank,
             recurrent=state,
-            position=3 * d,  # angles, their cosines and sines
             products=6 * d + rank,
         ),
         paper_parameters=2 * d * model.head_dim + 7 * d,
@@ -58,6 +57,7 @@ def stem_costs(model: ModelConfig) -> StemCosts:
         flops={"position": 2.0 * matrices},
         state=model.dim,
         paper_parameters=matrices,
+        narrow=True,
     )
 
 
