@@ -65,7 +65,7 @@ def _theirs(model: nn.Module, device: str) -> tuple[nn.Module, Loss]:
 
 
 def _transformers(config: ModelConfig) -> tuple[str, Callable[[], nn.Module]]:
-    from experiments.benchmarks.llama_vs_transformers import theirs
+    from experiments.benchmarks.steps import theirs
 
     return "transformers Llama", lambda: theirs(config)
 
