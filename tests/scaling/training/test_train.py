@@ -26,7 +26,7 @@ from scaling.data.prepare import prepare
 from scaling.record import record
 from scaling.record.load_model import load_model
 from scaling.record.record import read_states
-from scaling.training import callbacks, parallel
+from scaling.training import callbacks, parallel, saving
 from scaling.training.train import train
 from tests.support.results import StopAfter, lines, result
 
@@ -220,15 +220,16 @@ def test_checkpoints_by_wall_time(
 ) -> None:
     config = make_run("budget.checkpoint_every_tokens=none")
     train(config, tmp_path / "never")  # shorter than a minute
-    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "COST_FACTOR", 0.0)
     saved: list[int] = []
-    real = callbacks.save
+    real = saving.save
 
     def spy(journal: callbacks.Journal, *rest: Any) -> None:
         saved.append(journal.step)
         real(journal, *rest)
 
-    monkeypatch.setattr(callbacks, "save", spy)
+    monkeypatch.setattr(saving, "save", spy)
     train(config, tmp_path / "always")
     assert saved == [*range(1, 6), 7, 7, *range(9, 12), *range(9, 17), *range(18, 24)]
     assert result(config, tmp_path / "always") == result(config, tmp_path / "never")
