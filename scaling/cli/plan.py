@@ -125,7 +125,8 @@ def plan(
     screen.print(
         f"{counted(len(rungs), 'run')}, {sum(r.flops for r in rungs):.3g} FLOPs, "
         f"{duration(3600 * low)} to {duration(3600 * high)} of one {target.name} "
-        f"(at 50 to 25 % of its peak: what a run reaches is measured by running it; the table assumes {target.efficiency:.0%}). The "
+        "(at 50 to 25 % of its peak: what a run reaches is measured by running it; the table "
+        f"assumes {target.efficiency:.0%}). The "
         "longest run takes "
         f"about {wall(3600 * max(r.wall_hours for r in rungs))} on its devices.",
     )
