@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from analysis.errors import alike
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, where, words
 from analysis.io.looks import look
@@ -57,7 +58,8 @@ def headline(result: Study) -> str | None:
     found = undetermined(result)
     if not found:
         return None
-    reasons = "; ".join(f"{look(g).label}: {', '.join(why)}" for g, why in found.items())
+    shared = alike({look(g).label: ", ".join(why) for g, why in found.items()})
+    reasons = "; ".join(f"{names}: {why}" for names, why in shared)
     every = len(found) == len(result.groups)
     names = "these architectures" if every else ", ".join(look(g).label for g in found)
     return (
