@@ -60,7 +60,7 @@ def headline(result: Study) -> str | None:
         return None
     shared = alike({look(g).label: ", ".join(why) for g, why in found.items()})
     reasons = "; ".join(f"{names}: {why}" for names, why in shared)
-    every = len(found) == len(result.groups)
+    every = len(found) == len(result.groups) > 1
     names = "these architectures" if every else ", ".join(look(g).label for g in found)
     return (
         f"The data do not determine the law{'s' * (len(found) > 1)} of {names} ({reasons}). Read "
