@@ -121,8 +121,7 @@ class Kept:
     wide: float
     """float32 numbers without autocast."""
     narrow: float
-    """The same under bf16 autocast, in bytes / 4 (some stay float32 there), where blocks add to a
-    float32 stream (`StemCosts.narrow`)."""
+    """The same under bf16 autocast, in bytes / 4 (some stay float32 there)."""
     gate: int = 0
     """Numbers in the compute dtype: inside a low-rank gate."""
     states: float = 0.0
@@ -173,8 +172,6 @@ class StemCosts:
     """Numbers of its state."""
     paper_parameters: int = 0
     """`paper` convention: its parameters."""
-    narrow: bool = False
-    """Its result, and so all that blocks add to, is in 16 bits under autocast."""
 
 
 def no_stem(_: Any) -> StemCosts:

@@ -33,8 +33,8 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from experiments.benchmarks.model_peers import llama_of_transformers
 from models.config import ARCHS, ModelConfig, toy_config
 from models.kernels.native.library import VARIABLE
 from models.language_model import build
@@ -60,25 +60,6 @@ class Contender:
     optimizer: torch.optim.Optimizer
 
 
-def theirs(config: ModelConfig) -> LlamaForCausalLM:
-    """The library's model of our configuration."""
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.glu_dim,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            rms_norm_eps=config.norm_eps,
-            tie_word_embeddings=config.tie_embeddings,
-            use_cache=False,
-        )
-    )
-    model.set_attn_implementation("sdpa")
-    return model.train()
-
-
 def contenders(config: ModelConfig) -> list[Contender]:
     """Ours with both kinds of kernels, and for LLaMA the library's, each in float32 and bf16."""
     torch.manual_seed(0)
@@ -87,7 +68,7 @@ def contenders(config: ModelConfig) -> list[Contender]:
         (kind, ours, lambda x: ours.loss(x[:, :-1], x[:, 1:]).mean()) for kind in KINDS
     ]
     if config.arch == "llama":
-        peer = theirs(config)
+        peer = llama_of_transformers(config)
         counts = [sum(p.numel() for p in model.parameters()) for model in (ours, peer)]
         assert counts[0] == counts[1], f"the models differ: {counts[0]} and {counts[1]} parameters"
 

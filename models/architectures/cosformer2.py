@@ -37,7 +37,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         state=state,
         kept=Kept(
             wide=10.0 * d,
-            narrow=8.0 * d,
+            narrow=7.0 * d,
             gate=rank,
             recurrent=state,
             products=6 * d + rank,
@@ -57,7 +57,6 @@ def stem_costs(model: ModelConfig) -> StemCosts:
         flops={"position": 2.0 * matrices},
         state=model.dim,
         paper_parameters=matrices,
-        narrow=True,
     )
 
 

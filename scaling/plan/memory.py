@@ -15,7 +15,8 @@
 4. Logits of the loss: two tensors of the plain cross-entropy in the forward pass and three in the
    backward pass where they fit in one chunk, otherwise two of one chunk's (`models.cross_entropy`).
 
-The gradients of the last step are freed between the passes unless they are being accumulated.
+The gradients of the last step are freed between the passes unless they are being accumulated or
+have a place in a CUDA graph.
 
 What a block keeps is counted in tensors of `saved_tensors_hooks` on the eager model. A compiled
 block keeps less, and kernels need some workspace: the estimate is meant to be within 15 %.
@@ -27,7 +28,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from statistics import fmean
 
-from models.accounting import layer_costs, parameters, stem_costs
+from models.accounting import layer_costs, parameters
 from models.architecture import Kept
 from models.chunk_sizes import PLAIN_LOGITS, STATE_INTERVAL
 from models.config import ModelConfig, layer_configs
@@ -52,11 +53,6 @@ class Memory:
     """What one micro-batch keeps for the backward pass."""
     total: float
     """Of the worst moment. Not a sum: gradients, logits and recomputed activations take turns."""
-
-
-NARROW_STREAM = 12.0
-"""Bytes a channel that a block keeps less of where the stream it adds to is in 16 bits: its own
-input, the one between mixers, and what norms keep of both. Measured: 10 to 12."""
 
 
 @lru_cache(maxsize=1024)
@@ -84,8 +80,6 @@ def kept_by_block(
         products = kept.products + d + 2 * g
         return (4 * d + width * products + states) * tokens
     row = 4 * (kept.narrow if bf16 else kept.wide)
-    if bf16 and any(stem.narrow for stem in stem_costs(model)):
-        row -= NARROW_STREAM * d
     glu = (3 if model.gate_activation == "none" else 4) * g
     return (row + width * (glu + kept.gate) + states + 12) * tokens + 4 * kept.position * positions
 
@@ -119,7 +113,7 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         devices: None: those of the run. Otherwise as if `fsdp` shared the model out over so many.
     """
     model, parallel = run.model, run.parallel
-    bf16 = parallel.precision == "bf16"
+    bf16 = parallel.bf16
     groups = parameters(model)
     total = sum(groups.values())
     root = groups["embedding"] + groups["head"]
@@ -154,7 +148,8 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         forward = backward = 8.0 * PLAIN_LOGITS
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
     held += 4.0 * teacher_parameters(run)
-    kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0
+    stay = parallel.cuda_graph or ranks * micro < run.data.batch_sequences
+    kept_gradients = gradients if stay else 0.0
     of_root = 4.0 * root / share if learning == total else 0.0
     worst = max(
         held + gradients + activations + forward,
