@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from analysis.errors import alike
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, where, words
 from analysis.io.looks import look
@@ -58,8 +59,9 @@ def headline(result: Study) -> str | None:
     found = undetermined(result)
     if not found:
         return None
-    reasons = "; ".join(f"{look(g).label}: {', '.join(why)}" for g, why in found.items())
-    every = len(found) == len(result.groups)
+    shared = alike({look(g).label: ", ".join(why) for g, why in found.items()})
+    reasons = "; ".join(f"{names}: {why}" for names, why in shared)
+    every = len(found) == len(result.groups) > 1
     names = "these architectures" if every else ", ".join(look(g).label for g in found)
     return (
         f"The data do not determine the law{'s' * (len(found) > 1)} of {names} ({reasons}). Read "

@@ -256,7 +256,8 @@ def _compose(
     add_what_ifs(page, result)
     page.section("Loss against compute")
     show("frontier", "learning_curves")
-    page.section("Comparison")
+    if result.comparisons or result.shared is not None:
+        page.section("Comparison")
     show("multipliers")
     if result.comparisons:
         page.bullets(f"{r.verdict} {r.crossing_words}" for r in result.comparisons.values())

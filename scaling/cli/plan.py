@@ -125,9 +125,9 @@ def plan(
     low, high = time_range(hours)
     screen.print(
         f"{counted(len(rungs), 'run')}, {sum(r.flops for r in rungs):.3g} FLOPs, "
-        f"{duration(3600 * low)} to {duration(3600 * high)} of one {target.name} (at 50 to 25 % of "
-        f"its peak: what a run reaches is measured by running it; the table assumes "
-        f"{target.efficiency:.0%}). The "
+        f"{duration(3600 * low)} to {duration(3600 * high)} of one {target.name} "
+        "(at 50 to 25 % of its peak: what a run reaches is measured by running it; the table "
+        f"assumes {target.efficiency:.0%}). The "
         "longest run takes "
         f"about {wall(3600 * max(r.wall_hours for r in rungs))} on its devices.",
     )

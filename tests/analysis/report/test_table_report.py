@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_the_page_says_which_compute_and_invents_no_records(report: Path) -> Non
     drawn = {path.stem for path in (report / "figures").glob("*.png")}
     assert {"frontier", "multipliers", "contours", "optimum", "residuals", "rolling"} <= drawn
     assert not drawn & {"learning_curves", "collapse", "throughput"}
+
+
+@pytest.mark.slow
+def test_one_group_has_nothing_to_compare(tmp_path: Path) -> None:
+    suite(noise=0.002).drop(columns=["arch"], errors="ignore").to_csv(tmp_path / "t.csv")
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "t.csv"), "--bootstrap", "100"])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "t-report" / "index.html").read_text(encoding="utf-8")
+    headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page)
+    assert {"Loss against compute", "Laws", "Checks"} <= set(headings)
+    assert "Comparison" not in headings
 
 
 def test_without_n_and_d_it_is_refused_by_option(tmp_path: Path) -> None:

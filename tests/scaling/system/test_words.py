@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaling.system.words import duration, nats, percent, size, speed, wall
+from scaling.system.words import counted, duration, nats, percent, size, speed, wall
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,15 @@ from scaling.system.words import duration, nats, percent, size, speed, wall
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "run") for n in (0, 1, 2, 1200)] == [
+        "0 runs",
+        "1 run",
+        "2 runs",
+        "1,200 runs",
+    ]
 
 
 def test_waiting_is_in_days() -> None:
