@@ -27,6 +27,7 @@ from analysis.fit.problem import Bounds, Problem
 from analysis.fit.robust import Objective, Robust
 from analysis.fit.uncertainty import Method, Progress
 from analysis.laws.compute_model import ComputeModel
+from analysis.laws.held import medians
 from analysis.laws.power_sum import Law
 from analysis.laws.registry import get_law
 from analysis.units import Array
@@ -120,7 +121,10 @@ def fit_law(
         evidence=facts,
         warnings=[*observations.warnings, *diagnose(problem, theta, facts), *_scatter(law, model)],
         compute_model=model,
+        held=medians(law.columns, observations.columns),
     )
+    if {"n", "d"} <= set(law.columns) and not fit.has_optimum:
+        fit = replace(fit, warnings=[*fit.warnings, _no_optimum(law)])
     if bootstrap:
         return fit.bootstrap(bootstrap, method=method, seed=seed, progress=progress)
     return fit
@@ -145,6 +149,14 @@ def _minimum(problem: Problem, starts: int, near: LawFit | None) -> tuple[Array,
     last = evidence(problem, whole)
     facts = replace(last, starts=facts.starts, reached=facts.reached, optima=facts.optima)
     return whole.theta[0], float(whole.value[0]), facts
+
+
+def _no_optimum(law: Law) -> FitWarning:
+    return FitWarning(
+        "no_optimum",
+        f"Under this {law.name} the loss of a budget falls up to sizes far outside of the data: "
+        "no a, b, N* or D*. Sizes on either side of the best at each budget would show it.",
+    )
 
 
 def _scatter(law: Law, model: ComputeModel) -> list[FitWarning]:

@@ -124,7 +124,7 @@ def cheapest(law: LawFit, loss: float, demand: float, at: Serving) -> Deployment
     values = law.values[None]
     log_n, log_d = _minimum(law, values, loss, demand, at)
     if not np.isfinite(log_n[0]):
-        floor = float(law.law.column(values, "E")[0]) if law.law.has_floor else 0.0
+        floor = float(np.ravel(law.law.floor(values, law.held))[0])
         raise AnalysisError(f"a loss of {loss:g} is not above the law's floor E = {floor:.4g}: no "
                             "model reaches it")  # fmt: skip
     n, d = float(np.exp(log_n[0])), float(np.exp(log_d[0]))
@@ -159,10 +159,10 @@ def _minimum(
 ) -> tuple[Array, Array]:
     """log N and log D (b,) of the cheapest model for natural parameters (b, p); NaN where none
     reaches the loss."""
-    inner = law.law.inner(values)
+    inner = law.law.inner(values, law.held)
     if inner is None or {"n", "d"} - set(law.law.columns):
-        raise AnalysisError(f"{law.form} has no N and D to trade")
-    floor = law.law.column(values, "E") if law.law.has_floor else np.zeros(len(values))
+        raise AnalysisError(f"{law.form} does not come apart into a term in N and one in D")
+    floor = law.law.floor(values, law.held) * np.ones(len(values))
     with np.errstate(invalid="ignore", divide="ignore"):
         wanted = np.log(loss - floor) / law.law.outer(values)
         smallest = (np.log(inner.A) - wanted) / inner.alpha  # log N at endless data

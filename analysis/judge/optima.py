@@ -76,3 +76,23 @@ def optima_law(table: pd.DataFrame) -> OptimaLaw:
     d = columns["tokens"] if "tokens" in columns else c / (6 * columns["n_params"])
     derived = "" if len(given) == 2 else "N" if "tokens" in given else "D"
     return OptimaLaw(fit_line(c, n), fit_line(c, d), len(c), derived)
+
+
+def several_at_one_budget(table: pd.DataFrame) -> list[str]:
+    """A warning where one group has several optima at a budget: they may be of several models.
+
+    Args:
+        table: columns flops and arch; other columns of words are named as what may tell them apart.
+    """
+    if "flops" not in table or not table.duplicated(["arch", "flops"]).any():
+        return []
+    repeated = int(table.duplicated(["arch", "flops"], keep=False).sum())
+    taken = set(table.attrs.get("names", {}).values())
+    own = [name for name in table.attrs.get("columns", []) if name not in taken]
+    words = [name for name in own if not pd.api.types.is_numeric_dtype(table[name])]
+    able = [repr(name) for name in words if 1 < table[name].nunique() <= len(table) / 2]
+    hint = f" ({', '.join(able)}?)" if able else ""
+    return [
+        f"WARNING: {repeated} of {len(table)} optima share their C with others of one law: if they "
+        f"are of several models, name the column that tells them apart with --group{hint}"
+    ]

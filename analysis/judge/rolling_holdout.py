@@ -36,6 +36,8 @@ MOST = 1_000
 """Points; of more, so many are taken, evenly over every run."""
 _SLANTED, _NOTABLE = 0.6, 0.003
 """Mean error over mean absolute error, and mean error, from which a law is called slanted."""
+_FEW = 0.25
+"""Median error over mean error, below which the mean is that of a few forecasts."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,15 @@ class Rolling:
             f"rolling hold-out: {len(errors)} forecasts up to {leap.max():.3g} times the compute "
             f"fitted err by {self.error:+.2%} on average ({size:.2%} in size)"
         )
+        middle = float(np.median(errors))
+        few = abs(self.error) > _NOTABLE and middle * np.sign(self.error) < _FEW * abs(self.error)
+        if few:
+            text += f", by {middle:+.2%} in the median: a few of them err most"
         if np.isfinite(self.coverage):
             text += f"; {self.coverage:.0%} lie in their {LEVEL:.0%} interval"
         found = [text + "."]
         held = self.coverage >= LEVEL  # false without intervals
-        if not held and abs(self.error) > max(_NOTABLE, _SLANTED * size):
+        if not held and not few and abs(self.error) > max(_NOTABLE, _SLANTED * size):
             slant, side = ("pessimistic", "better") if self.error > 0 else ("optimistic", "worse")
             found.append(
                 f"On these data the law has been too {slant}: larger runs came out {side} than "

@@ -88,6 +88,8 @@ def sensitivity(
                 **change.get("options", {}),
             }
             fit = fit_law(change.get("form", form), change.get("data", data), **arguments)
+            if fit.form == reference.form:
+                fit = fit.holding(**reference.held)
         except AnalysisError as error:
             rows.append({"choice": choice, "setting": setting, "note": str(error)})
             continue
@@ -103,7 +105,7 @@ def sensitivity(
 def _row(choice: str, setting: str, fit: LawFit, at: float) -> dict[str, Any]:
     row: dict[str, Any] = {"choice": choice, "setting": setting,
                            "points": len(fit.observations.loss), **fit.params}  # fmt: skip
-    able = fit.law.columns == ("c",) or fit.law.inner(fit.values) is not None
+    able = fit.law.columns == ("c",) or fit.has_optimum
     row["loss_at"] = float(fit.frontier(np.array([at]))[0]) if able else float("nan")
     row["note"] = "; ".join(w.code for w in fit.warnings)
     return row

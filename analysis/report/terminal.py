@@ -11,6 +11,7 @@ from rich.text import Text
 from analysis.io.frames import numbers, where, words
 from analysis.judge.checklist import NOT_RECORDED
 from analysis.judge.refine import shrinkage
+from analysis.laws.held import describe
 from analysis.units import LEVEL
 from linscale.table import Column, Grid
 from linscale.terminal import console as _console
@@ -81,7 +82,8 @@ def fits(
         console.print(_fit_table(each))
         quality = each.criteria()
         if "a" in each.params:
-            console.print(f"a, b, N* and D*: {each.compute_model.describe()}")
+            at = f"; at {describe(each.held)}, held (--hold)" if each.held else ""
+            console.print(f"a, b, N* and D*: {each.compute_model.describe()}{at}")
         console.print(
             f"rms error {quality['rms']:.2%}, AICc {quality['aicc']:.1f}; {each.evidence.reached} "
             f"of {each.evidence.starts} starts reached this optimum; condition "
@@ -239,9 +241,15 @@ def approaches(results: dict[str, Approaches]) -> None:
         console.print()
         title = f"{name}: N* ~ C^a, and N*, D* at {result.at:.3g} FLOPs"
         console.print(Grid(columns, title=title))
+        found = result.fits()
         for row in rows:
-            if row["note"]:
-                console.print(f"{row['approach']}: {row['note']}")
+            fit = found.get(row["approach"])
+            if fit is None or fit is result.parametric:  # whose warnings stand under the law
+                said = [row["note"]] if row["note"] else []
+            else:
+                said = [str(warning) for warning in fit.warnings]
+            for text in said:
+                console.print(f"{row['approach']}: {text}")
         if result.parametric is not None:
             console.print(f"approach 3: {result.parametric.compute_model.describe()}")
         for warning in result.warnings:
