@@ -23,7 +23,7 @@ from analysis.fit.checks import prepare
 from analysis.fit.diagnostics import Evidence, diagnose, evidence
 from analysis.fit.law_fit import LawFit
 from analysis.fit.observations import model_of
-from analysis.fit.problem import Bounds, Problem
+from analysis.fit.problem import MOST_STARTED, Bounds, Problem
 from analysis.fit.robust import Objective, Robust
 from analysis.fit.uncertainty import Method, Progress
 from analysis.laws.compute_model import ComputeModel
@@ -35,8 +35,6 @@ from analysis.units import Array
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
-MOST_STARTED = 1_000
-"""Points from which every start is solved; of more, so many are taken for it."""
 _SCATTER = 0.05
 """Rows whose C scatters by more about f(N) D are said to follow no such function."""
 

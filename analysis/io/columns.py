@@ -107,7 +107,8 @@ class Column:
         """What it is, its factor and whether it was guessed, in a few words."""
         scale = "" if self.factor == 1 else f" x {self.factor:g}"
         guess = " (guessed)" if self.guessed else ""
-        return f"{LABELS[key]} = {self.name!r}{scale}{guess}"
+        label = "N (active parameters)" if key == "n_params" and _of_experts(self) else LABELS[key]
+        return f"{label} = {self.name!r}{scale}{guess}"
 
 
 def choose(

@@ -59,7 +59,8 @@ def sensitivity(
 
     Returns:
         Columns choice, setting, points, one per parameter, `loss_at`, change (of the quantity),
-        shift (change / standard error; NaN without draws), note.
+        shift (change / standard error; NaN without draws), note. Of many points a part is taken;
+        `.attrs["of"]` has their number.
     """
     if reference is None:
         reference = fit_law(form, data, **options)
@@ -97,6 +98,7 @@ def sensitivity(
     table = pd.DataFrame(rows)
     base = reference.params[name]
     table["change"] = table[name].to_numpy(dtype=float) - base
+    table.attrs["of"] = len(draws.observations.loss)
     # Of noise-free points the standard error is that of rounding: no measure of a shift.
     table["shift"] = table["change"] / (se if se > EXACT * abs(base) else float("nan"))
     return table

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.text import Text
 
+from analysis.fit.problem import MOST_STARTED
 from analysis.io.frames import numbers, where, words
 from analysis.judge.checklist import NOT_RECORDED
 from analysis.judge.refine import shrinkage
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
+    from analysis.fit.observations import Observations
     from analysis.io.sweep import Sweep
     from analysis.judge.beside import Beside, Comparison
     from analysis.judge.noise import Common
@@ -86,7 +88,7 @@ def fits(
             console.print(f"a, b, N* and D*: {each.compute_model.describe()}{at}")
         console.print(
             f"rms error {quality['rms']:.2%}, AICc {quality['aicc']:.1f}; {each.evidence.reached} "
-            f"of {each.evidence.starts} starts reached this optimum; condition "
+            f"of {each.evidence.starts} starts{_started(obs)} reached this optimum; condition "
             f"{each.evidence.condition:.0f}",
         )
         for warning in each.warnings:
@@ -103,6 +105,11 @@ def fits(
         _warn(console, f"of every group: {text}")
     if not full:
         console.print("\n--full prints every choice and the checklist.", style="dim")
+
+
+def _started(obs: Observations) -> str:
+    """On how many points starts were tried, where not on all."""
+    return f" (on {MOST_STARTED:,} points)" if len(obs.loss) > MOST_STARTED else ""
 
 
 def targets(found: Mapping[str, Common]) -> None:
@@ -143,10 +150,12 @@ def _choices(console: Console, table: pd.DataFrame, fit: LawFit, full: bool) -> 
     shift = np.abs(numbers(table, "change"))
     if np.nanmax(shift) > 0:
         row = table.iloc[int(np.nanargmax(shift))]
+        used, known = int(numbers(table, "points")[0]), int(table.attrs.get("of", 0))
+        part = f" (on {used:,} of {known:,} points)" if used < known else ""
         far = f" ({row['shift']:+.1f} standard errors)" if np.isfinite(row["shift"]) else ""
         console.print(
-            f"other choices: {name} from {np.nanmin(values):.3f} to {np.nanmax(values):.3f} over "
-            f"{len(table) - 1}; farthest: {row['choice']}, {row['setting']}{far}",
+            f"other choices{part}: {name} from {np.nanmin(values):.3f} to {np.nanmax(values):.3f} "
+            f"over {len(table) - 1}; farthest: {row['choice']}, {row['setting']}{far}",
         )
     if not full:
         return

@@ -8,7 +8,10 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
+from analysis.judge import rolling_holdout
+from analysis.judge import sensitivity as sensitivity_room
 from analysis.judge.rolling_holdout import roll
+from analysis.judge.sensitivity import sensitivity
 from tests.support.worlds import suite
 
 
@@ -88,3 +91,16 @@ def test_a_floor_above_losses_says_that_rows_do_not_belong_together() -> None:
     assert "lies above 8 of" in text
     assert "one law does not describe these rows" in text
     assert "high_floor" not in {w.code for w in fit.warnings}
+
+
+def test_a_part_that_is_taken_of_many_points_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = suite(sizes=8, noise=0.002)
+    fit = fit_law("chinchilla", data)
+    assert "(on " not in roll(fit, data).describe()[0]
+    monkeypatch.setattr(rolling_holdout, "MOST", 20)
+    monkeypatch.setattr(sensitivity_room, "MOST", 20)
+    found = roll(fit, data)
+    assert f"hold-out (on 20 of {len(data)} points):" in found.describe()[0]
+    assert (found.as_dict()["used"], found.as_dict()["of"]) == (20, len(data))
+    table = sensitivity("chinchilla", data, reference=fit)
+    assert (table["points"].iloc[0], table.attrs["of"]) == (20, len(data))
