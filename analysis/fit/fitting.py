@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
@@ -88,7 +89,8 @@ def fit_law(
         method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
         seed: of the bootstrap.
         starts: starting points; more of them prove convergence harder.
-        near: a fit of the same form to nearly the same points: its parameters are the only start.
+        near: a fit of the same form to nearly the same points: its parameters are a start beside
+            the others, and with starts=0 the only one.
         progress: called with (done, total) during the bootstrap.
 
     Raises:
@@ -129,16 +131,20 @@ def fit_law(
 
 
 def _minimum(problem: Problem, starts: int, near: LawFit | None) -> tuple[Array, float, Evidence]:
-    """Internal parameters, objective and convergence of the best of several starts, or of the one
-    that a fit nearby gives.
+    """Internal parameters, objective and convergence of the best of several starts, that of a fit
+    nearby among them.
 
     Of many points, a part spread over all runs finds the basin; all of them then find its bottom.
     """
-    if near is not None and near.form == problem.law.name:
-        solution = problem.solve(problem.internal(near.values))
+    close = near.values if near is not None and near.form == problem.law.name else None
+    if close is not None and starts == 0:
+        solution = problem.solve(problem.internal(close))
         return solution.theta[0], float(solution.value[0]), evidence(problem, solution)
     part = problem.thinned(MOST_STARTED)
-    solution = part.solve(part.starts(starts))
+    first = part.starts(max(starts, 1))
+    if close is not None:
+        first = np.concatenate([np.atleast_2d(part.internal(close)), first])
+    solution = part.solve(first)
     theta = solution.theta[int(solution.value.argmin())]
     facts = evidence(part, solution)
     if part is problem:

@@ -84,13 +84,14 @@ def several_at_one_budget(table: pd.DataFrame) -> list[str]:
     Args:
         table: columns flops and arch; other columns of words are named as what may tell them apart.
     """
-    if "flops" not in table or not table.duplicated(["arch", "flops"]).any():
+    pairs = list(zip(table["arch"], table["flops"], strict=True)) if "flops" in table else []
+    repeated = sum(pairs.count(pair) > 1 for pair in pairs)
+    if not repeated:
         return []
-    repeated = int(table.duplicated(["arch", "flops"], keep=False).sum())
     taken = set(table.attrs.get("names", {}).values())
     own = [name for name in table.attrs.get("columns", []) if name not in taken]
     words = [name for name in own if not pd.api.types.is_numeric_dtype(table[name])]
-    able = [repr(name) for name in words if 1 < table[name].nunique() <= len(table) / 2]
+    able = [repr(name) for name in words if 1 < len(set(table[name])) <= len(table) / 2]
     hint = f" ({', '.join(able)}?)" if able else ""
     return [
         f"WARNING: {repeated} of {len(table)} optima share their C with others of one law: if they "

@@ -21,7 +21,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
-from analysis.fit.solver import EXACT
+from analysis.fit.within import in_interval
 from analysis.io.frames import numbers, plain, rows
 from analysis.io.table_warnings import forms_of
 from analysis.judge.form_selection import compare_forms, holdout, row_of
@@ -65,8 +65,7 @@ class Rolling:
         if "lo" not in self.forecasts:
             return float("nan")
         loss, low, high = (numbers(self.forecasts, name) for name in ("loss", "lo", "hi"))
-        inside = (loss >= low * (1 - EXACT)) & (loss <= high * (1 + EXACT))
-        return float(inside.mean())
+        return float(in_interval(loss, low, high).mean())
 
     def _part(self) -> str:
         return f" (on {self.used:,} of {self.known:,} points)" if self.used else ""

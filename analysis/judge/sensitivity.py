@@ -84,8 +84,8 @@ def sensitivity(
             arguments = {
                 **options,
                 "keep_diverged": True,
-                "starts": STARTS,
-                "near": reference,
+                "starts": 0 if "form" not in change else STARTS,
+                "near": reference,  # the only start, but of another form
                 **change.get("options", {}),
             }
             fit = fit_law(change.get("form", form), change.get("data", data), **arguments)

@@ -208,6 +208,8 @@ class KaplanLaw(Law):
 class _GaussNewton(Law):
     """A form whose state is its Jacobian, and whose own curvature is left out."""
 
+    slow = True
+
     def hessian(self, state: Any, curvature: Array, slope: Array) -> Array:
         del slope
         return (state * curvature[:, None]) @ state.transpose(0, 2, 1)

@@ -76,6 +76,8 @@ class Law(ABC):
     """Names of the natural parameters, in the order of the internal vector."""
     exponents: tuple[str, ...]
     """Parameters that are their own internal coordinate (the ones variable projection searches)."""
+    slow: bool = False
+    """Whether a start takes many steps, for want of the law's own curvature."""
     scales: tuple[str, ...] = ()
     """Positive parameters, by their logarithm inside, that say where something begins: a warning
     tells which the data leave open."""
