@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -300,10 +299,9 @@ def _fit_each(
     Raises:
         AnalysisError: none can.
     """
-    from analysis.errors import AnalysisError
+    from analysis.errors import AnalysisError, alike
     from analysis.fit.fitting import fit_law
     from analysis.io.frames import groups, where
-    from analysis.judge.mixed_rows import rows_differ
 
     points = sweep.require_points()
     fits: dict[str, LawFit] = {}
@@ -312,12 +310,11 @@ def _fit_each(
         step = partial(progress, name) if progress is not None else None
         try:
             own = where(points, arch=name)
-            found = fit_law(form, own, progress=step, **options)
-            fits[name] = replace(found, warnings=[*rows_differ(found, own), *found.warnings])
+            fits[name] = fit_law(form, own, progress=step, **options)
         except AnalysisError as error:
             failures[name] = str(error)
     if not fits:
-        reasons = [why if name == "all" else f"{name}: {why}" for name, why in failures.items()]
+        reasons = [why if names == "all" else f"{names}: {why}" for names, why in alike(failures)]
         if left_out := sweep.why_left_out():
             reasons.append(f"{len(sweep.exclusions)} rows were left out: {left_out}")
         raise AnalysisError("; ".join(reasons))
