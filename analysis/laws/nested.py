@@ -8,9 +8,8 @@
     broken_c          L = E + A C^-alpha (1 + (C/C_b)^(1/width))^(-step width)   2210.14891, 1 break
 
 Kaplan and gamma have closed derivatives (a log-sum-exp inside another), data_constrained has a
-closed Jacobian. broken_c is written once, as a function that also accepts complex numbers: its
-Jacobian is the complex step, exact to rounding. The Hessians of these two leave out the curvature
-of the law (Gauss-Newton).
+closed Jacobian. broken_c takes complex numbers, too: its Jacobian is the complex step, exact to
+rounding. The Hessians of these two leave out the curvature of the law (Gauss-Newton).
 """
 
 from __future__ import annotations
