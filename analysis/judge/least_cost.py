@@ -28,8 +28,10 @@ def least_cost(law: LawFit, values: Array, loss: float, cost: Cost) -> tuple[Arr
     Raises:
         AnalysisError: a law without N and D.
     """
+    if {"n", "d"} - set(law.law.columns):
+        raise AnalysisError(f"{law.form} has no N and D to trade")
     inner = law.law.inner(values, law.held)
-    if inner is None or {"n", "d"} - set(law.law.columns):
+    if inner is None:
         raise AnalysisError(f"{law.form} does not come apart into a term in N and one in D")
     floor = law.law.floor(values, law.held) * np.ones(len(values))
     with np.errstate(invalid="ignore", divide="ignore"):
