@@ -78,6 +78,7 @@ WARNING_CODES: dict[str, str] = {
     "weak_term": "a term in N or D moves the loss less than the noise does",
     "flat_direction": "a combination of parameters that the data do not determine",
     "open_scale": "a scale, such as what repeated data are worth, that the data do not determine",
+    "floor_above_losses": "E lies above losses that were measured: one law does not fit them all",
     "mixed_groups": "a column of words explains most of what one law for all rows misses",
     "high_floor": "E lies so near the lowest loss that it is likely too high",
     "undertrained": "runs with few tokens per parameter",
@@ -97,6 +98,7 @@ WARNING_CODES: dict[str, str] = {
     "exponents_do_not_close": "a + b is not what the compute model implies",
     "one_draw_source": "intervals come from unpaired draws",
     "at_chance": "the task is at chance for every model measured",
+    "no_optimum": "under this law a budget has no best N and D near the data",
     "one_run_decides": "one run makes up most of what leaving runs out one by one changes",
 }
 """Every warning code and what it means."""
@@ -114,7 +116,7 @@ _UNSETTLED = ("unstable_resamples", "weak_term", "one_run_decides")
 _FOLLOWING = {
     "mixed_groups": (
         *_UNSETTLED, "flat_direction", "no_irreducible", "at_bound", "several_optima",
-        "high_floor", "undertrained", "outliers", "open_scale",
+        "high_floor", "floor_above_losses", "undertrained", "outliers", "open_scale",
     ),
     "collinear": (*_UNSETTLED, "flat_direction", "open_scale"),
     "flat_direction": _UNSETTLED,

@@ -136,6 +136,11 @@ _CELLS = [
     _cells("losses with nats", "loss", ("4.1 nats", "3.6 nats", "3.1 nats", "2.8 nats")),
     _cells("perplexities as loss", "loss", ("60.3", "36.6", "22.2", "16.4")),
     _cells("one perplexity", "loss", ("4.1", "3.6", "22.2", "2.8")),
+    _cells("perplexities on both sides of 15", "loss", ("30", "17", "12", "9")),
+    _file(
+        "a column called perplexity", rows(params=N, tokens=D, perplexity=("60", "37", "22", "16"))
+    ),
+    _cells("raised powers of ten", "tokens", ("1·10⁹", "3·10⁹", "10¹⁰", "3×10¹⁰")),
     _cells("a loss of NaN", "loss", ("4.1", "nan", "3.1", "2.8")),
     _cells("an infinite loss", "loss", ("4.1", "inf", "3.1", "2.8")),
     _cells("empty cells", "loss", ("4.1", "", "3.1", "2.8")),
@@ -177,6 +182,9 @@ _COLUMNS = [
 _ROWS = [
     _file("states of runs", _with(state=_STATES)),
     _file("states with capitals", _with(State=tuple(s.upper() for s in _STATES))),
+    _file("the status of a job", _with(job_status=("COMPLETED", "TIMEOUT", "COMPLETED", "OOM"))),
+    _file("yes and no of diverged", _with(diverged=("False", "True", "False", "False"))),
+    _file("yes and no of finished", _with(finished=("1", "1", "0", "1"))),
     _file("a status of another kind", _with(status=("open", "closed", "open", "open"))),
     _file("a run twice", PLAIN + f"{N[3]},{D[3]},{LOSS[3]}\n"),
     _file("a log without a column of runs", _log()),
@@ -216,6 +224,9 @@ _FORMATS = [
     _file("JSON lines", str(_FRAME.to_json(orient="records", lines=True)), "runs.ndjson"),
     _file("JSON with a number for a record", "[1, 2]", "runs.json"),
     _file("trainer_state.json", json.dumps(_TRAINER), "trainer_state.json"),
+    _file("JSON of columns and data", json.dumps(
+        {"columns": ["params", "tokens", "loss"],
+         "data": [[*map(float, row)] for row in zip(N, D, LOSS, strict=True)]}), "runs.json"),
     _file("a chart of W&B", '"tokens","a - val_loss","a - val_loss__MIN","b - val_loss"\n'
           "1e6,4,4,\n2e6,3.5,3.5,3.8\n"),
 ]  # fmt: skip

@@ -91,7 +91,7 @@ def fit(
         typer.Option(help="chinchilla, chinchilla_tied, chinchilla_no_e, gamma, kaplan, "
                      "overtraining, size_exponent, power_c, power_n, power_d (each also with _e: "
                      "an irreducible loss) or broken_c; with further columns data_constrained, "
-                     "experts, precision or mixture."),
+                     "experts, precision, precision_all or mixture."),
     ] = "chinchilla",
     objective: Annotated[
         str,
@@ -107,6 +107,12 @@ def fit(
         list[str] | None,
         typer.Option(help="Hold a parameter, E=1.6, or make two exponents equal, alpha=beta; "
                      "repeatable."),
+    ] = None,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option(help="Setting at which a form of further columns has its a, b, N* and D*: "
+                     "ratio=8 (total over active parameters), bits=4, share=0.3 (default: the "
+                     "median)."),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Column of weights.")] = None,
     noise: Annotated[
@@ -144,11 +150,11 @@ def fit(
     frontiers cross, and whether they share their exponents.
     """
     with one_paragraph():
-        from analysis.cli.source import read_source
+        from analysis.cli.source import noise_of, read_source
         from analysis.judge.beside import beside, compare_groups, record_of, shared_scatter
         from analysis.report import terminal
 
-        held = _held(fix or [])
+        held, setting = _held(fix or []), _setting(hold or [])
         options: dict[str, Any] = {
             "objective": objective, "delta": delta, "below": below, "fix": held,
             "weights": weights, "noise": noise, "keep_diverged": keep_diverged,
@@ -161,12 +167,14 @@ def fit(
             chosen=chosen, other_data=other_data, several=True,
         )  # fmt: skip
         options["accounting"] = len(sweep.runs) > 0
+        options["noise"] = noise_of(sweep, noise, weights)
         unit = _clusters(sweep, clusters)
         with _progress(bootstrap, quiet=as_json) as progress:
             fits, failures = _fit_each(
                 sweep, form, progress,
                 options | {"clusters": unit, "bootstrap": bootstrap, "seed": seed},
             )  # fmt: skip
+        fits = {name: each.holding(**setting) for name, each in fits.items()}
         other = _approaches(sweep, fits, bootstrap, seed) if approaches else {}
         extras = {name: beside(each, sweep, name, **options) for name, each in fits.items()}
         # Losses of other text are not compared at one compute.
@@ -224,6 +232,20 @@ def _held(texts: list[str]) -> dict[str, float | str]:
         except ValueError:
             held[name] = value
     return held
+
+
+def _setting(texts: list[str]) -> dict[str, float]:
+    """What --hold says, by name."""
+    from analysis.errors import AnalysisError
+
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise AnalysisError(f"--hold {text}: give NAME=NUMBER, as ratio=8") from None
+    return found
 
 
 def _check_choices(form: str, objective: Any, delta: float, below: float, bootstrap: int) -> None:
@@ -287,11 +309,14 @@ def _fit_each(
     for name in groups(points, "arch"):
         step = partial(progress, name) if progress is not None else None
         try:
-            fits[name] = fit_law(form, where(points, arch=name), progress=step, **options)
+            own = where(points, arch=name)
+            fits[name] = fit_law(form, own, progress=step, **options)
         except AnalysisError as error:
             failures[name] = str(error)
     if not fits:
-        reasons = (why if names == "all" else f"{names}: {why}" for names, why in alike(failures))
+        reasons = [why if names == "all" else f"{names}: {why}" for names, why in alike(failures)]
+        if left_out := sweep.why_left_out():
+            reasons.append(f"{len(sweep.exclusions)} rows were left out: {left_out}")
         raise AnalysisError("; ".join(reasons))
     return fits, failures
 

@@ -36,7 +36,7 @@ def optima(
         from analysis.io.frames import groups
         from analysis.io.frames import where as where_
         from analysis.io.tables import load_table
-        from analysis.judge.optima import optima_law
+        from analysis.judge.optima import optima_law, several_at_one_budget
 
         sweep = load_table(table, loss="", compute=compute, params=params, tokens=tokens,
                            group=group, where=where or ())  # fmt: skip
@@ -44,12 +44,15 @@ def optima(
         laws, failures = _each(
             {g: partial(optima_law, where_(points, arch=g)) for g in groups(points, "arch")}
         )
+        doubts = several_at_one_budget(points)
         if as_json:
             record = {g: law.as_dict() for g, law in laws.items()}
-            print_json({"source": sweep.name, "notes": sweep.notes,
-                                          "laws": record, "not_fitted": failures})  # fmt: skip
+            print_json({"source": sweep.name, "notes": [*sweep.notes, *doubts],
+                        "laws": record, "not_fitted": failures})  # fmt: skip
             return
         _head(sweep, failures)
+        for text in doubts:
+            _say(text)
         for name, law in laws.items():
             parts: list[str] = []
             for key, line, star in (("a", law.n, "N*"), ("b", law.d, "D*")):

@@ -69,6 +69,25 @@ def read_source(
     return load_sweep(source, conventions=conventions, other_data=other_data, only=only)
 
 
+def noise_of(sweep: Sweep, asked: str | None, weights: str | None) -> str | None:
+    """The column of the noise of each loss: the one named ("" is none), else what follows ± in a
+    table where every row has it. Which of it is used is noted.
+    """
+    from analysis.io.frames import numbers
+
+    known = sweep.points.attrs.get("noise")
+    if asked is not None or weights is not None or known is None:
+        return asked or None
+    noise = numbers(sweep.points, known)
+    missing = int((~(noise > 0)).sum())
+    if missing:
+        sweep.notes.append(f"{missing} of {len(noise)} rows have no ± above zero: all rows weigh "
+                           "alike")  # fmt: skip
+        return None
+    sweep.notes.append("rows weigh as 1 / (their ±)^2; --noise '' lets all weigh alike")
+    return str(known)
+
+
 def conventions_of(loss: str | None, params: str | None, compute: str | None) -> Conventions:
     """What --loss, --params and --compute choose for a sweep; None: the default."""
     from analysis.io.sweep import Conventions

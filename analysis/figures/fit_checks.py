@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy import stats
@@ -14,11 +16,14 @@ from analysis.figures.common import FLOPS, groups_of
 from analysis.figures.hover import points, tag
 from analysis.io.frames import by, numbers, where, words
 from analysis.io.looks import look
+from analysis.units import Array
 
 _NARROW = 0.6
 """Of Scott's width of a kernel: what it gives for one clump is too wide for several."""
 _NEAR = 0.05
 """Share of the panel beyond which a place has no draw near it."""
+_LEAST = 1e-3
+"""Share of the exponents that the panel shows at least on either side."""
 
 
 def residuals(frame: pd.DataFrame) -> Figure:
@@ -80,7 +85,9 @@ def bootstrap_cloud(
     groups = groups_of(draws, "group")
     values = np.stack([numbers(draws, x), numbers(draws, y)])
     low, high = np.nanpercentile(values, [0.5, 99.5], axis=1)
-    low, high = low - 0.12 * (high - low), high + 0.12 * (high - low)
+    # Draws of points without noise differ by rounding: they are shown as the one value they are.
+    edge = np.maximum(0.12 * (high - low), _LEAST * np.abs(high + low) / 2)
+    low, high = low - edge, high + edge
     with style.context():
         figure, grid = style.panels(1, 1, width=style.SINGLE + 0.7, height=3.4)
         axes = grid[0, 0]
@@ -93,16 +100,8 @@ def bootstrap_cloud(
                 *shown, s=3, alpha=0.22, linewidths=0, color=kind.color, gid=tag(group),
                 rasterized=True,
             )  # fmt: skip
-            scaled = (own - low[:, None]) / (high - low)[:, None]
-            density = stats.gaussian_kde(own, lambda k: _NARROW * k.scotts_factor())
-            at = np.meshgrid(np.linspace(low[0], high[0], 120), np.linspace(low[1], high[1], 120))
-            height = density(np.stack([a.ravel() for a in at])).reshape(at[0].shape)
-            grid_scaled = [(a - o) / (h - o) for a, o, h in zip(at, low, high, strict=True)]
-            far, _ = KDTree(scaled.T).query(np.stack([a.ravel() for a in grid_scaled], axis=1))
-            height[far.reshape(height.shape) > _NEAR] = 0.0
-            level = float(np.quantile(density(own), 0.1))
-            region = axes.contour(*at, height, levels=[level], colors=[kind.color], linewidths=1.2)
-            region.set_gid(tag(group))
+            if _spread_out(own, high - low):
+                _region(axes, own, low, high, kind.color).set_gid(tag(group))
             best = where(estimates, group=group)
             axes.plot(
                 numbers(best, x), numbers(best, y), marker=kind.marker, color=kind.color,
@@ -118,6 +117,28 @@ def bootstrap_cloud(
             title_fontsize=style.pt(7.5), title="estimate and\n90 % of draws", alignment="left",
         )  # fmt: skip
         return style.finish(figure)
+
+
+def _spread_out(own: Array, width: Array) -> bool:
+    """Whether draws (2, b) fill a region: more than rounding apart, and not along a line."""
+    if own.shape[1] < 3 or not (own.std(axis=1) > 1e-6 * width).all():
+        return False
+    x, y = own - own.mean(axis=1, keepdims=True)
+    return bool(float(x @ y) ** 2 < (1 - 1e-9) * float(x @ x) * float(y @ y))
+
+
+def _region(axes: Axes, own: Array, low: Array, high: Array, color: str) -> ContourSet:
+    """The contour of the smallest region that holds 90 % of the draws."""
+    scaled = (own - low[:, None]) / (high - low)[:, None]
+    density = stats.gaussian_kde(own, lambda k: _NARROW * k.scotts_factor())
+    at = np.meshgrid(np.linspace(low[0], high[0], 120), np.linspace(low[1], high[1], 120))
+    height = density(np.stack([a.ravel() for a in at])).reshape(at[0].shape)
+    grid_scaled = [(a - o) / (h - o) for a, o, h in zip(at, low, high, strict=True)]
+    far, _ = KDTree(scaled.T).query(np.stack([a.ravel() for a in grid_scaled], axis=1))
+    height[far.reshape(height.shape) > _NEAR] = 0.0
+    return axes.contour(
+        *at, height, levels=[float(np.quantile(density(own), 0.1))], colors=[color], linewidths=1.2
+    )
 
 
 def holdout(frame: pd.DataFrame) -> Figure:

@@ -31,6 +31,7 @@ from analysis.fit.uncertainty import quantiles
 from analysis.fit.within import frontier_within, measured, within
 from analysis.io.frames import numbers, rows
 from analysis.judge.compare import CompareResult
+from analysis.laws.held import columns_at
 
 REACH = 3.0
 """Laws are drawn up to this factor beyond the data, dashed there."""
@@ -47,13 +48,15 @@ def of_law(fit: LawFit, *, level: float, name: str) -> Figure:
     )
     if {"n", "d"} <= set(fit.law.columns):
         frontier = pd.DataFrame({"group": [], "n": [], "d": []})
-        if fit.law.inner(fit.values) is not None:
+        if fit.has_optimum:
             compute = np.geomspace(obs.compute.min() / REACH, obs.compute.max() * REACH, _GRID)
             frontier = fit.optimal(compute, extrapolate=True)[["n", "d"]].assign(
                 group=name, inside=frontier_within(fit, compute)
             )
         return figures.contours(
-            points, {name: lambda n, d: fit.predict(n=n, d=d, extrapolate=True)}, frontier
+            points,
+            {name: lambda n, d: fit.predict(**columns_at(fit.held, n, d), extrapolate=True)},
+            frontier,
         )
     (variable,) = fit.law.columns
     values = obs.columns[variable]

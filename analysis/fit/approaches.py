@@ -91,8 +91,12 @@ class Approaches:
             if self.parametric is None
             else self.parametric.compute_model.as_dict(),
             "approaches": plain(self.frame),
-            "warnings": [w.as_dict() for w in self.warnings],
-        }
+            "warnings": [
+                *({"approach": name, **w.as_dict()}
+                  for name, fit in self.fits().items() for w in fit.warnings),
+                *(w.as_dict() for w in self.warnings),
+            ],
+        }  # fmt: skip
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{w}</li>" for w in self.warnings)

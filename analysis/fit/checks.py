@@ -147,9 +147,21 @@ def _numbers(data: pd.DataFrame, name: str) -> Array:
 
 
 def _absent(name: str, what: str, data: pd.DataFrame) -> str:
-    listed = ", ".join(map(str, list(data.columns)[:20])) or "none"
+    """A missing column, in the user's own names where the table comes from a file."""
+    own = data.attrs.get("columns", list(data.columns))
+    listed = ", ".join(map(str, own[:20])) or "none"
     how = _OPTIONS.get(name, "") if _own_names(data) else ""
-    return f"no column {name!r} for {what}; the table has: {listed}{how}"
+    if how and name == "tokens" and (step := _step_like(own)):
+        how += f", or {step!r} times the tokens of a step: --tokens '{step}*524288'"
+    if why := data.attrs.get("rejected", {}).get(name, ""):
+        how = f". {why}{how}"
+    named = what if how else f"{name!r} for {what}"
+    return f"no column {'of ' if how else ''}{named}; the table has: {listed}{how}"
+
+
+def _step_like(names: list[str]) -> str:
+    known = ("step", "steps", "global_step", "iteration", "iterations")
+    return next((name for name in names if name.lower().strip("_") in known), "")
 
 
 def _own_names(data: pd.DataFrame) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.errors import FitWarning
 from analysis.fit.problem import Problem
@@ -117,6 +118,19 @@ def _high_floor(problem: Problem, theta: Array) -> list[FitWarning]:
     share = floor / float(obs.loss.min())
     if problem.lower[i] == problem.upper[i] or share <= _HIGH_FLOOR:
         return []
+    if share > 1:
+        below = int((obs.loss < floor).sum())
+        lowest = obs.row_names[int(obs.loss.argmin())]
+        return [
+            FitWarning(
+                "floor_above_losses",
+                f"E = {floor:.4g} lies above {below} of {len(obs.loss)} losses, the lowest "
+                f"{obs.loss.min():.4g} ({lowest}): one law does not describe these rows. They may "
+                "be of several data sets, losses or models: tell them apart (--group), or choose "
+                "among them (--where).",
+                {"share": share, "below": below},
+            )
+        ]
     found = [
         FitWarning(
             "high_floor",
@@ -199,11 +213,18 @@ def _at_bounds(problem: Problem, theta: Array) -> list[FitWarning]:
     return found
 
 
+def _noise(problem: Problem, residual: Array) -> float:
+    """Root mean square of the residuals, without outliers: what a robust estimate does not follow
+    leaves none of its parameters open either."""
+    near = ~_far(residual)
+    freedom = max(1, int(near.sum()) - problem.law.size)
+    return float(np.sqrt((problem.observations.weight * residual**2)[near].sum() / freedom))
+
+
 def _flat(problem: Problem, theta: Array, residual: Array) -> FitWarning | None:
     """The combination of parameters that two standard deviations of noise leave open."""
     norms, singular, right = _directions(problem, theta)
-    freedom = max(1, len(residual) - problem.law.size)
-    noise = float(np.sqrt((problem.observations.weight * residual**2).sum() / freedom))
+    noise = _noise(problem, residual)
     before = problem.natural(theta)
     scale = np.abs(before)
     # The logarithm of an E next to nothing says nothing: it moves in units of a small floor.
@@ -245,8 +266,7 @@ def _open_scales(problem: Problem, theta: Array, residual: Array) -> list[FitWar
     if not law.scales:
         return []
     norms, singular, right = _directions(problem, theta)
-    freedom = max(1, len(residual) - law.size)
-    noise = float(np.sqrt((problem.observations.weight * residual**2).sum() / freedom))
+    noise = _noise(problem, residual)
     spread = noise * np.sqrt((right**2 / np.maximum(singular, 1e-12)[:, None] ** 2).sum(0)) / norms
     values = problem.natural(theta)
     found: list[FitWarning] = []
@@ -268,7 +288,7 @@ def _open_scales(problem: Problem, theta: Array, residual: Array) -> list[FitWar
 def _weak(problem: Problem, theta: Array, residual: Array) -> list[FitWarning]:
     """Terms in N or D that hardly move the loss: a steep one then fits the noise of a few points,
     and looks determined to the linearised law."""
-    noise = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    noise = _spread(residual)
     if noise < EXACT:
         return []
     _, jacobian, _ = problem.law.evaluate(theta[None], problem.x)
@@ -290,10 +310,19 @@ def _weak(problem: Problem, theta: Array, residual: Array) -> list[FitWarning]:
     return found
 
 
+def _spread(residual: Array) -> float:
+    return 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+
+
+def _far(residual: Array) -> NDArray[np.bool_]:
+    """Which residuals lie beyond `_OUTLIER` robust standard deviations."""
+    limit = _OUTLIER * max(_spread(residual), 1e-12)
+    return np.abs(residual - np.median(residual)) > limit
+
+
 def _outliers(problem: Problem, residual: Array) -> list[FitWarning]:
-    spread = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
-    far = np.flatnonzero(np.abs(residual - np.median(residual)) > _OUTLIER * max(spread, 1e-12))
-    if not len(far) or spread < 1e-9:
+    far = np.flatnonzero(_far(residual))
+    if not len(far) or _spread(residual) < 1e-9:
         return []
     worst = far[np.argsort(-np.abs(residual[far]))][:5]
     rows = [problem.observations.rows[i] for i in worst]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
@@ -24,10 +25,11 @@ from analysis.fit.diagnostics import Evidence, diagnose, evidence
 from analysis.fit.law_fit import LawFit
 from analysis.fit.mixtures import mixed
 from analysis.fit.observations import model_of
-from analysis.fit.problem import Bounds, Problem
+from analysis.fit.problem import MOST_STARTED, Bounds, Problem
 from analysis.fit.robust import Objective, Robust
 from analysis.fit.uncertainty import Method, Progress
 from analysis.laws.compute_model import ComputeModel
+from analysis.laws.held import medians
 from analysis.laws.power_sum import Law
 from analysis.laws.registry import get_law
 from analysis.units import Array
@@ -35,8 +37,6 @@ from analysis.units import Array
 __all__ = ["LawFit", "fit_groups", "fit_law"]
 
 STARTS = 6
-MOST_STARTED = 1_000
-"""Points from which every start is solved; of more, so many are taken for it."""
 _SCATTER = 0.05
 """Rows whose C scatters by more about f(N) D are said to follow no such function."""
 
@@ -90,7 +90,8 @@ def fit_law(
         method: `pairs`, `wild`, or by the number of runs (uncertainty.py).
         seed: of the bootstrap.
         starts: starting points; more of them prove convergence harder.
-        near: a fit of the same form to nearly the same points: its parameters are the only start.
+        near: a fit of the same form to nearly the same points: its parameters are a start beside
+            the others, and with starts=0 the only one.
         progress: called with (done, total) during the bootstrap.
 
     Raises:
@@ -128,23 +129,30 @@ def fit_law(
             *_scatter(law, model),
         ],
         compute_model=model,
+        held=medians(law.columns, observations.columns),
     )
+    if {"n", "d"} <= set(law.columns) and not fit.has_optimum:
+        fit = replace(fit, warnings=[*fit.warnings, _no_optimum(law)])
     if bootstrap:
         return fit.bootstrap(bootstrap, method=method, seed=seed, progress=progress)
     return fit
 
 
 def _minimum(problem: Problem, starts: int, near: LawFit | None) -> tuple[Array, float, Evidence]:
-    """Internal parameters, objective and convergence of the best of several starts, or of the one
-    that a fit nearby gives.
+    """Internal parameters, objective and convergence of the best of several starts, that of a fit
+    nearby among them.
 
     Of many points, a part spread over all runs finds the basin; all of them then find its bottom.
     """
-    if near is not None and near.form == problem.law.name:
-        solution = problem.solve(problem.internal(near.values))
+    close = near.values if near is not None and near.form == problem.law.name else None
+    if close is not None and starts == 0:
+        solution = problem.solve(problem.internal(close))
         return solution.theta[0], float(solution.value[0]), evidence(problem, solution)
     part = problem.thinned(MOST_STARTED)
-    solution = part.solve(part.starts(starts))
+    first = part.starts(max(starts, 1))
+    if close is not None:
+        first = np.concatenate([np.atleast_2d(part.internal(close)), first])
+    solution = part.solve(first)
     theta = solution.theta[int(solution.value.argmin())]
     facts = evidence(part, solution)
     if part is problem:
@@ -153,6 +161,14 @@ def _minimum(problem: Problem, starts: int, near: LawFit | None) -> tuple[Array,
     last = evidence(problem, whole)
     facts = replace(last, starts=facts.starts, reached=facts.reached, optima=facts.optima)
     return whole.theta[0], float(whole.value[0]), facts
+
+
+def _no_optimum(law: Law) -> FitWarning:
+    return FitWarning(
+        "no_optimum",
+        f"Under this {law.name} the loss of a budget falls up to sizes far outside of the data: "
+        "no a, b, N* or D*. Sizes on either side of the best at each budget would show it.",
+    )
 
 
 def _scatter(law: Law, model: ComputeModel) -> list[FitWarning]:

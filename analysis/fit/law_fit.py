@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, FitWarning
+from analysis.fit import best_split
 from analysis.fit.diagnostics import OF_DRAWS, Evidence, diagnose_draws
 from analysis.fit.drawing import figure_of
 from analysis.fit.law_record import read, written
@@ -30,7 +32,8 @@ from analysis.fit.uncertainty import (
     profile,
     quantiles,
 )
-from analysis.laws.compute_model import SIX_ND, ComputeModel, optimal_exponents, optimum
+from analysis.laws.compute_model import SIX_ND, ComputeModel
+from analysis.laws.held import Held
 from analysis.laws.power_sum import Law
 from analysis.units import LEVEL, Array
 
@@ -59,6 +62,8 @@ class LawFit:
     """Bootstrap refits; None without a bootstrap."""
     compute_model: ComputeModel = SIX_ND
     """C = f(N) D, under which optima are taken."""
+    held: Held = field(default_factory=dict[str, float])
+    """Of a form with further columns: the setting at which optima are taken (laws/held.py)."""
 
     @property
     def law(self) -> Law:
@@ -91,12 +96,29 @@ class LawFit:
         return named | {k: float(v) for k, v in self.exponents_at(self.values).items()}
 
     def exponents_at(self, values: Array) -> dict[str, Array]:
-        """a and b for given natural parameters (..., p); none for a form without N and D."""
-        inner = self.law.inner(values)
-        if inner is None:
-            return {}
-        a, b = optimal_exponents(inner, *self._span(), self.compute_model)
-        return {"a": a, "b": b}
+        """a and b for given natural parameters (..., p); none without a best N and D."""
+        return best_split.exponents(self, values, self._span())
+
+    @cached_property
+    def has_optimum(self) -> bool:
+        """Whether a budget has a best N and D: not for a form without both, nor where the loss of a
+        budget falls up to a size far outside of the data."""
+        return best_split.exists(self, self._span())
+
+    def holding(self, **setting: float) -> LawFit:
+        """The same law with its optima at another setting: ratio, bits or share.
+
+        Raises:
+            AnalysisError: the form has no such setting, or the value is none.
+        """
+        for name, value in setting.items():
+            if name not in self.held:
+                has = ", ".join(self.held) or "no setting"
+                raise AnalysisError(f"{self.form} has no {name!r} to hold; it has {has}")
+            if not (np.isfinite(value) and value >= (1 if name == "ratio" else 0)):
+                raise AnalysisError(f"{name} = {value:g} is no setting: ratios are 1 or more, bits "
+                                    "and shares 0 or more")  # fmt: skip
+        return dataclasses.replace(self, held={**self.held, **setting})
 
     def _span(self) -> tuple[float, float]:
         """Smallest and largest compute of the points, at least a tenth apart."""
@@ -194,7 +216,7 @@ class LawFit:
                 compute.shape if values.ndim == 1 else (len(flat), compute.size)
             )
         n, d = self.optimum_at(values, compute)
-        return self.law.loss_of_split(values, n, d)
+        return self.law.loss_of_split(values, n, d, self.held)
 
     # ---- optimum -----------------------------------------------------------------------------
 
@@ -225,7 +247,7 @@ class LawFit:
         n, d = self.optimum_at(self.values, budget)
         frame = pd.DataFrame({
             "c": budget, "n": n, "d": d, "tokens_per_param": d / n,
-            "loss": self.law.loss_of_split(self.values, n, d),
+            "loss": self.law.loss_of_split(self.values, n, d, self.held),
         })  # fmt: skip
         if self.draws is None:
             return frame
@@ -237,14 +259,7 @@ class LawFit:
 
     def optimum_at(self, values: Array, compute: Array) -> tuple[Array, Array]:
         """N*, D* for given natural parameters: (p,), or (draws, 1, p)."""
-        inner = self.law.inner(values)
-        if inner is None:
-            raise AnalysisError(
-                f"{self.form} has no N and D to trade; fit a form in both (chinchilla, gamma, ...)"
-            )
-        if not (np.isfinite(compute).all() and (compute > 0).all()):
-            raise AnalysisError("compute must be positive FLOPs")
-        return optimum(inner, compute, self.compute_model)
+        return best_split.optimum_at(self, values, compute)
 
     # ---- intervals ---------------------------------------------------------------------------
 

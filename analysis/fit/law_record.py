@@ -17,6 +17,7 @@ from analysis.fit.robust import Robust
 from analysis.fit.uncertainty import Draws
 from analysis.io.saved import array, saved
 from analysis.laws.compute_model import ComputeModel
+from analysis.laws.held import Held, medians
 from analysis.laws.registry import get_law
 from analysis.units import Array
 
@@ -31,6 +32,7 @@ class LawFields(TypedDict):
     warnings: list[FitWarning]
     draws: Draws | None
     compute_model: ComputeModel
+    held: Held
 
 
 def written(fit: Any) -> str:
@@ -50,6 +52,7 @@ def written(fit: Any) -> str:
         "evidence": dataclasses.asdict(fit.evidence),
         "criteria": fit.criteria(),
         "compute_model": fit.compute_model.as_dict(),
+        "held": dict(fit.held),
         "warnings": [w.as_dict() for w in fit.warnings],
         "columns": obs.names,
         "points": {**{k: v.tolist() for k, v in obs.columns.items()},
@@ -97,4 +100,5 @@ def read(text: str) -> LawFields:
             draws=Draws.from_dict(record["draws"]) if record["draws"] else None,
             compute_model=ComputeModel.from_dict(record["compute_model"])
             if "compute_model" in record else model_of(observations),
+            held=record.get("held", medians(law.columns, observations.columns)),
         )  # fmt: skip

@@ -23,6 +23,10 @@ from analysis.units import Array
 Bounds = Mapping[str, tuple[float, float]]
 
 
+MOST_STARTED = 1_000
+"""Points from which every start is solved; of more, so many are taken for it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Minimise the weighted sum of robust losses of log residuals over a law's parameters."""

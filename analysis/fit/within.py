@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.fit.solver import EXACT
 from analysis.units import Array
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ def within(data: Mapping[str, Array], **point: Any) -> NDArray[np.bool_]:
         if len(known):
             inside &= (value >= known.min() * (1 - _SLACK)) & (value <= known.max() * (1 + _SLACK))
     return inside
+
+
+def in_interval(values: Array, low: Array, high: Array) -> NDArray[np.bool_]:
+    """Which values lie in their intervals, to rounding: those of points without noise are as narrow
+    as that."""
+    return (values >= low * (1 - EXACT)) & (values <= high * (1 + EXACT))
 
 
 def measured(fit: LawFit) -> dict[str, Array]:

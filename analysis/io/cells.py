@@ -6,7 +6,7 @@
     1,234,567  20 000 000  20.000.000  20_000      thousands
     2,71  1.234,5                                  decimal commas
     3.51 ± 0.004   3.51 +/- 0.004                  a value and its noise
-    1.5×10^6  1.5 x 10^6  10^20                    powers of ten
+    1.5×10^6  1.5 x 10^6  10^20  2·10⁹             powers of ten
 
 A comma before three digits ("5,088") can be either: other cells of the column decide, else a count
 has thousands and a loss has decimals, which is said. Cells that need both readings are refused.
@@ -39,6 +39,8 @@ _NOISE = re.compile(r"(?P<value>.+?)\s*(?:±|\+/-|\+-)\s*(?P<noise>.+)")
 _POWER = re.compile(
     r"(?:(?P<front>[\d.,]+)\s*[×x*·]\s*)?10\s*(?:\^|\*\*)\s*\{?(?P<power>[+-]?\d+)\}?"
 )
+_RAISED = re.compile("10([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+_LOWERED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _UNIT = re.compile(r"(?P<number>[\d.,_'\s+\-eE]*?[\d.])\s*(?P<unit>[A-Za-z]+)")
 _SPACED = re.compile(r"\d{1,3}(?:[ _'\u2019]\d{3})+(?:[.,]\d+)?")
@@ -129,6 +131,7 @@ def _plainly(cells: list[object]) -> Array:
 
 def _normal(cell: str) -> str:
     text = cell.strip().replace("\u2212", "-")
+    text = _RAISED.sub(lambda m: "10^" + m[1].translate(_LOWERED), text)
     return re.sub(r"[\u00a0\u2009\u202f\u2007]", " ", text)
 
 

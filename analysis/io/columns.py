@@ -20,12 +20,13 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.io.cells import Cells, read_cells
 from analysis.units import PFLOP_S_DAY
+from linscale.texts import quote
 
 NAMES = {
     "loss": (
         "loss", "loss_nats", "val_loss", "validation_loss", "valid_loss", "final_loss",
         "final_val_loss", "eval_loss", "test_loss", "cd_val_loss", "val_loss_epoch", "raw_loss",
-        "cross_entropy", "ce_loss", "lm_loss", "nll", "train_loss", "training_loss",
+        "cross_entropy", "xent", "ce_loss", "lm_loss", "nll", "train_loss", "training_loss",
         "final_train_loss", "train_ce_loss", "train_loss_epoch",
     ),
     "n_params": (
@@ -39,7 +40,8 @@ NAMES = {
         "optimal_n",
     ),
     "tokens": (
-        "tokens", "d", "n_tokens", "train_tokens", "training_tokens", "num_tokens", "tokens_seen",
+        "tokens", "d", "n_tokens", "n_tok", "toks", "train_tokens", "training_tokens",
+        "num_tokens", "tokens_seen",
         "total_tokens", "token_num", "token_count", "tokens_total", "consumed_tokens",
         "tokens_trained", "tokens_consumed", "num_input_tokens_seen", "throughput_total_tokens",
         "train_total_tokens", "dataset_size", "d_opt", "d_star", "optimal_tokens", "optimal_d",
@@ -87,6 +89,8 @@ _SUFFIXES = {
 _LOSSES = ("loss", "val_loss", "eval_loss", "ce_loss", "crossentropyloss", "cross_entropy_loss",
            "cross_entropy", "nll")  # fmt: skip
 """Last parts of a path that name a loss."""
+_LONG = 6
+"""Letters from which a name counts without what joins its words, too: ModelSize, trainTokens."""
 _BEFORE = re.compile(
     r"^(?:_|(?:config|configs|metrics?|summary|params?|tags?|attributes?|eval|hparams?)[./: ]+)+"
 )
@@ -104,26 +108,34 @@ class Column:
         """What it is, its factor and whether it was guessed, in a few words."""
         scale = "" if self.factor == 1 else f" x {self.factor:g}"
         guess = " (guessed)" if self.guessed else ""
-        return f"{LABELS[key]} = {self.name!r}{scale}{guess}"
+        label = "N (active parameters)" if key == "n_params" and _of_experts(self) else LABELS[key]
+        return f"{label} = {self.name!r}{scale}{guess}"
 
 
 def choose(
     frame: pd.DataFrame, asked: Mapping[str, str | None], notes: list[str]
-) -> dict[str, Column]:
-    """Columns by role: those asked for, then guesses among the others ("" is no column).
+) -> tuple[dict[str, Column], dict[str, str]]:
+    """Columns by role: those asked for, then guesses among the others ("" is no column); and by
+    role, why a column whose name would do was not taken.
 
     Raises:
         AnalysisError: a column asked for does not exist; the nearest is suggested.
     """
     columns = {key: given(frame, text, key) for key, text in asked.items() if text}
     taken = {column.name for column in columns.values()}
+    rejected: dict[str, str] = {}
     for key, text in asked.items():
         if key == "total_params" and not text and not _of_experts(columns.get("n_params")):
             continue  # without active parameters there is one count alone
-        if text is None and (found := guess(frame, key, taken, notes)):
+        if text is not None:
+            continue
+        before = len(notes)
+        if found := guess(frame, key, taken, notes):
             columns[key] = found
             taken.add(found.name)
-    return columns
+        elif len(notes) > before:
+            rejected[key] = "; ".join(notes[before:])
+    return columns, rejected
 
 
 def _of_experts(n_column: Column | None) -> bool:
@@ -174,12 +186,18 @@ def guess(frame: pd.DataFrame, key: str, taken: set[str], notes: list[str]) -> C
             for name in NAMES[key]
             if name + suffix in simple
         ]
+    if not found:
+        joined = {simplify(c).replace("_", ""): c for c in names}
+        found = [Column(joined[short], guessed=True) for name in NAMES[key]
+                 if len(short := name.replace("_", "")) >= _LONG and short in joined]  # fmt: skip
     if key == "loss" and not found and len(ends := loss_like(frame)) == 1:
         found = [Column(ends[0], guessed=True)]
     for column in found:
         if key not in (*COUNTS, *PLAIN, "loss") or _numeric(frame, column, key):
             return column
-        notes.append(f"{column.name!r} was not taken for {LABELS[key]}: its cells are no numbers")
+        cell = next((c for c in frame[column.name] if str(c).strip()), "")
+        notes.append(f"{column.name!r} was not taken for {LABELS[key]}: its cells are no numbers "
+                     f"({quote(str(cell))})")  # fmt: skip
     return None
 
 

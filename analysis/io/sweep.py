@@ -113,11 +113,16 @@ class Sweep:
         """
         if len(self.points):
             return self.points
-        why = "nothing was found in it"
-        if len(self.exclusions):
-            counts = self.exclusions["reason"].value_counts().head(3)
-            why = "; ".join(f"{reason} ({n}x)" for reason, n in counts.items())
-        raise AnalysisError(
-            f"{self.name} holds no usable point: {why}. Finish the sweep with `linscale run`, or "
-            "look at `linscale status`."
+        why = self.why_left_out() or "nothing was found in it"
+        remedy = (
+            "Look at these rows of the file."
+            if "columns" in self.points.attrs  # a table's own
+            else "Finish the sweep with `linscale run`, or look at `linscale status`."
         )
+        raise AnalysisError(f"{self.name} holds no usable point: {why}. {remedy}")
+
+    def why_left_out(self) -> str:
+        """The most frequent reasons of what was left out, with their numbers; "" where all of it
+        is used."""
+        counts = self.exclusions["reason"].value_counts().head(3) if len(self.exclusions) else {}
+        return "; ".join(f"{reason} ({n}x)" for reason, n in counts.items())

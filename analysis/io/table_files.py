@@ -3,9 +3,10 @@
     .csv .txt .tsv            text in UTF-8, UTF-16 or Latin-1; , ; tab or | between the columns
     .jsonl .ndjson .json      records; also trainer_state.json of Hugging Face's Trainer
     .parquet .feather         through pyarrow
-    .xlsx .xls                through openpyxl or what else pandas finds for it
+    .xlsx .xls                through openpyxl or what else pandas finds for it; the largest sheet
     any of these + .gz .bz2 .xz .zst (the last through pyarrow)
-    a folder                  of TensorBoard, MLflow or lm-evaluation-harness (tracker_folders)
+    a folder                  of TensorBoard, MLflow, trackio, Hugging Face's Trainer or
+                              lm-evaluation-harness (tracker_folders)
 
 Cells of text files stay text: what a comma or "NA" means is decided where a column is read
 (`analysis.io.cells`). A chart exported from W&B (one column a run) becomes one row a run and step.
@@ -34,8 +35,10 @@ from analysis.io.text_lines import line_numbers, without_comments
 from analysis.io.tracker_folders import (
     harness_row,
     is_harness_record,
+    is_trainer_state,
     read_tracker,
     tracker_of,
+    trainer_rows,
 )
 from linscale.texts import clean
 
@@ -128,7 +131,7 @@ def _frame(data: bytes, kind: str, path: Path, notes: list[str]) -> pd.DataFrame
     if kind in (".feather", ".arrow"):
         return _numbered(pd.read_feather(io.BytesIO(data)), 1)
     if kind in (".xlsx", ".xls", ".xlsm", ".ods"):
-        return _numbered(pd.read_excel(io.BytesIO(data), keep_default_na=False), 2)
+        return _numbered(_sheet(data, notes), 2)
     if not data.strip():
         raise pd.errors.EmptyDataError
     text = _text(data, path, notes).replace("\r\n", "\n").replace("\r", "\n")
@@ -149,6 +152,16 @@ def _frame(data: bytes, kind: str, path: Path, notes: list[str]) -> pd.DataFrame
     if not starts or starts[-1] == header + len(starts):
         return _numbered(frame, above + header + 1)
     return frame.set_axis([above + start for start in starts], axis=0)
+
+
+def _sheet(data: bytes, notes: list[str]) -> pd.DataFrame:
+    """The sheet of a workbook that holds most cells; of several that is said."""
+    sheets = pd.read_excel(io.BytesIO(data), keep_default_na=False, sheet_name=None)
+    name, frame = max(sheets.items(), key=lambda item: item[1].size)
+    if len(sheets) > 1:
+        others = ", ".join(clean(repr(str(s))) for s in sheets if s != name)
+        notes.append(f"sheet {clean(str(name))!r} is read, the largest; not read: {others}")
+    return frame
 
 
 def _numbered(frame: pd.DataFrame, first: int) -> pd.DataFrame:
@@ -175,19 +188,23 @@ def _text(data: bytes, path: Path, notes: list[str]) -> str:
 
 def _records(value: Any, notes: list[str]) -> pd.DataFrame:
     """Records, columns by name, or the log of Hugging Face's Trainer."""
-    if isinstance(value, dict) and isinstance(value.get("log_history"), list):
-        log = [_object(entry) for entry in value["log_history"]]
-        measured = [entry for entry in log if "eval_loss" in entry]
+    if is_trainer_state(value):
+        found = trainer_rows(value)
+        measured = any("eval_loss" in entry for entry in found)
         notes.append(
-            f"trainer_state.json: {len(measured) or len(log)} of {len(log)} entries of its log "
+            f"trainer_state.json: {len(found)} of {len(value['log_history'])} entries of its log "
             f"have {'an evaluation' if measured else 'no evaluation: training losses'}"
         )
-        return pd.json_normalize(measured or log)
+        return pd.json_normalize(found)
     if is_harness_record(value):
         notes.append("a result file of lm-evaluation-harness: one row, a column task/metric")
         return pd.DataFrame([harness_row(value, "results")])
     if isinstance(value, list):
         return pd.json_normalize([_object(entry) for entry in value])
+    if isinstance(value, dict) and {"columns", "data"} <= value.keys() <= {
+        "columns", "data", "index", "schema",
+    }:  # fmt: skip
+        return pd.DataFrame(value["data"], columns=[str(c) for c in value["columns"]])
     if isinstance(value, dict) and value and all(isinstance(v, list | dict)
                                                  for v in value.values()):  # fmt: skip
         return pd.DataFrame(value)

@@ -19,6 +19,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,18 +33,12 @@ from analysis.io.cells import read_cells
 from analysis.io.checkpoints import unended
 from analysis.io.columns import COUNTS, OPTIONS, PLAIN, Column, cells_of, listed
 from analysis.io.frames import numbers, rows, words
+from analysis.io.nats import perplexities, too_high
+from analysis.io.run_states import ended_badly
 from analysis.io.sweep import Sweep
 from analysis.io.table_files import read_file
 from linscale.texts import clean, quote
 
-HIGHEST = 15.0
-"""Nats per token: ln of a vocabulary of three million. No trained model has a higher loss."""
-BAD_STATES = {
-    "failed", "failure", "fail", "crashed", "crash", "killed", "diverged", "running", "pending",
-    "queued", "scheduled", "preempted", "preempting", "interrupted", "cancelled", "canceled",
-    "aborted", "error", "timeout", "oom", "nan", "unfinished", "incomplete",
-}  # fmt: skip
-GOOD_STATES = {"finished", "done", "completed", "complete", "success", "succeeded", "ok"}
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt,
     ">": operator.gt, "=": operator.eq,
@@ -97,8 +92,8 @@ def load_table(
         "unique_tokens": unique, "group": group, "total_params": total, "bits": bits,
         "share": share,
     }  # fmt: skip
-    columns = choice.choose(frame, asked, notes)
-    _needed(columns, frame, path, lossless=loss == "")
+    columns, rejected = choice.choose(frame, asked, notes)
+    _needed(columns, frame, path, rejected, lossless=loss == "")
     points, reasons = _numbers(frame, columns, notes)
     notes += noticed.repeated(points)
     points["arch"] = _words(frame, columns["group"].name) if "group" in columns else "all"
@@ -120,16 +115,18 @@ def load_table(
 
     for condition in where:
         leave_out(~_meets(frame, condition), f"not {condition}")
-    if (state := _state(frame, taken)) is not None:
-        bad = [s.lower() in BAD_STATES for s in state[1]]
-        leave_out(bad, [f"{state[0]} is {s}" for s in state[1]])
+    ended = ended_badly([str(c) for c in frame.columns if c not in taken], partial(_words, frame),
+                        len(frame))  # fmt: skip
+    leave_out([why != "" for why in ended], ended)
     leave_out(frame.duplicated(), "identical to an earlier row")
     if "group" in columns:
         leave_out([a == "" for a in points["arch"]],
                   f"no value in {columns['group'].name!r}, which tells laws apart")  # fmt: skip
     leave_out([why != "" for why in reasons], reasons)
     if "loss" in columns:
-        _nats(points, columns["loss"], reason, leave_out)
+        losses = numbers(points, "loss")
+        high = too_high(losses, losses[reason.to_numpy() == ""], columns["loss"].name, notes)
+        leave_out([why != "" for why in high], high)
     step = choice.guess(frame, "step", taken, [])
     if last_per:
         leave_out(~_last(points, frame, _parts(frame, last_per, "--last-per"), reason, step),
@@ -146,6 +143,10 @@ def load_table(
     notes += noticed.like_a_sweep(kept)
     notes += noticed.further_columns(kept)
     kept.attrs["names"] = {key: column.name for key, column in columns.items()}
+    kept.attrs["columns"] = [str(c) for c in frame.columns]
+    kept.attrs["rejected"] = rejected
+    if "loss_stderr" in kept and "loss_stderr" not in frame:
+        kept.attrs["noise"] = "loss_stderr"
     where_from = [n if n.startswith("row ") else f"{n}, row {i}"
                   for i, n in zip(points.index[left_out], words(rows(points, left_out), "run_id"),
                                   strict=True)]  # fmt: skip
@@ -161,18 +162,29 @@ def load_table(
     )
 
 
-def _needed(columns: dict[str, Column], frame: pd.DataFrame, path: Path, *, lossless: bool) -> None:
+def _needed(
+    columns: dict[str, Column], frame: pd.DataFrame, path: Path, rejected: dict[str, str], *,
+    lossless: bool,
+) -> None:  # fmt: skip
+    """Raises AnalysisError without a loss, or without any of N, D and C."""
     if "loss" not in columns and not lossless:
-        several = choice.loss_like(frame)
-        which = f"; it may be one of {', '.join(several[:6])}" if several else ""
+        several, hint = choice.loss_like(frame), rejected.get("loss", "")
+        if several:
+            hint = f"it may be one of {', '.join(several[:6])}"
+        elif not hint and (found := perplexities(frame)):
+            hint = (
+                f"{found[0]!r} is a perplexity: a loss is its logarithm, in nats per token; add a "
+                "column of that"
+            )
         raise AnalysisError(
-            f"no loss column among {listed(frame)} of {path.name}{which}; name it with --loss (the "
-            "first line of the file holds the names)"
+            f"no loss column among {listed(frame)} of {path.name}{'; ' if hint else ''}{hint}; "
+            "name it with --loss (the first line of the file holds the names)"
         )
     if not any(key in columns for key in ("n_params", "tokens", "flops")):
+        why = "".join(f"; {text}" for text in rejected.values())
         raise AnalysisError(
-            f"no column for parameters, tokens or compute among {listed(frame)} of {path.name}; "
-            "name them with --params, --tokens and --compute"
+            f"no column for parameters, tokens or compute among {listed(frame)} of {path.name}"
+            f"{why}; name them with --params, --tokens and --compute"
         )
 
 
@@ -196,38 +208,6 @@ def _numbers(
                 f"{column.name!r} ({OPTIONS[key]}): {quote(cell)} is not a number"
             )
     return points, reasons
-
-
-def _nats(
-    points: pd.DataFrame, column: Column, reason: pd.Series, leave_out: Callable[[Any, Any], None]
-) -> None:
-    """Losses that no model has: of the whole column an error, of a few rows a reason.
-
-    Raises:
-        AnalysisError: the median is above `HIGHEST`, or the name says perplexity.
-    """
-    values = np.asarray(points["loss"], dtype=np.float64)
-    used = values[(reason.to_numpy() == "") & np.isfinite(values)]
-    simple = choice.simplify(column.name)
-    named = "perplexity" in simple or simple.split("_")[-1] == "ppl" or simple == "ppl"
-    if len(used) and (named or np.median(used) > HIGHEST):
-        raise AnalysisError(
-            f"column {column.name!r} has a median of {np.median(used):.4g}: is this perplexity? A "
-            "loss is in nats per token, the logarithm of perplexity: give a column of losses with "
-            "--loss"
-        )
-    high = np.nan_to_num(values, nan=0.0, posinf=0.0) > HIGHEST
-    leave_out(high, [f"a loss of {v:.6g} nats: diverged, or is this perplexity?" for v in values])
-
-
-def _state(frame: pd.DataFrame, taken: set[str]) -> tuple[str, list[str]] | None:
-    """The column with the states of runs, and its cells."""
-    column = choice.guess(frame, "state", taken, [])
-    if column is None:
-        return None
-    states = _words(frame, column.name)
-    known = {s.lower() for s in states} & (BAD_STATES | GOOD_STATES)
-    return (column.name, states) if known else None
 
 
 def _last(

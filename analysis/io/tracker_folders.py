@@ -5,6 +5,8 @@
     mlruns/<exp>/<run>/      MLflow's file store: a row a run, params and the last of each metric
     trackio/*.db             trackio's database of a project, or a folder of them: a row a run and
                              step, a column a metric, and of the configuration
+    */trainer_state.json     Hugging Face's Trainer: a row a run and evaluation; of a run's
+                             checkpoints the last, whose log holds those before
     results*.json            lm-evaluation-harness: a row a file, a column task/metric
 
 Tags of TensorBoard that were written at other steps leave empty cells.
@@ -27,12 +29,13 @@ from linscale.texts import clean
 _EVENTS = "events.out.tfevents*"
 _MLFLOW_STATES = {"1": "running", "2": "scheduled", "3": "finished", "4": "failed", "5": "killed"}
 """MLflow's RunStatus by number, as meta.yaml has it."""
+_TRAINER = "trainer_state.json"
 _DEEPEST = 8
 """Folders below the one given that are looked into."""
 
 
 def tracker_of(path: Path) -> str:
-    """`tensorboard`, `mlflow`, `trackio`, `lm-eval`, or "" for a folder that no tracker wrote."""
+    """`tensorboard`, `mlflow`, `trackio`, `trainer`, `lm-eval`, or "" where no tracker wrote."""
     if path.is_file():
         return "trackio" if _is_trackio(path) else ""
     if not path.is_dir() or (path / "sweep.json").is_file():
@@ -44,6 +47,8 @@ def tracker_of(path: Path) -> str:
         return "mlflow"
     if any(map(_is_trackio, path.glob("*.db"))):
         return "trackio"
+    if _below(path, _TRAINER):
+        return "trainer"
     if any(_is_harness(file) for file in _below(path, "results*.json")[:3]):
         return "lm-eval"
     return ""
@@ -61,6 +66,7 @@ def read_tracker(path: Path) -> tuple[pd.DataFrame, list[str]]:
         "tensorboard": _tensorboard,
         "mlflow": _mlflow,
         "lm-eval": _harness,
+        "trainer": _trainer,
         "trackio": _trackio,
     }[kind](path)
     if not rows:
@@ -92,6 +98,58 @@ def is_harness_record(record: Any) -> bool:
         and bool(record["results"])
         and ("versions" in record or "n-shot" in record or "configs" in record)
     )
+
+
+def is_trainer_state(record: Any) -> bool:
+    """Whether a JSON value is the state of Hugging Face's Trainer."""
+    return isinstance(record, dict) and isinstance(record.get("log_history"), list)
+
+
+def trainer_rows(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The evaluations in a Trainer's log, else its training losses. The state counts FLOPs and
+    tokens once, at its own step: FLOPs of other entries are in proportion to their tokens.
+
+    Raises:
+        ValueError: an entry of the log is no record.
+    """
+    log = state["log_history"]
+    for entry in log:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{clean(repr(entry), 40)} stands where a record should")
+    measured = [dict(entry) for entry in log if "eval_loss" in entry]
+    rows = measured or [dict(entry) for entry in log]
+    flops, tokens = (
+        value if isinstance(value := state.get(name), int | float) and value > 0 else None
+        for name in ("total_flos", "num_input_tokens_seen")
+    )
+    for row in rows:
+        if row.get("step") == state.get("global_step") and tokens is not None:
+            row.setdefault("num_input_tokens_seen", tokens)
+        seen = row.get("num_input_tokens_seen")
+        if flops is not None and tokens is not None and isinstance(seen, int | float):
+            row.setdefault("total_flos", flops * seen / tokens)
+    return rows
+
+
+def _trainer(path: Path) -> list[dict[str, Any]]:
+    """Of every folder that holds checkpoints the state with the most steps, run by run."""
+    last: dict[str, tuple[float, dict[str, Any]]] = {}
+    for file in _below(path, _TRAINER):
+        state = json.loads(file.read_text(encoding="utf-8"))
+        if not is_trainer_state(state):
+            continue
+        folder = file.parent
+        while folder != path and folder.name.startswith("checkpoint-"):
+            folder = folder.parent
+        name = folder.relative_to(path).as_posix()
+        run = path.name if name == "." else name
+        steps = float(state.get("global_step") or 0)
+        if run not in last or steps > last[run][0]:
+            last[run] = (steps, state)
+    return [
+        {"run": clean(run), **_flat(row)}
+        for run, (_, state) in last.items() for row in trainer_rows(state)
+    ]  # fmt: skip
 
 
 def _below(path: Path, pattern: str) -> list[Path]:

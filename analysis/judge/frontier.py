@@ -68,10 +68,13 @@ def _by_path(fit: LawFit, values: Array, losses: Array) -> Array:
 
 def _by_size(fit: LawFit, values: Array, losses: Array) -> Array:
     """Inverse of a law in N and D under its C = f(N) D; values (b, 1, p)."""
-    law, inner, model = fit.law, fit.law.inner(values), fit.compute_model
-    if inner is None:
+    law, inner, model = fit.law, fit.law.inner(values, fit.held), fit.compute_model
+    if not {"n", "d"} <= set(law.columns):
         raise AnalysisError(f"{fit.form} has no N and D to trade, and no frontier in compute")
-    left = losses - (law.column(values, "E") if law.has_floor else 0.0)
+    if inner is None:
+        raise AnalysisError(f"{fit.form} does not come apart into a term in N and one in D: its "
+                            "compute at a loss is not told")  # fmt: skip
+    left = losses - law.floor(values, fit.held)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         wanted = np.log(np.maximum(left, 0)) / law.outer(values)
         log_a, log_b = np.log(inner.A), np.log(inner.B)

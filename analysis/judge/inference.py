@@ -116,7 +116,7 @@ def cheapest(law: LawFit, loss: float, demand: float, at: Serving) -> Deployment
     values = law.values[None]
     log_n, log_d = _minimum(law, values, loss, demand, at)
     if not np.isfinite(log_n[0]):
-        floor = float(law.law.column(values, "E")[0]) if law.law.has_floor else 0.0
+        floor = float(np.ravel(law.law.floor(values, law.held))[0])
         raise AnalysisError(f"a loss of {loss:g} is not above the law's floor E = {floor:.4g}: no "
                             "model reaches it")  # fmt: skip
     n, d = float(np.exp(log_n[0])), float(np.exp(log_d[0]))

@@ -28,10 +28,12 @@ def least_cost(law: LawFit, values: Array, loss: float, cost: Cost) -> tuple[Arr
     Raises:
         AnalysisError: a law without N and D.
     """
-    inner = law.law.inner(values)
-    if inner is None or {"n", "d"} - set(law.law.columns):
+    if {"n", "d"} - set(law.law.columns):
         raise AnalysisError(f"{law.form} has no N and D to trade")
-    floor = law.law.column(values, "E") if law.law.has_floor else np.zeros(len(values))
+    inner = law.law.inner(values, law.held)
+    if inner is None:
+        raise AnalysisError(f"{law.form} does not come apart into a term in N and one in D")
+    floor = law.law.floor(values, law.held) * np.ones(len(values))
     with np.errstate(invalid="ignore", divide="ignore"):
         wanted = np.log(loss - floor) / law.law.outer(values)
         smallest = (np.log(inner.A) - wanted) / inner.alpha  # log N at endless data

@@ -76,3 +76,24 @@ def optima_law(table: pd.DataFrame) -> OptimaLaw:
     d = columns["tokens"] if "tokens" in columns else c / (6 * columns["n_params"])
     derived = "" if len(given) == 2 else "N" if "tokens" in given else "D"
     return OptimaLaw(fit_line(c, n), fit_line(c, d), len(c), derived)
+
+
+def several_at_one_budget(table: pd.DataFrame) -> list[str]:
+    """A warning where one group has several optima at a budget: they may be of several models.
+
+    Args:
+        table: columns flops and arch; other columns of words are named as what may tell them apart.
+    """
+    pairs = list(zip(table["arch"], table["flops"], strict=True)) if "flops" in table else []
+    repeated = sum(pairs.count(pair) > 1 for pair in pairs)
+    if not repeated:
+        return []
+    taken = set(table.attrs.get("names", {}).values())
+    own = [name for name in table.attrs.get("columns", []) if name not in taken]
+    words = [name for name in own if not pd.api.types.is_numeric_dtype(table[name])]
+    able = [repr(name) for name in words if 1 < len(set(table[name])) <= len(table) / 2]
+    hint = f" ({', '.join(able)}?)" if able else ""
+    return [
+        f"WARNING: {repeated} of {len(table)} optima share their C with others of one law: if they "
+        f"are of several models, name the column that tells them apart with --group{hint}"
+    ]

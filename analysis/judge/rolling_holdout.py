@@ -21,7 +21,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
-from analysis.fit.solver import EXACT
+from analysis.fit.within import in_interval
 from analysis.io.frames import numbers, plain, rows
 from analysis.io.table_warnings import forms_of
 from analysis.judge.form_selection import compare_forms, holdout, row_of
@@ -36,6 +36,8 @@ MOST = 1_000
 """Points; of more, so many are taken, evenly over every run."""
 _SLANTED, _NOTABLE = 0.6, 0.003
 """Mean error over mean absolute error, and mean error, from which a law is called slanted."""
+_FEW = 0.25
+"""Median error over mean error, below which the mean is that of a few forecasts."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Rolling:
     forms: pd.DataFrame
     """One row a form: form, aicc, holdout_error, holdout_bias, note; best forecasts first."""
     form: str
+    used: int = 0
+    """Points that were taken; 0 for all."""
+    known: int = 0
+    """Points of the fit."""
 
     @property
     def error(self) -> float:
@@ -59,22 +65,29 @@ class Rolling:
         if "lo" not in self.forecasts:
             return float("nan")
         loss, low, high = (numbers(self.forecasts, name) for name in ("loss", "lo", "hi"))
-        inside = (loss >= low * (1 - EXACT)) & (loss <= high * (1 + EXACT))
-        return float(inside.mean())
+        return float(in_interval(loss, low, high).mean())
+
+    def _part(self) -> str:
+        return f" (on {self.used:,} of {self.known:,} points)" if self.used else ""
 
     def describe(self) -> list[str]:
         """The findings, a sentence each."""
         errors, leap = numbers(self.forecasts, "error"), numbers(self.forecasts, "leap")
         size = float(np.abs(errors).mean())
         text = (
-            f"rolling hold-out: {len(errors)} forecasts up to {leap.max():.3g} times the compute "
-            f"fitted err by {self.error:+.2%} on average ({size:.2%} in size)"
+            f"rolling hold-out{self._part()}: {len(errors)} forecasts up to "
+            f"{leap.max():.3g} times the compute fitted err by {self.error:+.2%} on average "
+            f"({size:.2%} in size)"
         )
+        middle = float(np.median(errors))
+        few = abs(self.error) > _NOTABLE and middle * np.sign(self.error) < _FEW * abs(self.error)
+        if few:
+            text += f", by {middle:+.2%} in the median: a few of them err most"
         if np.isfinite(self.coverage):
             text += f"; {self.coverage:.0%} lie in their {LEVEL:.0%} interval"
         found = [text + "."]
         held = self.coverage >= LEVEL  # false without intervals
-        if not held and abs(self.error) > max(_NOTABLE, _SLANTED * size):
+        if not held and not few and abs(self.error) > max(_NOTABLE, _SLANTED * size):
             slant, side = ("pessimistic", "better") if self.error > 0 else ("optimistic", "worse")
             found.append(
                 f"On these data the law has been too {slant}: larger runs came out {side} than "
@@ -92,7 +105,8 @@ class Rolling:
     def as_dict(self) -> dict[str, Any]:
         """JSON types."""
         return {
-            "form": self.form, "error": self.error, "coverage": self.coverage, "level": LEVEL,
+            "form": self.form, "used": self.used or self.known, "of": self.known,
+            "error": self.error, "coverage": self.coverage, "level": LEVEL,
             "forms": plain(self.forms), "forecasts": plain(self.forecasts),
             "words": self.describe(),
         }  # fmt: skip
@@ -107,9 +121,11 @@ def roll(fit: LawFit, data: pd.DataFrame, *, steps: int = 4, **options: Any) -> 
     if not {"n", "d"} <= set(fit.law.columns):
         raise AnalysisError(f"{fit.form} has no N and D: no hold-out over compute is made")
     options.setdefault("starts", STARTS)
-    if len(fit.observations.loss) > MOST:
+    known, used = len(fit.observations.loss), 0
+    if known > MOST:
         data = data.loc[fit.problem.thinned(MOST).observations.rows]
         fit = fit_law(fit.form, data, **options)
+        used = len(fit.observations.loss)
     try:
         found = holdout(fit.form, data, steps=steps, bootstrap=_DRAWS, near=fit, **options)
     except AnalysisError:  # too few runs below a cut to draw from
@@ -119,4 +135,4 @@ def roll(fit: LawFit, data: pd.DataFrame, *, steps: int = 4, **options: Any) -> 
     own = pd.DataFrame([row_of(fit, found)])
     table = pd.concat([own, compare_forms(others, data, steps=steps, **free)], ignore_index=True)
     table = table.sort_values("holdout_error", ignore_index=True)
-    return Rolling(found, table, fit.form)
+    return Rolling(found, table, fit.form, used, known)

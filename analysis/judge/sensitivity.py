@@ -59,7 +59,8 @@ def sensitivity(
 
     Returns:
         Columns choice, setting, points, one per parameter, `loss_at`, change (of the quantity),
-        shift (change / standard error; NaN without draws), note.
+        shift (change / standard error; NaN without draws), note. Of many points a part is taken;
+        `.attrs["of"]` has their number.
     """
     if reference is None:
         reference = fit_law(form, data, **options)
@@ -83,11 +84,13 @@ def sensitivity(
             arguments = {
                 **options,
                 "keep_diverged": True,
-                "starts": STARTS,
-                "near": reference,
+                "starts": 0 if "form" not in change else STARTS,
+                "near": reference,  # the only start, but of another form
                 **change.get("options", {}),
             }
             fit = fit_law(change.get("form", form), change.get("data", data), **arguments)
+            if fit.form == reference.form:
+                fit = fit.holding(**reference.held)
         except AnalysisError as error:
             rows.append({"choice": choice, "setting": setting, "note": str(error)})
             continue
@@ -95,6 +98,7 @@ def sensitivity(
     table = pd.DataFrame(rows)
     base = reference.params[name]
     table["change"] = table[name].to_numpy(dtype=float) - base
+    table.attrs["of"] = len(draws.observations.loss)
     # Of noise-free points the standard error is that of rounding: no measure of a shift.
     table["shift"] = table["change"] / (se if se > EXACT * abs(base) else float("nan"))
     return table
@@ -103,7 +107,7 @@ def sensitivity(
 def _row(choice: str, setting: str, fit: LawFit, at: float) -> dict[str, Any]:
     row: dict[str, Any] = {"choice": choice, "setting": setting,
                            "points": len(fit.observations.loss), **fit.params}  # fmt: skip
-    able = fit.law.columns == ("c",) or fit.law.inner(fit.values) is not None
+    able = fit.law.columns == ("c",) or fit.has_optimum
     row["loss_at"] = float(fit.frontier(np.array([at]))[0]) if able else float("nan")
     row["note"] = "; ".join(w.code for w in fit.warnings)
     return row

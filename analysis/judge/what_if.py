@@ -62,7 +62,7 @@ def _frame(law: LawFit, compute: Array, group: str, choice: str, setting: str) -
     n, d = law.optimum_at(law.values, compute)
     return pd.DataFrame({
         "arch": group, "choice": choice, "setting": setting, "c": compute, "n": n, "d": d,
-        "loss": law.law.loss_of_split(law.values, n, d), "lo": np.nan, "hi": np.nan,
+        "loss": law.law.loss_of_split(law.values, n, d, law.held), "lo": np.nan, "hi": np.nan,
         "inside": within(measured(law), n=n, d=d, c=compute),
     })  # fmt: skip
 

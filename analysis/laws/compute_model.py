@@ -8,6 +8,7 @@
         3. where these miss it by over 1 % (N that counts embeddings, say): the same with any sign,
            or log f quadratic in log N; both straight in log-log beyond the sizes known
     optimum(inner, compute, model)    N*, D* that minimise A / N^alpha + B / D^beta at C = f(N) D
+    optimum_by_search(loss, ...)      the same where the terms hold N and D together
 
 The optimal exponents depend on f: with e = d log f / d log N, N* ~ C^(beta / (alpha + e beta))
 where e is constant, and no power law where it is not.
@@ -16,6 +17,7 @@ where e is constant, and no power law where it is not.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -38,6 +40,8 @@ _MISS = 0.01
 _STEEPEST, _FLATTEST = 3.0, 0.1
 """Elasticities outside these follow noise in C rather than the size."""
 _ITERATIONS, _DONE, _STRIDE = 60, 1e-12, 3.0
+_GRID, _ROUNDS = 65, 8
+"""Sizes of a round, and rounds, of a search: each narrows it 32 times."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,36 @@ def optimum(inner: Inner, compute: Array, model: ComputeModel = SIX_ND) -> tuple
             break
     with np.errstate(over="ignore"):
         return np.exp(log_n), np.exp(log_c - model.log_cost(log_n)[0])
+
+
+def optimum_by_search(
+    loss: Callable[[Array, Array], Array], compute: Array, model: ComputeModel,
+    sizes: tuple[float, float],
+) -> tuple[Array, Array]:  # fmt: skip
+    """N*, D* of a law whose terms hold N and D together: the lowest of a grid of sizes, refined.
+
+    Args:
+        loss: of n, d (..., m, g), one value each.
+        compute: budgets (m,).
+        sizes: smallest and largest N looked at; an optimum at either is none.
+    """
+    low, high = (np.log(size) * np.ones(compute.shape) for size in sizes)
+    log_c = np.log(compute)[..., None]
+    step = np.linspace(0.0, 1.0, _GRID)
+    log_n = low
+    for _ in range(_ROUNDS):
+        grid = low[..., None] + (high - low)[..., None] * step
+        log_d = log_c - model.log_cost(grid)[0]
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = loss(np.exp(grid), np.exp(log_d))
+        best = np.where(np.isfinite(found), found, np.inf).argmin(axis=-1)[..., None]
+        wide = np.broadcast_to(grid, found.shape)
+        low, log_n, high = (
+            np.take_along_axis(wide, np.clip(best + k, 0, _GRID - 1), axis=-1)[..., 0]
+            for k in (-1, 0, 1)
+        )
+    with np.errstate(over="ignore"):
+        return np.exp(log_n), np.exp(log_c[..., 0] - model.log_cost(log_n)[0])
 
 
 def optimal_exponents(

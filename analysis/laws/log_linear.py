@@ -7,8 +7,11 @@
                    joint law of 2502.05172, N active parameters; R is total over active parameters
                    where they have a saturating transform of the number of experts
     mixture        L = E + K e^(-t s) + A N^-alpha + B D^-beta
-                   an exponential in the share s of one source, the form of 2403.16952, beside
-                   Chinchilla's terms
+                   2403.16952 has, for one size and one length of training, c + k exp(sum_j t_j r_j)
+                   over the shares r_j of all sources, and takes laws of size and of steps one
+                   after the other. One share s against the rest, and Chinchilla's terms added to
+                   it so that one fit holds all sizes, are this project's own: N and D shift the
+                   curve in s and do not bend it
 
 The logarithm of every term is linear in the internal parameters, so that gradient and Hessian are
 those of a log-sum-exp, as in `power_sum`: with M_k the derivatives of term k (constant in theta),
@@ -25,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.power_sum import EXPONENT_BOUNDS, Columns, Law, PowerSum, Term
+from analysis.laws.held import columns_at
+from analysis.laws.power_sum import EXPONENT_BOUNDS, Columns, Inner, Law, PowerSum, Term
 from analysis.units import Array
 
 _BASE = PowerSum("base", "", [Term("E"), Term("A", "alpha", "n"), Term("B", "beta", "d")])
@@ -49,7 +53,7 @@ class LogLinear(Law):
 
     def __init__(
         self, name: str, formula: str, columns: Sequence[str], terms: Sequence[Monomial], *,
-        signed: Mapping[str, Sequence[float]], level: str = "",
+        signed: Mapping[str, Sequence[float]], level: str = "", separable: bool = True,
     ) -> None:  # fmt: skip
         """A form of that name.
 
@@ -58,9 +62,11 @@ class LogLinear(Law):
             terms: the first three after E are those of Chinchilla, A with alpha and B with beta.
             signed: parameters of any sign, and the values to start from (none: as Chinchilla's).
             level: coefficient of a term that takes half of E to start from; "" for none.
+            separable: whether under a setting each term has N or D, not both.
         """
         self.name, self.formula, self.columns = name, formula, tuple(columns)
         self.terms, self._signed, self._level = tuple(terms), dict(signed), level
+        self.separable = separable
         names: list[str] = []
         for term in terms:
             names += [term.coefficient, *term.slopes]
@@ -118,6 +124,47 @@ class LogLinear(Law):
             block = ((share[:, k] * slope)[:, None] * moved) @ moved.T
             hessian[:, index[:, None], index] += block
         return hessian
+
+    def inner(self, values: Array, held: Mapping[str, float] | None = None) -> Inner | None:
+        """A N^-alpha + B D^-beta under a setting; None where a term has both N and D."""
+        if not self.separable:
+            return None
+        found: list[Array] = []
+        unit, e = np.ones(1), np.full(1, math.e)
+        for term, (coefficient, slopes), at in zip(
+            self.terms[1:3], self._places[1:3], ((e, unit), (unit, e)), strict=True
+        ):
+            here, there = (columns_at(held or {}, *place) for place in ((unit, unit), at))
+            level, power = np.log(values[..., coefficient]), np.zeros(values.shape[:-1])
+            for feature, (parameter, _) in zip(term.slopes.values(), slopes, strict=True):
+                first = float(feature(here)[0])
+                level = level - values[..., parameter] * first
+                power = power + values[..., parameter] * (float(feature(there)[0]) - first)
+            found += [np.exp(level), power]
+        return Inner(*found)
+
+    def floor(self, values: Array, held: Mapping[str, float] | None = None) -> Array | float:
+        unit = np.ones(1)
+        columns, total = columns_at(held or {}, unit, unit), self.column(values, "E")
+        for term, (coefficient, slopes) in zip(self.terms[3:], self._places[3:], strict=True):
+            part = np.log(values[..., coefficient])
+            for feature, (parameter, _) in zip(term.slopes.values(), slopes, strict=True):
+                part = part - values[..., parameter] * float(feature(columns)[0])
+            total = total + np.exp(part)
+        return total
+
+    def loss_of_split(
+        self, values: Array, n: Array, d: Array, held: Mapping[str, float] | None = None
+    ) -> Array:
+        columns = columns_at(held or {}, n, d)
+        total: Array = np.zeros(())
+        with np.errstate(over="ignore"):
+            for term, (coefficient, slopes) in zip(self.terms, self._places, strict=True):
+                part = np.log(values[..., coefficient])
+                for feature, (parameter, _) in zip(term.slopes.values(), slopes, strict=True):
+                    part = part - values[..., parameter] * feature(columns)
+                total = total + np.exp(part)
+        return total
 
     def starts(self, x: Array, loss: Array, weight: Array, count: int) -> Array:
         """Those of Chinchilla's law; what is added to it starts from nothing and from `signed`."""
@@ -192,7 +239,7 @@ SIZE_EXPONENT = LogLinear(
         Monomial("A", {"alpha": _N}),
         Monomial("B", {"beta": _D, "eta": _N, "kappa": _times(_N, _D)}),
     ],
-    signed={"eta": (0.0,), "kappa": (0.0,), "beta": ()},
+    signed={"eta": (0.0,), "kappa": (0.0,), "beta": ()}, separable=False,
 )  # fmt: skip
 EXPERTS = LogLinear(
     "experts",

@@ -8,9 +8,8 @@
     broken_c          L = E + A C^-alpha (1 + (C/C_b)^(1/width))^(-step width)   2210.14891, 1 break
 
 Kaplan and gamma have closed derivatives (a log-sum-exp inside another), data_constrained has a
-closed Jacobian. broken_c is written once, as a function that also accepts complex numbers: its
-Jacobian is the complex step, exact to rounding. The Hessians of these two leave out the curvature
-of the law (Gauss-Newton).
+closed Jacobian. broken_c takes complex numbers, too: its Jacobian is the complex step, exact to
+rounding. The Hessians of these two leave out the curvature of the law (Gauss-Newton).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,7 @@ import numpy as np
 from analysis.laws.power_sum import Columns, Inner, Law, PowerSum, Term
 from analysis.units import Array
 
-_BASE = PowerSum(
-    "base", "", [Term("E"), Term("A", "alpha", "n"), Term("B", "beta", "d")]
-)  # what gamma and data_constrained start from
+_BASE = PowerSum("base", "", [Term("E"), Term("A", "alpha", "n"), Term("B", "beta", "d")])
 _CURVE = PowerSum("curve", "", [Term("E"), Term("A", "alpha", "c")])
 _GAMMA_BOUNDS = (0.02, 20.0)
 
@@ -121,7 +119,7 @@ class GammaLaw(Law):
         lower[5], upper[5] = _GAMMA_BOUNDS
         return lower, upper
 
-    def inner(self, values: Array) -> Inner | None:
+    def inner(self, values: Array, held: Mapping[str, float] | None = None) -> Inner | None:
         return Inner(*(self.column(values, name) for name in ("A", "alpha", "B", "beta")))
 
     def outer(self, values: Array) -> Array | float:
@@ -197,7 +195,7 @@ class KaplanLaw(Law):
         lower[3], upper[3] = 1e-3, 5.0
         return lower, upper
 
-    def inner(self, values: Array) -> Inner | None:
+    def inner(self, values: Array, held: Mapping[str, float] | None = None) -> Inner | None:
         n_c, alpha_n, d_c, alpha_d = (values[..., i] for i in range(4))
         u = alpha_n / alpha_d
         return Inner(n_c**u, u, d_c, np.ones_like(u))
@@ -208,6 +206,8 @@ class KaplanLaw(Law):
 
 class _GaussNewton(Law):
     """A form whose state is its Jacobian, and whose own curvature is left out."""
+
+    slow = True
 
     def hessian(self, state: Any, curvature: Array, slope: Array) -> Array:
         del slope
@@ -334,7 +334,7 @@ class DataConstrained(_GaussNewton):
         lower[5:], upper[5:] = math.log(0.05), math.log(1e4)
         return lower, upper
 
-    def inner(self, values: Array) -> Inner | None:
+    def inner(self, values: Array, held: Mapping[str, float] | None = None) -> Inner | None:
         """The split for fresh data (no repetition)."""
         return Inner(*(self.column(values, name) for name in ("A", "alpha", "B", "beta")))
 

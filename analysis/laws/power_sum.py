@@ -76,6 +76,8 @@ class Law(ABC):
     """Names of the natural parameters, in the order of the internal vector."""
     exponents: tuple[str, ...]
     """Parameters that are their own internal coordinate (the ones variable projection searches)."""
+    slow: bool = False
+    """Whether a start takes many steps, for want of the law's own curvature."""
     scales: tuple[str, ...] = ()
     """Positive parameters, by their logarithm inside, that say where something begins: a warning
     tells which the data leave open."""
@@ -128,21 +130,29 @@ class Law(ABC):
                 lower[i] = math.log(E_FLOOR * float(loss.min()))
         return lower, upper
 
-    def inner(self, values: Array) -> Inner | None:
-        """The N-D part of natural parameters (..., p); None when the form has none."""
-        del values
+    def inner(self, values: Array, held: Mapping[str, float] | None = None) -> Inner | None:
+        """The N-D part of natural parameters (..., p) under a setting (held.py); None when the form
+        has none, or none of that kind."""
+        del values, held
         return None
+
+    def floor(self, values: Array, held: Mapping[str, float] | None = None) -> Array | float:
+        """What neither N nor D lowers."""
+        del held
+        return self.column(values, "E") if self.has_floor else 0.0
 
     def outer(self, values: Array) -> Array | float:
         """Power that the N-D part is raised to: L = E + inner^outer."""
         del values
         return 1.0
 
-    def loss_of_split(self, values: Array, n: Array, d: Array) -> Array:
+    def loss_of_split(
+        self, values: Array, n: Array, d: Array, held: Mapping[str, float] | None = None
+    ) -> Array:
         """Loss at fresh data for values (..., p) and n, d that broadcast with (...): one each."""
-        inner = self.inner(values)
+        inner = self.inner(values, held)
         assert inner is not None
-        floor = self.column(values, "E") if self.has_floor else 0.0
+        floor = self.floor(values, held)
         with np.errstate(divide="ignore", over="ignore"):  # at a split without bounds
             reducible = inner.A * n**-inner.alpha + inner.B * d**-inner.beta
         return floor + reducible ** self.outer(values)
@@ -311,7 +321,8 @@ class PowerSum(Law):
             out[..., i] = np.log(values[..., i]) - shift
         return out
 
-    def inner(self, values: Array) -> Inner | None:
+    def inner(self, values: Array, held: Mapping[str, float] | None = None) -> Inner | None:
+        del held
         by_column = {t.column: t for t in self.terms if t.column}
         if set(by_column) != {"n", "d"}:
             return None

@@ -1,20 +1,25 @@
-"""Loss of models whose weights have few bits.
+"""Loss of models whose numbers have few bits in training.
 
-    precision   L = E + A (N (1 - e^(-P/P_0)))^-alpha + B D^-beta      2411.04330
+    precision       L = E + A (N (1 - e^(-P/P_0)))^-alpha + B D^-beta
+                    2411.04330 equation 3: weights of P bits, all else at high precision
+    precision_all   L = E + A (N (1 - e^(-P/P_0))^3)^-alpha + B D^-beta
+                    its equation 5: weights, activations and the cache of keys and values of the
+                    same P bits; P_0 is the mean of the three constants of its equation 4
 
-P are the bits of the weights in training. Where activations and the cache of keys and values have
-the same bits, the paper's factor is a product of three such; one of them is fitted here.
+A table in which the three differ from one another (equation 4) has a column for each: not fitted.
+The loss from quantising after training (equation 8 on) is not in either.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from analysis.laws.nested import Stepped, complex_lse
-from analysis.laws.power_sum import Columns, PowerSum, Term
+from analysis.laws.power_sum import Columns, Inner, PowerSum, Term
 from analysis.units import Array
 
 _BASE = PowerSum("base", "", [Term("E"), Term("A", "alpha", "n"), Term("B", "beta", "d")])
@@ -25,6 +30,8 @@ _BITS = (0.05, 50.0)
 class PrecisionLaw(Stepped):
     """Few bits are worth fewer parameters; P_0 is about how many bits cost a factor e."""
 
+    factors = 1
+    """How many parts of the model have these bits."""
     name = "precision"
     formula = "L = E + A (N (1 - e^(-P/P_0)))^-alpha + B D^-beta, P = bits of the weights"
     columns = ("n", "d", "p")
@@ -39,8 +46,15 @@ class PrecisionLaw(Stepped):
 
     def complex_log_loss(self, theta: Any, x: Array) -> Any:
         e, a, alpha, b, beta, log_bits = (theta[:, i, None] for i in range(6))
-        worth = np.log(1.0 - np.exp(-x[2] * np.exp(-log_bits)))
+        worth = self.factors * np.log(1.0 - np.exp(-x[2] * np.exp(-log_bits)))
         return complex_lse(e + 0 * worth, a - alpha * (x[0] + worth), b - beta * x[1])
+
+    def inner(self, values: Array, held: Mapping[str, float] | None = None) -> Inner:
+        bits = (held or {}).get("bits", math.inf)
+        alpha = self.column(values, "alpha")
+        worth = self.factors * np.log1p(-np.exp(-bits / self.column(values, "P_0")))
+        first = self.column(values, "A") * np.exp(-alpha * worth)
+        return Inner(first, alpha, self.column(values, "B"), self.column(values, "beta"))
 
     def starts(self, x: Array, loss: Array, weight: Array, count: int) -> Array:
         rows = np.stack([np.zeros(x.shape[1]), x[0], x[1]])
@@ -70,3 +84,14 @@ class PrecisionLaw(Stepped):
         lower, upper = super().bounds(loss)
         lower[5], upper[5] = (math.log(v) for v in _BITS)
         return lower, upper
+
+
+class PrecisionOfAll(PrecisionLaw):
+    """The same where weights, activations and cache have the same bits."""
+
+    factors = 3
+    name = "precision_all"
+    formula = (
+        "L = E + A (N (1 - e^(-P/P_0))^3)^-alpha + B D^-beta, P = bits of weights, activations and "
+        "cache"
+    )

@@ -8,7 +8,7 @@
     overtraining                   Gadre et al. 2403.08540 equation 4: alpha = beta = 2 eta
     kaplan gamma data_constrained broken_c    see nested.py
     size_exponent experts mixture             see log_linear.py
-    precision                                 see precision.py
+    precision precision_all                   see precision.py
 
 Each is a `Law` (power_sum.py); a fit is fitting.py.
 """
@@ -22,7 +22,7 @@ from analysis.errors import AnalysisError
 from analysis.laws.log_linear import EXPERTS, MIXTURE, SIZE_EXPONENT
 from analysis.laws.nested import BrokenPower, DataConstrained, GammaLaw, KaplanLaw
 from analysis.laws.power_sum import Law, PowerSum, Term
-from analysis.laws.precision import PrecisionLaw
+from analysis.laws.precision import PrecisionLaw, PrecisionOfAll
 
 
 def _registry() -> dict[str, Law]:
@@ -59,6 +59,7 @@ def _registry() -> dict[str, Law]:
         EXPERTS,
         MIXTURE,
         PrecisionLaw(),
+        PrecisionOfAll(),
     ]
     return {law.name: law for law in laws}
 

@@ -25,6 +25,7 @@ from analysis.io.staging import staged
 from analysis.judge.comparison import compare, layers
 from analysis.judge.linearization_law import NAMES, Law, fit
 from analysis.judge.recovery import (
+    CONTINUED,
     LEVEL,
     LINEARIZED,
     SCRATCH,
@@ -179,6 +180,19 @@ def _recovered_table(recovery: Recovery) -> pd.DataFrame:
     return table
 
 
+def without_share(points: pd.DataFrame) -> str:
+    """A sentence on the controls that have no recovered share; "" where all have one."""
+    open_ = rows(points, np.isnan(numbers(points, "recovered")))
+    open_ = rows(open_, np.asarray(open_["kind"] != CONTINUED))
+    names = [_name(group) for group in dict.fromkeys(words(open_, "group"))]
+    if not names:
+        return ""
+    return (
+        f" {', '.join(names)}: no share, because a share counts from a zero of its method, and of "
+        "several variants of it each has its own; compare the losses."
+    )
+
+
 def _compute_table(linear: pd.DataFrame, edge: pd.DataFrame) -> pd.DataFrame:
     """What the frontier's models need for the same loss, over what linearization needs."""
     found: list[dict[str, Any]] = []
@@ -249,9 +263,12 @@ def _compose(
     page.box("What keeps these numbers from being more than they are", _cautions(recovery, linear))
     page.section("How much is recovered")
     table = tables["recovered"]
-    page.table(where(table, size=size).drop(columns="size"), caption=(
+    caption = (
         f"Size {size}. Intervals: 90 %, over seeds (Student's t); the validation text is the same "
-        "for all, so that its own noise is not in them."))  # fmt: skip
+        "for all, so that its own noise is not in them."
+    )
+    caption += without_share(recovery.points)
+    page.table(where(table, size=size).drop(columns="size"), caption=caption)
     page.table(table, folded="All sizes")
     page.section("Beside windows alone")
     page.text(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.errors import alike
 from analysis.fit.law_fit import LawFit
+from analysis.fit.within import in_interval
 from analysis.io.frames import numbers, where, words
 from analysis.io.looks import look
 from analysis.judge.form_selection import holdout_summary
@@ -156,7 +157,7 @@ def _forecast_sentence(own: pd.DataFrame) -> str:
 
 def _covered(own: pd.DataFrame) -> np.ndarray:
     loss = numbers(own, "loss")
-    return (loss >= numbers(own, "lo")) & (loss <= numbers(own, "hi"))
+    return in_interval(loss, numbers(own, "lo"), numbers(own, "hi"))
 
 
 def _span(law: LawFit, name: str) -> str:

@@ -9,9 +9,11 @@ import pandas as pd
 from rich.text import Text
 
 from analysis.errors import alike, worth_reading
+from analysis.fit.problem import MOST_STARTED
 from analysis.io.frames import numbers, where, words
 from analysis.judge.checklist import NOT_RECORDED
 from analysis.judge.refine import shrinkage
+from analysis.laws.held import describe
 from analysis.units import LEVEL
 from linscale.table import Column, Grid
 from linscale.terminal import console as _console
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from analysis.fit.approaches import Approaches
     from analysis.fit.law_fit import LawFit
+    from analysis.fit.observations import Observations
     from analysis.io.sweep import Sweep
     from analysis.judge.beside import Beside, Comparison
     from analysis.judge.noise import Common
@@ -83,10 +86,11 @@ def fits(
         console.print(_fit_table(each))
         quality = each.criteria()
         if "a" in each.params:
-            console.print(f"a, b, N* and D*: {each.compute_model.describe()}")
+            at = f"; at {describe(each.held)}, held (--hold)" if each.held else ""
+            console.print(f"a, b, N* and D*: {each.compute_model.describe()}{at}")
         console.print(
             f"rms error {quality['rms']:.2%}, AICc {quality['aicc']:.1f}; {each.evidence.reached} "
-            f"of {each.evidence.starts} starts reached this optimum; condition "
+            f"of {each.evidence.starts} starts{_started(obs)} reached this optimum; condition "
             f"{each.evidence.condition:.0f}",
         )
         for warning in worth_reading(each.warnings):
@@ -109,6 +113,11 @@ def fits(
         console.print(of_all + next(iter(answered.values())))
     if not full:
         console.print("\n--full prints every choice and the checklist.", style="dim")
+
+
+def _started(obs: Observations) -> str:
+    """On how many points starts were tried, where not on all."""
+    return f" (on {MOST_STARTED:,} points)" if len(obs.loss) > MOST_STARTED else ""
 
 
 def targets(found: Mapping[str, Common]) -> None:
@@ -149,10 +158,12 @@ def _choices(console: Console, table: pd.DataFrame, fit: LawFit, full: bool) -> 
     shift = np.abs(numbers(table, "change"))
     if np.nanmax(shift) > 0:
         row = table.iloc[int(np.nanargmax(shift))]
+        used, known = int(numbers(table, "points")[0]), int(table.attrs.get("of", 0))
+        part = f" (on {used:,} of {known:,} points)" if used < known else ""
         far = f" ({row['shift']:+.1f} standard errors)" if np.isfinite(row["shift"]) else ""
         console.print(
-            f"other choices: {name} from {np.nanmin(values):.3f} to {np.nanmax(values):.3f} over "
-            f"{len(table) - 1}; farthest: {row['choice']}, {row['setting']}{far}",
+            f"other choices{part}: {name} from {np.nanmin(values):.3f} to {np.nanmax(values):.3f} "
+            f"over {len(table) - 1}; farthest: {row['choice']}, {row['setting']}{far}",
         )
     if not full:
         return
@@ -247,9 +258,15 @@ def approaches(results: dict[str, Approaches]) -> None:
         console.print()
         title = f"{name}: N* ~ C^a, and N*, D* at {result.at:.3g} FLOPs"
         console.print(Grid(columns, title=title))
+        found = result.fits()
         for row in rows:
-            if row["note"]:
-                console.print(f"{row['approach']}: {row['note']}")
+            fit = found.get(row["approach"])
+            if fit is None or fit is result.parametric:  # whose warnings stand under the law
+                said = [row["note"]] if row["note"] else []
+            else:
+                said = [str(warning) for warning in fit.warnings]
+            for text in said:
+                console.print(f"{row['approach']}: {text}")
         if result.parametric is not None:
             console.print(f"approach 3: {result.parametric.compute_model.describe()}")
         for warning in result.warnings:

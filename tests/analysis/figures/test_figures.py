@@ -394,3 +394,19 @@ def test_open_ends_of_multipliers_do_not_stretch_the_axis() -> None:
     assert np.isfinite(limits).all()
     assert (np.array(limits)[:, 0] > 0.5).all()
     assert (np.array(limits)[:, 1] < 2.0).all()
+
+
+def test_resamples_of_points_without_noise_are_one_value() -> None:
+    """Draws that differ by rounding, or lie on a line, have no region; the estimate is shown."""
+    rng = np.random.default_rng(0)
+    rounding = 1 + 1e-14 * rng.standard_normal(200)
+    drawn = rng.normal(0.3, 0.02, 200)
+    for alpha, beta in ((0.34 * rounding, 0.28 * rounding), (drawn, drawn)):
+        draws = pd.DataFrame({"group": "all", "alpha": alpha, "beta": beta})
+        figure = figures.bootstrap_cloud(
+            draws, pd.DataFrame({"group": ["all"], "alpha": [0.34], "beta": [0.28]})
+        )
+        (axes,) = figure.axes
+        low, high = axes.get_xlim()
+        assert low < 0.34 < high
+        assert high - low > 3e-4

@@ -118,7 +118,7 @@ def test_command_and_guesses(tmp_path: Path) -> None:
     table = _world("experts", noise=0.001).rename(columns={"n_params": "active_params"})
     table.to_csv(tmp_path / "t.csv", index=False)
     sweep = load_table(tmp_path / "t.csv")
-    assert "N (parameters) = 'active_params' (guessed)" in sweep.conventions
+    assert "N (active parameters) = 'active_params' (guessed)" in sweep.conventions
     assert "total parameters = 'total_params' (guessed)" in sweep.conventions
     (note,) = [n for n in sweep.notes if "mixture of experts" in n]
     assert "up to 8 times the active ones" in note
@@ -128,6 +128,9 @@ def test_command_and_guesses(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert "zeta" in done.output
+    said = " ".join(done.output.split())
+    assert said.index("N (active parameters) = 'active_params'") < said.index("L = E + A")
+    assert "at total / active parameters = 2, held (--hold)" in said
     named = table.rename(columns={"total_params": "all_of_them"})
     named.to_csv(tmp_path / "t.csv", index=False)
     refused = CliRunner().invoke(app, ["fit", str(tmp_path / "t.csv"), "--form", "experts"])

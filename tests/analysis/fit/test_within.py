@@ -13,7 +13,7 @@ import pytest
 from analysis.figures import loss_compute
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
-from analysis.fit.within import frontier_reach, frontier_within, measured, within
+from analysis.fit.within import frontier_reach, frontier_within, in_interval, measured, within
 from analysis.judge.compare import compute_multiplier, judged_row
 from analysis.judge.crossing import crossing
 
@@ -99,3 +99,10 @@ def test_verdict_and_crossing_do_not_claim_an_optimum_that_nobody_trained() -> N
     assert 6e12 < found.compute < 1.8e14  # within the compute of both
     assert not found.inside
     assert "outside the data" in found.describe("x", "y", 0.9)
+
+
+def test_intervals_as_narrow_as_rounding_hold_what_they_are_about() -> None:
+    """Of points without noise the two ends and the value differ in the last digits."""
+    values = np.array([2.0, 2.0 * (1 + 1e-12), 2.0 * (1 - 1e-6), 3.0])
+    low = high = np.full(4, 2.0)
+    assert in_interval(values, low, high).tolist() == [True, True, False, False]

@@ -134,3 +134,24 @@ def test_zstandard(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-6])
     with pytest.raises(AnalysisError, match="cannot be read as a table"):
         load_table(path)
+
+
+def test_a_folder_of_trainer_states(tmp_path: Path) -> None:
+    """The last checkpoint of each run; FLOPs of the Trainer are 6 N a token it has seen."""
+    for run, size in (("small", 1e7), ("big", 1e8)):
+        log: list[dict[str, float]] = []
+        for step in (100, 200):
+            seen = {"num_input_tokens_seen": step * 1e6}
+            log += [{"loss": 5.0, "step": step - 50},
+                    {"eval_loss": 4 - step / 1000, "step": step, **seen}]  # fmt: skip
+            state = {"global_step": step, "total_flos": 6 * size * step * 1e6,
+                     "log_history": log, **seen}  # fmt: skip
+            folder = tmp_path / "out" / run / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            (folder / "trainer_state.json").write_text(json.dumps(state))
+    sweep = load_table(tmp_path / "out")
+    points = sweep.points.sort_values(["run_id", "tokens"])
+    assert points["run_id"].tolist() == ["big", "big", "small", "small"]
+    assert points["loss"].tolist() == [3.9, 3.8] * 2
+    size = points["flops"] / (6 * points["tokens"])
+    assert size.tolist() == pytest.approx([1e8, 1e8, 1e7, 1e7])

@@ -17,7 +17,7 @@ from analysis.judge.comparison import compare, layers
 from analysis.judge.linearization_law import fit
 from analysis.judge.recovery import LINEARIZED, equivalent, frontier, read, summarise
 from analysis.judge.variants import variants
-from analysis.report.linearization_report import write
+from analysis.report.linearization_report import without_share, write
 
 SIZES = {"d16": 8_000, "d32": 40_000, "d64": 150_000}
 BUDGETS = (25_000, 50_000, 100_000, 200_000, 400_000)
@@ -346,3 +346,16 @@ def test_sweep_without_linearized_runs(tmp_path: Path) -> None:
     write_run(tmp_path, "llama", "d64", 0, {400_000: 1.6}, False)
     with pytest.raises(AnalysisError, match="no finished linearized run"):
         read(tmp_path)
+
+
+def test_controls_without_a_share_are_explained() -> None:
+    points = pd.DataFrame({
+        "group": ["lolcats-window=8 (linearized)", "llama (trained alike)", "llama (continued)"],
+        "kind": ["linearized", "trained alike", "continued"],
+        "recovered": [0.9, math.nan, math.nan],
+    })  # fmt: skip
+    text = without_share(points)
+    assert "trained alike: no share" in text
+    assert "of several variants of it each has its own" in text
+    assert "continued" not in text
+    assert without_share(points.iloc[[0, 2]]) == ""

@@ -68,3 +68,18 @@ def test_command(tmp_path: Path) -> None:
     assert {k: (round(v["a"], 3), round(v["b"], 3)) for k, v in laws.items()} == EVO
     shown = CliRunner().invoke(app, ["optima", str(tmp_path / "optima.csv")])
     assert "Mamba, 5 optima: N* =" in " ".join(shown.output.split())
+
+
+def test_several_optima_of_one_budget_are_asked_about(tmp_path: Path) -> None:
+    parts = [_optima(a, b).assign(model=name) for name, (a, b) in EVO.items()]
+    pd.concat(parts).to_csv(tmp_path / "t.csv", index=False)
+    done = CliRunner().invoke(app, ["optima", str(tmp_path / "t.csv")])
+    said = " ".join(done.output.split())
+    assert "20 of 20 optima share their C with others of one law" in said
+    assert "--group ('model'?)" in said
+    done = CliRunner().invoke(app, ["optima", str(tmp_path / "t.csv"), "--group", "model"])
+    assert "share their C" not in done.output
+    for name, (a, b) in EVO.items():
+        (line,) = [x for x in done.output.splitlines() if x.startswith(f"{name},")]
+        assert f"C^{a:.3f}" in line
+        assert f"C^{b:.3f}" in line
