@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.kernels.native import library
 from scaling.config.run import RunConfig
 from scaling.plan.accelerator import accelerator
 from scaling.system.devices import dense_peak
@@ -40,6 +41,7 @@ def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
+        "cpu_kernels": library.describe(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "devices": config.parallel.world_size,
         "strategy": config.parallel.strategy,

@@ -108,7 +108,11 @@ class _Session:
             changed = check_data(record, found, step)
             if not self._checkpoints.points and (told := adopt(record, self._checkpoints, found)):
                 record.log(told)
-            record.write_environment(environment(config, found), changed)
+            facts = environment(config, found)
+            record.write_environment(facts, changed)
+            kernels = str(facts["cpu_kernels"])
+            if facts["device"] == "cpu" and kernels.startswith("torch (no"):
+                record.log(f"kernels several times slower than compiled ones: {kernels}")
             if config.data.tokenizer_in_file:
                 record.write_tokenizer(self._prepared.tokenizer())
             self._reading = begin(self._prepared.verify_changed)

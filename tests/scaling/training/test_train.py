@@ -20,6 +20,7 @@ import torch
 
 from models.accounting import summary
 from models.config import ARCHS, Arch
+from models.kernels.native import library
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
 from scaling.record import record
@@ -277,3 +278,19 @@ def test_every_architecture_resumes_exactly(make_run: Any, tmp_path: Path, arch:
     while train(config, tmp_path / "pieces", stop_event=StopAfter(7)) != "done":
         pass
     assert result(config, tmp_path / "pieces") == result(config, tmp_path / "whole")
+
+
+def test_a_run_without_compiled_kernels_says_so(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, "auto")
+    monkeypatch.setattr(library, "_built", lambda: (None, "no C++ compiler is found"))
+    config = make_run()
+    assert train(config, tmp_path) == "done"
+    path = tmp_path / config.run_id
+    environment = json.loads((path / "environment.json").read_text())
+    assert environment["cpu_kernels"] == "torch (no C++ compiler is found)"
+    first = (path / "log.txt").read_text().splitlines()[0]
+    assert first.endswith(
+        "kernels several times slower than compiled ones: torch (no C++ compiler is found)"
+    )
