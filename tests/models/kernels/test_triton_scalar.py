@@ -1,7 +1,7 @@
 """Scalar-decay Triton kernels in the interpreter against the float64 recurrence.
 
-Errors are RMS ratios |x - reference| / |reference|. float32: 1e-5. 16 bits: 2e-2, because the
-interpreter truncates casts to bfloat16 where a GPU rounds (about twice the error of a GPU).
+Errors are RMS ratios |x - reference| / |reference|. float32: 1e-5. 16 bits: 2e-2, because
+operands, states between pieces and outputs are rounded to them.
 """
 
 from __future__ import annotations
