@@ -14,6 +14,8 @@ device and a CUDA graph can capture the calls. No input is copied: all strides a
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -44,13 +46,34 @@ SEGMENT_MINIMUM = 256
 """A sequence is not cut into shorter pieces than this: the extra pass would cost more."""
 
 
+MOST_PIECES = 512
+"""Of a sequence: more than twice the multiprocessors of any device here, but for one program."""
+
+
+@cache
 def segment_length(tokens: int, programs: int, sms: int) -> int:
     """Tokens one program walks: the whole sequence when `programs` (sequences x heads x tiles)
-    give every multiprocessor work, else enough pieces for two programs on each."""
+    give every multiprocessor work, else what takes least time by
+
+        waves x (segment + INTERVAL),   waves = ceil(programs x pieces / (2 sms))
+
+    two programs a multiprocessor at once, and a state at the end of each piece that costs about as
+    much as INTERVAL tokens. Of equals the one with the fewest pieces.
+    """
     whole = max(-(-tokens // INTERVAL), 1) * INTERVAL
-    if programs >= sms or tokens <= 2 * SEGMENT_MINIMUM:
+    if programs >= sms or programs < 1 or tokens <= 2 * SEGMENT_MINIMUM:
         return whole
-    pieces = min(-(-2 * sms // max(programs, 1)), -(-tokens // SEGMENT_MINIMUM))
+
+    def time(pieces: int) -> int:
+        waves = -(-programs * pieces // (2 * sms))
+        return waves * (_share(tokens, pieces) + INTERVAL)
+
+    most = min(MOST_PIECES, -(-tokens // SEGMENT_MINIMUM))
+    return _share(tokens, min(range(1, most + 1), key=time))
+
+
+def _share(tokens: int, pieces: int) -> int:
+    """Tokens of each of so many pieces, a multiple of INTERVAL."""
     return -(-tokens // (pieces * INTERVAL)) * INTERVAL
 
 

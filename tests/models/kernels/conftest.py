@@ -28,6 +28,29 @@ def _multiply_bfloat16_as_float32() -> None:
     setattr(InterpreterBuilder, "create_dot", with_float32)  # noqa: B010
 
 
+def _round_to_bfloat16_as_a_gpu() -> None:
+    """The interpreter cuts float32 off where it casts to bfloat16; a GPU rounds to nearest, ties to
+    even. Cut off, every cast is one-sided and twice as wrong."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if source == tl.float32 and target == tl.bfloat16:
+            bits = np.ascontiguousarray(data).view(np.uint32)
+            nearest = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+            quiet = (bits >> 16) | 0x40  # a NaN stays one
+            return np.where(np.isnan(data), quiet, nearest).astype(np.uint16)
+        if source == tl.bfloat16 and target == tl.float32:
+            bits = np.ascontiguousarray(data).view(np.uint16)
+            return bits.astype(np.uint32) << 16
+        return convert(data, source, target, rounding)
+
+    setattr(interpreter, "_convert_float", rounded)  # noqa: B010
+
+
 def _index_with_one_element() -> None:
     """Triton 3.6's interpreter makes loop bounds of arrays of one element, which NumPy 2.4 refuses
     to take for integers."""
@@ -91,6 +114,7 @@ def _reduce_and_scan_with_numpy() -> None:
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     _multiply_bfloat16_as_float32()
+    _round_to_bfloat16_as_a_gpu()
     _index_with_one_element()
     _reduce_and_scan_with_numpy()
 

@@ -43,9 +43,8 @@ def test_right_kernels_pass_and_a_wrong_one_does_not(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 def test_bfloat16_is_within_the_limit() -> None:
-    """Right kernels raise no alarm, even where casts to bfloat16 truncate instead of rounding."""
+    """Right kernels raise no alarm."""
     found = selfcheck.errors(CPU, tokens=150, dim=64)
-    assert min(found.values()) > 5e-3, found
     assert max(found.values()) < 1.3e-2 < selfcheck.LIMIT, found
 
 

@@ -1,8 +1,8 @@
 """The recurrent Triton kernel in the interpreter: decoding steps and short prefill.
 
 Everything is computed in float32 with one rounding at the output, so float32 results agree with
-the float64 recurrence to 1e-5 (RMS ratio) and bfloat16 ones to a rounding (truncation in the
-interpreter), 8e-3. Both sides see the same rounded inputs.
+the float64 recurrence to 1e-5 (RMS ratio) and bfloat16 ones to a rounding,
+8e-3 at most. Both sides see the same rounded inputs.
 """
 
 from __future__ import annotations

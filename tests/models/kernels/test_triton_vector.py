@@ -1,8 +1,7 @@
 """Per-channel-decay Triton kernels in the interpreter against the float64 recurrence.
 
 Errors are RMS ratios |x - reference| / |reference|. float32: 1e-5. 16 bits: 2e-2, because operands
-are bfloat16 and the interpreter truncates casts to it where a GPU rounds. No decay, however strong,
-loosens them: nothing in the kernels is floored or clamped.
+are bfloat16. No decay, however strong, loosens them: nothing in the kernels is floored or clamped.
 """
 
 from __future__ import annotations

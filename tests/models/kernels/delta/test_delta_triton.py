@@ -1,8 +1,8 @@
 """The delta rule's Triton kernels in the interpreter against the float64 recurrence.
 
-Errors are RMS ratios |x - reference| / |reference|. float32: 1e-5. 16 bits: 3e-2, because operands
-are bfloat16, the interpreter truncates casts to it where a GPU rounds, and keys with beta up to 2
-reflect a state that nothing forgets. No decay, however strong, loosens them.
+Errors are RMS ratios |x - reference| / |reference|. float32: 1e-5. 16 bits: 2e-2, because operands
+are bfloat16, and keys with beta up to 2 reflect a state that nothing forgets. No decay, however
+strong, loosens them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1"),
 ]
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 NAMES = ("o", "final_state", "dq", "dk", "dv", "dbeta", "ddecay", "dinitial_state")
 
 
