@@ -1,0 +1,51 @@
+"""`make setup`: install what the lock files name, and nothing else, each file checked by its hash.
+
+Run by the Python of the virtual environment before anything is installed there, so it uses the
+standard library alone.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def pip(*arguments: str) -> None:
+    """Run pip quietly; ends the program where it fails."""
+    done = subprocess.run([sys.executable, "-m", "pip", *arguments], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def install(name: str) -> None:
+    """Exactly one lock file. Dependencies are not looked for: the files name them all."""
+    pip(
+        "install", "--quiet", "--require-hashes", "--no-deps", "--no-build-isolation",
+        "--requirement", str(FOLDER / name),
+    )  # fmt: skip
+
+
+def has_cuda_build() -> bool:
+    """Whether the PyTorch that was installed wants NVIDIA's libraries."""
+    try:
+        return any(each.startswith("nvidia-") for each in requires("torch") or ())
+    except PackageNotFoundError:
+        return False
+
+
+def main() -> None:
+    """Install everything, and check that nothing that a package asks for is missing or other."""
+    for name in ("build.txt", "lock.txt"):
+        install(name)
+    if has_cuda_build():
+        install("cuda.txt")
+    pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".[dev,gguf]")
+    pip("check")
+
+
+if __name__ == "__main__":
+    main()
