@@ -1,8 +1,8 @@
 """What every command that prints a table prints at 80 and at 200 columns, on kept records.
 
-The expected outputs lie in `snapshots/`. Where a fit has found the numbers, it is the heads of the
-tables and what was left out alone: machines differ in the last digits. LINSCALE_WRITE_SNAPSHOTS=1 writes them anew, to be read
-before they are committed.
+The expected outputs lie in `snapshots/`. Where a fit has found the numbers, they hold the heads of
+the tables and what was left out alone: machines differ in the last digits.
+LINSCALE_WRITE_SNAPSHOTS=1 writes them anew, to be read before they are committed.
 """
 
 from __future__ import annotations
