@@ -22,7 +22,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from dependencies.lock import CUDA, FOLDER, LOCK, read
+from dependencies.lock import CUDA, FOLDER, LOCK, TORCH, read
 
 STORED = FOLDER / "advisories.json"
 OLD = 30
@@ -115,7 +115,7 @@ def _spans(events: list[dict[str, Any]]) -> Iterator[tuple[str, str, bool]]:
 def locked() -> dict[str, set[str]]:
     """Package -> the versions that some platform gets."""
     found: dict[str, set[str]] = {}
-    for path in (LOCK, CUDA):
+    for path in (LOCK, TORCH, CUDA):
         for entry in read(path):
             found.setdefault(entry.name, set()).add(entry.version)
     return found

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+HASHED = ("install", "--quiet", "--require-hashes", "--no-deps", "--no-build-isolation",
+          "--requirement")  # fmt: skip
 
 
 def pip(*arguments: str) -> None:
@@ -23,16 +25,25 @@ def pip(*arguments: str) -> None:
 
 def install(name: str) -> None:
     """Exactly one lock file. Dependencies are not looked for: the files name them all."""
-    pip(
-        "install", "--quiet", "--require-hashes", "--no-deps", "--no-build-isolation",
-        "--requirement", str(FOLDER / name),
-    )  # fmt: skip
+    pip(*HASHED, str(FOLDER / name))
+
+
+def install_torch() -> None:
+    """The CPU build where there is one for this machine, else the public build."""
+    command = [sys.executable, "-m", "pip", *HASHED, str(FOLDER / "torch-cpu.txt")]
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    if done.returncode == 0:
+        return
+    if "No matching distribution found for torch" not in done.stderr:
+        sys.stderr.write(done.stderr)  # a build with another hash is no reason to take another one
+        raise SystemExit(done.returncode)
+    install("torch.txt")
 
 
 def has_cuda_build() -> bool:
     """Whether the PyTorch that was installed wants NVIDIA's libraries."""
     try:
-        return any(each.startswith("nvidia-") for each in requires("torch") or ())
+        return any(each.startswith(("nvidia-", "cuda-")) for each in requires("torch") or ())
     except PackageNotFoundError:
         return False
 
@@ -41,6 +52,7 @@ def main() -> None:
     """Install everything, and check that nothing that a package asks for is missing or other."""
     for name in ("build.txt", "lock.txt"):
         install(name)
+    install_torch()
     if has_cuda_build():
         install("cuda.txt")
     pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".[dev,gguf]")

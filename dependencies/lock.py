@@ -2,12 +2,13 @@
 
     lock.txt     all that the tests and the documentation need, on every platform
     build.txt    of it what packages are built with, which must be there first
+    torch.txt, torch-cpu.txt    PyTorch: its public build; the CPU build, where pip finds one
     cuda.txt     what PyTorch's CUDA build needs besides
 
 PyTorch comes in builds of one version: for Linux the package index has the CUDA build, PyTorch's
-own index and mirrors a CPU build (`2.13.0+cpu`). The entry has the hashes of both, and pip takes
-the one that it finds. The CUDA build alone needs NVIDIA's libraries, and one version of Triton;
-`make setup` installs them where that build was taken (`install.py`).
+own index and mirrors a CPU build (`2.13.0+cpu`). `make setup` takes the CPU build where pip is set
+up to find one. The CUDA build alone needs NVIDIA's libraries, and one version of Triton, which are
+installed where that build was taken (`install.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).parent
 LOCK, BUILD, CUDA = FOLDER / "lock.txt", FOLDER / "build.txt", FOLDER / "cuda.txt"
+TORCH, TORCH_CPU = FOLDER / "torch.txt", FOLDER / "torch-cpu.txt"
 
 
 @dataclass(frozen=True)

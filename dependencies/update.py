@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dependencies.lock import BUILD, CUDA, FOLDER, LOCK, Locked, read, write
+from dependencies.lock import BUILD, CUDA, FOLDER, LOCK, TORCH, TORCH_CPU, Locked, read, write
 
 ROOT = FOLDER.parent
 EXTRAS = ("dev", "gguf")
@@ -41,8 +41,8 @@ def is_cuda(entry: Locked) -> bool:
     return entry.name.startswith(("nvidia-", "cuda-"))
 
 
-def hash_here(version: str, folder: Path) -> str:
-    """Of the build of PyTorch that this machine's pip takes."""
+def build_here(version: str, folder: Path) -> Locked:
+    """The build of PyTorch that this machine's pip takes."""
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
          "--dest", str(folder), f"torch=={version}"],
@@ -50,7 +50,8 @@ def hash_here(version: str, folder: Path) -> str:
     )  # fmt: skip
     (wheel,) = folder.glob("torch-*.whl")
     with wheel.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Locked("torch", wheel.name.split("-")[1].replace("%2B", "+"), "", (digest,))
 
 
 def update(upgrade: Sequence[str] = ()) -> None:
@@ -59,7 +60,7 @@ def update(upgrade: Sequence[str] = ()) -> None:
     Args:
         upgrade: options that say what need not stay as it is.
     """
-    old = read(LOCK) if LOCK.is_file() else []
+    old = [entry for path in (LOCK, TORCH) if path.is_file() for entry in read(path)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         preferred = folder / "lock.txt"
@@ -73,19 +74,19 @@ def update(upgrade: Sequence[str] = ()) -> None:
         alone = folder / "torch.in"
         alone.write_text(f"torch=={torch.version}; sys_platform == 'linux'\n")
         cuda = resolve(alone, folder / "torch.txt")
-        before = next((entry for entry in old if entry.name == "torch"), torch)
-        kept = before.hashes if before.version == torch.version else ()
-        hashes = sorted({*torch.hashes, *kept, hash_here(torch.version, folder)})
-    lock = [
-        replace(entry, hashes=tuple(hashes)) if entry.name == "torch" else entry
-        for entry in found
-        if not is_cuda(entry)
-    ]
+        here = build_here(torch.version, folder)
+    lock = [entry for entry in found if not is_cuda(entry) and entry != torch]
+    write(TORCH, "PyTorch as the package index has it.", [torch])
+    if here.version == f"{torch.version}+cpu":
+        (before,) = read(TORCH_CPU) if TORCH_CPU.is_file() else (here,)
+        kept = before.hashes if before.version == here.version else ()
+        cpu = replace(here, hashes=tuple(sorted({*kept, *here.hashes})))
+        write(TORCH_CPU, "PyTorch's CPU build.", [cpu])
     write(LOCK, "What the tests and the documentation need.", lock)
     write(BUILD, "What packages are built with.", [e for e in lock if e.name in BUILDERS])
     asked = [entry for entry in cuda if is_cuda(entry) or entry.name == "triton"]
     write(CUDA, "What PyTorch's CUDA build needs besides.", asked)
-    changed = {(e.name, e.version) for e in lock} ^ {(e.name, e.version) for e in old}
+    changed = {(e.name, e.version) for e in (*lock, torch)} ^ {(e.name, e.version) for e in old}
     print(f"{len(lock)} packages; {len({name for name, _ in changed})} changed.")
 
 

@@ -17,10 +17,20 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from dependencies import install, update
-from dependencies.lock import BUILD, CUDA, LOCK, Locked, LockError, read, write
+from dependencies.lock import (
+    BUILD,
+    CUDA,
+    LOCK,
+    TORCH,
+    TORCH_CPU,
+    Locked,
+    LockError,
+    read,
+    write,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-ENTRIES = {entry.name: entry for entry in read(LOCK) if entry.is_here()}
+ENTRIES = {entry.name: entry for entry in (*read(LOCK), *read(TORCH)) if entry.is_here()}
 
 
 def asked(extra: str) -> list[Requirement]:
@@ -100,29 +110,57 @@ def wheel(folder: Path, text: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_pip_takes_any_of_the_builds_and_no_other(tmp_path: Path) -> None:
-    """Two builds of one version: each is installed where it is found; a third is not."""
-    hashes = [wheel(tmp_path / name, f"build = {name!r}") for name in ("plain", "cpu")]
-    wheel(tmp_path / "evil", "build = 'evil'")
-    write(tmp_path / "lock.txt", "Two builds.", [Locked("tiny", "1.0", "", tuple(sorted(hashes)))])
-    for name in ("plain", "cpu", "evil"):
+def test_pip_takes_what_is_locked_and_nothing_else(tmp_path: Path) -> None:
+    tiny = Locked("tiny", "1.0", "", (wheel(tmp_path / "right", "1"),))
+    write(tmp_path / "lock.txt", "One.", [tiny])
+    wheel(tmp_path / "evil", "2")
+    for name in ("right", "evil"):
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "--isolated", "install", "--quiet", "--require-hashes",
-             "--no-deps", "--no-index", "--find-links", str(tmp_path / name), "--target",
-             str(tmp_path / f"{name}-out"), "-r", str(tmp_path / "lock.txt")],
+            [sys.executable, "-m", "pip", "--isolated", *install.HASHED, str(tmp_path / "lock.txt"),
+             "--no-index", "--find-links", str(tmp_path / name), "--target",
+             str(tmp_path / f"{name}-out")],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if name == "evil":
-            assert done.returncode
-            assert "DO NOT MATCH THE HASHES" in done.stderr
-        else:
-            assert not done.returncode, done.stderr
-            assert (tmp_path / f"{name}-out" / "tiny.py").read_text() == f"build = {name!r}"
+        assert (done.returncode == 0) == (name == "right"), done.stderr
+        assert ("DO NOT MATCH THE HASHES" in done.stderr) == (name == "evil")
+
+
+def test_the_two_builds_of_torch_are_of_one_version() -> None:
+    (public,), (cpu,) = read(TORCH), read(TORCH_CPU)
+    assert cpu.version == f"{public.version}+cpu"
+    assert not set(cpu.hashes) & set(public.hashes)
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "expected"),
+    [
+        ("", 0, ["torch-cpu.txt"]),
+        ("ERROR: No matching distribution found for torch==2.13.0+cpu", 1,
+         ["torch-cpu.txt", "torch.txt"]),
+        ("THESE PACKAGES DO NOT MATCH THE HASHES", 1, ["torch-cpu.txt", "stopped"]),
+    ],
+)  # fmt: skip
+def test_the_public_build_is_taken_only_where_there_is_no_cpu_build(
+    said: str, code: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        taken.append(Path(command[-1]).name)
+        failed = code if taken[-1] == "torch-cpu.txt" else 0
+        return subprocess.CompletedProcess(command, failed, stderr=said)
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    try:
+        install.install_torch()
+    except SystemExit:
+        taken.append("stopped")
+    assert taken == expected
 
 
 def test_the_cuda_build_is_told_by_what_it_requires(monkeypatch: pytest.MonkeyPatch) -> None:
     for required, expected in (
-        (["sympy", "nvidia-cublas==13"], True),
+        (["sympy", "cuda-toolkit==13"], True),
         (["sympy"], False),
         (None, False),
     ):

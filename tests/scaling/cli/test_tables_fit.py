@@ -21,6 +21,8 @@ from linscale.terminal import console
 from scaling.cli.evaluate import show
 from scaling.cli.linearization_tables import show_linearization
 from scaling.cli.main import app
+from scaling.config.run import DataConfig
+from scaling.data.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "experiments" / "results"
@@ -93,6 +95,22 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with zipfile.ZipFile(RESULTS / f"{name}.zip") as file:
             file.extractall(root)
     return root
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_data(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corpus that was mended since, so that one of its preparations is an orphan."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LINSCALE_CACHE", str(tmp_path / "cache"))
+    data = DataConfig(
+        corpus="text:a_corpus_with_a_long_name.txt", sequence_length=16, validation_fraction=0.3
+    )
+    for word in ("first", "second"):
+        lines = (f"{word} text, line {number}\n" for number in range(20_000))
+        Path("a_corpus_with_a_long_name.txt").write_text("".join(lines))
+        prepare(data)
+    for name in ("list", "verify"):
+        check(f"data_{name}", width, printed(["data", name], width), exact=True)
 
 
 @pytest.mark.parametrize("width", [80, 200])
