@@ -64,7 +64,7 @@ gpu:             ## On a CUDA machine, with its own Python: first contact, in re
 
 bench: $(STAMP)  ## Measure the benchmarks that this machine can run; results under experiments/benchmarks/results.
 	$(BIN)/python -m experiments.benchmarks.mixers
-	$(BIN)/python -m experiments.benchmarks.llama_vs_transformers
+	$(BIN)/python -m experiments.benchmarks.steps
 	$(BIN)/python -m experiments.benchmarks.lightning_overhead
 	$(BIN)/python -m experiments.benchmarks.fitting
 	$(BIN)/python -m experiments.benchmarks.decoding --write

@@ -18,6 +18,7 @@ setup(
         "linscale": ["py.typed", "__init__.pyi"],
         "linscale.builtin.experiments": ["*.csv"],
         "linscale.builtin.experiments.results": ["*.zip"],
+        "models.kernels.native": ["*.cpp", "*.h"],
         "models.kernels.triton.tuning": ["*.json"],
     },
 )

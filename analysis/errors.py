@@ -7,7 +7,7 @@ people) what limits it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -78,6 +78,7 @@ WARNING_CODES: dict[str, str] = {
     "weak_term": "a term in N or D moves the loss less than the noise does",
     "flat_direction": "a combination of parameters that the data do not determine",
     "open_scale": "a scale, such as what repeated data are worth, that the data do not determine",
+    "mixed_groups": "a column of words explains most of what one law for all rows misses",
     "high_floor": "E lies so near the lowest loss that it is likely too high",
     "undertrained": "runs with few tokens per parameter",
     "at_bound": "a parameter ended at its bound",
@@ -99,3 +100,31 @@ WARNING_CODES: dict[str, str] = {
     "one_run_decides": "one run makes up most of what leaving runs out one by one changes",
 }
 """Every warning code and what it means."""
+
+
+def alike(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Names and the reason that they share, each reason once."""
+    found: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        found.setdefault(why, []).append(name)
+    return [(", ".join(names), why) for why, names in found.items()]
+
+
+_UNSETTLED = ("unstable_resamples", "weak_term", "one_run_decides")
+_FOLLOWING = {
+    "mixed_groups": (
+        *_UNSETTLED, "flat_direction", "no_irreducible", "at_bound", "several_optima",
+        "high_floor", "undertrained", "outliers", "open_scale",
+    ),
+    "collinear": (*_UNSETTLED, "flat_direction", "open_scale"),
+    "flat_direction": _UNSETTLED,
+    "no_irreducible": ("unstable_resamples",),
+}  # fmt: skip
+"""Of each code, those that say nothing more where it stands."""
+
+
+def worth_reading(warnings: Iterable[FitWarning]) -> list[FitWarning]:
+    """Warnings for a person: without those that follow from another one of them."""
+    found = list(warnings)
+    said = {code for w in found for code in _FOLLOWING.get(w.code, ())}
+    return [w for w in found if w.code not in said]

@@ -216,7 +216,8 @@ def write(sweep: Path, data: Path | None, out: Path) -> Path:
     def show(title: str, entries: Iterator[Entry], runs: Sequence[str] = ()) -> None:
         lines: list[str] = []
         for name, figure, caption in entries:
-            style.save_png(figure, out / name, title=name, caption=caption, runs=runs, dpi=DPI)
+            style.save(figure, out / name, title=name, caption=caption, runs=runs,
+                       formats=("png",), dpi=DPI)  # fmt: skip
             lines += ["", f"![{name}]({name}.png)", "", caption]
             print(name, flush=True)
         sections[title] = "\n".join([*lines, ""])

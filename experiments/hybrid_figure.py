@@ -94,10 +94,10 @@ def main() -> None:
         print(_text(recall))
     if arguments.out is not None:
         figure = shares(found.lowest(), found.bands(LEVEL), found.best(LEVEL), recall)
-        style.save_png(
+        style.save(
             figure, arguments.out.with_suffix(""), title="Hybrids: loss and recall",
             caption=f"Law with {LEVEL:.0%} intervals. {sweep.conventions}.",
-            runs=sorted(set(words(sweep.points, "run_id"))),
+            runs=sorted(set(words(sweep.points, "run_id"))), formats=("png",),
         )  # fmt: skip
 
 

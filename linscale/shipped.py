@@ -43,13 +43,19 @@ def names() -> list[str]:
 def experiment_file(path: Path) -> Path:
     """The file that a command's FILE means: itself, or a built-in experiment that is named.
 
-    A name has neither folder nor ending, as `quickstart`; a file or folder of it comes first.
+    A name has neither folder nor ending, as `quickstart`; `experiments/quickstart.py` names it
+    too, so that the documentation's commands hold outside a source tree. What lies there comes
+    first.
 
     Raises:
         LinscaleError: no file and no built-in experiment has this name.
     """
     name = str(path)
-    if path.exists() or not re.fullmatch(r"\w+", name):
+    if path.exists():
+        return path
+    if (inside := re.fullmatch(r"experiments/(\w+)\.py", path.as_posix())) is not None:
+        return folder() / f"{inside[1]}.py" if inside[1] in names() else path
+    if not re.fullmatch(r"\w+", name):
         return path
     known = names()
     if name in known:
@@ -57,6 +63,16 @@ def experiment_file(path: Path) -> Path:
     near = difflib.get_close_matches(name, known, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"those that exist: {', '.join(known)}."
     raise LinscaleError(f"{name}: neither a file nor a built-in experiment; {remedy}")
+
+
+def shipped_records(path: Path) -> Path | None:
+    """The records that a path of the documentation, `experiments/results/NAME.zip`, means outside
+    a source tree; None for another path, or another name."""
+    inside = re.fullmatch(r"experiments/results/([\w-]+)(\.zip)?", path.as_posix())
+    if inside is None:
+        return None
+    found = folder() / "results" / f"{inside[1]}.zip"
+    return found if found.is_file() else None
 
 
 def records(name: str) -> Path:

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from models.kernels import operators as operators  # registers torch.ops.linscale
+from models.kernels import attention as attention  # registers torch.ops.linscale
+from models.kernels import operators as operators
 
 Mode = Literal["none", "selective", "block"]
 
@@ -35,6 +36,7 @@ KEPT = frozenset(
         _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
         _ATEN._scaled_dot_product_efficient_attention.default,
         _ATEN._scaled_dot_product_cudnn_attention.default,
+        _OURS.causal_softmax.default,
         _OURS.linear_attention.default,
         _OURS.hgrn2_attention.default,
         _OURS.cosine_attention.default,

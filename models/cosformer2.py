@@ -50,16 +50,17 @@ class ToeplitzStem(Stem):
     ) -> tuple[Tensor, list[Shared], LayerState]:
         if self.tpe is None:
             return x, [()] * self.config.layers, {}
-        x, kept = self.tpe(x, span, state)
-        return x, [()] * self.config.layers, kept
+        encoded, kept = self.tpe(x, span, state)
+        # What blocks add to is float32 within autocast, here as in the other models.
+        return encoded.to(x.dtype), [()] * self.config.layers, kept
 
     def step(
         self, x: Tensor, positions: Tensor, state: LayerState
     ) -> tuple[Tensor, list[Shared], LayerState]:
         if self.tpe is None:
             return x, [()] * self.config.layers, state
-        x, state = self.tpe.step(x, state)
-        return x, [()] * self.config.layers, state
+        encoded, state = self.tpe.step(x, state)
+        return encoded.to(x.dtype), [()] * self.config.layers, state
 
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype

@@ -43,6 +43,7 @@ from models.layers import (
     TokenMixer,
     Trees,
     make_span,
+    operand,
 )
 from models.mixed_stem import make_stem
 
@@ -93,7 +94,8 @@ class Block(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output, from its input and what its token mixer made of that."""
         x = self._add(x, self.mixer_post_norm(mixed))
-        return self._add(x, self.channel_post_norm(self.channel(self.channel_norm(x))))
+        mixed = self.channel(operand(self.channel_norm(x)))
+        return self._add(x, self.channel_post_norm(mixed))
 
     def _add(self, x: Tensor, more: Tensor) -> Tensor:
         return x + more if self.scale == 1 else torch.add(x, more, alpha=self.scale)
@@ -101,13 +103,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, span: Span, shared: Shared, state: LayerState | None
     ) -> tuple[Tensor, LayerState]:
-        mixed, kept = self.mixer(self.mixer_norm(x), span, shared, state)
+        mixed, kept = self.mixer(operand(self.mixer_norm(x)), span, shared, state)
         return self.finish(x, mixed), kept
 
     def step(
         self, x: Tensor, positions: Tensor, shared: Shared, state: LayerState
     ) -> tuple[Tensor, LayerState]:
-        mixed, kept = self.mixer.step(self.mixer_norm(x), positions, shared, state)
+        mixed, kept = self.mixer.step(operand(self.mixer_norm(x)), positions, shared, state)
         return self.finish(x, mixed), kept
 
 

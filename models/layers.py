@@ -116,6 +116,15 @@ def normalize(x: Tensor, eps: float) -> Tensor:
     return _Normalize.apply(x, eps)  # pyright: ignore[reportReturnType]
 
 
+def operand(x: Tensor) -> Tensor:
+    """x in the dtype that matrix products take within autocast, where there is one.
+
+    Of what several products follow: each would make a copy of its own, and keep it.
+    """
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
 

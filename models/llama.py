@@ -12,7 +12,7 @@ frequencies (`rope_scaling`, see `models.rope`), a sliding window (`window`; arX
 what else imported families have, some of it by layer.
 
 Data flow: 1. one product gives q, k, v; 2. q and k are normed where the model does so, and rotated
-by their positions; 3. softmax attention through `scaled_dot_product_attention`; 4. output
+by their positions; 3. softmax attention (`models.kernels.attention`); 4. output
 projection. A scale of the scores other than 1 / sqrt(K) is a factor on q, so that all that reads q
 and k, linear attentions included, goes on with 1 / sqrt(K).
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from models.architectures.llama import RopeUse, llama_options
 from models.config import ModelConfig
+from models.kernels.attention import causal_attention
 from models.kv_cache import (
     blocks,
     call_mask,
@@ -151,6 +152,8 @@ class SoftmaxAttention(TokenMixer):
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention (B, T, H, K) of q over k, v (B, S, ., K); mask None: causal."""
+        if mask is None:
+            return causal_attention(q, k, v)
         if self.kv_heads < self.heads:
             # On the CPU repeated keys are faster than the kernel's own grouping.
             group = self.heads // self.kv_heads
@@ -159,11 +162,10 @@ class SoftmaxAttention(TokenMixer):
         out = self._attention(q, k, v, mask)
         return out.transpose(1, 2)  # (B, T, H, K)
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax attention of q (B, H, T, K) over k, v (B, H, S, K); mask None: causal."""
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Softmax attention of q (B, H, T, K) over k, v (B, H, S, K)."""
         if self.score_cap is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        assert mask is not None
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         scores = self.capped((q @ k.mT).to(angle_dtype(q.dtype)) * self.head_dim**-0.5)
         return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
 

@@ -38,6 +38,7 @@ REMEDIES = {
     "public data": ("public data", "set LINSCALE_DATA to a folder that holds them"),
     "GPU": ("CUDA|GPU memory", "run `make gpu-check` on a machine with a GPU"),
     "kernels in the interpreter": ("TRITON_INTERPRET", "set TRITON_INTERPRET=1"),
+    "compiled kernels": (r"C\+\+ compiler", "install g++ or clang++"),
     "optional packages": ("could not import", "pip install -e '.[dev]'"),
 }
 """Kind of skipped test -> what its reason says, and how to have it."""

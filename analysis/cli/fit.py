@@ -277,7 +277,7 @@ def _fit_each(
     Raises:
         AnalysisError: none can.
     """
-    from analysis.errors import AnalysisError
+    from analysis.errors import AnalysisError, alike
     from analysis.fit.fitting import fit_law
     from analysis.io.frames import groups, where
 
@@ -291,7 +291,7 @@ def _fit_each(
         except AnalysisError as error:
             failures[name] = str(error)
     if not fits:
-        reasons = (why if name == "all" else f"{name}: {why}" for name, why in failures.items())
+        reasons = (why if names == "all" else f"{names}: {why}" for names, why in alike(failures))
         raise AnalysisError("; ".join(reasons))
     return fits, failures
 

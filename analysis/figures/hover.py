@@ -13,11 +13,12 @@ from __future__ import annotations
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -102,12 +103,23 @@ def group_class(group: str) -> str:
 def _find_tagged(figure: Figure) -> list[Artist]:
     """Artists of a group, in drawing order; the leader line of a label is one of its own."""
     found: list[Artist] = []
-    for artist in figure.findobj(lambda a: str(a.get_gid() or "").startswith("g:")):
+    for artist in _artists(figure):
+        if not str(artist.get_gid() or "").startswith("g:"):
+            continue
         found.append(artist)
         if isinstance(artist, Annotation) and artist.arrow_patch is not None:
             artist.arrow_patch.set_gid(artist.get_gid())
             found.append(artist.arrow_patch)
     return found
+
+
+def _artists(artist: Artist) -> Iterator[Artist]:
+    """An artist and all below it but axes' ticks: looking at those makes them, which takes as long
+    as drawing."""
+    for child in artist.get_children():
+        if not isinstance(child, Axis):
+            yield from _artists(child)
+    yield artist
 
 
 def _marks(element: ET.Element) -> list[ET.Element]:

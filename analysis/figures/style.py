@@ -250,9 +250,10 @@ def save(
     caption: str = "",
     runs: Sequence[str] = (),
     formats: Sequence[str] = FORMATS[:2],
+    dpi: int | None = None,
 ) -> list[Path]:
     """Writes `<stem>.png` and `<stem>.pdf` (or other `FORMATS`), byte-identical for identical
-    figures, with the caption and the run ids in their metadata."""
+    figures, with the caption and the run ids in their metadata; `dpi`: other than the house's."""
     check_formats(formats)
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +267,7 @@ def save(
     paths = [stem.parent / f"{stem.name}.{kind}" for kind in formats]
     with context():
         for path, kind in zip(paths, formats, strict=True):
-            figure.savefig(path, metadata=about[kind])
+            figure.savefig(path, metadata=about[kind], dpi=dpi or mpl.rcParams["savefig.dpi"])
     return paths
 
 
@@ -280,21 +281,3 @@ def check_formats(formats: Sequence[str]) -> None:
     if unknown or not formats:
         raise AnalysisError(f"format {', '.join(unknown) or 'none'}: give some of "
                             f"{', '.join(FORMATS)}, joined by commas")  # fmt: skip
-
-
-def save_png(
-    figure: Figure,
-    stem: str | Path,
-    *,
-    title: str = "",
-    caption: str = "",
-    runs: Sequence[str] = (),
-    dpi: int | None = None,
-) -> Path:
-    """Writes `<stem>.png` as `save` does; with fewer `dpi`, a small one for a page."""
-    png = Path(stem).with_suffix(".png")
-    png.parent.mkdir(parents=True, exist_ok=True)
-    about = {"Title": title, "Description": caption, "Source": " ".join(runs), "Software": None}
-    with context():
-        figure.savefig(png, metadata=about, dpi=dpi or mpl.rcParams["savefig.dpi"])
-    return png

@@ -55,8 +55,9 @@ def prepare(
     noise: str | None = None,
     clusters: str | None = None,
     keep_diverged: bool = False,
+    own_counts: bool = False,
 ) -> Observations:
-    """Checks a table for a law; arguments as of `fit_law`.
+    """Checks a table for a law; arguments as of `fit_law`, whose `accounting` is `own_counts`.
 
     Raises:
         AnalysisError: a needed column is absent, units are mixed, or too little is left.
@@ -132,8 +133,9 @@ def prepare(
         exclusions=exclusions,
         warnings=warnings,
         row_names=[c for c, k in zip(row_names, keep, strict=True) if k],
+        places=np.flatnonzero(keep).tolist(),
     )
-    judge_points(observations, law)
+    judge_points(observations, law, own_counts=own_counts)
     return observations
 
 

@@ -30,6 +30,8 @@ _WEAK = 2.0
 """A term varying over the points by less than this many times the noise is called weak."""
 _HIGH_FLOOR, _SHORT = 0.8, 10.0
 """E over the lowest loss, and tokens per parameter, at which larger runs are often mispredicted."""
+_FLOOR = 0.1
+"""Share of the smallest loss by which an E below it is taken to move."""
 _NO_FLOOR = 0.01
 """An E below this share of the smallest loss is called zero."""
 
@@ -202,15 +204,26 @@ def _flat(problem: Problem, theta: Array, residual: Array) -> FitWarning | None:
     norms, singular, right = _directions(problem, theta)
     freedom = max(1, len(residual) - problem.law.size)
     noise = float(np.sqrt((problem.observations.weight * residual**2).sum() / freedom))
-    step = 2.0 * noise / max(singular[-1], 1e-12) * right[-1] / norms
-    step *= min(1.0, 1.0 / max(np.abs(step).max(), 1e-300))
     before = problem.natural(theta)
-    after = problem.natural(np.clip(theta + step, problem.lower, problem.upper))
-    other = problem.natural(np.clip(theta - step, problem.lower, problem.upper))
+    scale = np.abs(before)
+    # The logarithm of an E next to nothing says nothing: it moves in units of a small floor.
+    floors = [i for i, name in enumerate(problem.law.parameters) if name == "E"]
+    scale[floors] = np.maximum(scale[floors], _FLOOR * float(problem.observations.loss.min()))
+    units = scale / np.maximum(np.abs(before), 1e-300)
+    step = 2.0 * noise / max(singular[-1], 1e-12) * right[-1] / (norms * units)
+    step *= min(1.0, 1.0 / max(np.abs(step).max(), 1e-300))
+    after, other = (
+        problem.natural(np.clip(theta + side * step, problem.lower, problem.upper))
+        for side in (1, -1)
+    )
+    for i in floors:
+        if units[i] > 1.0:
+            after[i], other[i] = (max(0.0, before[i] + side * step[i] * scale[i])
+                                  for side in (1, -1))  # fmt: skip
     moves: dict[str, tuple[float, float]] = {}
     for i, name in enumerate(problem.law.parameters):
         limit = _FLAT_E if name == "E" else _FLAT_EXPONENT if name in problem.law.exponents else 0
-        if limit and abs(after[i] - other[i]) > 2 * limit * abs(before[i]):
+        if limit and abs(after[i] - other[i]) > 2 * limit * scale[i]:
             moves[name] = (float(other[i]), float(after[i]))
     if not moves:
         return None

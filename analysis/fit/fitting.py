@@ -22,6 +22,7 @@ from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.checks import prepare
 from analysis.fit.diagnostics import Evidence, diagnose, evidence
 from analysis.fit.law_fit import LawFit
+from analysis.fit.mixtures import mixed
 from analysis.fit.observations import model_of
 from analysis.fit.problem import Bounds, Problem
 from analysis.fit.robust import Objective, Robust
@@ -80,7 +81,7 @@ def fit_law(
         weights: column of weights, for noise that differs between points (1 / variance).
         noise: instead, column of the known standard deviation of each loss, in its units.
         clusters: column naming the unit of resampling; default `run_id`, else each row a run.
-        accounting: C are exact counts of the runs' records, not a table's own.
+        accounting: N, D and C are exact counts of the runs' records, not a table's own.
         keep_diverged: fit rows whose loss lies far above their neighbours in N and D, too.
         bounds: (low, high) by parameter, for E and exponents.
         fix: values at which parameters are held, {"E": 1.6}, or the exponent that another one
@@ -104,7 +105,7 @@ def fit_law(
     robust = Robust(objective, delta, below)
     observations = prepare(
         data, law, n=n, d=d, c=c, u=u, others=others, loss=loss, weights=weights, noise=noise,
-        clusters=clusters, keep_diverged=keep_diverged,
+        clusters=clusters, keep_diverged=keep_diverged, own_counts=accounting,
     )  # fmt: skip
     if objective == "raw_least_squares" and noise is None:
         weight = observations.weight * observations.loss**2
@@ -113,12 +114,19 @@ def fit_law(
     problem = Problem.build(law, observations, robust, bounds, held)
     theta, lowest, facts = _minimum(problem, starts, near)
     model = model_of(observations, accounting=accounting)
+    kinds = data.iloc[observations.places]
+    pooled = mixed(observations, kinds, problem.residuals(theta)) if near is None else []
     fit = LawFit(
         problem=problem,
         theta=theta,
         objective=lowest,
         evidence=facts,
-        warnings=[*observations.warnings, *diagnose(problem, theta, facts), *_scatter(law, model)],
+        warnings=[
+            *observations.warnings,
+            *pooled,
+            *diagnose(problem, theta, facts),
+            *_scatter(law, model),
+        ],
         compute_model=model,
     )
     if bootstrap:

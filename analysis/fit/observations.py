@@ -44,6 +44,8 @@ class Observations:
     warnings: list[FitWarning] = field(default_factory=list[FitWarning])
     row_names: list[str] = field(default_factory=list[str])
     """What to call each point (m,): its run, and its row where a run has several."""
+    places: list[int] = field(default_factory=list[int])
+    """Positions of the rows in the caller's table (m,); empty for points read from a record."""
 
     @property
     def compute(self) -> Array:
@@ -65,6 +67,7 @@ class Observations:
             exclusions=self.exclusions,
             warnings=self.warnings,
             row_names=[r for r, k in zip(self.row_names, keep, strict=True) if k],
+            places=[r for r, k in zip(self.places, keep, strict=True) if k] if self.places else [],
         )
 
 

@@ -22,14 +22,20 @@ and t are determined by no fewer."""
 _VARIES = {"t": "the ratio of {} to active parameters"}
 
 
-def judge_points(obs: Observations, law: Law) -> None:
+def judge_points(obs: Observations, law: Law, *, own_counts: bool = False) -> None:
     """Adds to the warnings of the points what limits a fit of the law to them.
+
+    Args:
+        obs: the points.
+        law: what is to be fitted.
+        own_counts: N, D and C are Linscale's own counts, whose units are known.
 
     Raises:
         AnalysisError: too few points or values, or a column that mixes units.
     """
     _enough(obs, law)
-    _units(obs)
+    if not own_counts:
+        _units(obs)
     _separable(obs, law)
 
 

@@ -30,6 +30,7 @@ NAMES = {
     ),
     "n_params": (
         "active_params", "params_active", "n_active", "active_parameters", "n_params_active",
+        "params_active_precise",
         "n_params", "params", "parameters", "n", "model_size", "num_params", "size_params",
         "n_non_embedding", "non_embedding_params", "param_count", "parameter_count", "nparams",
         "n_parameters", "num_parameters", "model_params", "model_n_params", "model_num_params",

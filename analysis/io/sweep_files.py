@@ -22,6 +22,7 @@ from typing import Protocol
 
 from analysis.errors import AnalysisError
 from analysis.io.tracker_folders import tracker_of
+from linscale.shipped import shipped_records
 
 SUFFIX = ".zip"
 LARGEST = 2**30
@@ -98,14 +99,15 @@ class Packed:
 
 
 def find_sweep(path: str | Path) -> Path | None:
-    """The folder or zip file that a path means, or None: `NAME` also finds `NAME.zip`."""
+    """The folder or zip file that a path means, or None: `NAME` also finds `NAME.zip`, and
+    `experiments/results/NAME` the records that come with Linscale, from any folder."""
     path = Path(path)
     if path.is_dir():
         return path
     for found in (path, path.with_name(path.name + SUFFIX) if path.name else path):
         if found.suffix.lower() == SUFFIX and found.is_file():
             return found
-    return None
+    return shipped_records(path)
 
 
 def is_table(path: Path) -> bool:
@@ -144,12 +146,15 @@ def names_of_runs(sweep: Place) -> list[str]:
 
 
 def report_folder(path: Path) -> Path:
-    """Where a report goes by default: into the sweep's folder, or beside its zip file or table."""
+    """Where a report goes by default: into the sweep's folder, or beside its zip file or table;
+    of records that come with Linscale, into the working directory."""
     found = find_sweep(path)
     if found is None and path.is_file():
         return path.with_name(f"{path.name.partition('.')[0]}-report")
     if found is None or found.is_dir():
         return path / "report"
+    if found == shipped_records(path) and not path.parent.is_dir():
+        return Path(f"{found.stem}-report")
     return found.with_name(f"{found.stem}-report")
 
 

@@ -21,7 +21,7 @@ import json
 import lzma
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,10 @@ def read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise AnalysisError(f"{path} has no rows")
     for place, dtype in enumerate(frame.dtypes):
         if not pd.api.types.is_numeric_dtype(dtype):
-            codes, distinct = pd.factorize(frame.iloc[:, place].astype(object))
+            found = frame.iloc[:, place].astype(object)
+            # Lists, as of tags, and what else cannot be compared: as text.
+            plain = [c if isinstance(c, Hashable) else str(c) for c in found]
+            codes, distinct = pd.factorize(pd.Series(plain, index=found.index, dtype=object))
             texts = [c.strip() if isinstance(c, str) else c for c in distinct]
             cells = np.array([*texts, None], dtype=object)[codes]
             frame.isetitem(place, pd.Series(cells, index=frame.index, dtype=object))

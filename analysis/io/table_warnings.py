@@ -42,7 +42,9 @@ def like_a_log(kept: pd.DataFrame, frame: pd.DataFrame, step: Column | None) -> 
     )
     if step is not None:
         values = len(set(map(str, frame[step.name].loc[kept.index])))
-        if values > max(2, 0.1 * len(kept)) or values >= _MANY:
+        models = len(set(_codes(kept, "arch", "n_params"))) if "n_params" in kept else 1
+        many = values > max(2, 0.1 * len(kept)) or values >= _MANY
+        if many and len(kept) >= _MANY * models:  # fewer rows a model are as often runs
             return [f"WARNING: {step.name!r} looks like the steps of a log; {ask}"]
     if not {"tokens", "n_params", "loss"} <= {*kept.columns}:
         return []

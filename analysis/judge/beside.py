@@ -92,6 +92,7 @@ def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
     answers = answers_of(sweep, group)
     noise = repeats(own)
     if len(sweep.runs):
+        answers[TESTED] = "in the report (linscale report), as a rolling hold-out"
         return Beside(table, checklist(fit, context=answers), None, noise=noise)
     rolling, why = None, ""
     try:

@@ -257,7 +257,7 @@ def _clearest(frame: pd.DataFrame, names: tuple[str, str], level: float) -> str:
     better, worse = names if first else names[::-1]
     times = m[start : stop + 1] if first else 1 / m[start : stop + 1]
     low, high = float(times.min()), float(times.max())
-    factor = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    factor = _times(low) if _times(low) == _times(high) else f"{_times(low)} to {_times(high)}"
     return (
         f"From loss {loss[start]:.3f} down to {loss[stop]:.3f}, {better} is more efficient: "
         f"{worse} needs {factor} times its compute (every {level:.0%} interval excludes 1)."
@@ -277,22 +277,27 @@ def _verdict_at_the_end(
         return f"{place}, {_say_unreached(frame, names, index)} by the point estimates."
     if not drawn:
         return (
-            f"{place}, {y} needs {m:.2f} times the compute of {x} by the point estimates; without "
-            "a bootstrap nothing can be said about significance."
+            f"{place}, {y} needs {_times(m)} times the compute of {x} by the point estimates; "
+            "without a bootstrap nothing can be said about significance."
         )
     lo, hi = (float(frame[k].to_numpy()[index]) for k in ("lo", "hi"))
-    spread = f"({level:.0%} interval {lo:.2f} to {hi:.2f})"
+    spread = f"({level:.0%} interval {_times(lo)} to {_times(hi)})"
     if lo > 1 - _NEGLIGIBLE and hi < 1 + _NEGLIGIBLE:
         end = f"{x} and {y} need the same compute within {_NEGLIGIBLE:.0%}"
         return f"{place}, {end}: the multiplier is {m:.2f} {spread}."
     if lo > 1:
-        return f"{place}, {x} is more efficient: {y} needs {m:.2f} times its compute {spread}."
+        return f"{place}, {x} is more efficient: {y} needs {_times(m)} times its compute {spread}."
     if hi < 1:
-        return f"{place}, {y} needs only {m:.2f} times the compute of {x} {spread}."
+        return f"{place}, {y} needs only {_times(m)} times the compute of {x} {spread}."
     return (
-        f"{place}, the data do not separate {x} and {y}: {y} needs {m:.2f} times the compute of "
-        f"{x}, but the interval includes 1 {spread}."
+        f"{place}, the data do not separate {x} and {y}: {y} needs {_times(m)} times the compute "
+        f"of {x}, but the interval includes 1 {spread}."
     )
+
+
+def _times(factor: float) -> str:
+    """A factor with two decimals, or with two digits where these would be zeros or too many."""
+    return f"{factor:.2f}" if 0.095 <= factor < 100 else f"{factor:.2g}"
 
 
 def _say_unreached(frame: pd.DataFrame, names: tuple[str, str], index: int) -> str:

@@ -22,11 +22,9 @@ from analysis.fit.law_fit import LawFit
 from analysis.io.cells import read_cells
 from analysis.io.columns import listed
 from analysis.io.frames import groups, numbers, rows, where
+from analysis.judge.least_cost import interval_of, least_cost, outside_of
 from analysis.laws.compute_model import ComputeModel, fit_compute_model
 from analysis.units import LEVEL, Array
-
-_GRID, _WIDEST, _ROUNDS = 241, 14.0, 3
-"""Sizes tried a round, from just above the smallest that can reach the loss to e^14 times it."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +102,7 @@ class Deployment:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Of the total."""
-        return _interval(self.total_draws, level)
-
-
-def _interval(draws: Array, level: float) -> tuple[float, float]:
-    """Central interval of draws that may be infinite: of draws themselves, not between them."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    return float(low), float(high)
+        return interval_of(self.total_draws, level)
 
 
 def cheapest(law: LawFit, loss: float, demand: float, at: Serving) -> Deployment:
@@ -134,15 +126,9 @@ def cheapest(law: LawFit, loss: float, demand: float, at: Serving) -> Deployment
         drawn = _minimum(law, law.draws.values, loss, demand, at)
         draws = np.add(*_costs(law, *drawn, demand, at))
         draws = np.where(np.isfinite(draws), draws, np.inf)
-    sizes = law.observations.columns["n"]
-    leap = float(law.leap({"n": np.array([n]), "d": np.array([d])})[0])
-    outside = [f"N is {factor:.3g} times {edge} that was fitted" for factor, edge, is_out in (
-                   (n / sizes.max(), "the largest", n > sizes.max()),
-                   (n / sizes.min(), "the smallest", n < sizes.min())) if is_out]  # fmt: skip
-    outside += [f"N D is {leap:.3g} times the largest that was fitted"] if leap > 1.001 else []
     return Deployment(n, d, float(training[0]), float(inference[0]),
                       float(at.kept(np.array([n]))[0]) if at.kept else float("nan"), draws,
-                      "; ".join(outside))  # fmt: skip
+                      outside_of(law, n, d))  # fmt: skip
 
 
 def _costs(
@@ -159,33 +145,7 @@ def _minimum(
 ) -> tuple[Array, Array]:
     """log N and log D (b,) of the cheapest model for natural parameters (b, p); NaN where none
     reaches the loss."""
-    inner = law.law.inner(values)
-    if inner is None or {"n", "d"} - set(law.law.columns):
-        raise AnalysisError(f"{law.form} has no N and D to trade")
-    floor = law.law.column(values, "E") if law.law.has_floor else np.zeros(len(values))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        wanted = np.log(loss - floor) / law.law.outer(values)
-        smallest = (np.log(inner.A) - wanted) / inner.alpha  # log N at endless data
-
-    def tokens(log_n: Array) -> Array:
-        """log D that reaches the loss at log N (b, g)."""
-        share = -np.expm1(inner.alpha[:, None] * (smallest[:, None] - log_n))
-        return (np.log(inner.B)[:, None] - wanted[:, None] - np.log(share)) / inner.beta[:, None]
-
-    # Steps above the smallest size, in logarithms of their own: the optimum may hug it.
-    low = np.full(len(values), np.log(1e-5))
-    high = np.full(len(values), np.log(_WIDEST))
-    step = low
-    for _ in range(_ROUNDS):
-        grid = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, _GRID)
-        log_n = smallest[:, None] + np.exp(grid)
-        total = np.add(*_costs(law, log_n, tokens(log_n), demand, at))
-        best = np.where(np.isfinite(total), total, np.inf).argmin(axis=1)
-        width = (high - low) / (_GRID - 1)
-        step = np.take_along_axis(grid, best[:, None], axis=1)[:, 0]
-        low, high = step - width, step + width
-    log_n = smallest + np.exp(step)
-    return log_n, tokens(log_n[:, None])[:, 0]
+    return least_cost(law, values, loss, lambda n, d: np.add(*_costs(law, n, d, demand, at)))
 
 
 def deployments(
@@ -220,7 +180,7 @@ def deployments(
                 with np.errstate(invalid="ignore"):
                     ratios = each.total_draws / base.total_draws
                 # Two endless costs, as of a loss that neither reaches, are alike.
-                row["ratio_lo"], row["ratio_hi"] = _interval(
+                row["ratio_lo"], row["ratio_hi"] = interval_of(
                     np.where(np.isnan(ratios), 1.0, ratios), LEVEL
                 )
         table.append(row)

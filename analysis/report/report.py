@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, alike, worth_reading
 from analysis.figures import hover, presets
 from analysis.figures.style import FORMATS, check_formats, save
 from analysis.io.evals import load_evals
@@ -118,14 +118,16 @@ def write_report(
                 json.dumps(_record(result), indent=1), encoding="utf-8"
             )
             page = Page(f"Scaling laws of {sweep.name}")
-            drawn = {d.name: d for d in draw(result)}
+            drawn = _drawn(result, sealed)
             if sealed is not None:
-                drawn["forecasts"] = sealed.drawn
                 scored = folder / "tables" / "forecasts.csv"
                 sealed.scores.table.to_csv(scored, index=False)
             runs = sorted(set(words(result.points, "run_id")))
             with presets.use(style):
-                printed = drawn if style == "house" else {d.name: d for d in draw(result)}
+                printed, evaluated = drawn, found
+                if style != "house":  # once more, at the venue's width
+                    printed = _drawn(result, sealed)
+                    evaluated = found and evaluations(sweep_dir, sweep, loss=False)
                 for each in printed.values():
                     say(f"drawing {each.name}")
                     save(
@@ -136,15 +138,22 @@ def write_report(
                         runs=runs,
                         formats=formats,
                     )
+                if evaluated is not None and len(evaluated.evals):
+                    evaluated.save(folder / "evaluations", formats)
             pages = {} if given else write_runs(sweep, sweep_dir, folder, say)
             _compose(page, result, tables, drawn, pages, sealed, formats)
-            if found is not None and len(found.evals):
-                found.save(folder / "evaluations")
-                add_to(page, found, "evaluations")
+            if found is not None:
+                add_to(page, found, "evaluations", formats)
             (folder / "index.html").write_text(page.render(), encoding="utf-8")
     except OSError as error:
         raise AnalysisError(f"the report cannot be written to {out}: {error.strerror}") from error
     return out / "index.html"
+
+
+def _drawn(result: Study, sealed: Sealed | None) -> dict[str, Drawn]:
+    """Every figure by its name, in the style in force."""
+    drawn = [*draw(result), *([sealed.drawn] if sealed is not None else [])]
+    return {each.name: each for each in drawn}
 
 
 def _tables(result: Study) -> dict[str, pd.DataFrame]:
@@ -303,7 +312,8 @@ def _compose(
             take(where(tables["sensitivity"], arch=group), columns),
             folded=f"{look(group).label}: its law under other choices",
         )
-    warnings = [f"{look(g).label}: {w}" for g, law in result.laws.items() for w in law.warnings]
+    warnings = [f"{look(g).label}: {w}" for g, law in result.laws.items()
+                for w in worth_reading(law.warnings)]  # fmt: skip
     if warnings:
         page.heading("Warnings of the fits")
         page.bullets(warnings)
@@ -344,7 +354,7 @@ def _records(page: Page, result: Study, run_pages: dict[str, str]) -> None:
     else:
         page.text("Nothing was left out.")
     if result.failures:
-        page.bullets(f"not computed: {what}: {why}" for what, why in result.failures.items())
+        page.bullets(f"not computed: {what}: {why}" for what, why in alike(result.failures))
     if sweep.notes:
         page.bullets(sweep.notes)
     names = {"arch": "arch", "size": "size", "seed": "seed", "n_params": "N",

@@ -8,6 +8,7 @@ evaluations(directory, sweep) -> Evaluations
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -60,11 +61,12 @@ class Evaluations:
     """Name -> figure and caption."""
     failures: list[str] = field(default_factory=list[str])
 
-    def save(self, out: Path) -> list[Path]:
-        """Every table in every format and every figure; returns what was written.
+    def save(self, out: Path, formats: Sequence[str] = style.FORMATS[:2]) -> list[Path]:
+        """Every table in every format of tables, and every figure in `formats` (`style.FORMATS`);
+        returns what was written.
 
         Raises:
-            AnalysisError: the directory cannot be written.
+            AnalysisError: the directory cannot be written, or an unknown format.
         """
         written: list[Path] = []
         try:
@@ -76,8 +78,9 @@ class Evaluations:
                         written.append(out / name)
                 for name, (figure, caption) in self.figures.items():
                     runs = sorted(set(words(self.evals, "run_id")))
-                    style.save(figure, folder / name, title=name, caption=caption, runs=runs)
-                    written += [out / f"{name}.png", out / f"{name}.pdf"]
+                    paths = style.save(figure, folder / name, title=name, caption=caption,
+                                       runs=runs, formats=formats)  # fmt: skip
+                    written += [out / path.name for path in paths]
         except OSError as error:
             raise AnalysisError(f"cannot write to {out}: {error.strerror}") from error
         return written
@@ -109,19 +112,20 @@ def evaluations(directory: str | Path, sweep: Sweep, *, loss: bool = True) -> Ev
     return out
 
 
-def add_to(page: Page, found: Evaluations, folder: str) -> None:
+def add_to(page: Page, found: Evaluations, folder: str, formats: Sequence[str]) -> None:
     """A section of a report, where something was evaluated.
 
     Args:
         page: of the report.
         found: what was saved to `folder`.
         folder: relative to the page, of the files.
+        formats: of the figures among them.
     """
     if not len(found.evals):
         return
     page.section("Evaluations")
     for name, (figure, caption) in found.figures.items():
-        files = [f"{folder}/{name}.{kind}" for kind in ("png", "pdf")]
+        files = [f"{folder}/{name}.{kind}" for kind in formats]
         page.figure(hover.svg(figure, name), caption, wide=True, files=files)
     for table in found.tables:
         page.table(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.text import Text
 
+from analysis.errors import alike, worth_reading
 from analysis.io.frames import numbers, where, words
 from analysis.judge.checklist import NOT_RECORDED
 from analysis.judge.refine import shrinkage
@@ -69,9 +70,10 @@ def fits(
         console.print(note)
     for text in _left_out(sweep.exclusions):
         console.print(f"left out: {text}", style="yellow")
-    for name, why in failures.items():
-        console.print(f"not fitted: {name}: {why}", style="yellow")
+    for names, why in alike(failures):
+        console.print(f"not fitted: {names}: {why}", style="yellow")
     shared = _shared_warnings(found)
+    answered = {name: _answered(extras[name].checklist) for name in found}
     for name, each in found.items():
         obs = each.observations
         console.print(
@@ -87,7 +89,7 @@ def fits(
             f"of {each.evidence.starts} starts reached this optimum; condition "
             f"{each.evidence.condition:.0f}",
         )
-        for warning in each.warnings:
+        for warning in worth_reading(each.warnings):
             if str(warning) not in shared:
                 _warn(console, str(warning))
         if (noise := extras[name].noise) is not None:
@@ -96,9 +98,15 @@ def fits(
             console.print(f"{curves.describe()}.")
         _rolling(console, extras[name])
         _choices(console, extras[name].sensitivity, each, full)
-        _checklist(console, extras[name].checklist, full)
+        if full or len(set(answered.values())) > 1:
+            console.print(answered[name])
+        if full:
+            _checklist(console, extras[name].checklist)
     for text in shared:
         _warn(console, f"of every group: {text}")
+    if not full and len(set(answered.values())) == 1:
+        of_all = "of every group: " if len(answered) > 1 else ""
+        console.print(of_all + next(iter(answered.values())))
     if not full:
         console.print("\n--full prints every choice and the checklist.", style="dim")
 
@@ -114,7 +122,7 @@ def _shared_warnings(found: Mapping[str, LawFit]) -> list[str]:
     """Warnings that are the same for every one of several groups: they are said once."""
     if len(found) < 2:
         return []
-    first, *others = ([str(w) for w in each.warnings] for each in found.values())
+    first, *others = ([str(w) for w in worth_reading(each.warnings)] for each in found.values())
     return [text for text in first if all(text in other for other in others)]
 
 
@@ -167,17 +175,19 @@ def _choices(console: Console, table: pd.DataFrame, fit: LawFit, full: bool) -> 
     console.print(Grid(columns, title="sensitivity"))
 
 
-def _checklist(console: Console, table: pd.DataFrame, full: bool) -> None:
-    """The reporting checklist: how much of it is open, or all of it."""
+def _answered(table: pd.DataFrame) -> str:
+    """How much of the reporting checklist is open."""
     answers = np.asarray(words(table, "answer"))
     open_ = [q for q, a in zip(words(table, "question"), answers, strict=True)
              if a == NOT_RECORDED]  # fmt: skip
     text = f"checklist: {len(answers) - len(open_)} of {len(answers)} questions answered"
     if open_:
         text += f"; the data do not say: {' '.join(open_)}"
-    console.print(text)
-    if not full:
-        return
+    return text
+
+
+def _checklist(console: Console, table: pd.DataFrame) -> None:
+    """All of the reporting checklist."""
     rows: list[tuple[str, str, str]] = []
     for section in dict.fromkeys(words(table, "section")):
         for place, row in enumerate(where(table, section=section).to_dict("records")):
@@ -198,9 +208,7 @@ def comparison(result: Comparison | None) -> None:
     console.print(f"\ncompared with {result.baseline}:", style="bold")
     for each in result.multipliers.values():
         console.print(f"{each.verdict} {each.crossing_words}")
-    for text in dict.fromkeys(w for each in result.multipliers.values() for w in each.compute):
-        console.print(f"frontiers: {text}")
-    for what, why in result.failures.items():
+    for what, why in alike(result.failures):
         console.print(f"not compared: {what}: {why}", style="yellow")
     if result.shared is not None:
         console.print(result.shared.verdict)

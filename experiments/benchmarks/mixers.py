@@ -1,17 +1,18 @@
-"""Token mixers alone on the CPU: linear attention against causal softmax attention.
+"""Token mixers alone on the CPU: linear attention and the delta rule against softmax attention.
 
-    python -m experiments.benchmarks.mixers [--threads 2] [--batch 1] [--repeats 9]
+    python -m experiments.benchmarks.mixers [--threads 1] [--batch 1] [--repeats 9]
 
-Question: how many times faster than PyTorch's causal `scaled_dot_product_attention` is each form
-of `models.kernels` at T = 2048, H = 8, d = 64 in float32, forward and backward, and how does that
-grow with T?
+Question: how many times faster than causal softmax attention is each form of `models.kernels` at
+T = 2048, H = 8, d = 64 in float32, forward and backward, how does that grow with T, and what do the
+compiled kernels save over PyTorch's forms?
 Method: inputs are (B, T, H, d) as a model has them, and all gradients are taken (for a decay a head
-those of q, k and v: slopes are constants in TNL). The contenders take turns within a repeat, and a
-repeat gives one ratio each, so that other work on the machine meets all of them; times and ratios
-are medians over repeats. The floor is the matrix products of the chunked form at the rate of
-`torch.bmm` on as many matrices of the same size, measured in the same run.
-Expected: at least 3 for no decay and per-head decay and at least 2 for per-channel decay at
-T = 2048, and two to four times that at T = 8192.
+those of q, k and v: slopes are constants in TNL). Every form runs compiled and in PyTorch
+(`LINSCALE_CPU_KERNELS`), softmax attention too: there PyTorch's is `scaled_dot_product_attention`.
+All take turns within a repeat, and a repeat gives one ratio each, so that other work on the machine
+meets all of them; times and ratios are medians over repeats. Ratios are to the compiled softmax
+attention, the faster of the two.
+Floor: the multiplications and additions of the recurrence, 12 K V a token and head, at the rate
+of a product of two matrices of 1024 x 1024, measured in the same run.
 
 Prints the tables and writes results/DATE-mixers-N-threads.md beside this file.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import statistics
 import sys
@@ -33,47 +35,52 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models.kernels import cosine_attention, hgrn2_attention, linear_attention
-from models.kernels.chunked import CHUNK
+from models.kernels import cosine_attention, delta_attention, hgrn2_attention, linear_attention
+from models.kernels.attention import causal_attention
+from models.kernels.native.library import VARIABLE
 from scaling.record.environment import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, DIM = 8, 64
 LENGTHS = (2048, 4096, 8192)
+KINDS = ("native", "torch")
+BASE = "softmax attention"
 
 Contender = tuple[Callable[..., Tensor], list[Tensor]]
 """A function to o, (B, T, H, d), and its arguments, leaves where gradients are wanted."""
 
 
-def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention in the layout that a model's projections give."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-
 def contenders(batch: int, length: int) -> dict[str, Contender]:
     g = torch.Generator().manual_seed(0)
 
-    def leaf() -> Tensor:
-        return torch.randn(batch, length, HEADS, DIM, generator=g).requires_grad_()
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(batch, length, HEADS, *shape, generator=g).requires_grad_()
 
-    qkv = [leaf(), leaf(), leaf()]
+    def decay(*shape: int) -> Tensor:
+        return F.logsigmoid(leaf(*shape).detach()).requires_grad_()
+
+    qkv = [leaf(DIM), leaf(DIM), leaf(DIM)]
+    keys = F.normalize(qkv[1].detach(), dim=-1).requires_grad_()
+    share = torch.rand(batch, length, HEADS, generator=g).requires_grad_()
+    delta = [qkv[0], keys, qkv[2], share]
     slopes = -(2.0 ** -torch.arange(1, HEADS + 1))
-    decay_t = F.logsigmoid(torch.randn(batch, length, HEADS, generator=g)).requires_grad_()
-    channel = F.logsigmoid(leaf().detach()).requires_grad_()
     vector = torch.full((HEADS, DIM), 0.3).requires_grad_()
 
-    def linear(*inputs: Tensor) -> Tensor:
-        return linear_attention(*inputs)[0]
+    def first(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        return lambda *inputs: function(*inputs)[0]
 
+    linear, rule = first(linear_attention), first(delta_attention)
     return {
-        "softmax (SDPA)": (softmax, qkv),
+        BASE: (causal_attention, qkv),
         "no decay": (linear, qkv),
         "decay per head": (linear, [*qkv, slopes]),
-        "decay per token and head": (linear, [*qkv, decay_t]),
-        "decay per channel": (linear, [*qkv, channel]),
-        "HGRN2 from gate logits": (lambda *x: hgrn2_attention(*x)[0], [*qkv, vector]),
-        "cosine re-weighting (key dim 2 d)": (lambda *x: cosine_attention(*x)[0], [*qkv, vector]),
+        "decay per token and head": (linear, [*qkv, decay()]),
+        "decay per channel": (linear, [*qkv, decay(DIM)]),
+        "HGRN2 from gate logits": (first(hgrn2_attention), [*qkv, vector]),
+        "cosine form (key dim 2 d)": (first(cosine_attention), [*qkv, vector]),
+        "DeltaNet": (rule, delta),
+        "Gated DeltaNet": (rule, [*delta, decay()]),
+        "Kimi Delta Attention": (rule, [*delta, decay(DIM)]),
     }
 
 
@@ -83,56 +90,47 @@ def milliseconds(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def measure(batch: int, length: int, repeats: int) -> dict[str, tuple[float, float, float]]:
-    """Median forward time, forward + backward time, and ratio of softmax's to the latter."""
+def measure(batch: int, length: int, repeats: int) -> dict[tuple[str, str], list[float]]:
+    """Times of forward and backward by (form, kind), one a repeat."""
     named = contenders(batch, length)
     do = torch.randn(batch, length, HEADS, DIM)
-    forward: dict[str, list[float]] = {name: [] for name in named}
-    both: dict[str, list[float]] = {name: [] for name in named}
+    times: dict[tuple[str, str], list[float]] = {}
     for repeat in range(repeats + 1):  # the first warms up
         for name, (function, inputs) in named.items():
             leaves = [x for x in inputs if x.requires_grad]
+            for kind in KINDS:
+                os.environ[VARIABLE] = kind
 
-            def train(
-                function: Callable[..., Tensor] = function,
-                inputs: list[Tensor] = inputs,
-                leaves: list[Tensor] = leaves,
-            ) -> object:
-                return torch.autograd.grad(function(*inputs), leaves, do)
+                def train(
+                    function: Callable[..., Tensor] = function,
+                    inputs: list[Tensor] = inputs,
+                    leaves: list[Tensor] = leaves,
+                ) -> object:
+                    return torch.autograd.grad(function(*inputs), leaves, do)
 
-            with torch.no_grad():
-                ahead = milliseconds(lambda f=function, x=inputs: f(*x))
-            total = milliseconds(train)
-            if repeat:
-                forward[name].append(ahead)
-                both[name].append(total)
-    base = both["softmax (SDPA)"]
-    return {
-        name: (
-            statistics.median(forward[name]),
-            statistics.median(both[name]),
-            statistics.median(a / b for a, b in zip(base, both[name], strict=True)),
-        )
-        for name in named
-    }
+                taken = milliseconds(train)
+                if repeat:
+                    times.setdefault((name, kind), []).append(taken)
+    return times
 
 
-def floors(batch: int, length: int) -> dict[str, float]:
-    """Milliseconds of the matrix products of forward and backward alone."""
-    count = batch * HEADS * length // CHUNK
-    a, b = torch.randn(2, count, CHUNK, DIM)
-    product = statistics.median(milliseconds(lambda: torch.bmm(a, b.mT)) for _ in range(15))
-    flops = 2 * count * CHUNK * CHUNK * DIM / product  # per millisecond
-    tokens = batch * HEADS * length
-    state = (4 + 8) * DIM * DIM * tokens
-    whole = (2 + 5) * 2 * CHUNK * DIM * tokens  # all pairs of a chunk
-    levels = (2 + 5) * (CHUNK - 1) * DIM * tokens  # pairs s < t alone
-    return {"pairs by chunks": (state + whole) / flops, "pairs by levels": (state + levels) / flops}
+def ratio(above: list[float], below: list[float]) -> str:
+    """Median over repeats, with the extremes."""
+    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+    return f"{statistics.median(ratios):.1f}x ({ratios[0]:.1f}-{ratios[-1]:.1f})"
+
+
+def floor(batch: int, length: int) -> tuple[float, float]:
+    """GFLOP/s of a large product, and milliseconds of the recurrence's FLOPs at that rate."""
+    a, b = torch.randn(2, 1024, 1024)
+    taken = statistics.median(milliseconds(lambda: torch.mm(a, b)) for _ in range(9))
+    rate = 2 * 1024**3 / taken / 1e6  # GFLOP/s
+    return rate, 12 * DIM * DIM * batch * length * HEADS / rate / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Token mixers alone on the CPU.")
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (2)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
     parser.add_argument("--batch", type=int, default=1, help="sequences (1)")
     parser.add_argument("--repeats", type=int, default=9, help="repeats at T = 2048 (9)")
     args = parser.parse_args()
@@ -142,32 +140,39 @@ def main() -> None:
         length: measure(args.batch, length, max(3, args.repeats * LENGTHS[0] // length))
         for length in LENGTHS
     }
-    floor = floors(args.batch, LENGTHS[0])
+    names = list(dict.fromkeys(name for name, _ in results[LENGTHS[0]]))
+    near = results[LENGTHS[0]]
     speed = [
-        [name, f"{ahead:.1f}", f"{total:.1f}", f"{ratio:.1f}x"]
-        for name, (ahead, total, ratio) in results[LENGTHS[0]].items()
+        [
+            name,
+            *(f"{statistics.median(near[name, kind]):.1f}" for kind in KINDS),
+            ratio(near[name, "torch"], near[name, "native"]),
+            ratio(near[BASE, "native"], near[name, "native"]),
+        ]
+        for name in names
     ]
     trend = [
-        [name, *(f"{results[length][name][2]:.1f}x" for length in LENGTHS)]
-        for name in results[LENGTHS[0]]
+        [name, *(ratio(results[t][BASE, "native"], results[t][name, "native"]) for t in LENGTHS)]
+        for name in names
     ]
     shape = f"B={args.batch}, H={HEADS}, d={DIM}, float32, {args.threads} threads"
     tables = [
         (
-            f"T={LENGTHS[0]}, {shape}",
-            ["mixer", "forward ms", "forward + backward ms", "speed"],
+            f"Forward and backward, T={LENGTHS[0]}, {shape}",
+            ["mixer", "compiled ms", "PyTorch ms", "compiled is faster by", "than softmax by"],
             speed,
         ),
         (
-            f"Speed against softmax, forward and backward, {shape}",
+            f"Compiled, against compiled softmax attention, {shape}",
             ["mixer", *(f"T={length}" for length in LENGTHS)],
             trend,
         ),
     ]
+    rate, least = floor(args.batch, LENGTHS[0])
     notes = (
-        f"Matrix products alone, forward and backward at T={LENGTHS[0]}: "
-        + ", ".join(f"{value:.1f} ms ({name})" for name, value in floor.items())
-        + "."
+        f"Floor: 12 K V FLOPs a token and head at {rate:.0f} GFLOP/s (a product of 1024 x 1024 "
+        f"matrices) take {least:.1f} ms at T={LENGTHS[0]}. Ratios are medians over repeats, "
+        "with the extremes."
     )
     console = Console()
     for title, columns, rows in tables:
@@ -184,6 +189,7 @@ def main() -> None:
         f"- machine: {cpu_name()}, {torch.get_num_threads()} threads",
         f"- versions: torch {torch.__version__}, Python {platform.python_version()}",
         f"- command: `python -m experiments.benchmarks.mixers {' '.join(sys.argv[1:])}`",
+        f"- load when it ended: {os.getloadavg()[0]:.1f} processes",
     ]
     for title, columns, rows in tables:
         lines += ["", f"## {title}", "", "| " + " | ".join(columns) + " |"]

@@ -64,10 +64,29 @@ def _theirs(model: nn.Module, device: str) -> tuple[nn.Module, Loss]:
     return model, lambda tokens: model(tokens[:, :-1], labels=tokens[:, :-1]).loss
 
 
-def _transformers(config: ModelConfig) -> tuple[str, Callable[[], nn.Module]]:
-    from experiments.benchmarks.llama_vs_transformers import theirs
+def llama_of_transformers(config: ModelConfig) -> Any:
+    """The library's model of our configuration."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    return "transformers Llama", lambda: theirs(config)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=config.glu_dim,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            rms_norm_eps=config.norm_eps,
+            tie_word_embeddings=config.tie_embeddings,
+            use_cache=False,
+        )
+    )
+    model.set_attn_implementation("sdpa")
+    return model.train()
+
+
+def _transformers(config: ModelConfig) -> tuple[str, Callable[[], nn.Module]]:
+    return "transformers Llama", lambda: llama_of_transformers(config)
 
 
 def _fla(config: ModelConfig) -> tuple[str, Callable[[], nn.Module]]:

@@ -244,9 +244,9 @@ def main(given: Sequence[str] | None = None) -> None:
         keep(arguments.source, KEPT)
     if arguments.out is not None:
         drawn = figure(lines, facts["length"])
-        style.save_png(
+        style.save(
             drawn, arguments.out.with_suffix(""), title="Gemma 3 270M: windows and linear parts",
-            caption=CAPTION, runs=list(lines),
+            caption=CAPTION, runs=list(lines), formats=("png",),
         )  # fmt: skip
 
 

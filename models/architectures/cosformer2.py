@@ -36,11 +36,10 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         flops={"projections": 8.0 * d * d, "gate": 4.0 * d * rank},
         state=state,
         kept=Kept(
-            wide=17.0 * d,
-            narrow=8.0 * d,
+            wide=10.0 * d,
+            narrow=7.0 * d,
             gate=rank,
             recurrent=state,
-            position=3 * d,  # angles, their cosines and sines
             products=6 * d + rank,
         ),
         paper_parameters=2 * d * model.head_dim + 7 * d,

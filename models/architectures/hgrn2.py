@@ -19,7 +19,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         parameters={"token_mixer": 4 * d * d},
         flops={"projections": 8.0 * d * d},
         state=state,
-        kept=Kept(wide=7.0 * d, narrow=6.0 * d, recurrent=state, products=5 * d),
+        kept=Kept(wide=7.0 * d, narrow=5.5 * d, recurrent=state, products=5 * d),
         paper_parameters=d,
         paper_flops=paper,
     )

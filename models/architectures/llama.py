@@ -332,7 +332,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         flops={"projections": 2.0 * projections(model)},
         softmax=softmax(model, layer),
         kept=counted(
-            model, Kept(wide=10.0 * d, narrow=6.5 * d, states=model.heads, products=5 * d)
+            model, Kept(wide=10.0 * d, narrow=6.0 * d, states=model.heads, products=5 * d)
         ),
         paper_parameters=projections(model) - 4 * d * d + 4 * d,
         paper_flops=paper,

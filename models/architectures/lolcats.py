@@ -91,7 +91,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
     scores = model.heads * options.window
     kept = Kept(
         wide=20.5 * d + 6 * scores,
-        narrow=14.0 * d + 5 * scores,
+        narrow=13.5 * d + 5 * scores,
         states=state / options.window,
         products=7 * d + 2 * scores,
     )

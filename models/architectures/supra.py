@@ -54,7 +54,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
 
     kept = Kept(
         wide=13.2 * d,
-        narrow=8.2 * d,
+        narrow=7.7 * d,
         recurrent=model.heads * size * size,
         products=7 * d,
     )

@@ -91,7 +91,7 @@ def costs(model: ModelConfig, layer: int) -> LayerCosts:
         state=state,
         kept=Kept(
             wide=10.0 * d,
-            narrow=8.0 * d,
+            narrow=7.0 * d,
             gate=rank,
             recurrent=state,
             products=6 * d + rank,

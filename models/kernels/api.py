@@ -20,7 +20,6 @@ from torch import Tensor
 
 from models.kernels import operators, sequence
 from models.kernels.call import Call, check, check_channels
-from models.kernels.lrpe import lrpe
 from models.kernels.parallel import cosine_attention_parallel, linear_attention_parallel
 
 
@@ -209,25 +208,11 @@ def cosine_attention(
         if isinstance(position_offset, Tensor):
             raise ValueError("position_offset is a tensor: give one int when sequences are split.")
         return cosine_attention_parallel(q, k, v, theta, initial_state, position_offset, group)
-    if q.device.type == "cuda":
-        if not isinstance(position_offset, Tensor):
-            position_offset = torch.full((1,), position_offset, device=q.device)
-        call = call._replace(decay=theta, position_offset=position_offset)
-        o, final_state, _ = operators.cosine_attention(*call)
-        return o, final_state
-    positions = torch.arange(q.shape[1], device=q.device)
-    if isinstance(position_offset, Tensor):
-        position_offset = position_offset.reshape(-1)
-    if cu_seqlens is not None:
-        sequence = torch.searchsorted(cu_seqlens[1:].to(positions.dtype), positions, right=True)
-        positions = positions - cu_seqlens[sequence]
-        if isinstance(position_offset, Tensor) and len(position_offset) > 1:
-            position_offset = position_offset[sequence]
-    elif isinstance(position_offset, Tensor):
-        position_offset = position_offset[:, None]
-    positions = positions + position_offset
-    q, k = lrpe(q, theta, positions), lrpe(k, theta, positions)
-    return linear_attention(q, k, v, None, initial_state, cu_seqlens)
+    if not isinstance(position_offset, Tensor):
+        position_offset = torch.full((1,), position_offset, device=q.device)
+    call = call._replace(decay=theta, position_offset=position_offset.reshape(-1))
+    o, final_state, _ = operators.cosine_attention(*call)
+    return o, final_state
 
 
 def _split(cu_seqlens: Tensor | None) -> dist.ProcessGroup | None:

@@ -148,9 +148,9 @@ def empty_states(call: Call) -> Tensor:
 def states_shape(call: Call, chunk: int = CHUNK) -> tuple[int, ...]:
     """Shape of the states that `forward` saves, from the shapes of its arguments alone: packed
     sequences may leave the last few unused."""
-    batch, length, heads, key_dim = call.q.shape
+    batch, length = call.q.shape[:2]
     chunks = chunk_bound(length, chunk, call.sequences if call.packed else None)
-    return chunks, batch, heads, key_dim, call.v.shape[-1]
+    return chunks, batch, *call.state_shape[1:]
 
 
 def _bound(decay: Tensor | None) -> Tensor:

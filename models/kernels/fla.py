@@ -97,6 +97,11 @@ def patch() -> Patch:
     return Patch(replaced)
 
 
+def _own(operator: Operator) -> Operator:
+    """The library's operator, where ours stands in its place."""
+    return getattr(operator, "__wrapped__") if hasattr(operator, "linscale_serves") else operator  # noqa: B009
+
+
 def _import(name: str) -> Any:
     try:
         with warnings.catch_warnings():
@@ -175,7 +180,8 @@ def attention(
     Args:
         q, k, v: (B, T, H, K), (B, T, H, K) and (B, T, H, V).
         g, gk, g_gamma: log decays: one of them, (B, T, H), (B, T, H, K) or (H,).
-        scale: factor of the scores; None: K^(-1/2).
+        scale: factor of the scores; None: K^(-1/2). It is multiplied into q in q's dtype, which is
+            exact for K = 4^n and K^(-1/2), and one rounding of q otherwise.
         initial_state: (N, H, K, V), or (N, H, V, K) with `state_v_first`.
         output_final_state: return the state too.
         state_v_first, transpose_state_layout: two names for one thing.
@@ -195,7 +201,8 @@ def attention(
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if q.shape[1] == 1 and initial_state is not None and cu_seqlens is None and not learns:
         now = decay if decay is None or decay.ndim == 1 else decay[:, 0]
-        state = initial_state.contiguous()
+        wide = torch.promote_types(initial_state.dtype, torch.float32)
+        state = initial_state.to(wide).contiguous()
         o, final = linear_attention_step(q[:, 0], k[:, 0], v[:, 0], state, now)
         o = o[:, None]
     else:
@@ -209,13 +216,15 @@ def attention(
 def served_by_fla() -> Iterator[None]:
     """Our models on flash-linear-attention's kernels, to compare the two in one run.
 
-    Whole sequences only: decoding steps and the delta rule stay ours. Decays (H,) that learn are
+    Whole sequences only: decoding steps and the delta rule stay ours. The library's own operators
+    serve, whether `patch` is in force or not. Decays (H,) that learn are
     given as (B, T, H): the library gives no gradient to the former.
 
     Raises:
         ImportError: flash-linear-attention is not installed.
     """
-    gla, simple = _import("fla.ops.gla"), _import("fla.ops.simple_gla")
+    chunk_gla = _own(_import("fla.ops.gla").chunk_gla)
+    chunk_simple_gla = _own(_import("fla.ops.simple_gla").chunk_simple_gla)
 
     def linear(
         q: Tensor,
@@ -231,9 +240,9 @@ def served_by_fla() -> Iterator[None]:
         if decay is not None and decay.ndim == 1 and decay.requires_grad:
             decay = decay.expand(q.shape[:3])
         if decay is not None and decay.ndim == 4:
-            return *gla.chunk_gla(q, k, v, decay, **rest), None
+            return *chunk_gla(q, k, v, decay, **rest), None
         name = "g_gamma" if decay is not None and decay.ndim == 1 else "g"
-        return *simple.chunk_simple_gla(q, k, v, **{name: decay}, **rest), None
+        return *chunk_simple_gla(q, k, v, **{name: decay}, **rest), None
 
     def hgrn2(
         q: Tensor, x: Tensor, v: Tensor, lower_bound: Tensor, *rest: Tensor | None

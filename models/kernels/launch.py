@@ -34,26 +34,33 @@ chunked kernels, which would be two launches and mostly padding."""
 class Row(NamedTuple):
     """The modules, within `models.kernels`, that run one mode."""
 
-    cpu: str | None
+    cpu: str
+    """PyTorch's form, for every dtype."""
     triton: str
     short: str | None = None
     """Forward pass of up to `PREFILL` tokens on a CUDA device; None: as longer ones."""
+    native: str | None = None
+    """The compiled form on the CPU, for calls that its `serves` takes."""
 
 
+NATIVE = "native.recurrence"
+_DELTA = Row(
+    "delta.chunked", "triton.delta_launch", short="triton.delta_decode", native="native.delta"
+)
 KERNELS = {
     # linear attention, by its decay
-    "none": Row("chunked", "triton.scalar_launch"),
-    "head": Row("chunked", "triton.scalar_launch"),
-    "head_t": Row("chunked", "triton.scalar_launch"),
-    "vector": Row("chunked", "triton.vector_launch", short="triton.decode"),
+    "none": Row("chunked", "triton.scalar_launch", native=NATIVE),
+    "head": Row("chunked", "triton.scalar_launch", native=NATIVE),
+    "head_t": Row("chunked", "triton.scalar_launch", native=NATIVE),
+    "vector": Row("chunked", "triton.vector_launch", short="triton.decode", native=NATIVE),
     # HGRN2, from gate logits
-    "gate": Row("chunked", "triton.vector_launch", short="triton.decode"),
-    # the cosine form; on the CPU `api` rotates and calls linear attention
-    "phase": Row(None, "triton.phase_launch"),
+    "gate": Row("chunked", "triton.vector_launch", short="triton.decode", native=NATIVE),
+    # the cosine form
+    "phase": Row("rotated", "triton.phase_launch", native=NATIVE),
     # the delta rule, by its decay
-    "delta": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
-    "delta_head": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
-    "delta_channel": Row("delta.chunked", "triton.delta_launch", short="triton.delta_decode"),
+    "delta": _DELTA,
+    "delta_head": _DELTA,
+    "delta_channel": _DELTA,
 }
 """By `Call.mode` and `DeltaCall.mode`."""
 
@@ -69,6 +76,10 @@ class Kernels(NamedTuple):
 def choose(call: Call | DeltaCall, backend: str) -> Kernels:
     """The functions for `call` on a backend, "cpu" or "cuda"."""
     mode = call.mode
+    if backend == "cpu" and (native := KERNELS[mode].native) is not None:
+        module = import_module(f"models.kernels.{native}")
+        if module.serves(call):
+            return Kernels(module.forward, module.backward, module.empty_states)
     # Asked only where it matters: compiled code is otherwise the same for all lengths.
     brief = backend == "cuda" and KERNELS[mode].short is not None
     ahead, back = _modules(mode, backend, bool(brief and call.q.shape[1] <= PREFILL))
@@ -80,8 +91,6 @@ def _modules(mode: str, backend: str, short: bool) -> tuple[ModuleType, ModuleTy
     """The modules of the forward and the backward pass."""
     row = KERNELS[mode]
     name = row.cpu if backend == "cpu" else row.triton
-    if name is None:
-        raise ValueError(f"there is no kernel for mode {mode!r} on the CPU.")
     back = import_module(f"models.kernels.{name}")
     if short:
         return import_module(f"models.kernels.{row.short}"), back

@@ -106,12 +106,8 @@ def layout(length: int, cu_seqlens: Tensor | None, chunk: int) -> Layout:
     """
     chunk = chunk_length(length, chunk)
     bounds: list[int] = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
+    check_bounds(bounds, length)
     lengths = [end - start for start, end in pairwise(bounds)]
-    if bounds[0] != 0 or bounds[-1] != length or min(lengths, default=0) < 0:
-        raise ValueError(
-            f"cu_seqlens={bounds}: must start at 0, never fall, and end at the number of tokens, "
-            f"{length}. Build it as the cumulative sum of the sequence lengths with a 0 in front."
-        )
     segments: list[tuple[int, int]] = []
     sizes: list[int] = []
     for n in lengths:
@@ -127,3 +123,13 @@ def layout(length: int, cu_seqlens: Tensor | None, chunk: int) -> Layout:
     return Layout(
         length=length, chunk=chunk, segments=tuple(segments), sizes=tuple(sizes), places=places
     )
+
+
+def check_bounds(bounds: list[int], length: int) -> None:
+    """Raise ValueError unless the offsets of packed sequences rise from 0 to `length`."""
+    falls = any(end < start for start, end in pairwise(bounds))
+    if bounds[0] != 0 or bounds[-1] != length or falls:
+        raise ValueError(
+            f"cu_seqlens={bounds}: must start at 0, never fall, and end at the number of tokens, "
+            f"{length}. Build it as the cumulative sum of the sequence lengths with a 0 in front."
+        )

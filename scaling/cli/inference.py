@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from analysis.io.sweep import Sweep
     from analysis.judge.inference import Serving
 
 app = typer.Typer()
@@ -91,6 +90,7 @@ def _inference(
     from analysis.io.sweep_files import is_table
     from analysis.judge.compare import baseline_of
     from analysis.judge.inference import deployments, serving_of_table
+    from scaling.cli.sweep_models import models_of
 
     of_table = is_table(sweep)
     if of_table:
@@ -116,7 +116,7 @@ def _inference(
     base = baseline_of(names, baseline)
     if loss is None:
         loss = max(float(numbers(where(points, arch=name), "loss").min()) for name in names)
-    configs = {} if of_table else _configs(sweep, read)
+    configs = {} if of_table else models_of(sweep, read)
     if of_table:
         served = serving_of_table(points, context, decoding=decoding, kept=kept)
         if out is not None:
@@ -155,19 +155,6 @@ def _named(columns: list[str]) -> dict[str, str | None]:
         if role not in found or not equals:
             raise AnalysisError(f"--column {text}: give {', '.join(f'{k}=NAME' for k in found)}")
         found[role] = name
-    return found
-
-
-def _configs(sweep: Path, read: Sweep) -> dict[str, dict[int, Any]]:
-    """Model configurations of every architecture, by their N."""
-    from analysis.io.sweep_files import unpacked
-    from scaling.record.head import read_config
-
-    found: dict[str, dict[int, Any]] = {}
-    with unpacked(sweep) as folder:
-        for run in read.runs.to_dict("records"):
-            config = read_config(folder / str(run["run_id"]) / "config.json")
-            found.setdefault(str(run["arch"]), {})[int(run["n_params"])] = config.model
     return found
 
 

@@ -22,6 +22,7 @@ from linscale.paragraph import one_paragraph, show_error
 from scaling.cli.adaptive import app as adaptive_app
 from scaling.cli.blockwise import app as blockwise_app
 from scaling.cli.checkpoint import app as checkpoint_app
+from scaling.cli.clocks import app as clocks_app
 from scaling.cli.data import app as data_app
 from scaling.cli.early import app as early_app
 from scaling.cli.evaluate import app as evaluation_app
@@ -50,6 +51,7 @@ app.add_typer(adaptive_app)
 app.add_typer(early_app)
 app.add_typer(analysis_app)
 app.add_typer(inference_app)
+app.add_typer(clocks_app)
 app.add_typer(forecast_app(rungs_of))
 app.add_typer(blockwise_app)
 app.add_typer(checkpoint_app)

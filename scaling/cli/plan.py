@@ -14,7 +14,7 @@ from linscale.terminal import console
 from models.config import ConfigError
 from scaling.cli.blockwise import show_plan
 from scaling.cli.options import AsJson, File, GpusPerNode, HyperLaw, Only, Out, Overrides, Toy
-from scaling.system.words import duration, si, size, wall
+from scaling.system.words import counted, duration, si, size, wall
 
 if TYPE_CHECKING:
     from scaling.plan.plan import Rung
@@ -123,9 +123,10 @@ def plan(
     hours = sum(r.device_hours for r in rungs)
     low, high = time_range(hours)
     screen.print(
-        f"{len(rungs)} runs, {sum(r.flops for r in rungs):.3g} FLOPs, {duration(3600 * low)} to "
-        f"{duration(3600 * high)} of one {target.name} (at 50 to 25 % of its peak: what a run "
-        f"reaches is measured by running it; the table assumes {target.efficiency:.0%}). The "
+        f"{counted(len(rungs), 'run')}, {sum(r.flops for r in rungs):.3g} FLOPs, "
+        f"{duration(3600 * low)} to {duration(3600 * high)} of one {target.name} (at 50 to 25 % of "
+        f"its peak: what a run reaches is measured by running it; the table assumes "
+        f"{target.efficiency:.0%}). The "
         "longest run takes "
         f"about {wall(3600 * max(r.wall_hours for r in rungs))} on its devices.",
     )

@@ -32,6 +32,11 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(help="Workers of the local pool (default: from the cores).")
     ] = None,
+    fuse: Annotated[
+        int | None,
+        typer.Option(help="Train up to so many runs of one shape at once on a CUDA device, all "
+                     "their steps in one graph: for small models."),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Shorten every run, and leave out the largest, so that the sweep takes "
@@ -160,6 +165,7 @@ def run(
         accept_data_change=accept_data_change,
         in_order=in_order,
         dry_run=dry_run,
+        fuse=fuse,
     )
     if resume_stopped:
         for config in experiment.runs:

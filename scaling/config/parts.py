@@ -204,13 +204,21 @@ class ParallelConfig(Part):
     """What is computed again in the backward pass to save memory: nothing; the element-wise
     operations (products and token mixers are kept); all of a block. `auto`: what the device's
     memory allows, and with it the micro-batch, unless `micro_batch_sequences` is given."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: products in bf16; master weights, gradient sums and optimizer in fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16`: products in bf16; master weights, gradient sums and optimizer in fp32. `auto`: bf16
+    on CUDA devices that compute in it, else fp32. The device that a run begins on decides, and the
+    run goes on in that precision wherever it is (`scaling.record.precision`)."""
+    native_precision: Literal["fp32", "bf16"] | None = field(default=None, metadata=LATER)
+    """What `precision=auto` is. None: as said there."""
     micro_batch_sequences: int | None = None
     """Sequences a device processes at once; the rest of the batch is accumulated. None: all, or
     what `activation_checkpointing=auto` decides."""
     compile: bool = False
     """Compile each block with torch.compile."""
+    cuda_graph: bool = field(default=False, metadata=LATER)
+    """Capture a whole optimizer step in a CUDA graph and launch it as one
+    (`scaling.training.captured`): for small models, which wait for launches. One device; text or
+    recall tasks whose batches all have one shape. Elsewhere than on CUDA nothing is captured."""
     workers: int = 0
     """Data loading processes for each device."""
     threads: int | None = None
@@ -253,6 +261,17 @@ class ParallelConfig(Part):
                 f"parallel.shard={self.shard} does not divide the {self.world_size} devices of the "
                 f"run (parallel.devices={self.devices}, parallel.nodes={self.nodes})."
             )
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are in bf16. Where `auto` is not decided yet: on all but a CPU."""
+        asked = self.asked_precision
+        return self.accelerator != "cpu" if asked is None else asked == "bf16"
+
+    @property
+    def asked_precision(self) -> str | None:
+        """`fp32` or `bf16`; None where the devices decide."""
+        return self.native_precision if self.precision == "auto" else self.precision
 
     @property
     def world_size(self) -> int:

@@ -9,7 +9,9 @@ overridden by dotted text, `optim.lr=3e-4`; the command line wins.
 Identity. `run_id` is the run's name and eight hex digits of the SHA-256 of the fields that change
 what is learnt. Names and labels, the checkpoint interval, loggers and `parallel` (devices,
 micro-batches, compilation) stay outside: a run started on one machine is the same run on another.
-The precision is the exception among the parallel fields: bf16 changes the numbers, so it is hashed.
+The precision is the exception among the parallel fields: bf16 changes the numbers, so it is hashed
+where it is asked for. `auto` is hashed as fp32: it is the same run on every machine, and its record
+says in which precision it was begun.
 Fields that came later (`models.config.LATER`) are hashed only where they differ from their default:
 an option that a run does without does not rename it.
 A corpus of files is identified by the text of its pattern; give a relative one, so that a project
@@ -149,8 +151,26 @@ class RunConfig(Part):
                 f"{(self.steps - aligned) * per_step} tokens{after}."
             )
 
+    def _validate_graph(self) -> None:
+        """A graph holds one device's step, whose shapes and work are the same every time."""
+        if not self.parallel.cuda_graph:
+            return
+        why = ""
+        if self.parallel.distributed:
+            why = f"parallel.strategy={self.parallel.strategy!r} on {self._devices}: ranks meet"
+        elif self.data.packed:
+            why = f"{self.data.why_packed}: the number of examples in a row changes"
+        elif self.linearize.teacher:
+            why = f"linearize.teacher={self.linearize.teacher!r}: what a stage does changes"
+        if why:
+            raise ConfigError(
+                f"parallel.cuda_graph=True with {why} within a step that a graph holds; leave "
+                "parallel.cuda_graph out."
+            )
+
     def _validate_batch(self) -> None:
         self._validate_sequence()
+        self._validate_graph()
         batch, devices = self.data.batch_sequences, self.parallel.data_ranks
         if batch % devices:
             raise ConfigError(
@@ -273,7 +293,8 @@ class RunConfig(Part):
     def _semantic(self) -> dict[str, Any]:
         without = ("name", "size", "parallel", "loggers", "model")
         semantic = identity(self, without) | {"model": _flat(self.model)}
-        semantic["precision"] = self.parallel.precision
+        asked = self.parallel.precision
+        semantic["precision"] = "fp32" if asked == "auto" else asked
         semantic["budget"].pop("keep_trunk", None)
         if self.divergence.policy != "rewind":  # which goes back to a checkpoint
             for name in ("checkpoint_every_tokens", "keep_every_tokens"):

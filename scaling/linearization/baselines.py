@@ -39,7 +39,7 @@ class Baseline:
 
 def itemsize(config: RunConfig) -> int:
     """Bytes of a cached number in the run's precision."""
-    return 2 if config.parallel.precision == "bf16" else 4
+    return 2 if config.parallel.bf16 else 4
 
 
 def held_bytes(model: ModelConfig, config: RunConfig) -> int:

@@ -219,8 +219,7 @@ def _evaluating(net: LanguageModel, config: RunConfig) -> Iterator[torch.device]
     device, home = torch.device(accelerator(config)), net.embedding.weight.device
     training = net.training
     net.to(device).eval()
-    bf16 = config.parallel.precision == "bf16"
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.parallel.bf16):
         yield device
     net.to(home).train(training)
 

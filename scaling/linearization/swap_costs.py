@@ -6,7 +6,8 @@
 
 For methods without attention transfer, which has a better answer (`kept_layers.measure`). The same
 weights are drawn for a layer whatever the others do. Results go into layer_costs.json of the sweep,
-so that a run which goes on, and another number of kept layers, find them there.
+so that a run which goes on, and another number of kept layers, find them there; under the name of
+the run that linearizes all layers, which says teacher, method, text and seed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from scaling.data.loader import Batch, to_batch, validation_batches
 from scaling.data.prepare import prepare
 from scaling.linearization.objectives import inputs
 from scaling.linearization.teacher import adopt, load_teacher
+from scaling.system.claims import exclusive
 from scaling.system.files import read_json, write_json
 from scaling.training.loss import block_means
 
@@ -58,9 +60,11 @@ def swap_costs(
     path, key = sweep_dir / FILE, f"{config.run_id} {by}"
     known: dict[str, Any] = read_json(path)
     if key not in known:
-        known[key] = {str(n): cost for n, cost in _measure(config, by, with_kept, say).items()}
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, known)
+        found = {str(n): cost for n, cost in _measure(config, by, with_kept, say).items()}
+        with exclusive(path.with_suffix(".lock")):
+            known = read_json(path)  # what others have measured meanwhile stays
+            known.setdefault(key, found)
+            write_json(path, known)
     return {int(layer): cost for layer, cost in known[key].items()}
 
 

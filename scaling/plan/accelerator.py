@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from models.config import ConfigError
 from scaling.config.run import RunConfig
+
+
+def native_precision(kind: str) -> Literal["fp32", "bf16"]:
+    """What `parallel.precision=auto` is on a device of this machine, `cpu` or `cuda`."""
+    import torch
+
+    native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
 
 
 def accelerator(config: RunConfig) -> str:
@@ -25,9 +35,7 @@ def accelerator(config: RunConfig) -> str:
         )
     if devices > found:
         raise ConfigError(f"parallel.devices={devices}: this machine has {found} CUDA devices.")
-    if config.parallel.precision == "bf16" and not torch.cuda.is_bf16_supported(
-        including_emulation=False
-    ):
+    if config.parallel.asked_precision == "bf16" and native_precision("cuda") != "bf16":
         raise ConfigError(
             f"parallel.precision='bf16': {torch.cuda.get_device_name()} cannot compute in bf16; "
             "choose parallel.precision=fp32."

@@ -7,6 +7,8 @@
    asked about: a mode costs the work that it does again (`WORK`), and a micro-batch of few tokens
    leaves a device idle between its kernels (`IDLE_TOKENS`).
 
+3. `precision`: by what the devices compute in (`with_precision`).
+
 One function decides for a plan and for the run itself.
 """
 
@@ -48,6 +50,11 @@ def decide_parallel(run: RunConfig, capacity: float) -> RunConfig:
     shared = _with_activations(_on(run, strategy="fsdp"), capacity)
     fits = memory(whole).total <= USABLE * capacity
     return whole if fits and _time(whole) <= _time(shared) else shared
+
+
+def with_precision(run: RunConfig, native: str) -> RunConfig:
+    """The run in the precision that its devices compute in, `fp32` or `bf16`, where it is open."""
+    return _on(run, native_precision=native) if run.parallel.asked_precision is None else run
 
 
 def with_least_activations(run: RunConfig) -> RunConfig:

@@ -15,7 +15,8 @@
 4. Logits of the loss: two tensors of the plain cross-entropy in the forward pass and three in the
    backward pass where they fit in one chunk, otherwise two of one chunk's (`models.cross_entropy`).
 
-The gradients of the last step are freed between the passes unless they are being accumulated.
+The gradients of the last step are freed between the passes unless they are being accumulated or
+have a place in a CUDA graph.
 
 What a block keeps is counted in tensors of `saved_tensors_hooks` on the eager model. A compiled
 block keeps less, and kernels need some workspace: the estimate is meant to be within 15 %.
@@ -112,7 +113,7 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         devices: None: those of the run. Otherwise as if `fsdp` shared the model out over so many.
     """
     model, parallel = run.model, run.parallel
-    bf16 = parallel.precision == "bf16"
+    bf16 = parallel.bf16
     groups = parameters(model)
     total = sum(groups.values())
     root = groups["embedding"] + groups["head"]
@@ -147,7 +148,8 @@ def memory(run: RunConfig, devices: int | None = None) -> Memory:
         forward = backward = 8.0 * PLAIN_LOGITS
     gradients, held = 4.0 * learning / share, (4.0 * total + 8.0 * learning) / share
     held += 4.0 * teacher_parameters(run)
-    kept_gradients = gradients if ranks * micro < run.data.batch_sequences else 0.0
+    stay = parallel.cuda_graph or ranks * micro < run.data.batch_sequences
+    kept_gradients = gradients if stay else 0.0
     of_root = 4.0 * root / share if learning == total else 0.0
     worst = max(
         held + gradients + activations + forward,

@@ -25,7 +25,7 @@ from models.config import ConfigError, ModelConfig
 from scaling.config.hyper_laws import Law
 from scaling.config.run import RunConfig
 from scaling.plan.costs import flops as training_flops
-from scaling.plan.decide import decide_parallel, with_least_activations
+from scaling.plan.decide import decide_parallel, with_least_activations, with_precision
 from scaling.plan.memory import USABLE, memory
 from scaling.system.devices import GIB, Device, device_for
 
@@ -72,7 +72,7 @@ def devices_needed(run: RunConfig, device: Device, limit: int = 4096) -> int:
     Raises:
         ConfigError: what one device holds of a micro-batch alone does not fit.
     """
-    run = with_least_activations(run)
+    run = with_least_activations(with_precision(run, device.precision))
     devices = max(1, run.parallel.world_size)
     while devices <= limit:
         if memory(run, devices).total <= USABLE * device.memory_of_each(run):
@@ -104,10 +104,11 @@ def place(run: RunConfig, device: Device, nodes: int, per_node: int) -> RunConfi
         micro = math.gcd(share, micro or share)
 
     there = replace(parallel, nodes=used, devices=devices, micro_batch_sequences=micro)
-    result = replace(run, parallel=there)
+    result = with_precision(replace(run, parallel=there), device.precision)
     result = decide_parallel(result, device.memory_of_each(result))
     check_fits(result, device)
-    return result
+    there = replace(result.parallel, native_precision=parallel.native_precision)
+    return replace(result, parallel=there)  # the devices that it begins on may be others
 
 
 def placed(
@@ -130,7 +131,8 @@ def placed(
     own = run.parallel
     needed = devices_needed(run, device) if own.strategy == "auto" else own.world_size
     if needed <= own.world_size:
-        check_fits(decide_parallel(run, device.memory_of_each(run)), device)
+        settled = with_precision(run, device.precision)
+        check_fits(decide_parallel(settled, device.memory_of_each(run)), device)
         return run  # which decides `auto` itself
     share = run.data.batch_sequences * own.sequence
     while share % needed and needed < share:
@@ -308,6 +310,7 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
     Raises:
         ConfigError: it does not fit (see `check_fits`, `devices_needed`).
     """
+    run = with_precision(run, device.precision)
     model, length = run.model, run.data.sequence_length
     groups = parameters(model)
     exact = train_flops_per_token(model, length)["total"]

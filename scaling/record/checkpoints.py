@@ -54,6 +54,7 @@ from scaling.system.ranks import host_group
 
 if TYPE_CHECKING:
     from scaling.system.background import Background
+    from scaling.system.snapshot import Snapshots
 
 
 class Checkpoints:
@@ -95,6 +96,8 @@ class Checkpoints:
         self.points: list[ResumePoint] = manifest.resume
         self._check, self._keeps, self._keep_trunk = check, keeps, keep_trunk
         self._writing: Background | None = None
+        self._snapshots: Snapshots | None = None
+        """Of `save_resume`, which waits until the one before has been written."""
 
     def wait(self) -> None:
         """Return when no checkpoint is being written.
@@ -158,9 +161,11 @@ class Checkpoints:
         trunk = name if on_trunk else self.points[-1].trunk_file
         after = segment + 1 if step == part.last else segment
         point = ResumePoint(segment=after, step=step, file=name, wall=wall, trunk_file=trunk)
-        from scaling.system.background import Background, snapshot
+        from scaling.system.background import Background
+        from scaling.system.snapshot import Snapshots
 
-        copy = snapshot(content)
+        self._snapshots = self._snapshots or Snapshots()
+        copy = self._snapshots.take(content)
         if kind == "dcp":
             self._make_room(name)
 

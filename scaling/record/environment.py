@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.kernels.native import library
 from scaling.config.run import RunConfig
 from scaling.plan.accelerator import accelerator
 from scaling.system.devices import dense_peak
@@ -40,9 +41,11 @@ def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
+        "cpu_kernels": library.describe(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "devices": config.parallel.world_size,
         "strategy": config.parallel.strategy,
+        "precision": "bf16" if config.parallel.bf16 else "fp32",
         "hostname": socket.gethostname(),
         "argv": sys.argv,
         "data": data,
@@ -52,7 +55,7 @@ def environment(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
 
 def peak_flops(config: RunConfig) -> float | None:
     """Dense bf16 peak of all devices of a run; None in fp32, on a CPU, or where it is not known."""
-    if config.parallel.precision != "bf16" or accelerator(config) != "cuda":
+    if not config.parallel.bf16 or accelerator(config) != "cuda":
         return None
     one = dense_peak(torch.cuda.get_device_name())
     return None if one is None else one * config.parallel.world_size

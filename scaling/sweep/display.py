@@ -114,8 +114,9 @@ class SweepDisplay:
     def _line(self) -> str:
         done, left = self._share()
         rows = [run_row(self._sweep_dir / t.run_id) for t in self._tasks if t.state == "running"]
+        losses = [f" loss {nats(row['loss'])}" if nats(row["loss"]) else "" for row in rows]
         running = "; ".join(
-            f"{row['run_id']} {share(row)} loss {nats(row['loss'])}" for row in rows
+            f"{row['run_id']} {share(row)}{loss}" for row, loss in zip(rows, losses, strict=True)
         )
         return f"{done:4.0%} of the sweep, {duration(left) or 'unknown time'} left | {running}"
 

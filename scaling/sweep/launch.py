@@ -35,7 +35,9 @@ from scaling.plan.costs import flops
 from scaling.plan.plan import trained_tokens
 from scaling.record.data_identity import consent
 from scaling.record.head import ENDED, SCHEMA, read_head
+from scaling.record.precision import check_precision
 from scaling.sweep.display import SweepDisplay
+from scaling.sweep.fuse import attempt_together, fused, groups
 from scaling.sweep.pool import RETRY_SECONDS, Pool
 from scaling.sweep.slurm import SlurmOptions, describe, submit
 from scaling.sweep.task import Task, waits_for
@@ -60,6 +62,7 @@ def launch(
     accept_data_change: bool = False,
     in_order: bool = False,
     dry_run: bool = False,
+    fuse: int | None = None,
 ) -> bool:
     """Run a sweep, or what is left of it.
 
@@ -73,6 +76,7 @@ def launch(
         accept_data_change: go on with runs whose data have changed; it is recorded, and leaves
             them out of fits.
         in_order: begin runs in the order of the experiment, not the longest first.
+        fuse: train up to so many runs of one shape at once in this process, on one CUDA device.
         dry_run: with `slurm`, print resources and batch scripts; prepare and submit nothing.
 
     Returns:
@@ -88,15 +92,18 @@ def launch(
         raise ConfigError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: must be at least 1.")
+    if fuse is not None:
+        _check_fuse(fuse, launcher, jobs)
     if in_order and launcher == "slurm":
         raise ConfigError("--in-order with --launcher slurm: a cluster chooses its own order.")
     for arch in dict.fromkeys(config.model.arch for config in experiment.runs):
         show_children(arch)
     tasks: list[Task] = []
-    for config in experiment.runs:
+    for config in experiment.runs if fuse is None else map(fused, experiment.runs):
         task = Task(config=config, flops=_flops(config))
         head = read_head(sweep_dir / task.run_id)
         if head.state in ENDED:
+            check_precision(sweep_dir / task.run_id, config)
             task.state, task.reason = head.state, head.reason
         tasks.append(task)
     left = [task for task in tasks if not task.final]
@@ -129,7 +136,9 @@ def launch(
     with SweepDisplay(sweep_dir, tasks, table=launcher == "local") as display:
         if len(left) < len(tasks):
             display.say(f"{len(tasks) - len(left)} of {len(tasks)} runs have ended before")
-        if left and launcher == "inline":
+        if left and fuse is not None:
+            _together(left, sweep_dir, train, display, fuse)
+        elif left and launcher == "inline":
             _inline(left, sweep_dir, train, display)
         elif left:
             configs = [task.config for task in left]
@@ -245,6 +254,36 @@ def _inline(tasks: list[Task], sweep_dir: Path, train: str, display: SweepDispla
             task.state = outcome.state
             task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason
             display.show_end(task)
+
+
+def _check_fuse(fuse: int, launcher: str, jobs: int | None) -> None:
+    if fuse < 2:
+        raise ConfigError(f"--fuse {fuse}: a number of runs, at least 2.")
+    if launcher != "local" or jobs is not None:
+        given = "--jobs" if jobs is not None else f"--launcher {launcher}"
+        raise ConfigError(f"--fuse with {given}: fused runs train in this process, on one device.")
+
+
+def _together(
+    tasks: list[Task], sweep_dir: Path, train: str, display: SweepDisplay, fuse: int
+) -> None:
+    """Train here, a group of runs of one shape at a time; otherwise as `_inline`."""
+    function = find(train)
+    stop = threading.Event()
+    by_id = {task.run_id: task for task in tasks}
+    with _stopping(stop):
+        for group in groups([task.config for task in tasks], fuse):
+            if stop.is_set():
+                return
+            members = [by_id[config.run_id] for config in group]
+            for task in members:
+                task.state = "running"
+            display.say(f"fused: {', '.join(task.run_id for task in members)}")
+            outcomes = attempt_together(group, sweep_dir, function, stop)
+            for task, outcome in zip(members, outcomes, strict=True):
+                task.state = "elsewhere" if outcome.state == "busy" else outcome.state
+                task.reason = outcome.reason or read_head(sweep_dir / task.run_id).reason
+                display.show_end(task)
 
 
 @contextmanager

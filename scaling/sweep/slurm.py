@@ -34,7 +34,7 @@ from scaling.sweep.slurm_queue import longest, minutes, record_jobs
 from scaling.sweep.slurm_task import SlurmRun
 from scaling.system.claims import holder
 from scaling.system.devices import GIB, device_for
-from scaling.system.words import wall
+from scaling.system.words import counted, wall
 
 SIGNAL_SECONDS = 180
 """How long before the time limit a task is told to save: room for a long step and a checkpoint."""
@@ -230,11 +230,11 @@ def _script(parameters: dict[str, Any], folder: Path, python: str, tasks: int) -
 def describe(array: Submitted) -> str:
     """One line for people."""
     needs = array.resources
-    gpus = f", {needs.gpus_per_node} GPUs" if needs.gpus_per_node else ""
+    gpus = f", {counted(needs.gpus_per_node, 'GPU')}" if needs.gpus_per_node else ""
     name = f"job {array.job_id}" if array.job_id else "would submit"
     text = (
-        f"{name}: {len(array.run_ids)} runs, each on {needs.nodes} node(s) with "
-        f"{needs.cpus_per_task} cores{gpus}, {needs.memory_gib} GiB, at most "
+        f"{name}: {counted(len(array.run_ids), 'run')}, each on {counted(needs.nodes, 'node')} "
+        f"with {counted(needs.cpus_per_task, 'core')}{gpus}, {needs.memory_gib} GiB, at most "
         f"{wall(60 * array.minutes)}"
     )
     if array.planned_minutes > array.minutes:

@@ -9,11 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
 
 class Background:
@@ -71,15 +66,3 @@ def begin(work: Callable[[], None]) -> Future[None]:
 
     threading.Thread(target=run, name="begun", daemon=True).start()
     return end
-
-
-def snapshot(content: Any) -> Any:
-    """Containers of tensors, copied into host memory, so that training may change the originals."""
-
-    def copy(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().to("cpu", copy=True)
-
-    with torch.no_grad():
-        return tree_map(copy, content)

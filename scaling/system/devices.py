@@ -38,6 +38,11 @@ class Device:
     is_host: bool = False
     """The processes of a node share the memory."""
 
+    @property
+    def precision(self) -> str:
+        """What it computes in where a run leaves that open."""
+        return "fp32" if self.is_host else "bf16"
+
     def memory_of_each(self, run: RunConfig) -> float:
         """Bytes of memory for each of the run's processes on a node."""
         return self.memory / run.parallel.devices if self.is_host else self.memory

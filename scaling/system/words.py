@@ -50,3 +50,8 @@ def percent(value: float | None) -> str:
 def nats(loss: float | None) -> str:
     """A loss with four digits; empty where there is none."""
     return "" if loss is None else f"{loss:.4f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -4,11 +4,16 @@ The callbacks run in this order. `Clock` goes first: it adds the step to the `Jo
 which the others read.
 
 1. `Clock`            step, mean loss over micro-batches and ranks, request to stop
+                      (`scaling.training.clock`)
 2. `DivergenceGuard`  stop, skip or rewind where the run diverges (`scaling.training.guard`)
 3. `Norms`            of gradients and parameters by group (`scaling.training.norms`)
 4. `Recorder`         metrics.jsonl, status.json with its heartbeat, log.txt
 5. `TokenCheckpoint`  resume checkpoints by time or tokens, and at once when asked to stop
+                      (`scaling.training.saving`)
 6. `Progress`         a progress bar with the time left
+
+Losses and gradient norms are read one step later, so that a device need not be waited for; those
+of a step that is recorded or saved, and all before it, are read at that step.
 
 Only rank 0 writes. What is written to metrics.jsonl depends on the step alone, never on the clock
 or on where a run was interrupted (`wall` and the speeds apart).
@@ -23,17 +28,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from scaling.config.run import RunConfig
 from scaling.config.schedule import Segment
 from scaling.data.loader import Loader
-from scaling.record.checkpoints import Checkpoints
 from scaling.record.early import asked_to_stop
 from scaling.record.environment import memory_peak
 from scaling.record.record import RunRecord
 from scaling.system.claims import StopEvent
-from scaling.system.ranks import agree
 from scaling.system.words import duration
 from scaling.training.module import TrainingModule
 from scaling.training.objective import objective_of
@@ -42,8 +44,17 @@ STATUS_SECONDS = 2.0
 """Between two heartbeats in status.json."""
 LOG_SECONDS = 10.0
 """Between two lines of log.txt."""
-CHECKPOINT_SECONDS = 60.0
-"""Between two resume checkpoints when `budget.checkpoint_every_tokens` is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is known of a step once the device has done it."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    rate: float
+    """Its learning rate."""
 
 
 @dataclass(kw_only=True)
@@ -65,14 +76,22 @@ class Journal:
     """Seconds trained over all segments and sessions, at the start of this session's segment."""
     losses: deque[float] = field(default_factory=deque)
     """Losses of the last steps along the path, enough for a record and for a milestone."""
+    fresh: list[Reading] = field(default_factory=list)
+    """Steps whose losses have been read at this step, the last ones of `losses`; none if the step
+    before has been read by then and this one is read later."""
     grad_norm: float = 0.0
+    """Of the last step that has been read."""
     norms: dict[str, float] = field(default_factory=dict)
     """Of gradients and parameters by group, at a recorded step."""
     rate: float = 0.0
-    """Learning rate of the last step."""
+    """Learning rate of the last step that has been read."""
     stop_event: StopEvent | None = None
     stopping: bool = False
     """Whether a stop was asked for."""
+    save_at: float = math.inf
+    """Clock at which a checkpoint is due that goes by time."""
+    saving: bool = False
+    """Whether one is."""
     early: str = ""
     """Why the run is to stop for good (`scaling.record.early`); known to rank 0 alone."""
     diverged: str = ""
@@ -130,6 +149,12 @@ class Journal:
         """Whether step `step` of the segment has a line in metrics.jsonl."""
         return step % self.record_every == 0 or step == self.segment.last
 
+    def is_read_at_once(self, step: int) -> bool:
+        """Whether the values of step `step` are needed at that step; all ranks agree on it."""
+        budget = self.config.budget
+        saved = self.config.passes(step, budget.checkpoint_every_tokens) or self.config.keeps(step)
+        return self.stopping or self.saving or saved or self.is_recorded(step)
+
     @property
     def kept_losses(self) -> int:
         """How many losses are kept: 5 % of the run, at least 8 and one record's worth."""
@@ -137,12 +162,21 @@ class Journal:
         window = divergence.window + 1 if divergence.policy == "rewind" else 0
         return max(8, math.ceil(0.05 * self.config.steps), self.record_every, window)
 
-    def add(self, loss: float) -> None:
-        """Count one optimizer step."""
-        self.step += 1
-        self.losses.append(loss)
+    def add(self, reading: Reading) -> None:
+        """Take what has been read of a step."""
+        self.fresh.append(reading)
+        self.grad_norm, self.rate = reading.grad_norm, reading.rate
+        self.losses.append(reading.loss)
         while len(self.losses) > self.kept_losses:
             self.losses.popleft()
+
+    def back_to(self, reading: Reading) -> None:
+        """End with a step that was read just now: those after it are as if they had not been."""
+        for later in self.fresh[self.fresh.index(reading) + 1 :]:
+            assert later.step > reading.step
+            self.losses.pop()
+        self.step = reading.step
+        self.grad_norm, self.rate = reading.grad_norm, reading.rate
 
     def mean_loss(self, steps: int) -> float | None:
         """Mean training loss of the last steps, without skipped ones; None if all were."""
@@ -164,7 +198,7 @@ class Journal:
         """Start a segment, or go on with it."""
         self.skipped, self.rewinding = skipped, ""
         self.index, self.step, self.wall = index, step, wall
-        self.losses = deque(losses)
+        self.losses, self.fresh = deque(losses), []
         self.started = time.perf_counter()
 
 
@@ -189,29 +223,6 @@ class StepCallback(pl.Callback):
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """After the optimizer step."""
         raise NotImplementedError
-
-
-class Clock(StepCallback):
-    """Counts steps and agrees with the other ranks on the loss and on stopping."""
-
-    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        journal = self.journal
-        asked = journal.stop_event is not None and journal.stop_event.is_set()
-        asked = asked or bool(journal.early)
-        loss = module.loss_sum / trainer.accumulate_grad_batches
-        stop = float(asked or trainer.received_sigterm)
-        if trainer.world_size > 1:
-            both = torch.stack([loss, loss.new_tensor(stop)])
-            both = trainer.strategy.reduce(both, reduce_op="sum")
-            assert isinstance(both, torch.Tensor)
-            loss, stop = both[0] / trainer.world_size, both[1].item()
-        journal.rate = module.rate
-        journal.grad_norm = float(module.grad_norm)
-        journal.add(float(loss))
-        module.step = journal.step
-        module.loss_sum.zero_()
-        if stop:
-            journal.stopping = trainer.should_stop = True
 
 
 class Recorder(StepCallback):
@@ -314,66 +325,9 @@ def _waited(trainer: pl.Trainer) -> float:
     return loader.waited
 
 
-class TokenCheckpoint(StepCallback):
-    """Saves resume checkpoints between the ends of segments, which `scaling.training.session`
-    saves."""
-
-    def __init__(self, journal: Journal, record: RunRecord, checkpoints: Checkpoints) -> None:
-        super().__init__(journal)
-        self._record, self._checkpoints = record, checkpoints
-        self._due = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._due = time.perf_counter() + CHECKPOINT_SECONDS
-
-    def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        journal = self.journal
-        if journal.halted or journal.step == journal.segment.last:
-            return
-        if not (trainer.is_global_zero or module.sharded):
-            return
-        # A rewind goes back to a checkpoint, so that it may not depend on when a run was stopped.
-        rewinds = journal.config.divergence.policy == "rewind"
-        due = self._is_due() or (journal.stopping and not rewinds)
-        if module.sharded and journal.config.budget.checkpoint_every_tokens is None:
-            due = agree(due)  # clocks differ
-        if due:
-            save(journal, self._record, self._checkpoints, module, trainer.optimizers[0])
-            self._due = time.perf_counter() + CHECKPOINT_SECONDS
-
-    def _is_due(self) -> bool:
-        config, step = self.journal.config, self.journal.step
-        if config.keeps(step) and not self.journal.segment.is_branch:
-            return True
-        every = config.budget.checkpoint_every_tokens
-        return time.perf_counter() >= self._due if every is None else config.passes(step, every)
-
-
-def save(
-    journal: Journal,
-    record: RunRecord,
-    checkpoints: Checkpoints,
-    module: TrainingModule,
-    optimizer: torch.optim.Optimizer | None,
-) -> None:
-    """Write a resume checkpoint of the current step.
-
-    All ranks of a sharded model must call it; otherwise rank 0 does.
-    """
-    record.sync_metrics()
-    losses = torch.tensor(list(journal.losses), dtype=torch.float64)
-    content = module.state(optimizer) | {
-        "config": record.config.to_json(),
-        "segment": journal.segment.name,
-        "losses": losses,
-        "skipped": journal.skipped,
-    }
-    checkpoints.save_resume(journal.index, journal.step, journal.wall_now, content)
-
-
 def describe(journal: Journal, speed: float | None) -> str:
     """One dense line for log.txt."""
-    loss = journal.losses[-1]
+    loss = journal.losses[-1] if journal.losses else math.nan
     bpb = journal.training_bpb(loss)
     bits = "" if bpb is None else f" ({bpb:.4f} bpb)"
     parts = [

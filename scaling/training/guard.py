@@ -31,7 +31,7 @@ import lightning.pytorch as pl
 from linscale.json_reader import Fields
 from scaling.config.parts import DivergenceConfig
 from scaling.record.record import RunRecord
-from scaling.training.callbacks import Journal, StepCallback
+from scaling.training.callbacks import Journal, Reading, StepCallback
 from scaling.training.module import TrainingModule
 
 
@@ -51,39 +51,50 @@ class Rewind:
 
 
 class DivergenceGuard(StepCallback):
-    """Looks at loss and gradient norm after every step.
+    """Looks at loss and gradient norm of every step, once they have been read.
 
-    It comes before `Recorder` and `TokenCheckpoint`, so what is on disk is from before.
+    That may be a step later, which is then as if it had not been made. It comes before `Recorder`
+    and `TokenCheckpoint`, so what is on disk is from before.
     """
 
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        journal = self.journal
+        for number, reading in enumerate(journal.fresh, start=1):
+            losses = list(journal.losses)
+            self._judge(reading, losses[: len(losses) - len(journal.fresh) + number])
+            if journal.halted:
+                journal.back_to(reading)
+                trainer.should_stop = True
+                return
+
+    def _judge(self, reading: Reading, losses: list[float]) -> None:
+        """Say in the journal if a step ends the run or sends it back; `losses` end with its own."""
         journal, config = self.journal, self.journal.config.divergence
-        problem = not_finite(journal)
-        if config.policy == "skip" and not math.isfinite(journal.grad_norm):
+        problem = not_finite(reading)
+        if config.policy == "skip" and not math.isfinite(reading.grad_norm):
             journal.skipped += 1
             if journal.skipped <= config.limit:
                 return
             problem += f"; {config.limit} updates were skipped before (divergence.limit)"
         if config.policy == "rewind":
-            problem = problem or spike(list(journal.losses), config)
+            problem = problem or spike(losses, config)
             if problem and journal.rewinds < config.limit:
                 journal.rewinding = problem
-                trainer.should_stop = True
                 return
             if problem:
                 problem += f"; the run was rewound {config.limit} times before (divergence.limit)"
         if problem:
+            tokens = reading.step * journal.config.tokens_per_step
             journal.diverged = (
-                f"{problem} at step {journal.step} of segment {journal.segment.name} "
-                f"({journal.tokens} tokens, learning rate {journal.rate:.3g}); a lower optim.lr, a "
+                f"{problem} at step {reading.step} of segment {journal.segment.name} "
+                f"({tokens} tokens, learning rate {reading.rate:.3g}); a lower optim.lr, a "
                 "longer schedule.warmup_tokens or gradient clipping usually helps"
             )
-            trainer.should_stop = True
 
 
-def not_finite(journal: Journal) -> str:
+def not_finite(reading: Reading) -> str:
     """Which of loss and gradient norm is no number; empty if both are."""
-    for what, value in (("loss", journal.losses[-1]), ("gradient norm", journal.grad_norm)):
+    for what, value in (("loss", reading.loss), ("gradient norm", reading.grad_norm)):
         if not math.isfinite(value):
             return f"the {what} became {value}"
     return ""

@@ -24,9 +24,10 @@ from scaling.data.loader import Batch
 from scaling.record.checkpoints import Checkpoints
 from scaling.record.record import RunRecord
 from scaling.training import fsdp
-from scaling.training.callbacks import Journal, StepCallback, save
+from scaling.training.callbacks import Journal, StepCallback
 from scaling.training.loss import block_means
 from scaling.training.module import TrainingModule
+from scaling.training.saving import save
 
 
 class SegmentEnd(StepCallback):

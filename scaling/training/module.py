@@ -10,7 +10,8 @@
 
    which makes them those of the whole batch at once, however it was split.
 2. Before each optimizer step the learning rate is set from `scaling.config.schedule` and gradients
-   are clipped by their global norm, which is kept for the record.
+   are clipped by their global norm, which is kept for the record. With `parallel.cuda_graph` a step
+   is one function (`scaling.training.captured`), which Lightning calls as its optimizer step.
 3. `state` and `restore` move everything that training depends on to and from plain containers.
 
 Nothing goes through Lightning's logger: `scaling.training.callbacks.Recorder` reads `loss_sum` and
@@ -19,6 +20,7 @@ Nothing goes through Lightning's logger: `scaling.training.callbacks.Recorder` r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,9 +37,10 @@ from scaling.plan.accelerator import accelerator
 from scaling.record import sharded_state
 from scaling.system.randomness import random_state, seed_all, set_random_state
 from scaling.training import fsdp
+from scaling.training.captured import CapturedStep
 from scaling.training.loss import count_targets
 from scaling.training.objective import Objective, objective_of
-from scaling.training.optim import adamw, set_rate
+from scaling.training.optim import adamw, plain_state, set_rate
 from scaling.training.parallel import accumulation
 
 
@@ -65,6 +68,10 @@ class TrainingModule(pl.LightningModule):
         self._unequal = config.data.masked and accumulation(config) * config.parallel.world_size > 1
         self._counted: list[Tensor] = []
         """Of the micro-batches of the step under way, the share of the targets that count."""
+        self.captured: CapturedStep | None = None
+        """The step as a whole, where `parallel.cuda_graph` asks for it."""
+        self.shows_gradients = False
+        """Whether somebody looks at the gradients of the step under way before they are clipped."""
 
     @property
     def teacher(self) -> LanguageModel | None:
@@ -91,10 +98,17 @@ class TrainingModule(pl.LightningModule):
         if step in changes(self.config):
             self.optimizer_state = None  # other parameters learn from here on
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of a micro-batch, a scalar: of the next token, in nats, by default."""
-        share = self._count(batch) if self._unequal and self.objective.of_text else None
+        if self.captured is not None:
+            self.captured.take(batch)
+            return None
         self.objective.before_batch(self.net, self.step)
+        return self.loss_of(batch)
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Loss of a micro-batch, a scalar, which is also added to that of the step."""
+        share = self._count(batch) if self._unequal and self.objective.of_text else None
         loss = self.objective.loss(self.net, batch, share=share, teacher=self.teacher)
         self.loss_sum += loss.detach()
         return loss
@@ -125,31 +139,91 @@ class TrainingModule(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
         self.loss_sum = torch.zeros((), device=self.device)
+        if self.config.parallel.cuda_graph:
+            self.captured = CapturedStep(
+                self,
+                self.trainer.optimizers[0],
+                accumulation(self.config),
+                self.trainer.precision_plugin.forward_context,
+            )
+
+    def on_train_end(self) -> None:
+        if self.captured is not None:
+            self.captured = None
+            self.net.zero_grad(set_to_none=True)
 
     def on_after_backward(self) -> None:
         """After the last micro-batch of a step, weigh all targets of the global batch alike."""
-        if len(self._counted) < self.trainer.accumulate_grad_batches:
+        if len(self._counted) == self.trainer.accumulate_grad_batches:
+            self.weigh()
+
+    def weigh(self) -> None:
+        """Divide gradients and loss by the share of the targets of the step that count."""
+        if not self._counted:
             return
         mine = torch.stack(self._counted).mean()
         share = self.trainer.strategy.reduce(mine, reduce_op="mean")
+        assert isinstance(share, Tensor)
         self._counted = []
-        if not share:
-            return  # loss and gradients are 0
+        share = torch.where(share == 0, 1.0, share)  # then loss and gradients are 0
         for parameter in self.net.parameters():
             if parameter.grad is not None:
-                parameter.grad /= float(share)
+                parameter.grad /= share
         self.loss_sum /= share
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Lightning's, unless the step is one function: then all of it, after the last batch."""
+        if self.captured is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        assert optimizer_closure is not None
+        optimizer_closure()  # takes the batch
+        self.captured.run(self._show if self.shows_gradients else None)
+
+    def _show(self) -> None:
+        """Let callbacks see the gradients, as Lightning does before its own step."""
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            callback.on_before_optimizer_step(self.trainer, self, self.trainer.optimizers[0])
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Lightning's, unless the step is one function, which sets its gradients to 0 itself."""
+        if self.captured is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, keep their norm, and set the rate of the step."""
+        self.grad_norm = self.clip(optimizer)
+        self.set_rate(optimizer)
+
+    def set_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set the rate of the step after `step`."""
+        set_rate(optimizer, self.rate)
+
+    def clip(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip the gradients; returns their global norm before that, a scalar.
+
+        Where a step that is no number is skipped, the optimizer is told so, without the host's
+        knowing.
+        """
         limit = self.objective.optim.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(
             self.net.parameters(), float("inf") if limit is None else limit
         )
-        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if self.config.divergence.policy == "skip" and not self.grad_norm.isfinite():
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.config.divergence.policy != "skip":
+            return whole
+        if not isinstance(norm, DTensor):
+            # What the fused kernel knows from scaled gradients: nothing is done where it is 1.
+            setattr(optimizer, "found_inf", whole.isfinite().logical_not().float())  # noqa: B010
+        elif not whole.isfinite():
             optimizer.zero_grad(set_to_none=True)  # the step that follows has nothing to do
-        set_rate(optimizer, self.rate)
+        return whole
 
     def state(self, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """Weights, optimizer and random states, as plain containers of tensors.
@@ -163,7 +237,7 @@ class TrainingModule(pl.LightningModule):
         content = {"step": self.step, "random": random_state()}
         if self.sharded:
             return content | sharded_state.collect(self.net, optimizer)
-        state = None if optimizer is None else optimizer.state_dict()
+        state = None if optimizer is None else plain_state(optimizer)
         return content | {"model": self.net.state_dict(), "optimizer": state}
 
     def weights(self) -> dict[str, Any]:
@@ -204,6 +278,6 @@ def build_model(config: RunConfig) -> LanguageModel:
             block.compile()  # in place: parameter names stay as they are
     if sharded:
         mesh = fsdp.device_mesh(parallel, accelerator(config))
-        fsdp.shard(net, mesh, bf16=parallel.precision == "bf16")
+        fsdp.shard(net, mesh, bf16=parallel.bf16)
         fsdp.init_weights(net)
     return net

@@ -15,6 +15,7 @@ a group with no others is left out.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -31,11 +32,17 @@ LINES = 5
 class Norms(StepCallback):
     """Leaves the norms of a step in the journal; comes before `Recorder`."""
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.journal.norms = {}
+        pl_module.shows_gradients = self._is_due(trainer, pl_module, self.journal.step + 1)
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        self.journal.norms = {}
         if self._is_due(trainer, pl_module, self.journal.step + 1):
             grads = {
                 group: norm(p.grad for p in members if p.grad is not None)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import width
 from models.language_model import LanguageModel
@@ -59,6 +59,34 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step."""
+    """Set the learning rate of the next step.
+
+    On a CUDA device it is rounded to float32, which is what a captured step can hold, so that steps
+    are the same captured or not.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
+        own = rate * group.get(RATE_FACTOR, 1.0)
+        if group["params"] and group["params"][0].is_cuda:
+            own = torch.tensor(own, dtype=torch.float32).item()
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
+
+
+def make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Let the learning rates be tensors, and the optimizer one that a CUDA graph can hold."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device if group["params"] else torch.device("cpu")
+        # The kernels read float32 on a CUDA device, and any number on a CPU.
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=device)
+        group["capturable"] = device.type == "cuda"
+
+
+def plain_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`state_dict` as if no graph held the optimizer: checkpoints do not tell."""
+    state = optimizer.state_dict()
+    plain = {"capturable": False}
+    groups = [g | plain | {"lr": float(g["lr"])} for g in state["param_groups"]]
+    return state | {"param_groups": groups}

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from linscale.code_search import child_environment, python_command
 from linscale.errors import LinscaleError
 from scaling.config.run import RunConfig
-from scaling.plan.accelerator import accelerator
-from scaling.plan.decide import decide_parallel
+from scaling.plan.accelerator import accelerator, native_precision
+from scaling.plan.decide import decide_parallel, with_precision
 from scaling.system.claims import ClaimLost, hand_on
 from scaling.system.devices import host_memory, reproducible_cuda
 from scaling.system.orphans import die_with_parent
@@ -45,6 +45,8 @@ _EXPECTED_WARNINGS = (
     ".*have no `validation_step`",
     # On a login node of a SLURM cluster.
     ".*The `srun` command is available on your system but is not used",
+    # Of a step that is one function (scaling.training.captured).
+    ".*`training_step` returned `None`",
     # Lightning's own use of PyTorch.
     ".*isinstance.treespec, LeafSpec.* is deprecated",
     # The loss is a view of the loss by token; nothing changes it in place.
@@ -61,16 +63,29 @@ RANK_MODULE = "scaling.training.train"
 """What a rank process runs."""
 
 
-def decide(config: RunConfig) -> RunConfig:
-    """Decide what is `auto` by the memory of these devices; all ranks must ask."""
+def decide(config: RunConfig, begun_in: str | None = None) -> RunConfig:
+    """Decide what is `auto` by these devices and their memory; all ranks must ask.
+
+    Args:
+        config: the run.
+        begun_in: precision of its earlier sessions (`scaling.record.precision`), if any.
+    """
+    kind = accelerator(config)
+    if config.parallel.asked_precision is None:
+        config = with_precision(config, agree(begun_in or native_precision(kind)))
+        accelerator(config)  # another machine began it: can this one?
     if "auto" not in (config.parallel.strategy, config.parallel.activation_checkpointing):
         return config
     import torch
 
-    if accelerator(config) == "cuda":
+    from scaling.training.together import current
+
+    if kind == "cuda":
         capacity = float(torch.cuda.get_device_properties(0).total_memory)
     else:
         capacity = host_memory() / config.parallel.devices
+    if (others := current()) is not None:
+        capacity /= others.members
     return decide_parallel(config, agree(capacity))
 
 
@@ -106,7 +121,7 @@ def make_trainer(config: RunConfig, steps: int, callbacks: list[pl.Callback]) ->
         strategy=strategy,
         # Named, so that a cluster's variables never change how a run starts or handles signals.
         plugins=[TorchElasticEnvironment() if is_rank() else LightningEnvironment()],
-        precision="bf16-mixed" if config.parallel.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if config.parallel.bf16 else "32-true",
         max_steps=steps,
         accumulate_grad_batches=accumulation(config),
         callbacks=callbacks,

@@ -40,8 +40,9 @@ class Progress(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         journal = self.journal
+        loss = f"{journal.losses[-1]:.4f}" if journal.losses else "?"
         self._bar.update(
             self._task,
             completed=journal.trained_tokens,
-            note=f"{journal.segment.name} {journal.tokens:,} tokens, loss {journal.losses[-1]:.4f}",
+            note=f"{journal.segment.name} {journal.tokens:,} tokens, loss {loss}",
         )

@@ -32,6 +32,7 @@ from scaling.record.checkpoints import Checkpoints
 from scaling.record.data_identity import check_data
 from scaling.record.environment import environment, memory_peak, peak_flops, reset_memory_peak
 from scaling.record.load_model import refuse_misfit
+from scaling.record.precision import begun_in, check_precision
 from scaling.record.record import ORIGIN, RunRecord, State
 from scaling.record.trunk import adopt
 from scaling.system import ranks
@@ -39,13 +40,8 @@ from scaling.system.background import begin
 from scaling.system.claims import StopEvent, watch
 from scaling.system.randomness import isolated_random
 from scaling.training import parallel
-from scaling.training.callbacks import (
-    Clock,
-    Journal,
-    Recorder,
-    TokenCheckpoint,
-    save,
-)
+from scaling.training.callbacks import Journal, Recorder
+from scaling.training.clock import Clock
 from scaling.training.follower import attach
 from scaling.training.guard import DivergenceGuard, find_rewinds, write_rewind
 from scaling.training.milestones import SegmentEnd
@@ -54,6 +50,7 @@ from scaling.training.norms import Norms
 from scaling.training.objective import objective_of
 from scaling.training.profiling import Profiler
 from scaling.training.progress import Progress
+from scaling.training.saving import TokenCheckpoint, save
 
 log = logging.getLogger("linscale")
 
@@ -68,7 +65,8 @@ def run_session(
     `scaling.training.train.train`."""
     with parallel.process_settings(config), isolated_random(config.seed):
         parallel.start_process_group(config)
-        config = parallel.decide(config)
+        check_precision(record.path, config)
+        config = parallel.decide(config, begun_in(record.path))
         reset_memory_peak(config)
         listeners = attach(record) if ranks.rank() == 0 else nullcontext()
         with listeners, parallel.sequences_split(config):
@@ -110,7 +108,11 @@ class _Session:
             changed = check_data(record, found, step)
             if not self._checkpoints.points and (told := adopt(record, self._checkpoints, found)):
                 record.log(told)
-            record.write_environment(environment(config, found), changed)
+            facts = environment(config, found)
+            record.write_environment(facts, changed)
+            kernels = str(facts["cpu_kernels"])
+            if facts["device"] == "cpu" and kernels.startswith("torch (no"):
+                record.log(f"kernels several times slower than compiled ones: {kernels}")
             if config.data.tokenizer_in_file:
                 record.write_tokenizer(self._prepared.tokenizer())
             self._reading = begin(self._prepared.verify_changed)

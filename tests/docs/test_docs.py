@@ -15,6 +15,8 @@ from typing import Any, cast
 import pytest
 import typer
 
+from analysis.io.sweep_files import find_sweep
+from linscale.shipped import experiment_file
 from scaling.cli.main import app
 from scaling.config.run import dotted_names
 
@@ -78,6 +80,27 @@ def test_shown_command_can_be_given(command: str) -> None:
     for path in arguments[1:]:
         if path.startswith("experiments/"):
             assert (ROOT / path).exists(), path
+
+
+def test_files_of_commands_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an installation has: experiments and kept sweeps, by the paths that the pages print."""
+    lines = [str(cast("Any", p).values[0]) for p in [*COMMANDS, *shown()]]
+    named = {
+        word
+        for line in lines
+        if re.search(r"(^|; )linscale ", line)
+        for word in shlex.split(line)
+        if re.fullmatch(r"experiments/\w+\.py|experiments/results/[\w-]+\.zip", word)
+    }
+    assert len(named) > 10
+    monkeypatch.chdir(tmp_path)
+    for word in named:
+        found = find_sweep(word) if word.endswith(".zip") else experiment_file(Path(word))
+        assert found is not None, word
+        assert found.is_file(), word
+        assert found.is_absolute(), word
 
 
 @pytest.fixture(scope="module")

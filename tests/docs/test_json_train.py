@@ -42,4 +42,5 @@ def test_documents_of_reports(tmp_path: Path) -> None:
     loop = RESULTS / "linearize_loop.zip"
     check("linscale linearize-report", call("linearize-report", loop, "-o", tmp_path / "l"))
     check("linscale inference", call("inference", sweep, "--bootstrap", 10))
+    check("linscale clocks", call("clocks", sweep, "--bootstrap", 10))
     check("linscale plan --refine", call("plan", "small_ladder", "--refine", sweep))

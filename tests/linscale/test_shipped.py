@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_experiments_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert experiment_file(Path("quickstart")) == ROOT / "experiments" / "quickstart.py"
+    assert experiment_file(Path("experiments/isoflop.py")) == ROOT / "experiments" / "isoflop.py"
+    assert experiment_file(Path("experiments/mine.py")) == Path("experiments/mine.py")
     assert experiment_file(Path("mine.py")) == Path("mine.py")  # whose absence is said elsewhere
     with pytest.raises(LinscaleError, match="did you mean quickstart"):
         experiment_file(Path("quikstart"))
@@ -68,6 +70,11 @@ def test_a_wheel_has_them(tmp_path: Path) -> None:
         "CHOSEN = ['quickstart', 'paper_ladder', 'supra']  # the last imports one beside it\n"
         "assert {*CHOSEN} <= {*names()}\n"
         "print(records('quickstart'), len(load_sweep(records('quickstart')).points))\n"
+        "from analysis.io.sweep_files import find_sweep, report_folder\n"
+        "shown = Path('experiments/results/quickstart.zip')\n"
+        "assert find_sweep(shown) == records('quickstart')\n"
+        "assert report_folder(shown) == Path('quickstart-report')  # not among the packages\n"
+        "assert experiment_file(Path('experiments/supra.py')) == experiment_file(Path('supra'))\n"
         "print({n: len(load_experiment(experiment_file(Path(n)), []).runs) for n in CHOSEN})\n"
     )
     done = subprocess.run(

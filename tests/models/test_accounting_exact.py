@@ -14,6 +14,7 @@ from models.architectures.supra import Supra
 from models.config import ARCHS, ASPECT_SHAPES, PAPER_SIZES, Arch, paper_config, toy_config
 from models.kernels.delta.reference import recurrent_delta
 from models.kernels.lrpe import lrpe
+from models.kernels.native import library
 from models.kernels.reference import recurrent_reference
 from models.language_model import LanguageModel, build
 from models.layers import LayerState, Span
@@ -179,6 +180,7 @@ def token_by_token(
 @pytest.fixture
 def reference_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the definitions in the place of the kernels."""
+    monkeypatch.setenv(library.VARIABLE, "torch")
     monkeypatch.setattr(position_layers, "linear_attention", one_pole_filter)
     monkeypatch.setattr(lolcats.HybridAttention, "attend", token_by_token)
     for module in (tnl, supra, gla, mamba2):

@@ -1,4 +1,5 @@
-"""`make gpu-check`: which tests come first, which are done, and how slope gradients are judged."""
+"""`make gpu-check`: at which shapes, which tests come first, which are done, and how gradients of
+slopes are judged."""
 
 from __future__ import annotations
 
@@ -10,6 +11,19 @@ FIRST = (
     "bfloat16", "128, 128", "rows", "None", "mild", "loss_and_gradients", "cuda_graph", "compiles",
 )  # fmt: skip
 """What makes a test worth running early, the most telling first: what models run with."""
+
+
+SHAPES = [
+    # batch, tokens, heads, key_dim, value_dim
+    (2, 63, 2, 16, 16),
+    (1, 200, 3, 60, 36),
+    (2, 1000, 4, 64, 64),
+    (1, 513, 4, 128, 128),
+    (1, 300, 2, 128, 64),
+    (1, 257, 2, 256, 256),
+]
+"""That every family's kernels are checked at on a GPU: a tile, masked and unequal head dimensions,
+and the largest."""
 
 
 def slope_error(found: Tensor, terms: Tensor) -> float:

@@ -7,6 +7,9 @@ with a fixed decay per head (TNL), a data-dependent one per channel with k = 1 -
 state S of every layer, whose size does not depend on the tokens seen.
 
 Rows may be padded on either side: a masked token leaves the state as it is and has no position.
+
+One file, though it has several parts: it is copied beside every exported model, whose reader opens
+it to see what the weights mean, and transformers loads a model's code by the name of one file.
 """
 
 from __future__ import annotations

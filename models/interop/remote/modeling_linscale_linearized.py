@@ -9,6 +9,8 @@ keep it. The cache of a linear layer does not grow: the state S, or the keys and
 windows and the sums over all keys before.
 
 Rows may be padded on either side: a masked token changes no state and has no position.
+
+One file, as `modeling_linscale` is, because both are copied beside exported models.
 """
 
 from __future__ import annotations

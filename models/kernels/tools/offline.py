@@ -5,8 +5,9 @@
        exactly what is launched, any package's kernels included.
     2. `compile_launch` compiles one launch for a target with Triton's own back end, as a GPU's
        first call would (pointers and divisible integers marked as such).
-    3. The evidence is read off what comes out: registers and stack (spills) of the binary, shared
-       memory, tensor-core instructions of the assembly it is made from.
+    3. The evidence is read off what comes out: registers, stack (spills), instructions and barriers
+       of the binary, shared memory, tensor-core instructions of the assembly it is made from; and
+       how many blocks of it a device holds (`tools.occupancy`).
 
 Needs no GPU and no CUDA toolkit: Triton's wheel ships ptxas and cuobjdump. Not available in the
 interpreter (TRITON_INTERPRET=1).
@@ -31,6 +32,8 @@ from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
 
+from models.kernels.tools.occupancy import resident, waves
+
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -46,6 +49,8 @@ TENSOR_CORE = {
     "mfma": r"\bv_mfma_",
 }
 """Tensor-core instructions in PTX, and in AMD's assembly."""
+SASS = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
+"""An instruction in cuobjdump's listing, behind its predicate."""
 TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -95,6 +100,14 @@ class Evidence:
     """Bytes of stack a thread (CUDA) or spilled vector registers (AMD); 0 when all fits."""
     shared: int
     """Bytes of shared memory a program."""
+    instructions: int
+    """Instructions of the binary, loops counted once, without padding."""
+    barriers: int
+    """Of them, those at which the warps of a block wait for each other."""
+    resident: int
+    """Blocks that a multiprocessor holds at once."""
+    waves: float
+    """How often the launch's blocks fill the device."""
     tensor_core: dict[str, int] = field(default_factory=dict)
     """Tensor-core instructions by kind, of `TENSOR_CORE`."""
 
@@ -186,21 +199,34 @@ def compile_launch(launch: Launch, arch: str) -> Evidence:
         text = compiled.asm["amdgcn"]
         registers = int(re.findall(r"\.vgpr_count:\s*(\d+)", text)[0])
         spilled = int(re.findall(r"\.vgpr_spill_count:\s*(\d+)", text)[0])
+        machine = re.findall(r"^\t([a-z]+_\w+)", text, re.M)
+        barriers = sum(name.startswith("s_barrier") for name in machine)
     else:
         text = compiled.asm["ptx"]
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
             binary.write(compiled.asm["cubin"])
             binary.flush()
-            usage = subprocess.run(
-                [tool, "-res-usage", binary.name], capture_output=True, text=True, check=True
-            ).stdout
+            usage, code = (
+                subprocess.run(
+                    [tool, what, binary.name], capture_output=True, text=True, check=True
+                ).stdout
+                for what in ("-res-usage", "-sass")
+            )
+        machine = [name for name in re.findall(SASS, code, re.M) if name != "NOP"]
+        barriers = sum(name.startswith("BAR.") for name in machine)
         registers = int(re.findall(r"REG:(\d+)", usage)[0])
         spilled = int(re.findall(r"STACK:(\d+)", usage)[0])
     counts = {kind: len(re.findall(pattern, text)) for kind, pattern in TENSOR_CORE.items()}
+    shared = compiled.metadata.shared
+    held = resident(arch, registers, shared, launch.options["num_warps"])
     return Evidence(
         registers=registers,
         spilled=spilled,
-        shared=compiled.metadata.shared,
+        shared=shared,
+        instructions=len(machine),
+        barriers=barriers,
+        resident=held,
+        waves=waves(arch, launch.programs, held),
         tensor_core={kind: n for kind, n in counts.items() if n},
     )

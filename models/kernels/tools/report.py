@@ -2,8 +2,9 @@
 
     1. Each operation runs forward and backward on tensors without memory; its launches are
        recorded (`tools.offline`).
-    2. Each launch is compiled for each target: registers, spills, shared memory, tensor-core
-       instructions.
+    2. Each launch is compiled for each target: registers, spills, shared memory, instructions,
+       barriers, tensor-core instructions; and how many blocks it has, how many a multiprocessor
+       holds, and how often they fill the device (waves).
     3. Bytes: every tensor argument of a launch once, a token and head, beside the operation's
        floor, which is every input, output and gradient once. That is what crosses memory when the
        programs of one head share their reads in L2: a lower bound, the same for everyone.
@@ -54,6 +55,11 @@ class Row:
     registers: int
     spilled: int
     shared: int
+    instructions: int
+    barriers: int
+    blocks: int
+    resident: int
+    waves: float
     tensor_core: str
     moved: float
 
@@ -208,6 +214,11 @@ def rows(operation: Operation, target: str) -> Iterator[Row]:
             registers=evidence.registers,
             spilled=evidence.spilled,
             shared=evidence.shared,
+            instructions=evidence.instructions,
+            barriers=evidence.barriers,
+            blocks=launch.programs,
+            resident=evidence.resident,
+            waves=evidence.waves,
             tensor_core=" ".join(f"{n} {kind}" for kind, n in counts) or "none",
             moved=launch.moved / (TOKENS * HEADS),
         )
@@ -226,7 +237,8 @@ def summary(operation: Operation, found: list[Row]) -> tuple[str, ...]:
 
 ROW_HEADER = (
     "operation", "pass", "kernel", "configuration", "target", "registers", "spills", "shared",
-    "tensor-core instructions", "bytes/token/head",
+    "instructions", "barriers", "blocks", "a multiprocessor", "waves", "tensor-core instructions",
+    "bytes/token/head",
 )  # fmt: skip
 SUMMARY_HEADER = (
     "operation", "launches f", "bytes f", "floor f", "of floor f", "launches b", "bytes b",
@@ -238,7 +250,9 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row as text, in the order of `ROW_HEADER`."""
     return (
         row.operation, row.direction, row.kernel, row.configuration, row.target,
-        str(row.registers), str(row.spilled), str(row.shared), row.tensor_core, f"{row.moved:.0f}",
+        str(row.registers), str(row.spilled), str(row.shared), str(row.instructions),
+        str(row.barriers), str(row.blocks), str(row.resident), f"{row.waves:.2f}", row.tensor_core,
+        f"{row.moved:.0f}",
     )  # fmt: skip
 
 

@@ -125,6 +125,28 @@ def locate(entry, cu_seqlens, tokens, sequences, segment, PACKED: tl.constexpr):
 
 
 @triton.jit
+def whole_sequence(n, h, cu_seqlens, tokens, PACKED: tl.constexpr):
+    """Where sequence n lies, for a program that walks all of it.
+
+    Args:
+        n: sequence.
+        h: any int64 number of the program.
+
+    Returns:
+        batch: row; begin: first token in it, both int64; length: tokens.
+    """
+    if PACKED:
+        begin = tl.load(cu_seqlens + n).to(tl.int64)
+        length = (tl.load(cu_seqlens + n + 1) - begin).to(tl.int32)
+        batch = h * 0
+    else:
+        begin = h * 0
+        length = tokens
+        batch = n.to(tl.int64)
+    return batch, begin, length
+
+
+@triton.jit
 def first_entry(n, cu_seqlens, tokens, segment, PACKED: tl.constexpr):
     """Number of the first segment of sequence n in the order of `locate`."""
     if PACKED:

@@ -25,6 +25,7 @@ from models.kernels.triton.common import (
     check_inputs,
     interpreted,
     strides,
+    whole_sequence,
 )
 from models.kernels.triton.vector_tiles import sigmoids
 
@@ -51,14 +52,7 @@ def recurrent(
     v_blocks: tl.constexpr = (V + BV - 1) // BV
     h = (pid // v_blocks % heads).to(tl.int64)
     n = pid // v_blocks // heads
-    if PACKED:
-        begin = tl.load(cu_seqlens + n).to(tl.int64)
-        length = (tl.load(cu_seqlens + n + 1) - begin).to(tl.int32)
-        batch = h * 0
-    else:
-        begin = h * 0
-        length = tokens
-        batch = n.to(tl.int64)
+    batch, begin, length = whole_sequence(n, h, cu_seqlens, tokens, PACKED)
     row = n.to(tl.int64)
     if ROWS:
         row = tl.load(rows + n).to(tl.int64)

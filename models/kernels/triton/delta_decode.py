@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.kernels.delta.call import DeltaCall
-from models.kernels.triton.common import LOG2E, block, check_inputs, strides
+from models.kernels.triton.common import LOG2E, block, check_inputs, strides, whole_sequence
 from models.kernels.triton.decode import BLOCK_ELEMENTS
 
 MODES = {"delta": 0, "delta_head": 1, "delta_channel": 2}
@@ -39,14 +39,7 @@ def recurrent_delta(
     v_blocks: tl.constexpr = (V + BV - 1) // BV
     h = (pid // v_blocks % heads).to(tl.int64)
     n = pid // v_blocks // heads
-    if PACKED:
-        begin = tl.load(cu_seqlens + n).to(tl.int64)
-        length = (tl.load(cu_seqlens + n + 1) - begin).to(tl.int32)
-        batch = h * 0
-    else:
-        begin = h * 0
-        length = tokens
-        batch = n.to(tl.int64)
+    batch, begin, length = whole_sequence(n, h, cu_seqlens, tokens, PACKED)
     ck = tl.arange(0, BK)
     cv = pid % v_blocks * BV + tl.arange(0, BV)
     k_inside = ck < K

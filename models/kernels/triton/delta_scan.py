@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.kernels.triton.common import first_entry, locate
+from models.kernels.triton.common import first_entry, locate, whole_sequence
 from models.kernels.triton.delta_tiles import head_factors
 from models.kernels.triton.vector_tiles import load_tile, store_tile
 
@@ -86,14 +86,7 @@ def delta_scan(
     v_blocks: tl.constexpr = (V + BV - 1) // BV
     h = (pid // v_blocks % heads).to(tl.int64)
     n = pid // v_blocks // heads
-    if PACKED:
-        begin = tl.load(cu_seqlens + n).to(tl.int64)
-        length = (tl.load(cu_seqlens + n + 1) - begin).to(tl.int32)
-        batch = h * 0
-    else:
-        begin = h * 0
-        length = tokens
-        batch = n.to(tl.int64)
+    batch, begin, length = whole_sequence(n, h, cu_seqlens, tokens, PACKED)
     q += batch * q_b + begin * q_t + h * q_h
     k += batch * k_b + begin * k_t + h * k_h
     writing += batch * k_b + begin * k_t + h * k_h
@@ -217,16 +210,8 @@ def delta_reverse(
     v_blocks: tl.constexpr = (V + BV - 1) // BV
     h = (pid // v_blocks % heads).to(tl.int64)
     n = pid // v_blocks // heads
-    if PACKED:
-        begin = tl.load(cu_seqlens + n).to(tl.int64)
-        length = (tl.load(cu_seqlens + n + 1) - begin).to(tl.int32)
-        batch = h * 0
-        rows = tokens + h * 0
-    else:
-        begin = h * 0
-        length = tokens
-        batch = n.to(tl.int64)
-        rows = tokens * sequences.to(tl.int64)
+    batch, begin, length = whole_sequence(n, h, cu_seqlens, tokens, PACKED)
+    rows = tokens + h * 0 if PACKED else tokens * sequences.to(tl.int64)
     q += batch * q_b + begin * q_t + h * q_h
     k += batch * k_b + begin * k_t + h * k_h
     writing += batch * k_b + begin * k_t + h * k_h

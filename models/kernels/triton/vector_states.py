@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.kernels.triton.common import first_entry
+from models.kernels.triton.common import first_entry, whole_sequence
 from models.kernels.triton.vector_tiles import load_tile, tile_update
 
 
@@ -42,14 +42,7 @@ def scan_states(
     k0 = (pid % blocks) // v_blocks * BK
     h = (pid // blocks % heads).to(tl.int64)
     n = pid // blocks // heads
-    if PACKED:
-        begin = tl.load(cu_seqlens + n).to(tl.int64)
-        length = (tl.load(cu_seqlens + n + 1) - begin).to(tl.int32)
-        batch = h * 0
-    else:
-        begin = h * 0
-        length = tokens
-        batch = n.to(tl.int64)
+    batch, begin, length = whole_sequence(n, h, cu_seqlens, tokens, PACKED)
     q += batch * q_b + begin * q_t + h * q_h
     k += batch * k_b + begin * k_t + h * k_h
     gate += batch * gate_b + begin * gate_t + h * gate_h

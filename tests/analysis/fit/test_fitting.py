@@ -281,6 +281,17 @@ def test_pure_power_law_reports_no_irreducible_loss() -> None:
     assert "no_irreducible" in _codes(fit_law("power_c_e", data))
 
 
+def test_no_floor_is_not_said_twice() -> None:
+    """Over four decades of a law without E nothing is open: 0.001 against 0.003 is no question."""
+    rng = np.random.default_rng(0)
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e10, 8), np.geomspace(1e8, 1e12, 8)))
+    loss = (400 * n**-0.34 + 410 * d**-0.28) * np.exp(0.002 * rng.normal(size=n.size))
+    fit = fit_law("chinchilla", pd.DataFrame({"n_params": n, "tokens": d, "loss": loss}))
+    assert fit.params["alpha"] == pytest.approx(0.34, abs=0.005)
+    assert "no_irreducible" in _codes(fit)
+    assert "flat_direction" not in _codes(fit)
+
+
 def test_short_range_reports_a_flat_direction() -> None:
     data = suite(sizes=4, ratios=(18.0, 20.0, 22.0, 24.0), noise=0.01, seed=1)
     data = data[data["n_params"] < 4e8]

@@ -200,6 +200,21 @@ def history(runs: int = 5, points: int = 12) -> str:
     return "trial,params,tokens,loss,_step\n" + "\n".join(lines) + "\n"
 
 
+def test_few_rows_a_model_are_as_often_runs(tmp_path: Path) -> None:
+    path = table(tmp_path, history(runs=5, points=5))
+    assert not [note for note in load_table(path).notes if note.startswith("WARNING")]
+
+
+def test_cells_with_lists_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "runs.json"
+    path.write_text('[{"tags": ["a", "b"], "N": 1e7, "D": 1e9, "loss": 3.0},'
+                    ' {"tags": [], "N": 2e7, "D": 1e9, "loss": 2.5}]')  # fmt: skip
+    assert load_table(path).points["loss"].tolist() == [3.0, 2.5]
+    path.write_text('{"190M": {"paths": ["a.csv"], "keys": ["loss"]}}')
+    with pytest.raises(AnalysisError, match="no loss column"):
+        load_table(path)
+
+
 def test_a_log_without_runs_is_noticed(tmp_path: Path) -> None:
     path = table(tmp_path, history())
     (warning,) = [note for note in load_table(path).notes if note.startswith("WARNING")]

@@ -59,7 +59,7 @@ def test_everything_that_was_evaluated(found, tmp_path):
               found.figures["needle_grid"][0].axes]  # fmt: skip
     assert panels[:2] == ["LLaMA d32", "TNL d32"]  # small models first
     page = Page("t")
-    add_to(page, found, "evaluations")
+    add_to(page, found, "evaluations", ("png",))
     html = page.render()
     assert "Table 11 of arXiv 2406.16690" in html
     assert "<code>evaluations/needle_grid.png</code>" in html
@@ -111,7 +111,7 @@ def test_a_sweep_that_was_not_evaluated(tmp_path):
     found = evaluations(root, load_sweep(root))
     assert (found.tables, found.figures) == ([], {})
     page = Page("t")
-    add_to(page, found, "x")
+    add_to(page, found, "x", ("png",))
     assert page.parts == []
     failed = CliRunner().invoke(app, [str(root)])
     assert failed.exit_code == 2

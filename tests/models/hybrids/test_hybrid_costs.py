@@ -88,6 +88,8 @@ def test_costs_by_hand() -> None:
         ("llama", "hgrn2*3+llama"),
         ("llama", "tnl+llama"),
         ("tnl", "cosformer2+llama"),
+        ("llama", "cosformer2"),
+        ("cosformer2", "hgrn2+cosformer2"),
     ],
 )
 def test_kept_bytes_are_what_is_measured(arch: str, pattern: str, mode: str, bf16: bool) -> None:

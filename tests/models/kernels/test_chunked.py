@@ -12,80 +12,9 @@ from torch import Tensor
 
 from models.kernels import chunked
 from models.kernels.call import Call
-from models.kernels.reference import recurrent_reference
-from tests.support.recurrences import Inputs, cotangents, error, exact
+from tests.support.recurrences import Inputs, assert_matches, computed, cotangents, error, make
 
 MODES = ("none", "head", "head_t", "channel")
-
-
-def make(
-    mode: str,
-    *,
-    lengths: tuple[int, ...] = (),
-    batch: int = 2,
-    length: int = 20,
-    heads: int = 2,
-    key_dim: int = 4,
-    value_dim: int = 6,
-    strong: float = 0.0,
-    share: float = 0.2,
-    state: bool = True,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-) -> Inputs:
-    """Random arguments; `lengths` packs sequences, `share` of the decays are `strong` nats."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
-
-    cu_seqlens = None
-    if lengths:
-        batch, length = 1, sum(lengths)
-        cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-    shapes = {
-        "head": (heads,),
-        "head_t": (batch, length, heads),
-        "channel": (batch, length, heads, key_dim),
-    }
-    decay = None
-    if mode in shapes:
-        decay = -0.3 * torch.rand(shapes[mode], generator=g, dtype=torch.float64)
-        if strong:
-            decay = decay.masked_fill(torch.rand(shapes[mode], generator=g) < share, strong)
-        decay = decay.to(dtype)
-    states_dtype = torch.promote_types(dtype, torch.float32)
-    sequences = len(lengths) or batch
-    return {
-        "q": normal(batch, length, heads, key_dim),
-        "k": normal(batch, length, heads, key_dim),
-        "v": normal(batch, length, heads, value_dim),
-        "decay": decay,
-        "initial_state": normal(sequences, heads, key_dim, value_dim).to(states_dtype)
-        if state
-        else None,
-        "cu_seqlens": cu_seqlens,
-    }
-
-
-def computed(inputs: Inputs, chunk: int = chunked.CHUNK) -> dict[str, Tensor]:
-    """The same by the kernel and its own backward."""
-    call = Call(**inputs)  # pyright: ignore[reportArgumentType]
-    o, final_state, states = chunked.forward(call, chunk)
-    grads = chunked.backward(call, states, *cotangents(inputs), chunk=chunk)
-    names = ("dq", "dk", "dv", "ddecay", "dinitial_state")
-    named = {n: x for n, x in zip(names, grads, strict=True) if x is not None}
-    return {"o": o, "final_state": final_state, **named}
-
-
-def assert_matches(inputs: Inputs, tolerance: float, chunk: int = chunked.CHUNK) -> None:
-    expected, actual = exact(inputs, recurrent_reference), computed(inputs, chunk)
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        # One slope's gradient sums terms of both signs over all tokens: it keeps fewer digits.
-        ill = name == "ddecay" and value.ndim == 1
-        assert error(actual[name], value) <= tolerance * (20 if ill else 1), name
 
 
 # Sums of at most a few hundred products: 1e-5 is a hundred roundings of float32, 1e-11 ten
@@ -101,7 +30,7 @@ STRENGTHS = (0.0, -10.0, -30.0, -1e4, -torch.inf)
 def test_matches_the_recurrence(mode: str, packed: bool, strong: float, dtype: torch.dtype) -> None:
     lengths = (23, 0, 1, 16, 9) if packed else ()
     inputs = make(mode, lengths=lengths, length=45, strong=strong, dtype=dtype)
-    assert_matches(inputs, TOLERANCE[dtype], chunk=16)
+    assert_matches(chunked, inputs, TOLERANCE[dtype], chunk=16)
 
 
 @pytest.mark.slow
@@ -131,7 +60,7 @@ def test_matches_the_recurrence_everywhere(
         state=state,
         dtype=dtype,
     )
-    assert_matches(inputs, TOLERANCE[dtype])
+    assert_matches(chunked, inputs, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("mode", ["head", "head_t", "channel"])
@@ -139,30 +68,30 @@ def test_matches_the_recurrence_everywhere(
 def test_constant_strong_decay_keeps_relative_accuracy(mode: str, nats: float) -> None:
     """The decay's gradient is then of order exp(nats), far below one rounding of q * dq."""
     inputs = make(mode, length=40, strong=nats, share=1.0, dtype=torch.float32)
-    assert_matches(inputs, 1e-5, chunk=16)
+    assert_matches(chunked, inputs, 1e-5, chunk=16)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_long_sequences_do_not_drift(mode: str) -> None:
     inputs = make(mode, batch=1, length=700, heads=1, dtype=torch.float32, strong=-20.0)
-    assert_matches(inputs, 1e-5)
+    assert_matches(chunked, inputs, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("mode", MODES)
 def test_low_precision_tensors_are_rounded_once(mode: str, dtype: torch.dtype) -> None:
     inputs = make(mode, length=45, dtype=dtype)
-    actual = computed(inputs)
+    actual = computed(chunked, inputs)
     assert actual["o"].dtype == actual["dq"].dtype == dtype
     assert actual["final_state"].dtype == torch.float32
     # Work is in float32, so what remains is one rounding of each result: at most 2^-9 (bfloat16).
-    assert_matches(inputs, 2**-9)
+    assert_matches(chunked, inputs, 2**-9)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_zero_tokens(mode: str) -> None:
     inputs = make(mode, length=0)
-    actual = computed(inputs)
+    actual = computed(chunked, inputs)
     assert actual["o"].shape == (2, 0, 2, 6)
     assert torch.equal(actual["final_state"], inputs["initial_state"])  # pyright: ignore
     assert torch.equal(actual["dinitial_state"], cotangents(inputs)[1])
@@ -173,7 +102,7 @@ def test_decay_gradient_is_left_out_on_request() -> None:
     call = Call(**inputs)  # pyright: ignore[reportArgumentType]
     _, _, states = chunked.forward(call)
     do, dstate = cotangents(inputs)
-    full = computed(inputs)
+    full = computed(chunked, inputs)
     dq, dk, dv, ddecay, dinitial = chunked.backward(
         call,
         states=states,
@@ -194,8 +123,8 @@ def test_strided_inputs(mode: str) -> None:
         name: x.transpose(1, 2).contiguous().transpose(1, 2) if x is not None and x.ndim == 4 else x
         for name, x in inputs.items()
     }
-    for name, value in computed(inputs).items():
-        assert torch.equal(value, computed(strided)[name]), name
+    for name, value in computed(chunked, inputs).items():
+        assert torch.equal(value, computed(chunked, strided)[name]), name
 
 
 def test_a_reset_forgets_everything_before_it() -> None:
@@ -206,7 +135,7 @@ def test_a_reset_forgets_everything_before_it() -> None:
     decay[:, 17] = -torch.inf
     changed = {**inputs, "k": k.clone()}
     changed["k"][:, :17] += 100  # pyright: ignore[reportOptionalSubscript]
-    a, b = computed(inputs), computed(changed)
+    a, b = computed(chunked, inputs), computed(chunked, changed)
     assert torch.equal(a["o"][:, 17:], b["o"][:, 17:])
     assert torch.equal(a["final_state"], b["final_state"])
 
@@ -219,7 +148,7 @@ strengths = st.sampled_from(STRENGTHS)
 @given(mode=modes, strong=strengths, length=st.integers(1, 70), power=st.integers(0, 6))
 def test_any_chunk_length_gives_the_same(mode: str, strong: float, length: int, power: int) -> None:
     inputs = make(mode, length=length, strong=strong)
-    expected, actual = computed(inputs), computed(inputs, 2**power)
+    expected, actual = computed(chunked, inputs), computed(chunked, inputs, 2**power)
     for name, value in expected.items():
         assert error(actual[name], value) <= 1e-11, name
 
@@ -231,7 +160,7 @@ def test_a_sequence_may_be_split_anywhere(
 ) -> None:
     split = data.draw(st.integers(0, length))
     inputs = make(mode, length=length, strong=strong)
-    whole = computed(inputs, 16)
+    whole = computed(chunked, inputs, 16)
 
     def part(rows: slice, state: Tensor | None) -> tuple[Tensor, Tensor]:
         cut = {

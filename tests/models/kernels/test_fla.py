@@ -157,6 +157,14 @@ def test_a_step_packed_sequences_and_states_with_values_first(library: Any) -> N
             step = library("fla.ops.gla").fused_recurrent_gla
             found = step(*one, initial_state=state, output_final_state=True)
         close(list(found), list(naive(*one, initial_state=state, output_final_state=True)))
+        # A state in 16 bits is read and left as it is; the one after the token is float32.
+        half = state.bfloat16()
+        with torch.no_grad():
+            found = step(*one, initial_state=half, output_final_state=True)
+        assert found[1].dtype == torch.float32
+        wide = half.to(state.dtype)
+        close(list(found), list(naive(*one, initial_state=wide, output_final_state=True)))
+        assert torch.equal(half, state.bfloat16())
 
 
 def test_modules_hold_ours_until_it_is_undone(library: Any) -> None:
@@ -239,6 +247,10 @@ def test_our_models_on_its_operators(
         found = model(tokens)
     assert set(asked) == {"gla" if arch in ("hgrn2", "gla") else "simple"}
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    # With its operators served by ours at the same time, neither calls the other for ever.
+    for outer, inner in [(fla.patch, fla.served_by_fla), (fla.served_by_fla, fla.patch)]:
+        with outer(), inner():
+            torch.testing.assert_close(model(tokens), expected, atol=2e-5, rtol=1e-4)
     before = len(asked)
     model(tokens)
     assert len(asked) == before

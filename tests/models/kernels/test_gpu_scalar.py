@@ -14,26 +14,13 @@ from torch import Tensor
 
 from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
-from tests.support.gpu_check import slope_error
+from tests.support.gpu_check import SHAPES, slope_error
+from tests.support.recurrences import error
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-SHAPES = [
-    # batch, tokens, heads, key_dim, value_dim
-    (2, 63, 2, 16, 16),
-    (1, 200, 3, 60, 36),
-    (2, 1000, 4, 64, 64),
-    (1, 513, 4, 128, 128),
-    (1, 300, 2, 128, 64),
-    (1, 257, 2, 256, 256),
-]
-
-
-def _error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
 def _decay(mode: str, strength: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -98,10 +85,10 @@ def test_matches_recurrence(
         gradients = scalar_launch.backward(
             call, states=states, do=do.to(dtype), dfinal_state=dfinal.float(), segment=segment
         )
-        assert _error(actual_o, o.detach()) < forward_limit
-        assert _error(actual_final, final.detach()) < forward_limit
+        assert error(actual_o, o.detach()) < forward_limit
+        assert error(actual_final, final.detach()) < forward_limit
         found = [x for x in gradients if x is not None]
-        errors = [_error(x, y) for x, y in zip(found, expected, strict=True)]
+        errors = [error(x, y) for x, y in zip(found, expected, strict=True)]
         if mode == "head":
             errors[3] = slope_error(found[3], terms)
         assert max(errors) < limit, errors

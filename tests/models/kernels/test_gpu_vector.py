@@ -15,26 +15,15 @@ from torch import Tensor
 from models.kernels import launch
 from models.kernels.call import Call
 from models.kernels.reference import recurrent_reference
+from tests.support.gpu_check import SHAPES
+from tests.support.recurrences import error
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-SHAPES = [
-    # batch, tokens, heads, key_dim, value_dim
-    (2, 63, 2, 16, 16),
-    (1, 200, 3, 60, 36),
-    (2, 1000, 4, 64, 64),
-    (1, 513, 4, 128, 128),
-    (1, 300, 2, 128, 64),
-    (1, 257, 2, 256, 256),
-]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-
-
-def _error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
 def _random(*size: int, kind: torch.dtype) -> Tensor:
@@ -68,7 +57,7 @@ def _check(
     for i, (x, y) in enumerate(zip(actual, expected, strict=True)):
         assert x is not None
         assert torch.isfinite(x).all(), i
-        assert _error(x, y) < (forward if i < 2 else gradient), i
+        assert error(x, y) < (forward if i < 2 else gradient), i
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
@@ -140,8 +129,8 @@ def test_decoding(mode: str) -> None:
     o, final = recurrent_reference(*inputs)
     now = decay if decay is None or decay.ndim == 1 else decay[:, 0]
     actual = step(q[:, 0], k[:, 0], v[:, 0], cache, now, slots)
-    assert _error(actual, o[:, 0]) < 5e-3
-    assert _error(cache[slots], final) < 1e-6
+    assert error(actual, o[:, 0]) < 5e-3
+    assert error(cache[slots], final) < 1e-6
 
 
 def test_runs_in_a_cuda_graph() -> None:

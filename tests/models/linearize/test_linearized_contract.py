@@ -10,14 +10,16 @@ from tests.support.model_variants import vary
 
 class TestSupra(MixerContract):
     config = toy_config("supra", 64, vocab_size=61, layers=2)
-    # Its norm of each head's output has an eps of its own, 1e-5: 0.9986 to 0.9994 over seeds.
-    bfloat16_cosine = 0.998
+    # Its norm of each head's output has an eps of its own, 1e-5, and amplifies the rounding of
+    # single tokens: over 12 draws of tokens 0.9947 to 0.9994 (grouped 0.9953 to 0.9994), the same
+    # for the kernels in PyTorch and the compiled ones.
+    bfloat16_cosine = 0.994
 
 
 class TestSupraGrouped(MixerContract):
     """Grouped-query heads, biases, RetNet's decay, one softmax layer kept."""
 
-    bfloat16_cosine = 0.998
+    bfloat16_cosine = 0.994
     config = vary(
         toy_config("supra", 64, vocab_size=61, layers=3),
         kv_heads=2,

@@ -142,6 +142,20 @@ def test_evaluate(
     check("evaluate", width, text, exact=True)
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_forecast_score(tmp_path: Path, width: int) -> None:
+    """A public forecast and what came of it: 2.269 was said of 1.19e23 FLOPs, 2.256 measured."""
+    table, seal = tmp_path / "anchors.csv", tmp_path / "seal.json"
+    table.write_text("flops,loss\n2.00e19,3.2373\n1.31e20,2.9538\n7.16e20,2.7515\n")
+    printed(["forecast", table, "--at", "C=1.19e23", "--fix", "E=1.4", "-o", seal], width)
+    table.write_text(table.read_text() + "1.19e23,2.256\n")
+    text = printed(["forecast", "--score", seal, table], width).replace(f"{tmp_path}/", "")
+    (line,) = [line for line in text.splitlines() if line.startswith("C=1.19e+23")]
+    assert line.split()[2] == "2.269"
+    assert line.split()[4:] == ["2.256", "+0.59%", "yes/yes"]
+    check("forecast_score", width, text, exact=False)
+
+
 def test_a_pipe_gets_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody looks nothing is left out, and COLUMNS has the last word."""
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -191,7 +191,7 @@ def test_runs_are_submitted_to_slurm(sweep, tmp_path, monkeypatch):
     outcome = evaluate(sweep, ask("position", limit=2), launcher="slurm")
     assert outcome.new == 0
     assert len(outcome.submitted) == 1
-    assert outcome.submitted[0].startswith("job 100: 1 runs, each on 1 node(s) with 1 cores")
+    assert outcome.submitted[0].startswith("job 100: 1 run, each on 1 node with 1 core")
     deadline = time.monotonic() + 240
     while not list((tmp_path / "queue").glob("job-*/*.ended")):
         assert time.monotonic() < deadline

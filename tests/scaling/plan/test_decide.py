@@ -81,7 +81,9 @@ def test_a_plan_and_a_run_decide_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "host_memory", lambda: host)
     decided = parallel.decide(run)
     assert decided.parallel.micro_batch_sequences == 4
-    assert place(run, machine, 1, 1).parallel == decided.parallel
+    assert decided.parallel.native_precision == "fp32"
+    there = place(run, machine, 1, 1).parallel
+    assert replace(there, native_precision="fp32") == decided.parallel
     assert rung(run, machine).memory_per_device == memory(decided).total
     assert decided.run_id == run.run_id
 

@@ -257,7 +257,7 @@ def test_a_run_decides_auto_as_its_plan_does(
     assert parallel.decide(run).parallel.strategy == strategy
     assert rung(run, machine).strategy == strategy
     assert place(run, machine, nodes=1, per_node=2).parallel.strategy == strategy
-    explicit = run.override(["parallel.strategy=ddp"])
+    explicit = run.override(["parallel.strategy=ddp", "parallel.precision=fp32"])
     assert parallel.decide(explicit) == explicit
 
 

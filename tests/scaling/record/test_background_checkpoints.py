@@ -14,7 +14,7 @@ import torch
 from scaling.config.schedule import segments
 from scaling.record import checkpoints
 from scaling.record.checkpoints import Checkpoints
-from scaling.system.background import Background, snapshot
+from scaling.system.background import Background
 from scaling.system.claims import CLAIM, ClaimLost, claim
 from scaling.system.files import DiskError
 from scaling.training.train import train
@@ -123,17 +123,6 @@ def test_what_changes_after_the_call_is_not_in_the_file(make_run: Any, tmp_path:
     assert point is not None
     assert point.step == 3
     assert content["model"]["weight"].eq(4.0).all()
-
-
-def test_a_copy_has_the_containers_and_none_of_the_memory() -> None:
-    content = {"a": torch.ones(2), "b": [torch.zeros(1), 3, "x"], "c": (None, 1.5)}
-    copy = snapshot(content)
-    content["a"].zero_()
-    content["b"][0].fill_(9)
-    assert copy["a"].tolist() == [1, 1]
-    assert copy["b"][0].tolist() == [0]
-    assert copy["b"][1:] == [3, "x"]
-    assert copy["c"] == (None, 1.5)
 
 
 def test_one_piece_of_work_at_a_time_and_an_error_once() -> None:

@@ -134,7 +134,7 @@ def test_a_sweep_is_one_array(
     assert flag(script, "cpus-per-task") == "1"
     assert "#SBATCH --requeue" in script
     said = capsys.readouterr().out
-    assert "job 100: 3 runs, each on 1 node(s) with 1 cores" in said
+    assert "job 100: 3 runs, each on 1 node with 1 core" in said
     assert "at most 90:00 min" in said
     wait_for_jobs(queue, 3)
     assert states(sweep) == {"a": "done", "diverges": "diverged", "b": "done"}

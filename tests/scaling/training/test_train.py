@@ -20,12 +20,13 @@ import torch
 
 from models.accounting import summary
 from models.config import ARCHS, Arch
+from models.kernels.native import library
 from scaling.config.run import RunConfig
 from scaling.data.prepare import prepare
 from scaling.record import record
 from scaling.record.load_model import load_model
 from scaling.record.record import read_states
-from scaling.training import callbacks, parallel
+from scaling.training import callbacks, parallel, saving
 from scaling.training.train import train
 from tests.support.results import StopAfter, lines, result
 
@@ -219,15 +220,16 @@ def test_checkpoints_by_wall_time(
 ) -> None:
     config = make_run("budget.checkpoint_every_tokens=none")
     train(config, tmp_path / "never")  # shorter than a minute
-    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "COST_FACTOR", 0.0)
     saved: list[int] = []
-    real = callbacks.save
+    real = saving.save
 
     def spy(journal: callbacks.Journal, *rest: Any) -> None:
         saved.append(journal.step)
         real(journal, *rest)
 
-    monkeypatch.setattr(callbacks, "save", spy)
+    monkeypatch.setattr(saving, "save", spy)
     train(config, tmp_path / "always")
     assert saved == [*range(1, 6), 7, 7, *range(9, 12), *range(9, 17), *range(18, 24)]
     assert result(config, tmp_path / "always") == result(config, tmp_path / "never")
@@ -276,3 +278,19 @@ def test_every_architecture_resumes_exactly(make_run: Any, tmp_path: Path, arch:
     while train(config, tmp_path / "pieces", stop_event=StopAfter(7)) != "done":
         pass
     assert result(config, tmp_path / "pieces") == result(config, tmp_path / "whole")
+
+
+def test_a_run_without_compiled_kernels_says_so(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, "auto")
+    monkeypatch.setattr(library, "_built", lambda: (None, "no C++ compiler is found"))
+    config = make_run()
+    assert train(config, tmp_path) == "done"
+    path = tmp_path / config.run_id
+    environment = json.loads((path / "environment.json").read_text())
+    assert environment["cpu_kernels"] == "torch (no C++ compiler is found)"
+    first = (path / "log.txt").read_text().splitlines()[0]
+    assert first.endswith(
+        "kernels several times slower than compiled ones: torch (no C++ compiler is found)"
+    )

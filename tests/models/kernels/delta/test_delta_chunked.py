@@ -15,8 +15,8 @@ from models.kernels.call import Call
 from models.kernels.delta import chunked
 from models.kernels.delta.call import DeltaCall
 from models.kernels.delta.reference import recurrent_delta
-from tests.support.delta_inputs import MODES, make
-from tests.support.recurrences import Inputs, cotangents, error, exact
+from tests.support.delta_inputs import MODES, assert_matches, computed, make
+from tests.support.recurrences import Inputs, cotangents, error
 
 STRENGTHS = (0.0, -30.0, -1e4, -torch.inf)
 # A few hundred products each; the corrections of a chunk are solved for, which multiplies the
@@ -28,24 +28,6 @@ def run(inputs: Inputs, chunk: int = chunked.CHUNK) -> tuple[Tensor, Tensor, Ten
     return chunked.forward(DeltaCall(**inputs), chunk)  # pyright: ignore[reportArgumentType]
 
 
-def computed(inputs: Inputs, chunk: int = chunked.CHUNK) -> dict[str, Tensor]:
-    """Outputs and gradients by the kernel and its own backward."""
-    o, final_state, states = run(inputs, chunk)
-    call = DeltaCall(**inputs)  # pyright: ignore[reportArgumentType]
-    grads = chunked.backward(call, states, *cotangents(inputs), chunk=chunk)
-    names = ("dq", "dk", "dv", "dbeta", "ddecay", "dinitial_state")
-    named = {n: x for n, x in zip(names, grads, strict=True) if x is not None}
-    return {"o": o, "final_state": final_state, **named}
-
-
-def assert_matches(inputs: Inputs, tolerance: float, chunk: int = chunked.CHUNK) -> None:
-    expected, actual = exact(inputs, recurrent_delta), computed(inputs, chunk)
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        assert error(actual[name], value) <= tolerance, (name, error(actual[name], value))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("strong", STRENGTHS)
 @pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
@@ -53,7 +35,7 @@ def assert_matches(inputs: Inputs, tolerance: float, chunk: int = chunked.CHUNK)
 def test_matches_the_recurrence(mode: str, packed: bool, strong: float, dtype: torch.dtype) -> None:
     lengths = (23, 0, 1, 16, 9) if packed else ()
     inputs = make(mode, lengths=lengths, length=45, strong=strong, dtype=dtype)
-    assert_matches(inputs, TOLERANCE[dtype], chunk=16)
+    assert_matches(chunked, inputs, TOLERANCE[dtype], chunk=16)
 
 
 @pytest.mark.slow
@@ -81,30 +63,30 @@ def test_matches_the_recurrence_everywhere(
         state=state,
         dtype=dtype,
     )
-    assert_matches(inputs, TOLERANCE[dtype] * 5)
+    assert_matches(chunked, inputs, TOLERANCE[dtype] * 5)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_long_sequences_do_not_drift(mode: str) -> None:
     inputs = make(mode, batch=1, length=700, heads=1, dtype=torch.float32)
-    assert_matches(inputs, 1e-4)
+    assert_matches(chunked, inputs, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("mode", MODES)
 def test_low_precision_tensors_are_rounded_once(mode: str, dtype: torch.dtype) -> None:
     inputs = make(mode, length=45, dtype=dtype)
-    actual = computed(inputs)
+    actual = computed(chunked, inputs)
     assert actual["o"].dtype == actual["dq"].dtype == actual["dbeta"].dtype == dtype
     assert actual["final_state"].dtype == torch.float32
     # Work is in float32, so what remains is one rounding of each result: at most 2^-9 (bfloat16).
-    assert_matches(inputs, 2**-9)
+    assert_matches(chunked, inputs, 2**-9)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_zero_tokens(mode: str) -> None:
     inputs = make(mode, length=0)
-    actual = computed(inputs)
+    actual = computed(chunked, inputs)
     assert actual["o"].shape == (2, 0, 2, 6)
     assert torch.equal(actual["final_state"], inputs["initial_state"])  # pyright: ignore
     assert torch.equal(actual["dinitial_state"], cotangents(inputs)[1])
@@ -147,7 +129,7 @@ def test_decay_gradient_is_left_out_on_request() -> None:
     _, _, states = run(inputs)
     call = DeltaCall(**inputs)  # pyright: ignore[reportArgumentType]
     found = chunked.backward(call, states, *cotangents(inputs), decay_gradient=False)
-    full = computed(inputs)
+    full = computed(chunked, inputs)
     assert found[4] is None
     for name, value in zip(("dq", "dk", "dv", "dbeta"), found, strict=False):
         assert value is not None
@@ -162,8 +144,8 @@ def test_strided_inputs(mode: str) -> None:
         for name, x in inputs.items()
     }
     strided["initial_state"] = inputs["initial_state"]
-    for name, value in computed(inputs).items():
-        assert torch.equal(value, computed(strided)[name]), name
+    for name, value in computed(chunked, inputs).items():
+        assert torch.equal(value, computed(chunked, strided)[name]), name
 
 
 def test_a_reset_forgets_everything_before_it() -> None:
@@ -174,7 +156,7 @@ def test_a_reset_forgets_everything_before_it() -> None:
     decay[:, 17] = -torch.inf
     changed = {**inputs, "v": v.clone()}
     changed["v"][:, :17] += 100  # pyright: ignore[reportOptionalSubscript]
-    a, b = computed(inputs), computed(changed)
+    a, b = computed(chunked, inputs), computed(chunked, changed)
     assert torch.equal(a["o"][:, 17:], b["o"][:, 17:])
     assert torch.equal(a["final_state"], b["final_state"])
 
@@ -195,7 +177,7 @@ def tokens(inputs: Inputs, rows: slice | Tensor) -> Inputs:
 @given(mode=modes, strong=strengths, length=st.integers(1, 70), power=st.integers(0, 6))
 def test_any_chunk_length_gives_the_same(mode: str, strong: float, length: int, power: int) -> None:
     inputs = make(mode, length=length, strong=strong)
-    expected, actual = computed(inputs), computed(inputs, 2**power)
+    expected, actual = computed(chunked, inputs), computed(chunked, inputs, 2**power)
     for name, value in expected.items():
         assert error(actual[name], value) <= 1e-11, name
 

@@ -1,0 +1,59 @@
+"""How many times less each architecture needs than the baseline, clock by clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis.figures import style
+from analysis.io.frames import groups, where
+from analysis.io.looks import look
+from analysis.judge.clocks import CLOCKS
+
+
+def clocks(frame: pd.DataFrame, *, baseline: str) -> Figure:
+    """A row a clock, a mark an architecture; hollow where a model lies beyond those trained.
+
+    Args:
+        frame: as of `analysis.judge.clocks.clocks`; rows without a ratio are left out.
+        baseline: architecture of ratio 1.
+    """
+    frame = frame.dropna(subset=["ratio"])
+    names = [name for name in groups(frame, "arch") if name != baseline]
+    shown = [clock for clock in CLOCKS if len(where(frame, clock=clock))]
+    with style.context():
+        figure, grid = style.panels(1, 1, width=style.SINGLE, height=0.7 + 0.55 * len(shown))
+        axes = grid[0, 0]
+        for j, name in enumerate(names):
+            kind = look(name, names)
+            own = where(frame, arch=name)
+            for i, clock in enumerate(shown):
+                part = where(own, clock=clock)
+                if not len(part):
+                    continue
+                row = part.iloc[0]
+                y = i + 0.22 * (j - (len(names) - 1) / 2)
+                ends = [row.get(key, np.nan) for key in ("ratio_lo", "ratio_hi")]
+                if np.isfinite(ends).all():
+                    axes.plot(ends, [y, y], color=kind.color, linewidth=1.1)
+                axes.plot(
+                    [row["ratio"]], [y], linestyle="none", marker=kind.marker, markersize=5,
+                    color=kind.color, markerfacecolor="white" if row["outside"] else kind.color,
+                    label=kind.label if i == 0 else None,
+                )  # fmt: skip
+        axes.axvline(1.0, color="black", linewidth=0.9)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(shown)), shown)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(f"{look(baseline).label} needs this many times as much")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=len(names), handletextpad=0.2
+        )
+        style.lay_out(figure)
+        return style.finish(figure)
