@@ -1,23 +1,28 @@
-# Every target sets itself up: a virtual environment with pinned versions, made once.
+# Every target sets itself up: a virtual environment with the locked versions, made once.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test test-all check format linearize figures docs notebooks gpu-check gpu bench clean
+.PHONY: help setup lock audit quickstart test test-all check format linearize figures docs notebooks gpu-check gpu bench clean
 
 help:            ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## Create .venv with pinned dependencies.
+setup: $(STAMP)  ## Create .venv with the locked dependencies.
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(wildcard dependencies/*.txt) dependencies/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Linscale needs Python >= 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python dependencies/install.py
 	@touch $@
+
+lock: $(STAMP)   ## Resolve the lock files anew; UPGRADE=1 with the newest versions, UPGRADE=NAME of one package.
+	$(BIN)/python -m dependencies.update --upgrade '$(UPGRADE)'
+
+audit: $(STAMP)  ## Compare the locked versions with stored advisories, offline; ADVISORIES=FOLDER of newer ones.
+	$(BIN)/python -m dependencies.audit $(ADVISORIES)
 
 quickstart: $(STAMP)  ## Train 4 architectures on this CPU, fit laws, write runs/quickstart/report/index.html.
 	$(BIN)/linscale run experiments/quickstart.py

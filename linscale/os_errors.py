@@ -12,7 +12,10 @@ from pathlib import Path
 
 _SPACE = "make room, or take a folder on another disk"
 _WORDS = {
-    errno.EFBIG: ("the file is larger than its file system or `ulimit -f` allows", "raise it"),
+    errno.EFBIG: (
+        "the file is larger than its file system or `ulimit -f` allows",
+        "raise the limit, or take a folder on another file system",
+    ),
     errno.EROFS: ("the file system is read-only", "take a folder on another one"),
     errno.EACCES: ("permission denied", "mend the permissions"),
     errno.EPERM: ("operation not permitted", "mend the permissions"),
@@ -34,15 +37,17 @@ _WORDS = {
 }
 
 
-def in_words(error: OSError) -> tuple[str, str] | None:
+def in_words(error: OSError, place: Path | None = None) -> tuple[str, str] | None:
     """What is wrong and what helps; None for errors that are no matter of the machine.
 
     Args:
         error: as the system raised it. Where there is no space, its file system is asked whether
             it is space or inodes (entries for files) that it lacks.
+        place: of the file, for an error that names none.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        if error.errno == errno.ENOSPC and _without_inodes(error.filename):
+        name = place if error.filename is None else error.filename
+        if error.errno == errno.ENOSPC and _without_inodes(name):
             return (
                 "the disk has no free inodes: too many files lie on it",
                 "remove files (`df -i` shows how many there are), or take a folder on another disk",
@@ -63,7 +68,8 @@ def sentence(error: OSError) -> str | None:
 
 def _without_inodes(name: object) -> bool:
     """Whether the file system of a file, or of the working directory, has no free inodes."""
-    path = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else Path.cwd()
+    known = isinstance(name, str | bytes | Path)
+    path = Path(os.fsdecode(name)).absolute() if known else Path.cwd()
     while not path.exists() and path != path.parent:
         path = path.parent
     try:

@@ -17,15 +17,12 @@ def one_paragraph() -> Iterator[None]:
     such, or a disk, a limit or a permission that the system stopped at."""
     try:
         yield
-    except LinscaleError as error:
-        if level() >= VERBOSE:
-            traceback.print_exc()
-        show_error(str(error))
-        raise SystemExit(2) from error
-    except OSError as error:
-        words = sentence(error)
+    except (LinscaleError, OSError) as error:
+        words = sentence(error) if isinstance(error, OSError) else str(error)
         if words is None:
             raise
+        if level() >= VERBOSE:
+            traceback.print_exc()
         show_error(words)
         raise SystemExit(2) from error
 

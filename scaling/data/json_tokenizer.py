@@ -211,8 +211,17 @@ class JsonTokenizer(Tokenizer):
         return [text[a:b] for a, b in pairwise(bounds)]
 
     def _encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        found: list[NDArray[np.int64]] = []
+        group: list[str] = []
+        size = 0
+        for number, text in enumerate(texts, 1):
+            group.append(text)
+            size += len(text)
+            if size >= _GROUP or number == len(texts):
+                encodings = self._inner.encode_batch_fast(group, add_special_tokens=False)
+                found += [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+                group, size = [], 0
+        return found
 
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> str:
         return self._inner.decode([int(t) for t in tokens], skip_special_tokens=True)
@@ -234,6 +243,8 @@ class JsonTokenizer(Tokenizer):
         return json.dumps({"eos_token": self.end}, ensure_ascii=False)
 
 
+_GROUP = 256 * 2**10
+"""Characters that the library encodes at once; it needs a hundred times their size meanwhile."""
 _WORDS = tuple(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + digits +
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -15,7 +15,7 @@ killed, and leaves processes that hold the lock: see `experiments/benchmarks/tok
 
 Reading takes a hundredth of the time of BPE, so that some forty workers share one reader.
 
-A document of more than half a million characters passes in pieces (`scaling.data.text_pieces`), so
+A document of more than 131,072 characters passes in pieces (`scaling.data.text_pieces`), so
 that memory holds its text once and the tokens of a few batches. One that an earlier preparation of
 the cache knows is copied from there (`scaling.data.earlier`).
 """

@@ -36,6 +36,7 @@ from scaling.data.json_tokenizer import (
     named_end,
 )
 from scaling.data.tokenizer_base import Tokenizer
+from scaling.system.freed_memory import give_back_memory
 
 if TYPE_CHECKING:
     import tiktoken
@@ -45,6 +46,8 @@ _TIKTOKEN = {"gpt2": 50_257, "r50k_base": 50_257, "p50k_base": 50_281, "p50k_edi
              "cl100k_base": 100_277, "o200k_base": 200_019, "o200k_harmony": 201_088}  # fmt: skip
 """n_vocab of tiktoken's encodings, which are downloaded when they are first used."""
 _BPE_TRAINING_BYTES = 256 * 2**20
+_TRAINING_PIECE = 16 * 2**10
+"""Characters; the library holds 256 pieces at once while it counts words."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -191,10 +194,11 @@ def train_bpe(
     pieces = (
         piece
         for text in _first_bytes(texts, _BPE_TRAINING_BYTES)
-        for piece in text_pieces.cut(text, text_pieces.BEFORE_SPACES)
+        for piece in text_pieces.cut(text, text_pieces.BEFORE_SPACES, _TRAINING_PIECE)
     )
     source = _Interruptible(pieces, read)
     source.run(lambda: inner.train_from_iterator(source, trainer))
+    give_back_memory()
     reached = inner.get_vocab_size()
     if reached < vocabulary:
         raise LinscaleError(

@@ -140,13 +140,24 @@ def _perplexity(subject: Subject) -> list[Measure]:
     return block_measures(losses, prepared.bytes_per_token)
 
 
+def _say_unmasked(subject: Subject, task: str) -> None:
+    """Numbers of a reading that the model was not trained for must not pass for others."""
+    if subject.prepared.boundary is not None:
+        subject.say(
+            f"{subject.pretrained.name}, {task}: trained with data.document_mask=True; here the "
+            "documents of a block see those before them, as they never did in training"
+        )
+
+
 def _position(subject: Subject) -> list[Measure]:
+    _say_unmasked(subject, "position")
     blocks = subject.prepared.validation[: subject.settings.limit]
     losses = block_losses(subject.pretrained.model, blocks, subject.settings.batch_size)
     return position_measures(losses)
 
 
 def _context(subject: Subject) -> list[Measure]:
+    _say_unmasked(subject, "context")
     settings, trained = subject.settings, subject.context
     most = settings.limit or subject.prepared.data.validation_blocks
     blocks = long_blocks(subject.prepared, settings.beyond * trained, most)

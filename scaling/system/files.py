@@ -33,9 +33,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        what, remedy = in_words(error) or (error.strerror or str(error), "mend that")
+        what, remedy = in_words(error, path) or (error.strerror or str(error), "mend that")
         raise DiskError(
             f"{path}: cannot be written ({what}). What was saved before is intact: {remedy}, then "
             "give the same command again and the run goes on from its last checkpoint."

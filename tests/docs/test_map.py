@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP = ("linscale", "scaling", "models", "analysis", "experiments")
+TOP = ("linscale", "scaling", "models", "analysis", "experiments", "dependencies")
 
 
 def shown() -> set[str]:

@@ -18,6 +18,7 @@ from linscale.errors import LinscaleError
 from scaling.data.corpora.content import content_hashes
 from scaling.data.corpora.opening import COMPRESSED, not_utf8, open_bytes
 from scaling.data.documents import BadRecords, Documents
+from scaling.system.freed_memory import give_back_memory
 
 UNPACKED = 4
 """Bytes of text that a byte of a compressed file is taken for, in progress displays."""
@@ -93,6 +94,10 @@ def find_files(name: str, pattern: str, suffix: str) -> list[Path]:
     return paths
 
 
+_LONG = 16 * 2**20
+"""Bytes of a line that are worth a system call."""
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """The lines of a file of JSON, each with `file:line`; empty ones are passed over."""
     with open_bytes(path) as file:
@@ -101,6 +106,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
             number += 1
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
+            if len(line) > _LONG:
+                give_back_memory()  # the line was put together of small parts
             if not line.isspace():
                 held = [line]
                 del line  # whoever takes it can let it go: it may be long

@@ -16,6 +16,7 @@ from models.kernels.delta.call import DeltaCall
 from models.kernels.tools import measuring, tune
 from models.kernels.tools.rows import Entry, candidates, entries
 from models.kernels.triton.common import ARCHS, TUNING, interpreted, table, tuned
+from tests.docs.test_json import call, check
 
 FAMILIES = ("scalar", "phase", "vector", "delta")
 
@@ -98,6 +99,15 @@ def test_present_constants_that_do_not_spill_are_kept(
         rows, before = json.loads(path.read_text()), json.loads((TUNING / path.name).read_text())
         before.pop("spills", None)
         assert list(rows.items()) == list(before.items())
+
+
+def test_the_command_names_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "judged", lambda entry, constants, arch: 0)
+    document = call(
+        "tune", "--offline", "--arch", "sm_80", "--families", "vector", "--dims", 16, "-o", tmp_path
+    )
+    check("linscale tune", document)
+    assert document == {"files": [str(tmp_path / "vector.sm_80.json")]}
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from scaling.linearization.costs import lora_parameters
 from scaling.plan.plan import USABLE, rung
 from scaling.system.devices import find_device
 from scaling.system.live_memory import LiveBytes
+from tests.docs.test_json import check
 
 ROOT = Path(__file__).resolve().parents[4]
 LARGE = ROOT / "experiments" / "lolcats_large.py"
@@ -351,9 +352,12 @@ def test_command(make: Any, tmp_path: Path) -> None:
     result = linscale("blockwise", "e.py")
     assert isinstance(result.exception, LinscaleError)
     assert "has one, two; choose one" in str(result.exception)
-    result = linscale("blockwise", "e.py", "--name", "two")
+    result = linscale("blockwise", "e.py", "--name", "two", "--json")
     assert result.exit_code == 0, result.output
-    assert "parameters learn" in result.stdout
+    assert "parameters learn" in result.stderr
+    document = json.loads(result.stdout)
+    check("linscale blockwise", document)
+    assert (document["transfer"], document["folder"]) == ("two", "blockwise/two")
     model, _ = import_model("blockwise/two/model")
     assert model.config.arch == "lolcats"
     for text, error in (("x = 1", r"no function blockwise\(\)"), ("def blockwise(): return 3", "")):
