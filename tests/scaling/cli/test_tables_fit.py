@@ -70,14 +70,11 @@ def check(name: str, width: int, text: str, *, exact: bool) -> None:
         assert len(line) <= width, line
         assert not re.search(r"\S…", line), line  # an interval has a space before its dots
     path = SNAPSHOTS / f"{width}.txt"
-    found = text if exact else "
-".join(titles(text)) + "
-"
+    found = text if exact else "\n".join(titles(text)) + "\n"
     kept = read_snapshots(path)
     if os.environ.get("LINSCALE_WRITE_SNAPSHOTS"):
         kept[name] = found
-        path.write_text("".join(f"{RULE}{n}
-{kept[n]}" for n in sorted(kept)), encoding="utf-8")
+        path.write_text("".join(f"{RULE}{n}\n{kept[n]}" for n in sorted(kept)), encoding="utf-8")
     assert found == kept[name]
 
 
