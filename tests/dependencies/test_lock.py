@@ -43,7 +43,9 @@ def asked(extra: str) -> list[Requirement]:
     return [*found, *map(Requirement, project["dependencies"])]
 
 
-@pytest.mark.parametrize("requirement", {*asked("dev"), *asked("gguf")}, ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "requirement", sorted({*asked("dev"), *asked("gguf")}, key=str), ids=lambda r: r.name
+)
 def test_what_is_asked_for_is_locked(requirement: Requirement) -> None:
     if requirement.marker is None or requirement.marker.evaluate():
         assert requirement.specifier.contains(ENTRIES[canonicalize_name(requirement.name)].version)
