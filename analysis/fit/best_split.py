@@ -9,7 +9,7 @@ In closed form or by Newton where the law comes apart into a term in N and one i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,8 @@ from analysis.errors import AnalysisError
 from analysis.laws.compute_model import optimal_exponents, optimum, optimum_by_search
 from analysis.units import Array
 
-if TYPE_CHECKING:
-    from analysis.fit.law_fit import LawFit
-
+LawFit = Any
+"""A `LawFit`, which imports this module."""
 _BEYOND = 1e3
 """Factor beyond the smallest and largest N up to which an optimum without closed form is sought."""
 _AT_EDGE = 1.01

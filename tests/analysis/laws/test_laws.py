@@ -18,7 +18,7 @@ COLUMNS = {
     "n": N, "d": D, "c": 6 * N * D, "u": np.minimum(D, 3e10), "t": N * (1 + np.arange(23) % 9),
     "p": 2.0 + np.arange(23) % 15, "s": (np.arange(23) % 5) / 4,
 }  # fmt: skip
-GAUSS_NEWTON = ("data_constrained", "broken_c", "precision")
+GAUSS_NEWTON = ("data_constrained", "broken_c", "precision", "precision_all")
 VALUES = {
     "power_c": [30.0, 0.05],
     "power_n": [11.0, 0.07],
@@ -39,6 +39,7 @@ VALUES = {
     "experts": [1.3637, 35.91, 0.1889, -0.2285, 0.0098, 35.98, 0.1775, 0.5529, -0.0259],
     "mixture": [1.5, 406.4, 0.34, 410.7, 0.28, 0.3, 1.7],
     "precision": [1.69, 406.4, 0.34, 410.7, 0.28, 2.7],
+    "precision_all": [1.69, 406.4, 0.34, 410.7, 0.28, 2.7],
 }
 
 
@@ -94,6 +95,9 @@ def _written_out(form: str, v: list[float]) -> np.ndarray:
                     + v[3] / d ** v[4])  # fmt: skip
         case "precision":
             worth = n * (1 - np.exp(-COLUMNS["p"] / v[5]))
+            return v[0] + v[1] / worth ** v[2] + v[3] / d ** v[4]
+        case "precision_all":  # 2411.04330, equation 5 at one precision for all three
+            worth = n * (1 - np.exp(-COLUMNS["p"] / v[5])) ** 3
             return v[0] + v[1] / worth ** v[2] + v[3] / d ** v[4]
         case "broken_c":  # Caballero et al. equation 1 with one break
             e, a, alpha, c_b, step, width = v
