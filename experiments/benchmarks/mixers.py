@@ -26,7 +26,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -84,6 +85,20 @@ def contenders(batch: int, length: int) -> dict[str, Contender]:
     }
 
 
+@contextmanager
+def running(kind: str) -> Iterator[None]:
+    """Within it the CPU's kernels are of a kind, `native` or `torch`."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = kind
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
 def milliseconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -99,7 +114,6 @@ def measure(batch: int, length: int, repeats: int) -> dict[tuple[str, str], list
         for name, (function, inputs) in named.items():
             leaves = [x for x in inputs if x.requires_grad]
             for kind in KINDS:
-                os.environ[VARIABLE] = kind
 
                 def train(
                     function: Callable[..., Tensor] = function,
@@ -108,7 +122,8 @@ def measure(batch: int, length: int, repeats: int) -> dict[tuple[str, str], list
                 ) -> object:
                     return torch.autograd.grad(function(*inputs), leaves, do)
 
-                taken = milliseconds(train)
+                with running(kind):
+                    taken = milliseconds(train)
                 if repeat:
                     times.setdefault((name, kind), []).append(taken)
     return times

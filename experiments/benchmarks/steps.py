@@ -34,17 +34,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from experiments.benchmarks.mixers import KINDS, running
 from experiments.benchmarks.model_peers import llama_of_transformers
 from models.config import ARCHS, ModelConfig, toy_config
-from models.kernels.native.library import VARIABLE
 from models.language_model import build
 from scaling.record.environment import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, LENGTH = 8, 256
 PEER = "transformers"
-KINDS = ("torch", "native")
-Dtype = torch.dtype
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -93,15 +91,15 @@ def contenders(config: ModelConfig) -> list[Contender]:
 
 def seconds(one: Contender, tokens: Tensor) -> float:
     """Of one optimizer step for each of `tokens` (steps, B, T + 1)."""
-    os.environ[VARIABLE] = one.kind if one.kind in KINDS else "auto"
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
-    for batch in tokens:
-        with torch.autocast("cpu", torch.bfloat16, enabled=one.bf16):
-            value = one.loss(batch)
-        value.backward()
-        one.optimizer.step()
-        one.optimizer.zero_grad()
+    with running(one.kind if one.kind in KINDS else "auto"):
+        for batch in tokens:
+            with torch.autocast("cpu", torch.bfloat16, enabled=one.bf16):
+                value = one.loss(batch)
+            value.backward()
+            one.optimizer.step()
+            one.optimizer.zero_grad()
     return clock() - start
 
 

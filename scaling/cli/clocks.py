@@ -70,29 +70,19 @@ def _clocks(
     import pandas as pd
 
     from analysis.errors import AnalysisError
-    from analysis.fit.fitting import fit_law
-    from analysis.io.frames import groups, numbers, plain, where
+    from analysis.io.frames import plain
     from analysis.io.records import load_sweep
     from analysis.io.sweep_files import is_table
     from analysis.judge.clocks import BYTES, FLOPS, turning
     from analysis.judge.clocks import clocks as readings_of
-    from analysis.judge.compare import baseline_of
-    from scaling.cli.sweep_models import runs_of
+    from scaling.cli.sweep_models import question, runs_of
 
     if is_table(sweep):
         raise AnalysisError(f"{sweep} is a table: clocks count the models of a sweep as they are "
                             "built; give its directory or zip")  # fmt: skip
     read = load_sweep(sweep)
-    points = read.require_points()
-    names = groups(points, "arch")
-    laws = {
-        name: fit_law("chinchilla", where(points, arch=name), clusters=read.unit,
-                      bootstrap=bootstrap, seed=seed)
-        for name in names
-    }  # fmt: skip
-    base = baseline_of(names, baseline)
-    if loss is None:
-        loss = max(float(numbers(where(points, arch=name), "loss").min()) for name in names)
+    laws, loss, base = question(read, loss, baseline, bootstrap, seed)
+    names = list(laws)
     runs = runs_of(sweep, read)
     trained = sorted({c.data.sequence_length for sizes in runs.values() for c in sizes.values()})
     at = context or trained[-1]

@@ -84,13 +84,11 @@ def _inference(
     out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     from analysis.errors import AnalysisError
-    from analysis.fit.fitting import fit_law
-    from analysis.io.frames import groups, numbers, plain, where
+    from analysis.io.frames import plain
     from analysis.io.records import load_sweep
     from analysis.io.sweep_files import is_table
-    from analysis.judge.compare import baseline_of
     from analysis.judge.inference import deployments, serving_of_table
-    from scaling.cli.sweep_models import models_of
+    from scaling.cli.sweep_models import models_of, question
 
     of_table = is_table(sweep)
     if of_table:
@@ -107,15 +105,7 @@ def _inference(
     else:
         read = load_sweep(sweep)
     points = read.require_points()
-    names = groups(points, "arch")
-    laws = {
-        name: fit_law("chinchilla", where(points, arch=name), clusters=read.unit,
-                      accounting=not of_table, bootstrap=bootstrap, seed=seed)
-        for name in names
-    }  # fmt: skip
-    base = baseline_of(names, baseline)
-    if loss is None:
-        loss = max(float(numbers(where(points, arch=name), "loss").min()) for name in names)
+    laws, loss, base = question(read, loss, baseline, bootstrap, seed, accounting=not of_table)
     configs = {} if of_table else models_of(sweep, read)
     if of_table:
         served = serving_of_table(points, context, decoding=decoding, kept=kept)

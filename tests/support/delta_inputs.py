@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels.delta.call import DeltaCall
-from models.kernels.delta.chunked import CHUNK
-from models.kernels.delta.reference import recurrent_delta
-from tests.support.recurrences import Inputs, cotangents, error, exact
+from tests.support.recurrences import Inputs
 
 MODES = ("none", "head", "channel")
 
@@ -63,24 +59,3 @@ def make(
         "initial_state": normal(sequences, heads, key_dim, value_dim).to(wide) if state else None,
         "cu_seqlens": cu_seqlens,
     }
-
-
-def computed(kernel: ModuleType, inputs: Inputs, chunk: int = CHUNK) -> dict[str, Tensor]:
-    """Outputs and gradients by the functions of a kernel."""
-    call = DeltaCall(**inputs)  # pyright: ignore[reportArgumentType]
-    o, final_state, states = kernel.forward(call, chunk)
-    grads = kernel.backward(call, states, *cotangents(inputs), chunk=chunk)
-    names = ("dq", "dk", "dv", "dbeta", "ddecay", "dinitial_state")
-    named = {n: x for n, x in zip(names, grads, strict=True) if x is not None}
-    return {"o": o, "final_state": final_state, **named}
-
-
-def assert_matches(
-    kernel: ModuleType, inputs: Inputs, tolerance: float, chunk: int = CHUNK
-) -> None:
-    """A kernel gives what the recurrence and its autograd give in float64."""
-    expected, actual = exact(inputs, recurrent_delta), computed(kernel, inputs, chunk)
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        assert error(actual[name], value) <= tolerance, (name, error(actual[name], value))

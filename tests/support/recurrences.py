@@ -11,6 +11,8 @@ from torch import Tensor
 
 from models.kernels.call import Call
 from models.kernels.chunked import CHUNK
+from models.kernels.delta.call import DeltaCall
+from models.kernels.delta.reference import recurrent_delta
 from models.kernels.reference import recurrent_reference
 
 Inputs = dict[str, Tensor | None]
@@ -108,11 +110,12 @@ def make(
 
 
 def computed(kernel: ModuleType, inputs: Inputs, chunk: int = CHUNK) -> dict[str, Tensor]:
-    """Outputs and gradients by the functions of a kernel."""
-    call = Call(**inputs)  # pyright: ignore[reportArgumentType]
+    """Outputs and gradients by the functions of a kernel: of the delta rule where beta is given."""
+    call = (DeltaCall if "beta" in inputs else Call)(**inputs)  # pyright: ignore
     o, final_state, states = kernel.forward(call, chunk)
     grads = kernel.backward(call, states, *cotangents(inputs), chunk=chunk)
-    names = ("dq", "dk", "dv", "ddecay", "dinitial_state")
+    share = ("dbeta",) if "beta" in inputs else ()
+    names = ("dq", "dk", "dv", *share, "ddecay", "dinitial_state")
     named = {n: x for n, x in zip(names, grads, strict=True) if x is not None}
     return {"o": o, "final_state": final_state, **named}
 
@@ -120,11 +123,13 @@ def computed(kernel: ModuleType, inputs: Inputs, chunk: int = CHUNK) -> dict[str
 def assert_matches(
     kernel: ModuleType, inputs: Inputs, tolerance: float, chunk: int = CHUNK
 ) -> None:
-    """A kernel gives what the recurrence and its autograd give in float64."""
-    expected, actual = exact(inputs, recurrent_reference), computed(kernel, inputs, chunk)
+    """A kernel gives what its recurrence and that one's autograd give in float64."""
+    reference = recurrent_delta if "beta" in inputs else recurrent_reference
+    expected, actual = exact(inputs, reference), computed(kernel, inputs, chunk)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert actual[name].shape == value.shape, name
         # One slope's gradient sums terms of both signs over all tokens: it keeps fewer digits.
         ill = name == "ddecay" and value.ndim == 1
-        assert error(actual[name], value) <= tolerance * (20 if ill else 1), name
+        most = tolerance * (20 if ill else 1)
+        assert error(actual[name], value) <= most, (name, error(actual[name], value))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.kernels.chunked import check_decay, states_shape
 from models.kernels.delta.call import DeltaCall, DeltaGradients
 from models.kernels.delta.chunked import CHUNK, empty_states
 from models.kernels.native import available
-from models.kernels.native.recurrence import Problem, problem_of
+from models.kernels.native.recurrence import Problem, problem_of, run_forward
 
 __all__ = ["backward", "empty_states", "forward", "serves"]
 
@@ -27,18 +26,8 @@ def serves(call: DeltaCall) -> bool:
 
 def forward(call: DeltaCall, chunk: int = CHUNK) -> tuple[Tensor, Tensor, Tensor]:
     """As `models.kernels.delta.chunked.forward`."""
-    o = torch.empty_like(call.v, memory_format=torch.contiguous_format)
-    final_state = torch.empty(call.state_shape, dtype=torch.float32)
-    # Packed sequences may leave the last slots unused.
-    make = torch.zeros if call.packed else torch.empty
-    states = make(states_shape(call.without_beta, chunk), dtype=torch.float32)
     problem = _problem(call, chunk)
-    problem.arrays(o=o)
-    initial = None if call.initial_state is None else call.initial_state.float()
-    problem.pointers(initial=initial, final=final_state, states=states)
-    if not problem.run("linscale_delta_forward"):
-        check_decay(call.decay)
-    return o, final_state, states
+    return run_forward(call.without_beta, problem, chunk, "linscale_delta_forward")
 
 
 def backward(

@@ -42,16 +42,23 @@ def serves(call: Call) -> bool:
 
 def forward(call: Call, chunk: int = CHUNK) -> tuple[Tensor, Tensor, Tensor]:
     """As `models.kernels.chunked.forward`."""
+    problem = problem_of(call, MODES[call.mode], chunk)
+    return run_forward(call, problem, chunk, "linscale_forward")
+
+
+def run_forward(
+    call: Call, problem: Problem, chunk: int, function: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o, the final state and the states kept, by a compiled forward pass of these inputs."""
     o = torch.empty_like(call.v, memory_format=torch.contiguous_format)
     final_state = torch.empty(call.state_shape, dtype=torch.float32)
     # Packed sequences may leave the last slots unused.
     make = torch.zeros if call.packed else torch.empty
     states = make(states_shape(call, chunk), dtype=torch.float32)
-    problem = problem_of(call, MODES[call.mode], chunk)
     problem.arrays(o=o)
     initial = None if call.initial_state is None else call.initial_state.float()
     problem.pointers(initial=initial, final=final_state, states=states)
-    if not problem.run("linscale_forward"):
+    if not problem.run(function):
         check_decay(call.decay)
     return o, final_state, states
 

@@ -154,10 +154,10 @@ def test_in_bf16_two_ranks_are_the_single_process_with_the_same_micro_batches(
     two sequences at a time; what is summed over micro-batches is float32.
 
     So they agree to the rounding of float32 until a first element falls on the other side of a
-    bf16 rounding, 2^-9 of it. That is after three steps at the earliest (cosFormer2); from there on
-    single elements differ, and Adam, whose updates do not shrink with a gradient, carries that on:
-    up to 2e-3 of the loss over all segments. A norm weight in bf16 would be seen in the second
-    step, at 2e-4.
+    bf16 rounding, 2^-9 of it. That is after three steps at the earliest (cosFormer2, HGRN2); from
+    there on single elements differ, and Adam, whose updates do not shrink with a gradient, carries
+    that on: up to 2e-3 of the loss over all segments. A norm weight in bf16 would be seen in the
+    second step, at 2e-4.
     """
     one = make_run("parallel.precision=bf16", "parallel.micro_batch_sequences=2", arch=arch)
     two = one.override([*FSDP[:2], *extra])

@@ -15,8 +15,8 @@ from models.kernels.call import Call
 from models.kernels.delta import chunked
 from models.kernels.delta.call import DeltaCall
 from models.kernels.delta.reference import recurrent_delta
-from tests.support.delta_inputs import MODES, assert_matches, computed, make
-from tests.support.recurrences import Inputs, cotangents, error
+from tests.support.delta_inputs import MODES, make
+from tests.support.recurrences import Inputs, assert_matches, computed, cotangents, error
 
 STRENGTHS = (0.0, -30.0, -1e4, -torch.inf)
 # A few hundred products each; the corrections of a chunk are solved for, which multiplies the

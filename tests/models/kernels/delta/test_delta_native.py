@@ -9,8 +9,8 @@ from torch import Tensor
 from models.kernels import launch
 from models.kernels.delta.call import DeltaCall
 from models.kernels.native import delta, library
-from tests.support.delta_inputs import MODES, assert_matches, computed, make
-from tests.support.recurrences import Inputs, cotangents
+from tests.support.delta_inputs import MODES, make
+from tests.support.recurrences import Inputs, assert_matches, computed, cotangents
 
 STRENGTHS = (0.0, -30.0, -1e4, -torch.inf)
 TOLERANCE = 2e-5
