@@ -168,16 +168,18 @@ def remove(
 
     They can be made anew from their corpora. Runs that are training on one must not be pruned.
     """
-    from scaling.data.integrity import listing, prune
+    from scaling.data.integrity import listing, prepared_folder, prune
     from scaling.data.settings import default_cache
 
     found = {one.folder: one for one in listing(default_cache())}
     chosen = folders or [one.folder for one in found.values() if one.orphan]
+    for name in chosen:
+        prepared_folder(default_cache(), name)
     removed: list[dict[str, Any]] = []
     for name in chosen:
         if not dry_run:
             prune(default_cache(), [name])
-        size = found[name].size if name in found else 0
+        size = found[name].size
         removed.append({"folder": name, "bytes": size, "removed": not dry_run})
         tell(f"{name}: {'would be ' if dry_run else ''}removed ({size / 2**20:,.1f} MiB)")
     if as_json:

@@ -204,18 +204,25 @@ def _listed(folder: Path) -> tuple[Listed, str]:
     return one, json.dumps(plain, sort_keys=True) if index else ""
 
 
+def prepared_folder(cache: Path, name: str) -> Path:
+    """The folder of a prepared corpus.
+
+    Raises:
+        LinscaleError: it is not there.
+    """
+    folder = find_inside(cache, name)
+    if not (folder / INDEX).is_file():
+        raise LinscaleError(f"{folder}: is no prepared corpus; `linscale data list` shows them.")
+    return folder
+
+
 def prune(cache: Path, folders: list[str]) -> None:
     """Remove prepared corpora from a cache; one that a process is writing now is waited for.
 
     Raises:
-        LinscaleError: one is not there.
+        LinscaleError: one is not there; then none is removed.
     """
-    for name in folders:
-        folder = find_inside(cache, name)
-        if not (folder / INDEX).is_file():
-            raise LinscaleError(
-                f"{folder}: is no prepared corpus; `linscale data list` shows them."
-            )
+    for name, folder in [(name, prepared_folder(cache, name)) for name in folders]:
         with exclusive(folder / "lock", f"{name}: waiting for the process that writes it"):
             (folder / INDEX).unlink()  # first, so that what is left of a kill counts as nothing
             shutil.rmtree(folder)

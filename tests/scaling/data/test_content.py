@@ -87,5 +87,9 @@ def test_orphans_are_listed_and_pruned(data: DataConfig, tmp_path: Path) -> None
     assert "no orphans" in run("prune")
     result = CliRunner().invoke(app, ["data", "prune", "../../etc"])
     assert "leads out of it" in str(result.exception)
+    for dry in ([], ["--dry-run"]):  # one wrong name: nothing goes, and a dry run says so too
+        result = CliRunner().invoke(app, ["data", "prune", new.name, "nothing", *dry])
+        assert "nothing: is no prepared corpus" in str(result.exception)
+        assert new.is_dir()
     run("prune", new.name)
     assert not new.exists()
