@@ -209,9 +209,11 @@ def _show(
     outside = {str(r["arch"]): str(r["outside"]) for r in rows if r["outside"]}
     for name, words in outside.items():
         screen.print(f"{look(name).label}, extrapolated: {words}.", style="yellow")
+    lengths = " and ".join(f"{c:,}" for c in trained)
     if [at] != trained:
-        screen.print(f"Trained at {', '.join(f'{c:,}' for c in trained)}: that losses stay the "
-                     f"same at {at:,} is assumed.", style="yellow")  # fmt: skip
+        screen.print(f"Trained at {lengths}: that losses stay the same at {at:,} is assumed.",
+                     style="yellow")  # fmt: skip
+    screen.print(f"Where the order turns, if losses stay as at the {lengths} tokens trained at:")
     for row in turns.to_dict("records"):
         screen.print(f"{row['clock']}, {look(str(row['arch'])).label}: {_turn(row)}")
 
