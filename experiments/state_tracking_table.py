@@ -67,6 +67,9 @@ def markdown(frame: pd.DataFrame) -> str:
                     & (frame["length"] == length)
                 ]
                 values = 100 * own["accuracy"]
+                if not len(values):
+                    cells.append("not run")
+                    continue
                 low, high = f"{values.min():.0f}", f"{values.max():.0f}"
                 cells.append(low if low == high else f"{low}-{high}")
         lines.append(f"| {mixer} | " + " | ".join(cells) + " |")
