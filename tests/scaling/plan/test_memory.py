@@ -173,9 +173,9 @@ def test_a_share_is_within_fifteen_percent_of_the_storages(
     arch: Any, shape: dict[str, int], devices: int, ranks: Any
 ) -> None:
     """FSDP2: the share of one rank, and what it gathers from the others."""
-    needs_compiled(arch)
     parallel: dict[str, Any] = {"strategy": "fsdp", "devices": devices}
     mesh = ranks(ParallelConfig(**parallel))
+    needs_compiled(arch)
     for mode, precision in itertools.product(MODES, PRECISIONS):
         kinds: dict[str, Any] = {"activation_checkpointing": mode, "precision": precision}
         run = make_run(arch, shape, 4 * devices, **parallel, **kinds)
