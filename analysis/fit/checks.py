@@ -271,7 +271,9 @@ def _reasons(
     reasons = np.full(len(data), "", dtype=object)
 
     def mark(bad: Any, reason: str) -> None:
-        reasons[np.asarray(bad, dtype=bool) & (reasons == "")] = reason
+        found = np.asarray(bad, dtype=bool)
+        if found.any():
+            reasons[found & (reasons == "")] = reason
 
     if "state" in data.columns:
         for state in ("diverged", "failed"):
