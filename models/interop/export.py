@@ -5,11 +5,11 @@
 | llama                        | a plain Llama checkpoint, or of a relative; no code            |
 | tnl, hgrn2, cosformer2       | config.json with `auto_map`, the code of `models.interop.remote`|
 | supra, lolcats               | the same; LoRA has to be merged first                          |
-| a hybrid of these            | the same, with the code of all its mixers                      |
+| a hybrid, and gla, mamba2,   | the same, with the code of all mixers                          |
+| gated_deltanet, kda          |                                                                |
 | hgrn2, layout `fla`          | flash-linear-attention's HGRN2 (`models.interop.fla_hgrn2`)    |
 | gla, gated_deltanet, kda,    | flash-linear-attention's models of these names                 |
-| layout `fla`                 | (`models.interop.fla_mixers`); there is no other layout for    |
-|                              | them, and none for mamba2                                      |
+| layout `fla`                 | (`models.interop.fla_mixers`)                                  |
 
 The tokenizer is the caller's to write: this package knows no text.
 """
@@ -158,7 +158,7 @@ def _write(
         generation["suppress_tokens"] = list(range(vocab_size, content["vocab_size"]))
     _write_json(directory / "generation_config.json", generation)
     if content["model_type"] == LINSCALE:
-        more = {"rotary": (_LINEARIZED_CODE,), "hybrid": (_LINEARIZED_CODE, hybrid.CODE)}
+        more = {"rotary": (_LINEARIZED_CODE,), "hybrid": (_LINEARIZED_CODE, *hybrid.CODE)}
         needed = [name for field, names in more.items() if field in content for name in names]
         for name in (*_CODE_FILES, *needed):
             shutil.copyfile(_CODE / name, directory / name)
@@ -173,12 +173,6 @@ def _own(
             f"model.arch={own[0]!r}: an export carries the code of a built-in architecture "
             f"({', '.join(BUILT_IN)}), and there is none for one of your own; load its checkpoint "
             "with linscale.load_pretrained, or write your own code for transformers."
-        )
-    if config.mixers is None and config.arch not in hybrid.KINDS:
-        raise InteropError(
-            f"model.arch={config.arch!r}: an export carries the code of {', '.join(hybrid.KINDS)}, "
-            f"and there is none for {config.arch}; use layout='fla' for "
-            f"{', '.join(fla_mixers.CLASSES)}, or load a checkpoint with linscale.load_pretrained."
         )
     own = _own_config(config, context, eos_id)
     activation = config.gate_activation in ("silu", "none")

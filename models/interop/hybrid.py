@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from models import flat
+from models.architectures.delta import DeltaOptions
+from models.architectures.gla import GLAOptions
 from models.architectures.llama import (
     LlamaBased,
     LlamaOptions,
@@ -15,43 +17,38 @@ from models.architectures.llama import (
     llama_options,
     rope_scaling,
 )
+from models.architectures.mamba2 import Mamba2Options
 from models.config import ModelConfig, layer_configs
 from models.interop.tensors import InteropError
 from models.mixed_stem import is_mixed
 from models.rope import rotary_angles
 from models.stems import stem_parts
 
-CODE = "modeling_linscale_hybrid.py"
-KINDS = ("llama", "tnl", "hgrn2", "cosformer2", "supra", "lolcats")
-"""Architectures whose mixers that code has."""
+CODE = ("modeling_linscale_hybrid.py", "modeling_linscale_gated.py")
+GATED = ("gla", "mamba2", "gated_deltanet", "kda")
+"""Those of the second file. Models of one of them alone are exported as hybrids, too."""
 
 
 def is_hybrid(config: ModelConfig) -> bool:
-    """Whether a model is exported as a hybrid: one, or a LLaMA without rotary positions, which no
-    family of transformers is."""
+    """Whether a model is exported as a hybrid: one, a LLaMA without rotary positions, which no
+    family of transformers is, or what has its code in the hybrids' files."""
     options = config.options
     nope = isinstance(options, LlamaOptions) and options.rope_share == 0
-    return config.mixers is not None or nope
+    return config.mixers is not None or nope or config.arch in GATED
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:
     """Fields of config.json beside those of every model of ours.
 
     Raises:
-        InteropError: the carried code does not have a layer's mixer, or one of its options.
+        InteropError: the carried code does not have an option of a layer's mixer.
     """
-    if unknown := [arch for arch in config.archs if arch not in KINDS]:
-        raise InteropError(
-            f"model.mixers={config.mixers!r} with model.arch={config.arch!r}: an export carries "
-            f"the code of {', '.join(KINDS)}, and there is none for {unknown[0]}; load its "
-            "checkpoint with linscale.load_pretrained."
-        )
     own = dict.fromkeys(layer_configs(config))
     for kind in own:
         _check(kind)
     stems = stem_parts(config)
     kinds = list(own) + [stem.config for stem in stems if stem.config not in own]
-    code = CODE.removesuffix(".py")
+    code = CODE[0].removesuffix(".py")
     return {
         "architectures": ["HybridForCausalLM"],
         "auto_map": {
@@ -77,7 +74,22 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def _settings(kind: ModelConfig) -> dict[str, Any]:
-    return flat.settings(kind) | {"glu_activation": kind.gate_activation}
+    own = flat.settings(kind) | {"glu_activation": kind.gate_activation}
+    return own | {"gated": _sizes(kind)} if kind.arch in GATED else own
+
+
+def _sizes(kind: ModelConfig) -> dict[str, Any]:
+    """What the options of the mixers in the second file come to."""
+    options = kind.options
+    if isinstance(options, GLAOptions):
+        return {"keys": options.keys(kind), "values": kind.head_dim, "rank": options.rank,
+                "temperature": options.temperature}  # fmt: skip
+    assert isinstance(options, Mamba2Options | DeltaOptions)
+    keys, values = options.sizes(kind)
+    sizes = {"keys": keys, "values": values, "convolution": options.convolution}
+    if isinstance(options, Mamba2Options):
+        return sizes | {"groups": options.groups}
+    return sizes | {"largest_beta": 2.0 if options.negative_eigenvalues else 1.0}
 
 
 def _check(kind: ModelConfig) -> None:

@@ -51,15 +51,24 @@ class LinscaleCache:
 
 
 def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None,
+    state: Tensor | None,
+    beta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence above in chunks, float32 inside.
+
+    By the delta rule a token writes e_t = beta_t (v_t - S^T k_t), with S the state that has decayed
+    to it, in the place of v_t. Within a chunk the e of all tokens solve one triangular system.
 
     Args:
         q, k: (B, T, H, K).
         v: (B, T, H, V).
         decay: (B, T, H, K), or (B, T, H, 1) for one per head; at most 0. None: no decay.
         state: (B, H, K, V); None: zeros.
+        beta: (B, T, H, 1), of the delta rule; None: without it.
 
     Returns:
         o (B, T, H, V) in v's dtype, and the state after the last token.
@@ -80,16 +89,30 @@ def linear_attention(
         index = torch.arange(gap.shape[1], device=q.device)
         later = (index > index[:, None])[..., None, None]
         gap = gap.masked_fill(later, -torch.inf).exp()
-        if gap.shape[-1] == 1:
-            scores = torch.einsum("bthk,bshk->btsh", qc, kc) * gap[..., 0]
-        else:
-            scores = torch.einsum("bthk,bshk,btshk->btsh", qc, kc, gap)
+        if beta is not None:
+            overlap = pairs(kc, kc, gap).permute(0, 3, 1, 2).tril(-1)  # (B, H, C, C)
+            held = torch.einsum("bthk,bhkv->bthv", kc * since.exp(), state)
+            share = beta[:, part].to(wide)
+            system = share.transpose(1, 2) * overlap  # beside the identity, which is left out
+            missing = (share * (vc - held)).transpose(1, 2)
+            vc = torch.linalg.solve_triangular(
+                system, missing, upper=False, unitriangular=True
+            ).transpose(1, 2)
+        scores = pairs(qc, kc, gap)
         read = torch.einsum("bthk,bhkv->bthv", qc * since.exp(), state)
         outputs.append(read + torch.einsum("btsh,bshv->bthv", scores, vc))
         last = since[:, -1:]
         written = torch.einsum("bshk,bshv->bhkv", kc * (last - since).exp(), vc)
         state = state * last[:, 0, :, :, None].exp() + written
     return torch.cat(outputs, 1).to(dtype), state
+
+
+def pairs(q: Tensor, k: Tensor, gap: Tensor) -> Tensor:
+    """sum_k q_tk k_sk gap_tsk, (B, T, S, H), of q (B, T, H, K), k (B, S, H, K) and gap (B, T, S, H,
+    K or 1)."""
+    if gap.shape[-1] == 1:
+        return torch.einsum("bthk,bshk->btsh", q, k) * gap[..., 0]
+    return torch.einsum("bthk,bshk,btshk->btsh", q, k, gap)
 
 
 def normalize(x: Tensor, eps: float) -> Tensor:

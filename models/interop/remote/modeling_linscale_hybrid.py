@@ -1,9 +1,10 @@
 """Hybrids for transformers, in plain PyTorch: each layer has the token mixer of its own kind.
 
-Layers of TNL, HGRN2 and cosFormer2 keep a recurrent state (`modeling_linscale`), layers of softmax
-attention their keys and values, SUPRA's and LoLCATs' what `modeling_linscale_linearized` says; the
-cache holds them side by side. Rows may be padded on either side: a masked token changes no state
-and has no position.
+Layers of TNL, HGRN2 and cosFormer2 keep a recurrent state (`modeling_linscale`), so do those of
+GLA, Mamba-2, Gated DeltaNet and KDA (`modeling_linscale_gated`), layers of softmax attention their
+keys and values, SUPRA's and LoLCATs' what `modeling_linscale_linearized` says; the cache holds them
+side by side. Models whose layers are all of one of those four kinds are exported so, too. Rows may
+be padded on either side: a masked token changes no state and has no position.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .modeling_linscale import (
     normalize,
     run_block,
 )
+from .modeling_linscale_gated import FRESH, GATED
 from .modeling_linscale_linearized import FeatureMap, LinearizedMixer, Norm, rotary_angles
 
 
@@ -61,7 +63,8 @@ class HybridBlock(nn.Module):
         self.activation = F.silu if settings["glu_activation"] == "silu" else nn.Identity()
         self.mixer_norm = norm(dim, settings["norm_eps"])
         self.recurrent = settings["arch"] in KINDS
-        self.mixer = (LinscaleMixer if self.recurrent else LinearizedMixer)(settings, layer)
+        kind = LinscaleMixer if self.recurrent else GATED.get(settings["arch"], LinearizedMixer)
+        self.mixer = kind(settings, layer)
         self.channel_norm = norm(dim, settings["norm_eps"])
         self.channel = nn.ModuleDict(
             {
@@ -186,10 +189,13 @@ class HybridForCausalLM(LinscaleForCausalLM):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        fresh = module.fresh() if isinstance(module, FRESH) else {}
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):
                 continue
-            if isinstance(module, nn.Linear | nn.Embedding) and name == "weight":
+            if name in fresh:
+                parameter.copy_(fresh[name])
+            elif isinstance(module, nn.Linear | nn.Embedding) and name == "weight":
                 parameter.normal_(std=self.config.initializer_range)
             elif isinstance(module, FeatureMap) and name == "weight":
                 nn.init.kaiming_uniform_(parameter)

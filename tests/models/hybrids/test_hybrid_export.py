@@ -27,11 +27,18 @@ PATTERNS = [
     ("tnl", "llama+hgrn2", {"glu_activation": "silu"}),
     ("cosformer2", "cosformer2+tnl", {}),
     ("llama", "lolcats(window=4)+hgrn2+supra", {}),
+    ("gated_deltanet", "gated_deltanet*3+llama", {}),
+    ("llama", "kda(negative_eigenvalues=true)+llama(rope_share=0)+gla+mamba2(groups=2)", {}),
+    ("tnl", "mamba2(convolution=1, state_size=5)+kda(convolution=3, key_size=6)", {}),
+    ("gla", None, {}),
+    ("mamba2", None, {}),
+    ("gated_deltanet", None, {}),
+    ("kda", None, {"tie_embeddings": False}),
 ]
 
 
 def random_model(
-    arch: str, pattern: str, changes: dict[str, Any], dtype: torch.dtype = torch.float64
+    arch: str, pattern: str | None, changes: dict[str, Any], dtype: torch.dtype = torch.float64
 ) -> LanguageModel:
     torch.manual_seed(0)
     config = toy_config(arch, 32, vocab_size=VOCAB, layers=4).replace(mixers=pattern, **changes)
@@ -54,7 +61,9 @@ def exported(model: LanguageModel, directory: Path) -> Any:
 
 
 @pytest.mark.parametrize(("arch", "pattern", "changes"), PATTERNS)
-def test_exported_hybrid(arch: str, pattern: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_exported_hybrid(
+    arch: str, pattern: str | None, changes: dict[str, Any], tmp_path: Path
+) -> None:
     """In float64, where the two may differ only by the order of summation: 1e-9."""
     model = random_model(arch, pattern, changes)
     theirs = exported(model, tmp_path / "out")
@@ -82,9 +91,12 @@ def test_exported_hybrid(arch: str, pattern: str, changes: dict[str, Any], tmp_p
         assert torch.equal(parameter, model.state_dict()[name])
 
 
-def test_generates_our_tokens_in_a_process_without_this_project(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", [PATTERNS[0], ("gated_deltanet", "kda*3+llama", {})])
+def test_generates_our_tokens_in_a_process_without_this_project(
+    pattern: tuple[str, str, dict[str, Any]], tmp_path: Path
+) -> None:
     """Left-padded prompts, greedily, with the mixed cache."""
-    model = random_model(*PATTERNS[0], dtype=torch.float32)
+    model = random_model(*pattern, dtype=torch.float32)
     export_model(model, tmp_path / "out", context=64, eos_id=0)
     prompts = [[5, 9, 60, 3], [7, 8], [30] * 9]
     code = (
@@ -132,9 +144,25 @@ def test_what_is_refused(tmp_path: Path) -> None:
     dynamic = "hgrn2+llama(rope_scaling.kind=dynamic, rope_scaling.factor=2.0, "
     dynamic = base.replace(mixers=dynamic + "rope_scaling.original_length=8)")
     refused(dynamic, tmp_path / "b", "dynamic.*length of the text")
-    refused(base.replace(mixers="hgrn2+kda"), tmp_path / "d", "model.mixers=.*none for kda")
     with pytest.raises(InteropError, match="layout='fla' is for models whose layers are all alike"):
         export_model(
             build(base.replace(mixers="hgrn2+llama", glu_activation="silu")),
             tmp_path / "c", context=8, eos_id=0, layout="fla",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ["gla", "mamba2", "gated_deltanet", "kda"])
+def test_fresh_parameters_of_exported_code_are_as_ours(arch: str, tmp_path: Path) -> None:
+    """Made from a configuration alone, as for training on: finite, the ranges of the papers."""
+    model = random_model(arch, None, {})
+    theirs = exported(model, tmp_path / "out")
+    fresh = type(theirs)(theirs.config)
+    for name, parameter in fresh.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        if name.endswith("decay.log_rate"):
+            assert parameter.exp().max() <= 16
+        if name.endswith("decay.bias"):
+            steps = torch.nn.functional.softplus(parameter)
+            assert bool(((steps > 9e-4) & (steps < 0.11)).all())
+        if name.endswith(("mixer.norm.weight", "skip.weight")):
+            assert bool((parameter == 1).all())
