@@ -22,6 +22,8 @@ _NARROW = 0.6
 """Of Scott's width of a kernel: what it gives for one clump is too wide for several."""
 _NEAR = 0.05
 """Share of the panel beyond which a place has no draw near it."""
+_ENOUGH = 600
+"""Draws that are shown, and that the density is made of."""
 _LEAST = 1e-3
 """Share of the exponents that the panel shows at least on either side."""
 
@@ -95,7 +97,7 @@ def bootstrap_cloud(
             kind = look(group, groups)
             own = np.stack([numbers(where(draws, group=group), c) for c in (x, y)])
             own = own[:, np.isfinite(own).all(axis=0)]
-            shown = own[:, :: max(1, own.shape[1] // 600)]
+            shown = own[:, :: max(1, own.shape[1] // _ENOUGH)]
             axes.scatter(
                 *shown, s=3, alpha=0.22, linewidths=0, color=kind.color, gid=tag(group),
                 rasterized=True,
@@ -129,6 +131,7 @@ def _spread_out(own: Array, width: Array) -> bool:
 
 def _region(axes: Axes, own: Array, low: Array, high: Array, color: str) -> ContourSet:
     """The contour of the smallest region that holds 90 % of the draws."""
+    own = own[:, :: max(1, own.shape[1] // _ENOUGH)]
     scaled = (own - low[:, None]) / (high - low)[:, None]
     density = stats.gaussian_kde(own, lambda k: _NARROW * k.scotts_factor())
     at = np.meshgrid(np.linspace(low[0], high[0], 120), np.linspace(low[1], high[1], 120))

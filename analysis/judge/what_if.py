@@ -9,8 +9,8 @@ E held                the irreducible loss, at one value for all architectures
 counting of N, of C   the column that counts parameters, or FLOPs (then also those of the budget)
 one run left out      the run, for the runs that move the law most
 
-Everything but the first row is a point estimate. The numbers are those of `fit_law`, `optimal` and
-`within`, so that a page that interpolates them says what the command line says.
+Everything but the first row is a point estimate. The numbers are those of `fit_law`, `optimal`,
+`influence` and `within`, so that a page that interpolates them says what the command line says.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
@@ -27,6 +28,7 @@ from analysis.fit.law_fit import LawFit
 from analysis.fit.within import measured, within
 from analysis.io.frames import numbers, rows, where, words
 from analysis.judge.choices import COUNTINGS
+from analysis.judge.sensitivity import STARTS
 from analysis.judge.study import Study
 from analysis.units import Array
 
@@ -51,20 +53,35 @@ def what_ifs(result: Study) -> pd.DataFrame:
         for group in result.groups:
             parts += _refitted(result, group, choice, setting, **options)
     for group, law in result.laws.items():
-        for name in words(law.influence(), "left_out")[:MOST_RUNS]:
-            parts += _refitted(result, group, RUN_OUT, name, without=name)
+        parts += _left_out(law, result.compute, group)
     frame = pd.concat(parts, ignore_index=True)
     return rows(frame, np.isfinite(numbers(frame, "n")) & np.isfinite(numbers(frame, "loss")))
 
 
-def _frame(law: LawFit, compute: Array, group: str, choice: str, setting: str) -> pd.DataFrame:
-    """Optima of a law along the grid."""
-    n, d = law.optimum_at(law.values, compute)
+def _frame(
+    law: LawFit, compute: Array, group: str, choice: str, setting: str,
+    values: Array | None = None, seen: NDArray[np.bool_] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Optima of a law along the grid, or with other parameters than its own; `seen` says which of
+    its points those were fitted to."""
+    values = law.values if values is None else values
+    n, d = law.optimum_at(values, compute)
+    data = measured(law) if seen is None else {k: v[seen] for k, v in measured(law).items()}
     return pd.DataFrame({
         "arch": group, "choice": choice, "setting": setting, "c": compute, "n": n, "d": d,
-        "loss": law.law.loss_of_split(law.values, n, d, law.held), "lo": np.nan, "hi": np.nan,
-        "inside": within(measured(law), n=n, d=d, c=compute),
+        "loss": law.law.loss_of_split(values, n, d, law.held), "lo": np.nan, "hi": np.nan,
+        "inside": within(data, n=n, d=d, c=compute),
     })  # fmt: skip
+
+
+def _left_out(law: LawFit, compute: Array, group: str) -> Iterator[pd.DataFrame]:
+    """The frames without each of the runs that move the law most."""
+    observations = law.observations
+    moved = law.influence()[:MOST_RUNS]
+    parameters = moved[list(law.law.parameters)].to_numpy(dtype=float)
+    for name, values in zip(words(moved, "left_out"), parameters, strict=True):
+        seen = observations.cluster != observations.labels.index(name)
+        yield _frame(law, compute, group, RUN_OUT, name, values, seen)
 
 
 def _refits(result: Study) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -82,15 +99,13 @@ def _refits(result: Study) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _refitted(
-    result: Study, group: str, choice: str, setting: str, *, without: str = "", **options: Any
+    result: Study, group: str, choice: str, setting: str, **options: Any
 ) -> list[pd.DataFrame]:
     """The frame of one architecture's law fitted otherwise; none where too little is left."""
-    own, unit = where(result.points, arch=group), result.sweep.unit
-    if without:
-        own = rows(own, np.asarray(words(own, unit)) != without)
     try:
         law = fit_law(
-            "chinchilla", own, clusters=unit, accounting=result.sweep.recorded,
+            "chinchilla", where(result.points, arch=group), clusters=result.sweep.unit,
+            accounting=result.sweep.recorded, near=result.laws[group], starts=STARTS,
             **{"c": result.sweep.compute_column, **options},
         )  # fmt: skip
         return [_frame(law, result.compute, group, choice, setting)]
