@@ -57,7 +57,8 @@ def supra_run(
         size: label of the rung.
         tokens: budget. The warm-up is 1000 steps, or a fiftieth of a budget below 50,000 steps.
         seed: seeds new weights and data order.
-        parallel: devices; None: bf16, sequence by sequence, activation checkpointing.
+        parallel: devices; None: bf16, with the micro-batch and the activation checkpointing that
+            the memory of the device allows.
     """
     per_step = data.sequence_length * data.batch_sequences
     steps = max(1, tokens // per_step)
@@ -75,10 +76,7 @@ def supra_run(
             final_lr_ratio=1 / 3,
         ),
         budget=BudgetConfig(tokens=tokens),
-        parallel=parallel
-        or ParallelConfig(
-            precision="bf16", micro_batch_sequences=1, activation_checkpointing="block"
-        ),
+        parallel=parallel or ParallelConfig(precision="bf16", activation_checkpointing="auto"),
     )
 
 
@@ -95,8 +93,7 @@ def lolcats_run(
 ) -> RunConfig:
     """LoLCATs' attention transfer and LoRA, each on half of the tokens.
 
-    Args: as `supra_run`; published data: 8 packed sequences of 1024 tokens, one at a time on one
-        device.
+    Args: as `supra_run`; published data: 8 packed sequences of 1024 tokens, on one device.
     """
     return RunConfig(
         name=name,
@@ -111,5 +108,5 @@ def lolcats_run(
         schedule=ScheduleConfig(kind="constant"),
         budget=BudgetConfig(tokens=tokens),
         parallel=parallel
-        or ParallelConfig(strategy="single", precision="bf16", micro_batch_sequences=1),
+        or ParallelConfig(strategy="single", precision="bf16", activation_checkpointing="auto"),
     )
