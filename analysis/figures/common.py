@@ -48,13 +48,15 @@ def band(
     `frame` has x, y and optionally lo, hi, inside. `color` is the line's (default: the group's).
     Returns the right-hand end, for a label.
     """
+    among = list(among)
     kind = look(group, among)
     color = color or kind.color
+    faint = 0.16 * min(1.0, 5 / max(1, len(among)))  # of many, all together must not hide the lines
     frame = by(frame, "x")
     x, y = frame["x"].to_numpy(float), frame["y"].to_numpy(float)
     if "lo" in frame:
         low, high = frame["lo"].to_numpy(float), frame["hi"].to_numpy(float)
-        area = axes.fill_between(x, low, high, color=kind.color, alpha=0.16, linewidth=0)
+        area = axes.fill_between(x, low, high, color=kind.color, alpha=faint, linewidth=0)
         area.set_gid(tag(group))
     inside = frame["inside"].to_numpy(bool) if "inside" in frame else np.ones(len(x), dtype=bool)
     axes.plot(x, np.where(inside, y, np.nan), color=color, linewidth=linewidth, gid=tag(group))

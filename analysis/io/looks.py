@@ -28,8 +28,8 @@ _LOOKS = {
     "hgrn2": Look("HGRN2", "#009E73", "^"),
     "cosformer2": Look("cosFormer2", "#B0568E", "D"),
 }
-_OTHERS = (("#4D4D4D", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#8C6D31", "<"), ("#7570B3", ">"))
-
+_OTHERS = (("#4D4D4D", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#8C6D31", "<"), ("#7570B3", ">"),
+           ("#CC3377", "p"), ("#7FA015", "h"), ("#00A5A5", "*"), ("#A9746E", "d"))  # fmt: skip
 
 _MARKERS = {*".,ov^<>12348spP*hH+xXDd|_"}
 """Every marker of matplotlib that is one character."""
@@ -54,13 +54,16 @@ def learn(arch: str, record: object) -> None:
 
 def look(group: str, among: Iterable[str] = ()) -> Look:
     """The look of a group; groups that are no known architecture look as their run records say,
-    and else take the spare colours in the sorted order of `among`."""
+    and else take the spare colours that none of `among` has, in the sorted order of `among`."""
     known = _LOOKS.get(group.lower())
     if known:
         return known
-    spare = sorted(g for g in {*among, group} if g.lower() not in _LOOKS)
-    color, marker = _OTHERS[spare.index(group) % len(_OTHERS)]
+    others = sorted(g for g in {*among, group} if g.lower() not in _LOOKS)
+    taken = {_RECORDED[g].color for g in others if g in _RECORDED}
+    spare = [g for g in others if g not in _RECORDED or not _RECORDED[g].color]
+    free = [each for each in _OTHERS if each[0] not in taken] or list(_OTHERS)
     said = _RECORDED.get(group, Look("", "", ""))
+    color, marker = free[spare.index(group) % len(free)] if group in spare else ("", "o")
     label = said.label or ("all runs" if group == "all" else group)
     return Look(label, said.color or color, said.marker or marker)
 

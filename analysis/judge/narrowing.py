@@ -179,12 +179,22 @@ class Question:
             with np.errstate(divide="ignore", invalid="ignore"):
                 now = float(np.log(high) - np.log(low))
 
-        def spent(fit: LawFit) -> Quantity:
-            return lambda values: np.log(compute_for_loss(fit, losses, at=values)[:, 0])
-
-        gradients = {name: gradient_of(fit, spent(fit)) for name, fit in ((arch, x), (base, y))}
+        gradients = {name: _of_compute(fit, losses, place) for name, fit in ((arch, x), (base, y))}
         name = f"multiplier of {arch} over {base} at {place:.3g} FLOPs"
         return Width(name, now if math.isfinite(now) else math.inf, target.width, gradients)
+
+
+def _of_compute(fit: LawFit, losses: Array, place: float) -> Array:
+    """Gradient of ln C for a loss; of a law that never comes down to it, for the loss that it
+    reaches itself with `place` FLOPs: what must be known first."""
+
+    def spent(at: Array) -> Quantity:
+        return lambda values: np.log(compute_for_loss(fit, at, at=values)[:, 0])
+
+    gradient = gradient_of(fit, spent(losses))
+    if np.isfinite(gradient).all():
+        return gradient
+    return gradient_of(fit, spent(fit.frontier(np.array([place]))))
 
 
 def _single(target: Target, fit: LawFit, arch: str) -> Width:

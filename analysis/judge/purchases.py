@@ -5,9 +5,11 @@
 
 A run is measured at its horizons, and may be taken only up to one of them: a purchase is the
 stretch of one run from the horizon that it has to a later one, at the difference of their FLOPs
-(a longer run goes on from the trunk of the shorter). Its rows of the linearised law, each worth
-1 / K of a run with K horizons, add to the information of its architecture. Widths then fall as the
-standard errors of the linearised law do (delta method), from the bootstrap's widths of today.
+(a longer run goes on from the trunk of the shorter). Its rows of the linearised law add to the
+information of its architecture. The losses of one run's horizons share most of their noise (`RHO`),
+so that a further horizon says little about the level of the loss and much about its fall with D.
+Widths then fall as the standard errors of the linearised law do (delta method), from the
+bootstrap's widths of today.
 
 Greedily the purchase is made that brings the widths nearest to their goals per FLOP, until all are
 expected to be there; what then turns out to be superfluous is given back, the dearest first, and
@@ -31,6 +33,13 @@ from analysis.judge.design import noise_of
 from analysis.judge.narrowing import Width
 from analysis.units import LEVEL, Array
 
+RHO = 0.7
+"""Correlation of the noise of one run's horizons of which one is twice the other; over the seeds of
+the small ladder it is 0.72. Further apart it falls as a power."""
+_APART = 0.1
+"""Doublings that two different points of a run are apart at least."""
+_ENDLESS = 2.0
+"""Times its goal, which a width without an end counts as at least."""
 _RIDGE = 1e-9
 _ROUNDS = 20
 _SMALL = 1e-12
@@ -48,7 +57,7 @@ class Unit:
     cost: Array
     """FLOPs of that run from the first step (k,)."""
     information: Array
-    """Of each horizon's row (k, p, p)."""
+    """What each horizon adds to those before (k, p, p)."""
     begun: int
     """Horizons that are measured."""
 
@@ -105,10 +114,7 @@ class Pool:
         self._archs = list(fits)
         noise = pooled_noise(fits)
         rows = {unit: where(candidates, unit=unit) for unit in words(candidates, "unit")}
-        worth = {
-            (words(own, "arch")[0], words(own, "size_seed")[0]): len(own) for own in rows.values()
-        }
-        self._start = {a: _information(fit, a, noise, worth) for a, fit in fits.items()}
+        self._start = {a: _information(fit, noise) for a, fit in fits.items()}
         self._units = [
             _unit(own, fits, noise, done.get(unit, 0))
             for unit, own in rows.items()
@@ -116,11 +122,14 @@ class Pool:
         ]
         self._variance_now = self._variances(self._start)
         wide = 2 * NormalDist().inv_cdf((1 + LEVEL) / 2)
+        drawn = all(fit.draws is not None for fit in fits.values())
+        least = _ENDLESS if drawn else 0.0
         self.now = np.array([
-            w.now if math.isfinite(w.now) else wide * math.sqrt(v)
+            w.now if math.isfinite(w.now) else max(wide * math.sqrt(v), least * w.goal)
             for w, v in zip(widths, self._variance_now, strict=True)
         ])  # fmt: skip
-        """Widths today; those that are not known, of the linearised law."""
+        """Widths today; those that nothing was drawn for, or that have no end, of the linearised
+        law."""
         self._goal = np.array([w.goal for w in widths])
 
     def options(self, state: Sequence[int], budget: float) -> list[Purchase]:
@@ -264,16 +273,21 @@ def pooled_noise(fits: Mapping[str, LawFit]) -> float:
     return float(np.sqrt(np.average(squares, weights=weight)))
 
 
-def _information(
-    fit: LawFit, arch: str, noise: float, worth: Mapping[tuple[str, str], int]
-) -> Array:
+def _information(fit: LawFit, noise: float) -> Array:
     """Of the points that a law was fitted to (p, p)."""
     obs = fit.observations
-    own = np.bincount(obs.cluster)
-    share = np.array([max(worth.get((arch, name), 0), int(own[i]))
-                      for i, name in enumerate(obs.labels)])  # fmt: skip
-    rows = _rows(fit, fit.problem.x, noise) * np.sqrt(obs.weight / share[obs.cluster])[:, None]
-    return rows.T @ rows
+    rows = _rows(fit, fit.problem.x, noise) * np.sqrt(obs.weight)[:, None]
+    tokens = obs.columns["d"]
+    runs = (np.flatnonzero(obs.cluster == run) for run in range(len(obs.labels)))
+    return np.sum([_of_run(rows[own], tokens[own]) for own in runs], axis=0)
+
+
+def _of_run(rows: Array, tokens: Array) -> Array:
+    """J' S^-1 J of one run's rows (k, p) at tokens (k,), S their correlation."""
+    apart = np.abs(np.subtract.outer(np.log2(tokens), np.log2(tokens)))
+    # Points at the same tokens, of runs that share a name, are not one point twice.
+    correlation = RHO ** np.where(np.eye(len(tokens)) > 0, 0.0, np.maximum(apart, _APART))
+    return rows.T @ np.linalg.solve(correlation, rows)
 
 
 def _rows(fit: LawFit, x: Array, noise: float) -> Array:
@@ -287,8 +301,9 @@ def _unit(rows: pd.DataFrame, fits: Mapping[str, LawFit], noise: float, begun: i
     fit = fits[arch]
     columns = {"n": numbers(rows, "n_params"), "d": numbers(rows, "tokens")}
     x, _ = fit.law.features(columns, fit.problem.centres)
-    each = _rows(fit, x, noise)
-    information = each[:, :, None] * each[:, None, :] / len(each)
+    each, tokens = _rows(fit, x, noise), columns["d"]
+    upto = [_of_run(each[:k], tokens[:k]) for k in range(len(each) + 1)]
+    information = np.diff(np.stack(upto), axis=0)
     return Unit(arch, words(rows, "run_id"), numbers(rows, "cost"), information, begun)
 
 

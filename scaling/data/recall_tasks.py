@@ -27,7 +27,7 @@ recall`. This module is free of numpy and torch, as all configuration is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.errors import ConfigError
 
@@ -51,6 +51,9 @@ class Kind:
     symbols: int
     """Least content tokens of the vocabulary for each thing to remember, and in any case."""
     least_symbols: int
+    grows: bool = False
+    """Longer sequences hold more: each token is one of the things. In other tasks they hold more
+    that means nothing."""
 
 
 KINDS: dict[str, Kind] = {
@@ -59,9 +62,9 @@ KINDS: dict[str, Kind] = {
     "copying": Kind("items", 8, 16, room=2, symbols=0, least_symbols=2),
     "induction": Kind("", 1, 16, room=3, symbols=0, least_symbols=2),
     # As many symbols as there are permutations.
-    "parity": Kind("steps", 32, 4, room=1, symbols=0, least_symbols=2),
-    "s3": Kind("steps", 32, 8, room=1, symbols=0, least_symbols=6),
-    "s5": Kind("steps", 32, 122, room=1, symbols=0, least_symbols=120),
+    "parity": Kind("steps", 32, 4, room=1, symbols=0, least_symbols=2, grows=True),
+    "s3": Kind("steps", 32, 8, room=1, symbols=0, least_symbols=6, grows=True),
+    "s5": Kind("steps", 32, 122, room=1, symbols=0, least_symbols=120, grows=True),
 }
 
 
@@ -75,6 +78,13 @@ class Recall:
     """Things to remember at once: pairs, items, or 1; permutations to follow."""
     vocab: int
     """Tokens, blank and mark included; `model.vocab_size` must be at least that."""
+
+    def at_length(self, length: int, trained: int) -> Recall:
+        """The task in sequences of another length than that of training (tokens): as much to
+        remember, or where the task grows with its sequences, in proportion more."""
+        if not KINDS[self.task].grows:
+            return self
+        return replace(self, load=max(1, self.load * length // trained))
 
     def check_length(self, length: int) -> None:
         """Raises ConfigError when a sequence of `length` tokens is too short for the task."""

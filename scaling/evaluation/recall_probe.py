@@ -46,19 +46,21 @@ def measures(
     model: LanguageModel, task: Recall, trained: int, lengths: Sequence[int], count: int
 ) -> list[Measure]:
     """Accuracy over `count` sequences: of the trained length, with the full load and with each
-    smaller one (in powers of two), or with the full load at each of `lengths`.
+    smaller one (in powers of two), or with the full load at each of `lengths`, which in state
+    tracking is in proportion to them.
 
     Raises:
         ConfigError: a length that is too short for the task.
     """
 
-    def measure(metric: str, length: int, load: int) -> Measure:
+    def measure(metric: str, length: int, load: int, task: Recall = task) -> Measure:
         shares = give_answers(model, held_out(task, count, length, load))
         spread = float(shares.std()) / math.sqrt(count) if count > 1 else None
         return Measure(metric=metric, value=float(shares.mean()), stderr=spread, n=count)
 
     if lengths:
-        return [measure(f"accuracy@{length}", length, task.load) for length in lengths]
+        at = {length: task.at_length(length, trained) for length in lengths}
+        return [measure(f"accuracy@{n}", n, other.load, other) for n, other in at.items()]
     smaller = [2**i for i in range(task.load.bit_length()) if 2**i < task.load]
     return [
         measure("accuracy", trained, task.load),

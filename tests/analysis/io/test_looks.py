@@ -27,3 +27,13 @@ def test_known_architectures_and_older_records_stay_as_they_are() -> None:
     for record in (None, "GLA", 3, {"label": 7}):
         learn("gla", record)
     assert look("gla").label == "gla"
+
+
+def test_hybrids_beside_what_they_are_made_of_are_told_apart() -> None:
+    learn("gla", {"label": "GLA", "colour": "#8C6D31", "marker": "<"})
+    learn("mamba2", {"label": "Mamba-2", "colour": "#E69F00", "marker": "v"})
+    learn("gla*3+llama", {"label": "GLA*3+LLaMA"})
+    among = ("llama", "gla", "mamba2", "gla*3+llama", "mamba2*3+llama", "a", "b", "c", "d")
+    colors = [look(group, among).color for group in among]
+    assert len(set(colors)) == len(among)
+    assert look("gla", among).color == "#8C6D31"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from scaling.data.loader import DataModule
 from scaling.data.prepare import prepare
 from scaling.data.recall_data import TRAINING_SEQUENCES, Symbols, held_out, rows
 from scaling.data.recall_tasks import BLANK, MARK, SPECIAL, parse
+from scaling.evaluation import recall_probe
 from scaling.evaluation.evaluate import evaluate
 from scaling.evaluation.request import Request
 from scaling.evaluation.settings import Settings
@@ -125,6 +127,26 @@ def test_parity_counts_modulo_two(number: int, steps: int) -> None:
     asked = targets >= 0
     bits = (inputs - SPECIAL)[asked]
     assert ((targets - SPECIAL)[asked] == np.cumsum(bits) % 2).all()
+
+
+@pytest.mark.parametrize("length", [8, 16, 40])
+def test_longer_sequences_have_more_to_follow(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token of them is asked for, beyond the 16 of training too; recall stays as it is."""
+    seen: list[Any] = []
+
+    def keep(model: Any, made: Any) -> Any:
+        seen.append(made)
+        return torch.ones(len(made))
+
+    monkeypatch.setattr(recall_probe, "give_answers", keep)
+    model: Any = None
+    (found,) = recall_probe.measures(model, parse("task:parity:steps=16"), 16, (length,), 4)
+    assert found.metric == f"accuracy@{length}"
+    inputs, targets = seen[0][:, 0], seen[0][:, 1]
+    assert inputs.shape == (4, length)
+    np.testing.assert_array_equal(targets - SPECIAL, (inputs - SPECIAL).cumsum(1) % 2)
+    recall_probe.measures(model, parse("task:copying:items=4"), 16, (40,), 4)
+    assert ((seen[1][:, 1] >= 0).sum(axis=1) == 4).all()
 
 
 def test_a_sequence_depends_on_its_number_alone() -> None:
