@@ -5,7 +5,7 @@ recall (arXiv 2312.04927): what share of the values does each give back, with a 
 one four times as large?
 Command: linscale run experiments/mixers_recall.py
          linscale evaluate runs/mixers_recall --tasks recall
-         python -m experiments.mixers_figure experiments/results/mixers.zip runs/mixers_recall
+         python -m experiments.recall_figure runs/mixers_recall
 Expected: mixers with a short convolution, which puts a key and its value side by side, learn in
 these few steps; those without it, softmax attention among them, hardly do.
 

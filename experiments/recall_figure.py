@@ -24,12 +24,13 @@ from matplotlib.ticker import NullLocator
 
 from analysis.figures import style
 from analysis.io.jsonlines import read_records
-from analysis.io.looks import look
+from analysis.io.looks import learn, look, ordered
 from analysis.io.sweep_files import names_of_runs, open_sweep
 from analysis.judge.recall_law import RecallLaw, recall_laws
 from linscale.errors import LinscaleError
+from linscale.layer_groups import group
 from models.accounting import kv_cache_bytes, state_bytes
-from models.config import ARCHS
+from models.architecture import BUILT_IN, find
 from scaling.config.run import RunConfig
 from scaling.data.recall_tasks import SPECIAL, Recall, parse
 
@@ -73,7 +74,7 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                 {
                     "date": status["updated"][:10],
                     "run": run,
-                    "arch": config.model.arch,
+                    "arch": group(config.model.arch, config.model.mixers),
                     "seed": config.seed,
                     "head_dim": config.model.head_dim,
                     "state_numbers": state_numbers(config),
@@ -90,9 +91,10 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                     "torch": environment["torch"],
                 }
             )
+    order = ordered(row["arch"] for row in rows)
     return sorted(
         rows,
-        key=lambda r: (r["task"], ARCHS.index(r["arch"]), r["state_numbers"], r["seed"], r["load"]),
+        key=lambda r: (r["task"], order.index(r["arch"]), r["state_numbers"], r["seed"], r["load"]),
     )
 
 
@@ -112,6 +114,11 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     """A panel for each task and load, a line for each seed; bars are two standard errors, the
     dotted line is chance."""
     cases = sorted({(row["task"], row["load"]) for row in rows})
+    archs = ordered(row["arch"] for row in rows)
+    for name in archs:
+        if name in BUILT_IN:
+            kind = find(name)
+            learn(name, {"label": kind.label, "colour": kind.colour, "marker": kind.marker})
     seeds = sorted({row.get("seed", 0) for row in rows})
     with style.context():
         drawn, panels = style.panels(
@@ -120,7 +127,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         states = [row["state_numbers"] for row in rows]
         ticks = [4**i for i in range(16) if min(states) / 2 <= 4**i <= max(states)]
         for axes, (task, load) in zip(panels.flat, cases, strict=True):
-            for arch, seed in product(ARCHS, seeds):
+            for arch, seed in product(archs, seeds):
                 wanted = (task, load, arch, seed)
                 mine = [
                     row
@@ -129,7 +136,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                 ]
                 if not mine:
                     continue
-                kind = look(arch)
+                kind = look(arch, archs)
                 axes.errorbar(
                     [row["state_numbers"] for row in mine],
                     [row["accuracy"] for row in mine],
@@ -146,7 +153,9 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             axes.set_title(f"{load} {VERBS[parse(task).task]}")
         panels.flat[0].set_ylabel("accuracy")
         handles, labels = panels.flat[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        few = len(labels) <= 4
+        where_to = "outside upper center" if few else "outside right upper"
+        drawn.legend(handles, labels, loc=where_to, ncols=len(labels) if few else 1)
         return style.finish(drawn)
 
 

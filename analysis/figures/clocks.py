@@ -12,6 +12,9 @@ from analysis.io.frames import groups, where
 from analysis.io.looks import look
 from analysis.judge.clocks import CLOCKS
 
+_ABOVE = 4
+"""Names that stand above the panel; more of them stand beside it."""
+
 
 def clocks(frame: pd.DataFrame, *, baseline: str) -> Figure:
     """A row a clock, a mark an architecture; hollow where a model lies beyond those trained.
@@ -24,7 +27,10 @@ def clocks(frame: pd.DataFrame, *, baseline: str) -> Figure:
     names = [name for name in groups(frame, "arch") if name != baseline]
     shown = [clock for clock in CLOCKS if len(where(frame, clock=clock))]
     with style.context():
-        figure, grid = style.panels(1, 1, width=style.SINGLE, height=0.7 + 0.55 * len(shown))
+        apart = min(0.22, 0.8 / max(1, len(names)))  # of a row's marks, in rows
+        high = max(0.55, 0.13 * len(names))  # of a row, in inches
+        width = style.SINGLE if len(names) <= _ABOVE else style.DOUBLE
+        figure, grid = style.panels(1, 1, width=width, height=0.7 + high * len(shown))
         axes = grid[0, 0]
         for j, name in enumerate(names):
             kind = look(name, names)
@@ -34,7 +40,7 @@ def clocks(frame: pd.DataFrame, *, baseline: str) -> Figure:
                 if not len(part):
                     continue
                 row = part.iloc[0]
-                y = i + 0.22 * (j - (len(names) - 1) / 2)
+                y = i + apart * (j - (len(names) - 1) / 2)
                 ends = [row.get(key, np.nan) for key in ("ratio_lo", "ratio_hi")]
                 if np.isfinite(ends).all():
                     axes.plot(ends, [y, y], color=kind.color, linewidth=1.1)
@@ -52,8 +58,8 @@ def clocks(frame: pd.DataFrame, *, baseline: str) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"{look(baseline).label} needs this many times as much")
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=len(names), handletextpad=0.2
-        )
+        where_to = "outside upper center" if len(names) <= _ABOVE else "outside right upper"
+        columns = len(names) if len(names) <= _ABOVE else 1
+        figure.legend(handles, labels, loc=where_to, ncols=columns, handletextpad=0.2)
         style.lay_out(figure)
         return style.finish(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -229,11 +230,12 @@ def _times(row: dict[Any, Any]) -> str:
 
 def _turn(row: dict[Any, Any]) -> str:
     """Where the order turns, in words."""
-    if row.get("turn") != row.get("turn"):
-        return str(row["text"])
-    text = f"{row['text']}, from {row['turn']:,.0f} tokens"
-    if row.get("lo") == row.get("lo") and "lo" in row:
-        ends = [f"{row[k]:,.0f}" if 0 < row[k] < float("inf") else
-                ("always" if row[k] == 0 else "never") for k in ("lo", "hi")]  # fmt: skip
-        text += f" [{ends[0]}, {ends[1]}]"
-    return text
+    text = str(row["text"])
+    turn, low, high = (float(row.get(name, math.nan)) for name in ("turn", "lo", "hi"))
+    if turn == turn:
+        text += f", from {turn:,.0f} tokens"
+    if low != low or (turn != turn and (low, high) in ((0.0, 0.0), (math.inf, math.inf))):
+        return text  # no refits, or all of them say so
+    beyond = {0.0: f"below {CONTEXTS[0]:,}", math.inf: f"beyond {CONTEXTS[-1]:,}"}
+    ends = [beyond.get(end, f"{end:,.0f}") for end in (low, high)]
+    return f"{text} (90% interval of the turn: {ends[0]} to {ends[1]})"
