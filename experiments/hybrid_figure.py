@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from analysis.figures import shares, style
 from analysis.io.frames import numbers, take, where, words
 from analysis.io.jsonlines import read_records
 from analysis.io.records import load_sweep
+from analysis.io.sweep import Sweep
 from analysis.io.sweep_files import names_of_runs, open_sweep
 from analysis.judge.shares import Shares, shares_of
 from analysis.units import LEVEL
@@ -78,6 +80,25 @@ def _text(frame: pd.DataFrame) -> str:
     return frame.to_string(index=False, float_format=lambda value: f"{value:.4g}")
 
 
+def read(ratio: Path, recall: Path | None) -> tuple[Sweep, Shares, pd.DataFrame | None]:
+    """The sweep of losses, its laws, and the table of recall where there is a sweep of it."""
+    sweep = load_sweep(ratio)
+    found = shares_of(sweep.require_points(), bootstrap=DRAWS)
+    return sweep, found, None if recall is None else recall_table(recall)
+
+
+def draw(sweep: Sweep, found: Shares, recall: pd.DataFrame | None) -> tuple[Figure, str, list[str]]:
+    """Figure, caption and run ids."""
+    figure = shares(found.lowest(), found.bands(LEVEL), found.best(LEVEL), recall)
+    caption = (
+        "Left: lowest loss of each share of softmax layers at equal compute (points), and the law "
+        f"at its own best size (lines, with {LEVEL:.0%} intervals), which may be smaller than all "
+        "that were trained; orange: the best share. Right: accuracy of recall, bars of one "
+        f"standard error. {sweep.conventions}."
+    )
+    return figure, caption, sorted(set(words(sweep.points, "run_id")))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -86,18 +107,15 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, help="write the figure as PNG")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sweep = load_sweep(arguments.ratio)
-    found = shares_of(sweep.require_points(), bootstrap=DRAWS)
+    sweep, found, recall = read(arguments.ratio, arguments.recall)
     print(report(found))
-    recall = None if arguments.recall is None else recall_table(arguments.recall)
     if recall is not None:
         print(_text(recall))
     if arguments.out is not None:
-        figure = shares(found.lowest(), found.bands(LEVEL), found.best(LEVEL), recall)
+        figure, caption, runs = draw(sweep, found, recall)
         style.save(
             figure, arguments.out.with_suffix(""), title="Hybrids: loss and recall",
-            caption=f"Law with {LEVEL:.0%} intervals. {sweep.conventions}.",
-            runs=sorted(set(words(sweep.points, "run_id"))), formats=("png",),
+            caption=caption, runs=runs, formats=("png",),
         )  # fmt: skip
 
 

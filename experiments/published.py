@@ -24,12 +24,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures import style
+from analysis.figures.clocks import clocks
 from analysis.io.frames import words
 from analysis.io.records import load_sweep
 from analysis.io.sweep_files import open_sweep
 from analysis.judge.study import study
 from analysis.report.report_figures import basis, draw
-from experiments import gallery, lr_transfer, recall_figure
+from experiments import gallery, hybrid_figure, lr_transfer, recall_figure
 from experiments.benchmarks import decoding
 from experiments.gemma import report as gemma
 
@@ -40,6 +41,12 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
 }
 """Sweeps under experiments/results, and the figures of their reports that are published."""
 BOOTSTRAP = 2000
+
+
+def _clocks(rows: list[dict[str, Any]]) -> Figure:
+    """Of a table that `linscale clocks` wrote."""
+    recall_figure.learn_built_in()
+    return clocks(pd.DataFrame(rows), baseline="llama")
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,23 @@ TABLES = {
         "that a model carries from token to token, by items to remember. Bars: two standard errors "
         "over 1024 sequences; a line for each seed; dotted: guessing.",
         "accuracies",
+    ),
+    "mixers_recall": Kept(
+        "recall/mixers_recall.csv",
+        recall_figure.figure,
+        "Multi-query associative recall of eight mixers and two hybrids: accuracy on held-out "
+        "sequences against the numbers that a model carries from token to token, by pairs to "
+        "recall. Bars: two standard errors over 1024 sequences; dotted: guessing among the values "
+        "that are there.",
+        "accuracies",
+    ),
+    "mixers_clocks": Kept(
+        "mixers_clocks_*.csv",
+        _clocks,
+        "How many times less than LLaMA each of eight mixers and two hybrids needs to reach a "
+        "loss of 1.617, with 90 % intervals over refits: in training FLOPs, tokens, seconds of "
+        "training and bytes read to generate a token. Hollow: a model beyond those trained.",
+        "ratios",
     ),
     "decoding": Kept(
         "decoding.csv",
@@ -125,7 +149,14 @@ def publish_gemma(out: Path) -> list[Path]:
     return _save(figure, out / "gemma", f"Gemma 3 270M, linearized: {gemma.CAPTION}", list(lines))
 
 
-OTHERS = {"gemma": publish_gemma}
+def publish_hybrids(out: Path) -> list[Path]:
+    """Draw loss and recall against the share of softmax layers; returns the files written."""
+    read = hybrid_figure.read(RECORDS / "hybrid_ratio-toy.zip", RECORDS / "hybrid_recall-toy.zip")
+    figure, caption, runs = hybrid_figure.draw(*read)
+    return _save(figure, out / "hybrid_ratio", caption, runs)
+
+
+OTHERS = {"gemma": publish_gemma, "hybrid_ratio": publish_hybrids}
 """Name of a figure with records of its own kind -> what draws it in a folder."""
 
 

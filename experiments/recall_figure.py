@@ -115,10 +115,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     dotted line is chance."""
     cases = sorted({(row["task"], row["load"]) for row in rows})
     archs = ordered(row["arch"] for row in rows)
-    for name in archs:
-        if name in BUILT_IN:
-            kind = find(name)
-            learn(name, {"label": kind.label, "colour": kind.colour, "marker": kind.marker})
+    learn_built_in()
     seeds = sorted({row.get("seed", 0) for row in rows})
     with style.context():
         drawn, panels = style.panels(
@@ -157,6 +154,13 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         where_to = "outside upper center" if few else "outside right upper"
         drawn.legend(handles, labels, loc=where_to, ncols=len(labels) if few else 1)
         return style.finish(drawn)
+
+
+def learn_built_in() -> None:
+    """Draw every built-in architecture in its own look, in figures from tables without records."""
+    for name in BUILT_IN:
+        kind = find(name)
+        learn(name, {"label": kind.label, "colour": kind.colour, "marker": kind.marker})
 
 
 def describe(law: RecallLaw) -> str:
