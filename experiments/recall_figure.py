@@ -35,7 +35,13 @@ from scaling.config.run import RunConfig
 from scaling.data.recall_tasks import SPECIAL, Recall, parse
 
 RESULTS = Path(__file__).parent / "results" / "recall"
-VERBS = {"mqar": "to recall", "copying": "to copy", "induction": "to induce"}
+VERBS = {
+    "mqar": "to recall",
+    "noisy": "to recall",
+    "compositional": "to compose",
+    "copying": "to copy",
+    "induction": "to induce",
+}
 
 
 def state_numbers(config: RunConfig) -> int:

@@ -120,6 +120,38 @@ def _mqar(task: Recall, words: Words, held: Held, inputs: Rows, targets: Rows) -
     np.put_along_axis(targets, asked, np.where(held, values, IGNORE_INDEX), axis=1)
 
 
+def _noisy(task: Recall, words: Words, held: Held, inputs: Rows, targets: Rows) -> None:
+    pairs, length = task.load, inputs.shape[1]
+    symbols = task.vocab - SPECIAL
+    noise_from = task.vocab - symbols // 4
+    values_from = SPECIAL + (noise_from - SPECIAL) // 2
+    inputs[:] = words.integers(length, noise_from, task.vocab)
+    keys = SPECIAL + words.distinct(pairs, values_from - SPECIAL)  # (n, D)
+    values = words.integers(pairs, values_from, noise_from)  # (n, D)
+    half = length // 4  # slots of two tokens: so many with pairs among them, then the questions
+    told = 2 * words.distinct(pairs, half)
+    asked = 2 * (half + words.distinct(pairs, length // 2 - half))
+    for places, what in ((told, keys), (told + 1, values), (asked, keys)):
+        noise = np.take_along_axis(inputs, places, axis=1)
+        np.put_along_axis(inputs, places, np.where(held, what, noise), axis=1)
+    np.put_along_axis(targets, asked, np.where(held, values, IGNORE_INDEX), axis=1)
+
+
+def _compositional(task: Recall, words: Words, held: Held, inputs: Rows, targets: Rows) -> None:
+    chains, length = task.load, inputs.shape[1]
+    third = (task.vocab - SPECIAL) // 3
+    keys = SPECIAL + words.distinct(chains, third)  # (n, D)
+    middles = SPECIAL + third + words.distinct(chains, third)
+    values = words.integers(chains, SPECIAL + 2 * third, task.vocab)
+    told = 2 * words.distinct(2 * chains, 2 * chains)  # (n, 2 D), places of all pairs
+    first, second = told[:, :chains], told[:, chains:]
+    asked = 2 * (2 * chains + words.distinct(chains, length // 2 - 2 * chains))
+    for places, what in ((first, keys), (first + 1, middles), (second, middles),
+                         (second + 1, values), (asked, keys)):  # fmt: skip
+        np.put_along_axis(inputs, places, np.where(held, what, BLANK), axis=1)
+    np.put_along_axis(targets, asked, np.where(held, values, IGNORE_INDEX), axis=1)
+
+
 def _copying(task: Recall, words: Words, held: Held, inputs: Rows, targets: Rows) -> None:
     start = inputs.shape[1] - task.load
     places = np.sort(words.distinct(task.load, start), axis=1)  # (n, M)
@@ -159,6 +191,8 @@ def _tracking(things: int) -> Callable[[Recall, Words, Held, Rows, Rows], None]:
 
 _FILL: dict[str, Callable[[Recall, Words, Held, Rows, Rows], None]] = {
     "mqar": _mqar,
+    "noisy": _noisy,
+    "compositional": _compositional,
     "copying": _copying,
     "induction": _induction,
     "parity": _tracking(2),

@@ -4,6 +4,13 @@
 
 `mqar`: `pairs` keys with their values; later every key once more, whose value is to be given.
 
+`noisy`: the same, with pairs strewn among tokens of noise, which fill the sequence: a quarter of
+the vocabulary is noise alone. A longer sequence has more of it.
+
+`compositional`: `chains` of two pairs each, a key with a middle and the middle with a value, all
+pairs in random order; later every key once, whose value is to be given: two lookups, one after the
+other.
+
 `copying`: `items` tokens strewn among blanks, then as many marks; at the marks, the items are to be
 given in their order.
 
@@ -16,8 +23,9 @@ small, but every token changes all of it. A recurrence whose steps only shrink i
 parity at all lengths, one whose steps may reflect it can (arXiv 2411.12537, `negative_eigenvalues`
 of the delta rule); no finite group is harder than S5 (arXiv 2404.08819).
 
-Sources: multi-query associative recall of arXiv 2312.04927, selective copying of arXiv 2312.00752
-(section 4.1.1), induction heads of arXiv 2212.14052 and 2312.00752 (section 4.1.2).
+Sources: multi-query associative recall of arXiv 2312.04927, noisy recall of arXiv 2403.17844
+(section 3.1; there noise also stands between a key and its value), selective copying of arXiv
+2312.00752 (section 4.1.1), induction heads of arXiv 2212.14052 and 2312.00752 (section 4.1.2).
 
 A run on a task is a run like any other, but that only the answers are scored, nothing is held out
 of a text (`validation_fraction` has no meaning) and there is no tokenizer: tokens are numbers. The
@@ -59,6 +67,10 @@ class Kind:
 KINDS: dict[str, Kind] = {
     # Keys are all different, and there are as many values.
     "mqar": Kind("pairs", 8, 64, room=4, symbols=2, least_symbols=4),
+    # A quarter of the symbols is noise; the others as above.
+    "noisy": Kind("pairs", 8, 64, room=4, symbols=3, least_symbols=6),
+    # Keys, middles and values; two pairs and a question.
+    "compositional": Kind("chains", 4, 32, room=6, symbols=3, least_symbols=3),
     "copying": Kind("items", 8, 16, room=2, symbols=0, least_symbols=2),
     "induction": Kind("", 1, 16, room=3, symbols=0, least_symbols=2),
     # As many symbols as there are permutations.

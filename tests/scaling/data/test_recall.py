@@ -64,6 +64,49 @@ def recall(**settings: Any) -> Request:
 
 
 @settings(deadline=None)
+@given(NUMBERS, st.integers(1, 6), st.integers(0, 9))
+def test_noisy_recall_is_recall_among_noise(number: int, pairs: int, spare: int) -> None:
+    vocab, length = 2 + 3 * max(pairs, 2) + spare, 4 * pairs + 2 * spare
+    task = parse(f"task:noisy:pairs={pairs},vocab={vocab}")
+    (inputs, targets), *_ = rows(task, [number], length, pairs)
+    noise = range(vocab - (vocab - 2) // 4, vocab)
+    half = 2 * (length // 4)
+    told = {}
+    for place in range(0, half, 2):
+        key, value = inputs[place : place + 2].tolist()
+        assert (key in noise) == (value in noise)
+        if key not in noise:
+            assert key not in told
+            told[key] = value
+    assert len(told) == pairs
+    asked = {}
+    for place in range(half, length):
+        if inputs[place] not in noise:
+            asked[int(inputs[place])] = int(targets[place])
+        else:
+            assert targets[place] == -100
+    assert asked == told
+    assert (targets[:half] == -100).all()
+    assert not set(told) & set(told.values())
+
+
+@settings(deadline=None)
+@given(NUMBERS, st.integers(1, 5), st.integers(0, 9))
+def test_compositional_recall_takes_two_lookups(number: int, chains: int, spare: int) -> None:
+    vocab, length = 2 + 3 * chains + spare, 6 * chains + 2 * spare
+    task = parse(f"task:compositional:chains={chains},vocab={vocab}")
+    (inputs, targets), *_ = rows(task, [number], length, chains)
+    end = 4 * chains
+    pairs = dict(inputs[:end].reshape(-1, 2).tolist())
+    assert len(pairs) == 2 * chains
+    asked = {int(inputs[p]): int(targets[p]) for p in range(end, length) if targets[p] >= 0}
+    assert len(asked) == chains
+    assert asked == {key: pairs[pairs[key]] for key in asked}
+    assert (targets[:end] == -100).all()
+    assert set(inputs[end:].tolist()) <= {BLANK, *asked}
+
+
+@settings(deadline=None)
 @given(number=NUMBERS, pairs=st.integers(1, 6), spare=st.integers(0, 9))
 def test_mqar_asks_every_key_once_for_its_value(number: int, pairs: int, spare: int) -> None:
     task = parse(f"task:mqar:pairs={pairs},vocab=40")
@@ -174,7 +217,7 @@ def test_draws_are_even_and_early_questions_are_frequent() -> None:
 @pytest.mark.parametrize(
     ("corpus", "length", "message"),
     [
-        ("task:mqr", 64, "the tasks are mqar, copying, induction, parity, s3, s5"),
+        ("task:mqr", 64, "the tasks are mqar, noisy, compositional, copying, induction, parity, s3, s5"),
         ("task:mqar:pair=3", 64, r"'pair=3' is unclear; write 'task:mqar:pairs=8,vocab=64'"),
         ("task:mqar:pairs=x", 64, "'pairs=x' is unclear"),
         ("task:mqar:pairs=0", 64, "pairs must be at least 1"),
