@@ -156,9 +156,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             axes.set_title(f"{load} {VERBS[parse(task).task]}")
         panels.flat[0].set_ylabel("accuracy")
         handles, labels = panels.flat[0].get_legend_handles_labels()
-        few = len(labels) <= 4
-        where_to = "outside upper center" if few else "outside right upper"
-        drawn.legend(handles, labels, loc=where_to, ncols=len(labels) if few else 1)
+        columns = min(len(labels), 5)
+        drawn.legend(handles, labels, loc="outside upper center", ncols=columns)
         return style.finish(drawn)
 
 

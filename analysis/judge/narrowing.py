@@ -191,7 +191,8 @@ def _of_compute(fit: LawFit, losses: Array, place: float) -> Array:
     def spent(at: Array) -> Quantity:
         return lambda values: np.log(compute_for_loss(fit, at, at=values)[:, 0])
 
-    gradient = gradient_of(fit, spent(losses))
+    with np.errstate(invalid="ignore"):  # endless less endless
+        gradient = gradient_of(fit, spent(losses))
     if np.isfinite(gradient).all():
         return gradient
     return gradient_of(fit, spent(fit.frontier(np.array([place]))))

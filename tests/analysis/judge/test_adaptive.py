@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,13 @@ def _natural_rows(fit: LawFit, n: np.ndarray, d: np.ndarray) -> np.ndarray:
     ], axis=1) / loss[:, None]  # fmt: skip
 
 
+def _whitened(rows: np.ndarray) -> np.ndarray:
+    """Of one run, whose horizons double: noise of 0.7 that of the one before, plus news."""
+    rows = rows.copy()
+    rows[1:] = (rows[1:] - 0.7 * rows[:-1]) / math.sqrt(1 - 0.7**2)
+    return rows
+
+
 def _standard_error(fit: LawFit, rows: np.ndarray, noise: float) -> float:
     """Of alpha, from weighted rows in natural coordinates."""
     triangle = np.asarray(np.linalg.qr(rows / noise, mode="r"))
@@ -195,15 +202,20 @@ def test_expected_widths_are_those_of_the_enlarged_design() -> None:
     found, fit = _alpha_pool(pool, done, 1e-3)
     noise = pooled_noise({"llama": fit})
     wide = 2 * 1.6448536
-    obs = fit.observations
-    base = _natural_rows(fit, obs.columns["n"], obs.columns["d"]) / math.sqrt(3)
-    assert found.now[0] == pytest.approx(wide * _standard_error(fit, base, noise), rel=0.01)
     begun = [3, 2, 2, 2, 0]
+
+    def width(ends: Sequence[int]) -> float:
+        parts: list[np.ndarray] = []
+        for k, end in enumerate(ends):
+            unit = where(pool, unit=f"llama-{k}-0").iloc[:end]
+            n, d = numbers(unit, "n_params"), numbers(unit, "tokens")
+            parts.append(_whitened(_natural_rows(fit, n, d)))
+        return wide * _standard_error(fit, np.vstack(parts), noise)
+
+    assert found.now[0] == pytest.approx(width(begun), rel=0.01)
     for each in found.options(begun, math.inf):
-        unit = where(pool, unit=f"llama-{each.unit}-0").iloc[each.first : each.last]
-        more = _natural_rows(fit, numbers(unit, "n_params"), numbers(unit, "tokens"))
-        after = _standard_error(fit, np.vstack([base, more / math.sqrt(3)]), noise)
-        assert found.expected([each])[0] == pytest.approx(wide * after, rel=0.01)
+        ends = [each.last if k == each.unit else end for k, end in enumerate(begun)]
+        assert found.expected([each])[0] == pytest.approx(width(ends), rel=0.01)
         whole, before = (numbers(where(pool, unit=f"llama-{each.unit}-0"), "cost"), each.first)
         assert each.cost == whole[each.last - 1] - (whole[before - 1] if before else 0.0)
 
@@ -230,6 +242,23 @@ def test_plans_are_near_the_cheapest_of_all_plans() -> None:
                 best = cost
         assert best <= plan.cost * (1 + 1e-9)
         assert plan.cost <= 1.35 * best
+
+
+def test_a_loss_below_what_a_law_reaches_is_still_narrowed() -> None:
+    """The irreducible loss of one lies above what the other reaches: its compute has no end, and no
+    gradient; what it needs to know is its own frontier."""
+    pool = _pool(sizes=4, seeds=1)
+    other = where(pool, arch="tnl")
+    pool.loc[other.index, "loss"] = 2.6 + 0.3 * (other["loss"] - 1.69)
+    fits = {a: f.bootstrap(50) for a, f in _fits(pool, 2).items()}
+    (width,) = Question(
+        [parse_target("width(multiplier@1e23)<0.5")], ["llama", "tnl"], 1e19
+    ).measure(fits)
+    assert width.now == math.inf
+    assert all(np.isfinite(g).all() for g in width.gradients.values())
+    found = Pool(_pool(sizes=6, seeds=2), fits, [width], {}, frozenset())
+    assert found.now[0] >= 1.0
+    assert found.plan(math.inf).purchases
 
 
 def _settings() -> Settings:
