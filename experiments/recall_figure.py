@@ -80,7 +80,7 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                 {
                     "date": status["updated"][:10],
                     "run": run,
-                    "arch": group(config.model.arch, config.model.mixers),
+                    "arch": group(config.model.arch, values["model"].get("mixers")),
                     "seed": config.seed,
                     "head_dim": config.model.head_dim,
                     "state_numbers": state_numbers(config),

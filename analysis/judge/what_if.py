@@ -77,8 +77,8 @@ def _frame(
 def _left_out(law: LawFit, compute: Array, group: str) -> Iterator[pd.DataFrame]:
     """The frames without each of the runs that move the law most."""
     observations = law.observations
-    moved = law.influence()[:MOST_RUNS]
-    parameters = moved[list(law.law.parameters)].to_numpy(dtype=float)
+    moved = law.influence().head(MOST_RUNS)
+    parameters = np.stack([numbers(moved, name) for name in law.law.parameters], axis=1)
     for name, values in zip(words(moved, "left_out"), parameters, strict=True):
         seen = observations.cluster != observations.labels.index(name)
         yield _frame(law, compute, group, RUN_OUT, name, values, seen)

@@ -306,7 +306,8 @@ def test_reflections_learn_s3(tmp_path: Path) -> None:
     config = run("gated_deltanet", "task:s3:steps=8", length=8, steps=4000, batch=64)
     model = toy_config("gated_deltanet", 32, vocab_size=8, layers=4, head_dim=16)
     model = model.with_options(negative_eigenvalues=True)
-    config = replace(config, model=model, optim=OptimConfig(lr=5e-3))
+    schedule = ScheduleConfig(kind="wsd", warmup_tokens=50 * 8 * 64)
+    config = replace(config, model=model, optim=OptimConfig(lr=5e-3), schedule=schedule)
     train(config, tmp_path)
     assert evaluate(tmp_path / config.run_id, recall()).lines[0]["value"] > 0.9
 
