@@ -179,7 +179,6 @@ def test_errors(arch: str, changes: dict[str, Any], message: str, tmp_path: Path
 def test_what_has_no_layout(tmp_path: Path) -> None:
     for arch, layout, message in [
         ("mamba2", "fla", "there are hgrn2, gla, gated_deltanet, kda in this layout"),
-        ("kda", "transformers", "use layout='fla'"),
     ]:
         model = build(toy_config(arch, 32, vocab_size=61, layers=1))
         with pytest.raises(InteropError, match=message):

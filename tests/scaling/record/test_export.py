@@ -17,8 +17,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from linscale.errors import LinscaleError
+from models.architecture import BUILT_IN
 from models.config import ConfigError
-from models.interop.hybrid import KINDS
 from scaling.cli.main import app
 from scaling.data.tokenizers import ByteTokenizer, TiktokenTokenizer, train_bpe
 from scaling.record.export import to_json_tokenizer
@@ -69,7 +69,7 @@ def test_generate_streams_and_repeats(trained: Any) -> None:
     assert cli("generate", checkpoint, *arguments[2:]) == text
 
 
-@pytest.mark.parametrize("arch", list(KINDS))
+@pytest.mark.parametrize("arch", list(BUILT_IN))
 def test_pipeline_of_transformers_gives_our_text(arch: str, trained: Any, tmp_path: Path) -> None:
     run, out = trained(arch), tmp_path / "exported"
     cli("export", run, "-o", out)
