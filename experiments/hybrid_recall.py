@@ -13,18 +13,10 @@ All patterns of a task have the same width, depth, sequences and steps.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from experiments.hybrid_ratio import FAMILIES, PERIOD, SHARES, pattern
 from models.config import Arch, toy_config
-from scaling.config.run import (
-    BudgetConfig,
-    DataConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config.recipes import task_recipe
+from scaling.config.run import RunConfig
 
 TASKS = {"mqar": "pairs=64,vocab=8192", "copying": "items=16,vocab=18", "induction": "vocab=16"}
 TOY_TASKS = {"mqar": "pairs=8,vocab=34", "copying": "items=4,vocab=10", "induction": "vocab=16"}
@@ -49,19 +41,10 @@ def _run(task: str, family: Arch, softmax: int, toy: bool) -> RunConfig:
     length, steps = (TOY_LENGTHS[task], TOY_STEPS[task]) if toy else (512, 20_000)
     batch, dim, lr = (32, 32, 6e-3) if toy else (256, 128, 2e-3)
     model = toy_config(family, dim, vocab_size=vocab, layers=PERIOD)
-    config = RunConfig(
-        name=f"{task}-{family}-s{softmax}of{PERIOD}",
-        size=f"s{softmax}of{PERIOD}",
-        model=model.replace(mixers=pattern(family, softmax)),
-        data=DataConfig(
-            corpus=f"task:{task}:{settings}",
-            sequence_length=length,
-            batch_sequences=batch,
-            validation_blocks=256,
-        ),
-        optim=OptimConfig(lr=lr),
-        schedule=ScheduleConfig(kind="wsd", warmup_tokens=50 * length * batch),
-        budget=BudgetConfig(tokens=steps * length * batch),
-    )
-    cpu = ParallelConfig(accelerator="cpu", threads=1)
-    return replace(config, parallel=cpu) if toy else config
+    return task_recipe(
+        f"{task}-{family}-s{softmax}of{PERIOD}",
+        f"s{softmax}of{PERIOD}",
+        model.replace(mixers=pattern(family, softmax)),
+        f"task:{task}:{settings}",
+        length=length, batch=batch, steps=steps, lr=lr, toy=toy,
+    )  # fmt: skip

@@ -15,18 +15,10 @@ tokens with up to 8 pairs. Rate, batch and steps are the same for all.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from experiments.mixers import HYBRIDS, MIXERS
 from models.config import ModelConfig, toy_config
-from scaling.config.run import (
-    BudgetConfig,
-    DataConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config.recipes import task_recipe
+from scaling.config.run import RunConfig
 
 HEAD_DIMS = (4, 16)
 PAIRS, VOCAB, LENGTH, BATCH = 8, 34, 32, 32
@@ -36,7 +28,17 @@ STEPS, RATE = 2500, 5e-3
 def runs() -> list[RunConfig]:
     """Every mixer and hybrid with a small and a larger state."""
     return [
-        _run(name, head_dim, model)
+        task_recipe(
+            f"{name}-k{head_dim}",
+            f"k{head_dim}",
+            model,
+            f"task:mqar:pairs={PAIRS},vocab={VOCAB}",
+            length=LENGTH,
+            batch=BATCH,
+            steps=STEPS,
+            lr=RATE,
+            toy=True,
+        )
         for head_dim in HEAD_DIMS
         for name, model in _models(head_dim).items()
     ]
@@ -49,23 +51,3 @@ def _models(head_dim: int) -> dict[str, ModelConfig]:
     models = {arch: plain(arch) for arch in MIXERS}
     return models | {f"{arch}-llama": plain(arch).replace(mixers=f"{arch}+llama")
                      for arch in HYBRIDS}  # fmt: skip
-
-
-def _run(name: str, head_dim: int, model: ModelConfig) -> RunConfig:
-    return replace(
-        RunConfig(
-            name=f"{name}-k{head_dim}",
-            size=f"k{head_dim}",
-            model=model,
-            data=DataConfig(
-                corpus=f"task:mqar:pairs={PAIRS},vocab={VOCAB}",
-                sequence_length=LENGTH,
-                batch_sequences=BATCH,
-                validation_blocks=256,
-            ),
-            optim=OptimConfig(lr=RATE),
-            schedule=ScheduleConfig(kind="wsd", warmup_tokens=50 * LENGTH * BATCH),
-            budget=BudgetConfig(tokens=STEPS * LENGTH * BATCH),
-        ),
-        parallel=ParallelConfig(accelerator="cpu", threads=1),
-    )

@@ -16,17 +16,9 @@ The other two tasks are those of experiments/recall_tasks.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from models.config import ARCHS, Arch, toy_config
-from scaling.config.run import (
-    BudgetConfig,
-    DataConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config.recipes import task_recipe
+from scaling.config.run import RunConfig
 
 HEAD_DIMS = (16, 32, 64, 128)
 TOY_HEAD_DIMS = (2, 4, 8)
@@ -51,20 +43,10 @@ def _run(arch: Arch, head_dim: int, seed: int, toy: bool) -> RunConfig:
     """Two layers, as many as looking up by content takes; steps of 32 and of 256 sequences."""
     pairs, vocab, length, batch = (8, 34, 32, 32) if toy else (64, 8192, 512, 256)
     dim, steps, lr = (32, *TOY_STEPS[arch == "llama"]) if toy else (128, 20_000, 2e-3)
-    config = RunConfig(
-        name=f"{arch}-k{head_dim}-s{seed}",
-        size=f"k{head_dim}",
-        seed=seed,
-        model=toy_config(arch, dim, vocab_size=vocab, layers=2, head_dim=head_dim),
-        data=DataConfig(
-            corpus=f"task:mqar:pairs={pairs},vocab={vocab}",
-            sequence_length=length,
-            batch_sequences=batch,
-            validation_blocks=256,
-        ),
-        optim=OptimConfig(lr=lr),
-        schedule=ScheduleConfig(kind="wsd", warmup_tokens=50 * length * batch),
-        budget=BudgetConfig(tokens=steps * length * batch),
-    )
-    cpu = ParallelConfig(accelerator="cpu", threads=1)
-    return replace(config, parallel=cpu) if toy else config
+    return task_recipe(
+        f"{arch}-k{head_dim}-s{seed}",
+        f"k{head_dim}",
+        toy_config(arch, dim, vocab_size=vocab, layers=2, head_dim=head_dim),
+        f"task:mqar:pairs={pairs},vocab={vocab}",
+        length=length, batch=batch, steps=steps, lr=lr, seed=seed, toy=toy,
+    )  # fmt: skip

@@ -14,17 +14,9 @@ every state (`docs/recall.md`).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from models.config import ARCHS, Arch, toy_config
-from scaling.config.run import (
-    BudgetConfig,
-    DataConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config.recipes import task_recipe
+from scaling.config.run import RunConfig
 
 SEEDS = (0, 1)
 
@@ -51,17 +43,10 @@ def _run(arch: Arch, task: str, head_dim: int, seed: int, toy: bool) -> RunConfi
         corpus, length, vocab = "task:induction:vocab=16", 16 if toy else 256, 16
     batch, dim, lr = (64, 32, 1e-2) if toy else (256, 128, 2e-3)
     steps = (1500 if task == "copying" else 1000) * (1 if toy else 10)
-    config = RunConfig(
-        name=f"{task}-{arch}-k{head_dim}-s{seed}",
-        size=f"k{head_dim}",
-        seed=seed,
-        model=toy_config(arch, dim, vocab_size=vocab, layers=2, head_dim=head_dim),
-        data=DataConfig(
-            corpus=corpus, sequence_length=length, batch_sequences=batch, validation_blocks=256
-        ),
-        optim=OptimConfig(lr=lr),
-        schedule=ScheduleConfig(kind="wsd", warmup_tokens=50 * length * batch),
-        budget=BudgetConfig(tokens=steps * length * batch),
-    )
-    cpu = ParallelConfig(accelerator="cpu", threads=1)
-    return replace(config, parallel=cpu) if toy else config
+    return task_recipe(
+        f"{task}-{arch}-k{head_dim}-s{seed}",
+        f"k{head_dim}",
+        toy_config(arch, dim, vocab_size=vocab, layers=2, head_dim=head_dim),
+        corpus,
+        length=length, batch=batch, steps=steps, lr=lr, seed=seed, toy=toy,
+    )  # fmt: skip

@@ -14,17 +14,9 @@ reflections, S5 cannot be done by two layers of one step each.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from models.config import Arch, toy_config
-from scaling.config.run import (
-    BudgetConfig,
-    DataConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config.recipes import task_recipe
+from scaling.config.run import RunConfig
 
 TASKS = {"parity": 2, "s3": 6, "s5": 120}
 """Task -> permutations, which are its answers."""
@@ -58,20 +50,7 @@ def _run(name: str, task: str, seed: int, toy: bool) -> RunConfig:
     model = toy_config(arch, dim, vocab_size=vocab, layers=2, head_dim=16 if toy else 64)
     if reflects:
         model = model.with_options(negative_eigenvalues=True)
-    config = RunConfig(
-        name=f"{task}-{name}-s{seed}",
-        size=task,
-        seed=seed,
-        model=model,
-        data=DataConfig(
-            corpus=f"task:{task}:steps={length}",
-            sequence_length=length,
-            batch_sequences=batch,
-            validation_blocks=256,
-        ),
-        optim=OptimConfig(lr=lr),
-        schedule=ScheduleConfig(kind="wsd", warmup_tokens=50 * length * batch),
-        budget=BudgetConfig(tokens=steps * length * batch),
-    )
-    cpu = ParallelConfig(accelerator="cpu", threads=1)
-    return replace(config, parallel=cpu) if toy else config
+    return task_recipe(
+        f"{task}-{name}-s{seed}", task, model, f"task:{task}:steps={length}",
+        length=length, batch=batch, steps=steps, lr=lr, seed=seed, toy=toy,
+    )  # fmt: skip

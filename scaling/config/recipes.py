@@ -1,6 +1,6 @@
-"""The two recipes that experiments share: the paper's, and one for a laptop's CPU.
+"""The recipes that experiments share: the paper's, one for a laptop's CPU, one for synthetic tasks.
 
-Both fix everything but what an experiment varies, so that an experiment file shows its one idea.
+They fix everything but what an experiment varies, so that an experiment file shows its one idea.
 """
 
 from __future__ import annotations
@@ -126,4 +126,46 @@ def toy_recipe(
         schedule=ScheduleConfig(kind="wsd", warmup_tokens=25 * tokens_per_step),
         budget=BudgetConfig(tokens=tokens, horizons=tuple(horizons)),
         parallel=ParallelConfig(accelerator="cpu", threads=1),
+    )
+
+
+def task_recipe(
+    name: str,
+    size: str,
+    model: ModelConfig,
+    corpus: str,
+    *,
+    length: int,
+    batch: int,
+    steps: int,
+    lr: float,
+    seed: int = 0,
+    toy: bool,
+) -> RunConfig:
+    """A run on a synthetic task (`scaling.data.recall_tasks`), WSD with 50 steps of warm-up.
+
+    Args:
+        name: slug of the run.
+        size: label of the rung.
+        model: what is trained.
+        corpus: the task, `task:mqar:pairs=8,vocab=64`.
+        length: tokens of a sequence.
+        batch: sequences of a step.
+        steps: of training.
+        lr: peak learning rate.
+        seed: seeds initialisation and data order.
+        toy: for one CPU core.
+    """
+    return RunConfig(
+        name=name,
+        size=size,
+        seed=seed,
+        model=model,
+        data=DataConfig(
+            corpus=corpus, sequence_length=length, batch_sequences=batch, validation_blocks=256
+        ),
+        optim=OptimConfig(lr=lr),
+        schedule=ScheduleConfig(kind="wsd", warmup_tokens=50 * length * batch),
+        budget=BudgetConfig(tokens=steps * length * batch),
+        parallel=ParallelConfig(accelerator="cpu", threads=1) if toy else ParallelConfig(),
     )
