@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,6 @@ from analysis.io.looks import learn, look, ordered
 from analysis.io.sweep_files import names_of_runs, open_sweep
 from analysis.judge.recall_law import RecallLaw, recall_laws
 from linscale.errors import LinscaleError
-from linscale.layer_groups import group
 from models.accounting import kv_cache_bytes, state_bytes
 from models.architecture import BUILT_IN, find
 from scaling.config.run import RunConfig
@@ -80,7 +81,7 @@ def table(sweep: Path) -> list[dict[str, Any]]:
                 {
                     "date": status["updated"][:10],
                     "run": run,
-                    "arch": group(config.model.arch, values["model"].get("mixers")),
+                    "arch": config.model.group,
                     "seed": config.seed,
                     "head_dim": config.model.head_dim,
                     "state_numbers": state_numbers(config),
@@ -121,7 +122,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     dotted line is chance."""
     cases = sorted({(row["task"], row["load"]) for row in rows})
     archs = ordered(row["arch"] for row in rows)
-    learn_built_in()
+    learn_built_in(archs)
     seeds = sorted({row.get("seed", 0) for row in rows})
     with style.context():
         drawn, panels = style.panels(
@@ -161,11 +162,17 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         return style.finish(drawn)
 
 
-def learn_built_in() -> None:
-    """Draw every built-in architecture in its own look, in figures from tables without records."""
+def learn_built_in(groups: Iterable[str]) -> None:
+    """Draw built-in architectures in their own looks, and patterns with their labels, in figures
+    from tables without records."""
     for name in BUILT_IN:
         kind = find(name)
         learn(name, {"label": kind.label, "colour": kind.colour, "marker": kind.marker})
+    for group in groups:
+        words = re.split(r"(\w+)", group)
+        if group not in BUILT_IN and any(word in BUILT_IN for word in words):
+            labels = [find(word).label if word in BUILT_IN else word for word in words]
+            learn(group, {"label": "".join(labels)})
 
 
 def describe(law: RecallLaw) -> str:

@@ -20,10 +20,11 @@ def clocks(frame: pd.DataFrame, *, baseline: str) -> Figure:
     """A row a clock, a mark an architecture; hollow where a model lies beyond those trained.
 
     Args:
-        frame: as of `analysis.judge.clocks.clocks`; rows without a ratio are left out.
+        frame: as of `analysis.judge.clocks.clocks`, or of the file that it was written to, where
+            "" is an empty cell; rows without a ratio are left out.
         baseline: architecture of ratio 1.
     """
-    frame = frame.dropna(subset=["ratio"])
+    frame = frame.dropna(subset=["ratio"]).fillna({"outside": ""})
     names = [name for name in groups(frame, "arch") if name != baseline]
     shown = [clock for clock in CLOCKS if len(where(frame, clock=clock))]
     with style.context():

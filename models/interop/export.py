@@ -40,8 +40,10 @@ from models.width import unscaled
 
 Layout = Literal["transformers", "fla"]
 _CODE = Path(__file__).parent / "remote"
-_CODE_FILES = ("configuration_linscale.py", "modeling_linscale.py")
-_LINEARIZED_CODE = "modeling_linscale_linearized.py"
+_CODE_FILES = (
+    "configuration_linscale.py", "modeling_linscale.py", "modeling_linscale_recurrence.py",
+)  # fmt: skip
+_LINEARIZED_CODE = ("modeling_linscale_linearized.py", "modeling_linscale_parts.py")
 
 
 def export_model(
@@ -158,7 +160,7 @@ def _write(
         generation["suppress_tokens"] = list(range(vocab_size, content["vocab_size"]))
     _write_json(directory / "generation_config.json", generation)
     if content["model_type"] == LINSCALE:
-        more = {"rotary": (_LINEARIZED_CODE,), "hybrid": (_LINEARIZED_CODE, *hybrid.CODE)}
+        more = {"rotary": _LINEARIZED_CODE, "hybrid": (*_LINEARIZED_CODE, *hybrid.CODE)}
         needed = [name for field, names in more.items() if field in content for name in names]
         for name in (*_CODE_FILES, *needed):
             shutil.copyfile(_CODE / name, directory / name)
@@ -186,7 +188,7 @@ def _own(
         own |= hybrid.config_fields(config)
     elif linearized(config) is not None:
         own["architectures"] = ["LinearizedForCausalLM"]
-        code = _LINEARIZED_CODE.removesuffix(".py")
+        code = _LINEARIZED_CODE[0].removesuffix(".py")
         own["auto_map"] = {
             "AutoConfig": f"{code}.LinearizedConfig",
             "AutoModelForCausalLM": f"{code}.LinearizedForCausalLM",

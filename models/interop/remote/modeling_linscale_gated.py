@@ -3,10 +3,10 @@
     S_t = diag(exp(decay_t)) S_{t-1} + k_t e_t^T,   o_t = S_t^T q_t        per head
 
 with e_t = v_t, or by the delta rule e_t = beta_t (v_t - S^T k_t) of the decayed state S: mixers
-whose decay depends on the token (arXiv 2312.06635, 2405.21060, 2412.06464, 2510.26692), all through
-`linear_attention` of `modeling_linscale`. Where q, k and v pass through a short convolution,
-its last inputs are part of the cache. Rows may be padded on either side: a masked token is no input
-of the convolution, changes no state, and what it gives out means nothing.
+whose decay depends on the token (arXiv 2312.06635, 2405.21060, 2412.06464, 2510.26692). Where q, k
+and v pass through a short convolution, its last inputs are part of the cache. Rows may be padded on
+either side: a masked token is no input of the convolution, changes no state, and what it gives out
+means nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .modeling_linscale import linear_attention, normalize
-from .modeling_linscale_linearized import Norm
+from .modeling_linscale_parts import Norm
+from .modeling_linscale_recurrence import linear_attention, normalize
 
 LENGTH_EPS = 1e-6
 """Added to the squared length of the delta rule's queries and keys."""
@@ -111,7 +111,9 @@ class LowRank(nn.Module):
 class GatedMixer(nn.Module):
     """Base of the four; `settings["gated"]` has the sizes that the options come to.
 
-    The state is `kv` (B, H, K, V), and `conv` where there is a convolution.
+    `forward(x, positions, shared, state)` mixes x (B, T, d), normed, at positions (B, T), -1 at
+    padding; nothing is shared. The state is `kv` (B, H, K, V), and `conv` where there is a
+    convolution.
     """
 
     def __init__(self, settings: dict[str, Any], layer: int) -> None:
@@ -119,12 +121,6 @@ class GatedMixer(nn.Module):
         self.sizes: dict[str, Any] = settings["gated"]
         self.dim, self.heads, self.eps = settings["dim"], settings["heads"], settings["norm_eps"]
         self.keys, self.values = self.sizes["keys"], self.sizes["values"]
-
-    def forward(
-        self, x: Tensor, positions: Tensor, shared: Any, state: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mix x (B, T, d), normed; positions (B, T) are -1 at padding; nothing is shared."""
-        raise NotImplementedError
 
     def _split(self, x: Tensor, widths: tuple[int, ...]) -> list[Tensor]:
         """Parts of the last dimension, (B, T, H, .) each."""

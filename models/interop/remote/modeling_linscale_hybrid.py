@@ -24,12 +24,12 @@ from .modeling_linscale import (
     LinscaleMixer,
     LinscaleStem,
     fresh_angles,
-    head_slopes,
-    normalize,
     run_block,
 )
 from .modeling_linscale_gated import FRESH, GATED
-from .modeling_linscale_linearized import FeatureMap, LinearizedMixer, Norm, rotary_angles
+from .modeling_linscale_linearized import LinearizedMixer
+from .modeling_linscale_parts import FeatureMap, Norm, rotary_angles
+from .modeling_linscale_recurrence import head_slopes, normalize
 
 
 class HybridConfig(LinscaleConfig):

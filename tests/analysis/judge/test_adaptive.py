@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.fit.law_fit import LawFit
 from analysis.io.frames import numbers, where, words
+from analysis.io.records import load_sweep
 from analysis.judge.adaptive import Settings, State, decide
 from analysis.judge.compare import compute_multiplier
 from analysis.judge.narrowing import Question, parse_target
-from analysis.judge.purchases import Pool, pooled_noise
+from analysis.judge.purchases import RHO, Pool, pooled_noise
 from tests.support.worlds import loss_of
 
+ROOT = Path(__file__).resolve().parents[3]
 HORIZONS = 1e9 * 2.0 ** np.arange(3)
 
 
@@ -322,3 +325,17 @@ def test_runs_without_a_result_are_not_asked_for_again() -> None:
     unit = bad.partition("@")[0]
     assert second.runs
     assert not [run for run in second.runs if run.partition("@")[0] == unit]
+
+
+def test_horizons_of_a_run_correlate_as_the_design_takes_it() -> None:
+    """Residuals of seeds of the kept small ladder about the mean of their size and horizon."""
+    points = load_sweep(ROOT / "experiments" / "results" / "small_ladder.zip").points
+    points = points[points["size"].isin(["d16", "d24", "d32"])]
+    logs = np.log(points["loss"])
+    rest = logs - logs.groupby([points[c] for c in ("arch", "size", "tokens")]).transform("mean")
+    order = points.groupby("run_id")["tokens"].rank()
+    table = pd.DataFrame({"run": points["run_id"], "k": order, "rest": rest})
+    wide = table.pivot_table(index="run", columns="k", values="rest")
+    found = [wide[k].corr(wide[k + 1]) for k in (1.0, 2.0, 3.0)]
+    assert min(found) > RHO - 0.1
+    assert max(found) < RHO + 0.1

@@ -1,0 +1,53 @@
+"""Tables that pages quote are those of the records that come along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.state_tracking_table import markdown, table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """Cells of every row of every table of a page."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def short(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def test_state_tracking() -> None:
+    kept = pd.read_csv(RESULTS / "recall" / "state_tracking.csv")
+    assert markdown(kept) in (ROOT / "docs" / "recall.md").read_text("utf-8")
+    assert markdown(table(RESULTS / "state_tracking-toy.zip")) == markdown(kept)
+
+
+def test_mixers_on_four_clocks() -> None:
+    kept = pd.read_csv(RESULTS / "mixers_clocks_2026-12-01.csv")
+    kept = kept[kept["arch"] != "llama"]
+    said = [row[1:] for row in rows_of("mixers.md") if "[" in row[1]]
+    clocks = list(dict.fromkeys(kept["clock"]))
+    expected = [
+        [f"{short(r.ratio)} [{short(r.ratio_lo)}, {short(r.ratio_hi)}]" for r in own.itertuples()]
+        for _, own in kept.set_index("clock").loc[clocks].groupby("arch", sort=False)
+    ]
+    assert len(said) == kept["arch"].nunique()
+    assert sorted(said) == sorted(expected)
+
+
+def test_mixers_in_recall() -> None:
+    kept = pd.read_csv(RESULTS / "recall" / "mixers_recall.csv")
+    said = [row[1:] for row in rows_of("mixers.md") if row[1].replace(",", "").isdecimal()]
+    expected = [
+        [f"{own['state_numbers'].iloc[0]:,}"]
+        + [f"{100 * own.set_index('load')['accuracy'][load]:.0f} %" for load in (2, 4, 8)]
+        for _, own in kept.groupby("run")
+    ]
+    assert sorted(said) == sorted(expected)
