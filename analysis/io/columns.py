@@ -27,7 +27,7 @@ NAMES = {
         "loss", "loss_nats", "val_loss", "validation_loss", "valid_loss", "final_loss",
         "final_val_loss", "eval_loss", "test_loss", "cd_val_loss", "val_loss_epoch", "raw_loss",
         "cross_entropy", "xent", "ce_loss", "lm_loss", "nll", "train_loss", "training_loss",
-        "final_train_loss", "train_ce_loss", "train_loss_epoch",
+        "final_train_loss", "train_ce_loss", "train_loss_epoch", "smooth_loss", "smoothed_loss",
     ),
     "n_params": (
         "active_params", "params_active", "n_active", "active_parameters", "n_params_active",

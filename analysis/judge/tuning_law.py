@@ -23,6 +23,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fit.uncertainty import quantiles
+from analysis.io.cells import read_cells
 from analysis.io.frames import by, numbers, rows
 from analysis.units import LEVEL, Array
 
@@ -31,6 +32,8 @@ _OPEN = 0.6
 N^0 to more than any published law."""
 _COLLINEAR = 0.995
 _FEWEST = 4
+_COUNTED = ("batch", "bs", "tokens", "steps")
+"""In names of settings that are counts: 64k may stand there, and 65,536."""
 _REACH = 2
 """Neighbours on either side of the lowest run that the parabola goes through."""
 
@@ -147,8 +150,13 @@ def tuning_law(
 
 
 def find_valleys(table: pd.DataFrame, setting: str) -> list[Valley]:
-    """Sweeps over a setting at equal N and D, cheapest first."""
+    """Sweeps over a setting at equal N and D, cheapest first.
+
+    Raises:
+        AnalysisError: a cell of the setting is no number.
+    """
     columns = ["n_params", "tokens", setting, "loss"]
+    table = table.assign(**{setting: _read(table, setting)})
     good = np.all([np.isfinite(numbers(table, c)) & (numbers(table, c) > 0) for c in columns],
                   axis=0)  # fmt: skip
     lowest = by(rows(table, good), "loss").drop_duplicates(columns[:3])
@@ -162,6 +170,16 @@ def find_valleys(table: pd.DataFrame, setting: str) -> list[Valley]:
             found.append(Valley(float(n), float(d), tried,
                                 loss, float(np.exp(best)), scatter, note))  # fmt: skip
     return sorted(found, key=lambda v: v.n * v.d)
+
+
+def _read(table: pd.DataFrame, setting: str) -> Array:
+    """A setting as numbers: a file's cells are text until somebody asks for them."""
+    count = any(part in setting.lower() for part in _COUNTED)
+    cells = read_cells(table[setting], setting, count=count)
+    if cells.bad:
+        raise AnalysisError(f"column {setting!r} is to be swept, and its cell "
+                            f"{next(iter(cells.bad.values()))!r} is no number")  # fmt: skip
+    return cells.values
 
 
 def _bottom(x: Array, y: Array) -> tuple[float, float, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,32 @@ def test_a_sweep_given_to_fit_is_recognised(tmp_path: Path) -> None:
     law = CliRunner().invoke(app, ["tuning", str(path), "--bootstrap", "100"])
     assert law.exit_code == 0, law.output
     assert "from 15 of 15 valleys" in " ".join(law.output.split())
+
+
+@pytest.mark.parametrize("written", ["{:.1f}", "{:,.0f}", "{:.0f}", "{:.6e}"])
+def test_a_file_with_both_settings_gives_both_laws(tmp_path: Path, written: str) -> None:
+    """Cells of a file are text, and text sorts 1048576.0 before 131072.0."""
+    found = []
+    for n in (6e7, 1.2e8, 2.7e8, 5.4e8, 1.1e9):
+        for d in (2e9, 8e9, 2e10, 5e10):
+            best = np.log2(TRUE["k"] * n ** TRUE["N"] * d ** TRUE["D"]), np.log2(0.58 * d**0.571)
+            floor = 1.7 + 400 / n**0.34 + 410 / d**0.28
+            for rate in np.arange(-14.0, -5.0):
+                for batch in np.arange(15.0, 23.0):
+                    away = (rate - best[0]) ** 2 + (batch - best[1]) ** 2
+                    loss = floor * np.exp(0.004 * away)
+                    found.append((n, d, 2**rate, written.format(2**batch), loss))
+    path = tmp_path / "sweep.csv"
+    pd.DataFrame(found, columns=["N", "D", "lr", "bs", "smooth loss"]).to_csv(path, index=False)
+    done = CliRunner().invoke(app, ["tuning", str(path), "--bootstrap", "100", "--json"])
+    assert done.exit_code == 0, done.output
+    laws = json.loads(done.stdout)["laws"]
+    assert laws["lr"]["values"] == pytest.approx(TRUE, rel=1e-3)
+    assert laws["bs"]["values"] == pytest.approx({"k": 0.58, "N": 0.0, "D": 0.571}, abs=2e-3)
+
+
+def test_a_setting_that_is_no_number_is_named() -> None:
+    table = sweeps().astype({"lr": object})
+    table.loc[3, "lr"] = "high"
+    with pytest.raises(AnalysisError, match="'lr' is to be swept, and its cell 'high'"):
+        tuning_law(table, "lr")
