@@ -90,7 +90,7 @@ def beside(fit: LawFit, sweep: Sweep, group: str, **options: Any) -> Beside:
         c_columns=counted["c"] if "c" in fit.law.columns else None, **options,
     )  # fmt: skip
     answers = answers_of(sweep, group)
-    noise = repeats(own)
+    noise = repeats(own, one_text=bool(len(sweep.runs)))
     if len(sweep.runs):
         answers[TESTED] = "in the report (linscale report), as a rolling hold-out"
         return Beside(table, checklist(fit, context=answers), None, noise=noise)

@@ -1,7 +1,8 @@
 """How large the noise of a loss is, and where it comes from: the seed, or the evaluation.
 
 repeats(points) -> Noise | None       rows of one N and D: what they differ by is noise, of which
-                                      the known evaluation noise is a part
+                                      the known evaluation noise is a part, unless the text of the
+                                      evaluation was the same
 in_common(fits) -> Common | None      several targets of the same runs: what their residuals
                                       share belongs to the run, the rest to each target
 """
@@ -38,17 +39,31 @@ class Noise:
     """Of the evaluation alone, as the table has it; NaN where it does not."""
     freedom: int
     """Rows less cells."""
+    one_text: bool = False
+    """Whether all runs were evaluated on one text: what its choice does to the loss is then common
+    to them, and no part of what they differ by."""
+
+    @property
+    def common(self) -> bool:
+        """Whether the evaluation's noise is no part of what runs differ by."""
+        return self.one_text or self.evaluation > self.hi
 
     @property
     def seed(self) -> float:
         """What is left for the seed, and all else that differs between runs of one design."""
+        if self.common:
+            return self.total
         return float(np.sqrt(max(0.0, self.total**2 - np.nan_to_num(self.evaluation) ** 2)))
 
     def describe(self) -> str:
         """In a sentence."""
         text = (f"noise: runs of one N and D differ by {self.total:.2%} [{self.lo:.2%}, "
                 f"{self.hi:.2%}] ({self.freedom} degrees of freedom)")  # fmt: skip
-        if np.isfinite(self.evaluation):
+        if np.isfinite(self.evaluation) and self.common:
+            text += f"; another text of the evaluation would move all by {self.evaluation:.2%}"
+            if not self.one_text:
+                text += ", which is more: they must have been evaluated on one text"
+        elif np.isfinite(self.evaluation):
             text += (f"; of it {self.evaluation:.2%} is the evaluation's, which leaves "
                      f"{self.seed:.2%} for the seed")  # fmt: skip
         return text
@@ -58,11 +73,12 @@ class Noise:
         return {**asdict(self), "seed": self.seed, "words": self.describe()}
 
 
-def repeats(points: pd.DataFrame) -> Noise | None:
+def repeats(points: pd.DataFrame, *, one_text: bool = False) -> Noise | None:
     """The noise of rows that share group, N and D; None where there are hardly any.
 
     Args:
         points: of one group: n_params, tokens, loss, run_id, and loss_stderr where it is known.
+        one_text: whether all of them were evaluated on the same text.
     """
     if not {"n_params", "tokens", "loss", "run_id"} <= {*points.columns}:
         return None
@@ -90,7 +106,7 @@ def repeats(points: pd.DataFrame) -> Noise | None:
         relative = (numbers(points, "loss_stderr") / loss)[good][several]
         if np.isfinite(relative).all():
             evaluation = float(np.sqrt((relative**2).mean()))
-    return Noise(total, low, high, evaluation, freedom)
+    return Noise(total, low, high, evaluation, freedom, one_text)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,24 @@ def test_repeats_by_hand() -> None:
     assert split.seed == pytest.approx(np.sqrt(4e-4 / 3 - 2.5e-5))
 
 
+def test_noise_of_a_common_text_is_no_part_of_the_scatter() -> None:
+    """Half a percent between seeds, beside an evaluation whose text alone is worth two."""
+    rng = np.random.default_rng(0)
+    n = np.repeat(np.geomspace(1e7, 1e9, 6), 5)
+    points = pd.DataFrame({"run_id": [f"r{i}" for i in range(30)], "n_params": n, "tokens": 1e9})
+    points["loss"] = 1.02 * loss_of(n, 1e9) * np.exp(0.005 * rng.standard_normal(30))
+    points["loss_stderr"] = 0.02 * points["loss"]
+    found = repeats(points)
+    assert found is not None
+    assert found.seed == found.total == pytest.approx(0.005, rel=0.35)
+    assert "which is more: they must have been evaluated on one text" in found.describe()
+    points["loss_stderr"] = 0.004 * points["loss"]
+    told = repeats(points, one_text=True)
+    assert told is not None
+    assert told.seed == told.total
+    assert "would move all by 0.40%" in told.describe()
+
+
 def test_known_parts_come_back() -> None:
     points = _world().rename(columns={"c4": "loss"})
     noise = repeats(points)
