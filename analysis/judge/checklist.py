@@ -89,7 +89,7 @@ def _compute(fit: LawFit) -> str:
     compute = fit.observations.compute
     if not np.isfinite(compute).all():
         return NOT_RECORDED
-    name = fit.observations.names.get("c", "(6 N D)")
+    name = fit.observations.names.get("c", "6 N D")
     return f"{compute.min():.3g} to {compute.max():.3g} ({name})"
 
 

@@ -6,7 +6,8 @@ numbers is drawn from the run's seed like that of the blocks of a text. The held
 the numbers that training never reaches, the same for every seed.
 
 Sequences to train on hold 1 to `load` things each, drawn uniformly, held-out ones hold `load`:
-small loads are learnt first and lead to large ones, which alone take many times longer to learn.
+small loads are learnt first and lead to large ones, which alone take many times longer to learn. In
+`compositional`, half of the questions that are trained on ask for a middle: one lookup, not two.
 
 In `mqar` the places where keys are asked for follow a power law, as repeats in text do: slot t
 after the pairs (a slot is a key and a blank) has weight t^(POWER - 1), arXiv 2312.04927. Slots
@@ -48,6 +49,7 @@ class Words:
     """Random numbers of some sequences, drawn one array after another."""
 
     def __init__(self, numbers: NDArray[np.int64]) -> None:
+        self.trained_on = (numbers < TRAINING_SEQUENCES)[:, None]  # (n, 1)
         self._keys = mix(numbers.astype(np.uint64))[:, None]  # (n, 1)
         self._drawn = 0
 
@@ -146,8 +148,10 @@ def _compositional(task: Recall, words: Words, held: Held, inputs: Rows, targets
     told = 2 * words.distinct(2 * chains, 2 * chains)  # (n, 2 D), places of all pairs
     first, second = told[:, :chains], told[:, chains:]
     asked = 2 * (2 * chains + words.distinct(chains, length // 2 - 2 * chains))
+    # To be trained on are questions of one lookup, too: it is learnt first, and leads to two.
+    short = words.trained_on & (words.uniform(chains) < 0.5)
     for places, what in ((first, keys), (first + 1, middles), (second, middles),
-                         (second + 1, values), (asked, keys)):  # fmt: skip
+                         (second + 1, values), (asked, np.where(short, middles, keys))):  # fmt: skip
         np.put_along_axis(inputs, places, np.where(held, what, BLANK), axis=1)
     np.put_along_axis(targets, asked, np.where(held, values, IGNORE_INDEX), axis=1)
 

@@ -9,7 +9,7 @@ the vocabulary is noise alone. A longer sequence has more of it.
 
 `compositional`: `chains` of two pairs each, a key with a middle and the middle with a value, all
 pairs in random order; later every key once, whose value is to be given: two lookups, one after the
-other.
+other. In training, half of the questions are a middle's.
 
 `copying`: `items` tokens strewn among blanks, then as many marks; at the marks, the items are to be
 given in their order.

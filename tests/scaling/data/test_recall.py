@@ -90,6 +90,15 @@ def test_noisy_recall_is_recall_among_noise(number: int, pairs: int, spare: int)
     assert not set(told) & set(told.values())
 
 
+def test_half_of_the_questions_trained_on_take_one_lookup() -> None:
+    task = parse("task:compositional:chains=4,vocab=32")
+    third = (task.vocab - SPECIAL) // 3
+    for start, share in ((0, 0.5), (TRAINING_SEQUENCES, 0.0)):
+        inputs, targets = np.moveaxis(rows(task, np.arange(start, start + 500), 32, 4), 1, 0)
+        asked = inputs[targets >= 0]
+        assert (asked >= SPECIAL + third).mean() == pytest.approx(share, abs=0.05)
+
+
 @settings(deadline=None)
 @given(NUMBERS, st.integers(1, 5), st.integers(0, 9))
 def test_compositional_recall_takes_two_lookups(number: int, chains: int, spare: int) -> None:
@@ -101,7 +110,9 @@ def test_compositional_recall_takes_two_lookups(number: int, chains: int, spare:
     assert len(pairs) == 2 * chains
     asked = {int(inputs[p]): int(targets[p]) for p in range(end, length) if targets[p] >= 0}
     assert len(asked) == chains
-    assert asked == {key: pairs[pairs[key]] for key in asked}
+    keys = {key for key in pairs if key not in pairs.values()}
+    assert asked == {key: pairs[pairs[key]] if key in keys else pairs[key] for key in asked}
+    assert number < TRAINING_SEQUENCES or set(asked) == keys
     assert (targets[:end] == -100).all()
     assert set(inputs[end:].tolist()) <= {BLANK, *asked}
 
