@@ -29,6 +29,7 @@ from analysis.io.frames import words
 from analysis.io.records import load_sweep
 from analysis.io.sweep_files import open_sweep
 from analysis.judge.study import study
+from analysis.report.forecast_section import Sealed
 from analysis.report.report_figures import basis, draw
 from experiments import gallery, hybrid_figure, lr_transfer, recall_figure
 from experiments.benchmarks import decoding
@@ -36,10 +37,14 @@ from experiments.gemma import report as gemma
 
 RECORDS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
+_REPORT = ("frontier", "multipliers", "learning_curves", "optimum", "residuals")
 PUBLISHED: dict[str, tuple[str, ...]] = {
-    "small_ladder": ("frontier", "multipliers", "learning_curves", "optimum", "residuals"),
+    "medium_ladder": (*_REPORT, "forecasts"),
+    "small_ladder": _REPORT,
 }
 """Sweeps under experiments/results, and the figures of their reports that are published."""
+SEALS = {"medium_ladder": (RECORDS.parent / "forecasts" / "medium_ladder_64x.json",)}
+"""Sealed forecasts of a sweep, to be shown with what came of them."""
 BOOTSTRAP = 2000
 
 
@@ -120,9 +125,12 @@ TABLES = {
 
 def publish(sweep: str, names: Sequence[str], out: Path, bootstrap: int = BOOTSTRAP) -> list[Path]:
     """Draw some figures of one kept sweep; returns the files written."""
-    result = study(load_sweep(RECORDS / f"{sweep}.zip"), bootstrap=bootstrap)
+    found = load_sweep(RECORDS / f"{sweep}.zip")
+    result = study(found, bootstrap=bootstrap)
     runs = sorted(set(words(result.points, "run_id")))
     drawn = {figure.name: figure for figure in draw(result)}
+    if sweep in SEALS:
+        drawn["forecasts"] = Sealed(SEALS[sweep], found).drawn
     written: list[Path] = []
     for name in names:
         caption = f"{drawn[name].caption} {basis(result)}"

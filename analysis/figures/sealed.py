@@ -19,13 +19,17 @@ _SHIFT = 1.03
 """Several seals of one question stand beside each other, by this factor of compute."""
 
 
-def sealed_forecasts(table: pd.DataFrame, scores: Mapping[str, str]) -> Figure:
-    """A panel a group: open stars with 90 % bars as sealed, filled points as measured since.
+def sealed_forecasts(
+    table: pd.DataFrame, scores: Mapping[str, str], fitted: pd.DataFrame | None = None
+) -> Figure:
+    """A panel a group: open stars with 90 % bars as sealed, filled points as measured since, and
+    small ones for what the forecast was made from.
 
     Args:
         table: arch, seal, name, flops, loss, lo, hi (NaN without an interval) and observed (NaN
             where there is no outcome yet), as `forecast.scoring.stars` makes it.
         scores: a line of each group for its panel.
+        fitted: arch, name, flops, loss of the rows that the laws were fitted to.
 
     Raises:
         AnalysisError: nothing to draw.
@@ -36,6 +40,13 @@ def sealed_forecasts(table: pd.DataFrame, scores: Mapping[str, str]) -> Figure:
         figure, panels = small_multiples(groups, height=2.5)
         for axes, group in zip(panels, groups, strict=True):
             color = look(group, groups).color
+            if fitted is not None:
+                own = where(fitted, arch=group)
+                points(
+                    axes, numbers(own, "flops"), numbers(own, "loss"), group=group,
+                    texts=[f"{name}: fitted on" for name in words(own, "name")], among=groups,
+                    marker="o", s=5, alpha=0.5, linewidths=0,
+                )  # fmt: skip
             for place, seal in enumerate(seals):
                 own = where(table, arch=group, seal=seal)
                 x = numbers(own, "flops") * _SHIFT ** (place - (len(seals) - 1) / 2)
@@ -58,13 +69,17 @@ def sealed_forecasts(table: pd.DataFrame, scores: Mapping[str, str]) -> Figure:
                 among=groups, marker="o", s=16, zorder=5,
             )  # fmt: skip
             note(axes, scores.get(group, ""))
-        key = [
+        key = [] if fitted is None else [
+            Line2D([], [], linestyle="", marker=".", markersize=4, color="#888888",
+                   label="fitted on")
+        ]  # fmt: skip
+        key += [
             Line2D([], [], linestyle="", marker="*", markersize=7, markerfacecolor="white",
                    markeredgecolor="#444444", label="forecast, 90 % interval"),
             Line2D([], [], linestyle="", marker="o", markersize=4.5, color="#444444",
                    label="measured since"),
         ]  # fmt: skip
-        figure.legend(handles=key, loc="outside upper center", ncols=2, handletextpad=0.2)
+        figure.legend(handles=key, loc="outside upper center", ncols=len(key), handletextpad=0.2)
         for axes in panels:
             style.log_axis(axes, "x")
             style.log_axis(axes, "y")

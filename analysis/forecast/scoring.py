@@ -121,6 +121,18 @@ def stars(seals: Sequence[Seal], scores: Scores) -> pd.DataFrame:
     return pd.DataFrame(told)
 
 
+def fitted_on(seals: Sequence[Seal]) -> pd.DataFrame:
+    """The rows that the seals' laws were fitted to, each once: arch, name, flops, loss."""
+    rows = [
+        {"arch": row["group"], "name": row["run_id"], "flops": row["c"], "loss": row["loss"]}
+        for each in seals
+        for row in each.record["data"]["used"]
+        if row["c"]
+    ]
+    columns = ["arch", "name", "flops", "loss"]
+    return pd.DataFrame(rows, columns=columns).drop_duplicates(ignore_index=True)
+
+
 def score_words(rows: Sequence[Mapping[str, Any]]) -> str:
     """The score of some outcomes in a line, such as `4 of 4 in 90 %, error +0.3 %, CRPS 0.5 %`."""
     told = summary(rows)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.figures import sealed_forecasts
 from analysis.forecast.health import health
-from analysis.forecast.scoring import Scores, Seal, score, score_words, stars
+from analysis.forecast.scoring import Scores, Seal, fitted_on, score, score_words, stars
 from analysis.forecast.seal import read_seal
 from analysis.io.frames import groups, where
 from analysis.io.sweep import Sweep
@@ -29,6 +29,7 @@ class Sealed:
         seals = [Seal(path.name, *read_seal(path)) for path in paths]
         self.scores: Scores = score(seals, sweep)
         self.table: pd.DataFrame = stars(seals, self.scores)
+        self.fitted: pd.DataFrame = fitted_on(seals)
 
     @property
     def drawn(self) -> Drawn:
@@ -40,9 +41,10 @@ class Sealed:
         }
         return Drawn(
             "forecasts",
-            sealed_forecasts(self.table, lines),
+            sealed_forecasts(self.table, lines, self.fitted),
             "Forecasts sealed before the runs they predict: open stars with 90 % intervals for one "
-            "further run. Filled points: what was measured since.",
+            "further run. Filled points: what was measured since. Small points: what the law was "
+            "fitted to.",
             wide=True,
         )
 

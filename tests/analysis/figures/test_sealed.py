@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.collections import PathCollection
 
 from analysis.figures import sealed_forecasts
 from analysis.forecast.decays import decay_forecast
-from analysis.forecast.scoring import Seal, score, score_words, stars
+from analysis.forecast.scoring import Seal, fitted_on, score, score_words, stars
 from analysis.forecast.seal import seal
 from tests.support.trajectories import Run, sweep_of
 
@@ -37,4 +38,19 @@ def test_stars_and_outcomes() -> None:
     assert sorted(len(offsets) for offsets in drawn) == [2, 4]
     np.testing.assert_allclose(sorted(drawn[1][:, 1]), sorted(scores.table["observed"].to_list()))
     assert line in [text.get_text() for text in figure.axes[0].texts]
+    plt.close(figure)
+
+
+def test_what_the_law_was_fitted_to_is_small_beside_the_forecasts() -> None:
+    row = {"group": "llama", "run_id": "a", "c": 1e12, "loss": 3.0}
+    record = {"data": {"used": [row, row, {**row, "run_id": "b", "c": None}]}}
+    fitted = fitted_on([Seal("f.json", record, []), Seal("g.json", record, [])])
+    assert fitted.to_dict("records") == [{"arch": "llama", "name": "a", "flops": 1e12, "loss": 3.0}]
+    table = pd.DataFrame([{"arch": "llama", "seal": "f.json", "name": "x", "flops": 1e14,
+                           "loss": 2.0, "lo": 1.9, "hi": 2.1, "observed": np.nan}])  # fmt: skip
+    figure = sealed_forecasts(table, {}, fitted)
+    drawn = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    assert sorted(tuple(np.asarray(c.get_offsets())[0]) for c in drawn if len(c.get_offsets())) == [
+        (1e12, 3.0), (1e14, 2.0)
+    ]  # fmt: skip
     plt.close(figure)
