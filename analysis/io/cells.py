@@ -48,6 +48,8 @@ _MANY_DOTS = re.compile(r"\d{1,3}(?:\.\d{3}){2,}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3}){2,}(?:\.\d+)?|\d{1,3}(?:,\d{3})+\.\d+")
 _DECIMAL = re.compile(r"(?:\d{1,3}(?:\.\d{3})+|\d*),\d+(?:[eE][+-]?\d+)?")
 _EITHER = re.compile(r"[1-9]\d{0,2},\d{3}")
+_MANTISSA = re.compile(r"[+-]?\d{1,2},\d+\s*(?:[eE][+-]?\d|[×x*·]\s*10).*")
+"""Before a power of ten a comma marks decimals: nobody groups the digits of a mantissa."""
 
 
 @dataclass
@@ -170,6 +172,7 @@ def _comma(with_comma: list[str], cells: list[object], name: str, count: bool) -
     either = first(_EITHER, with_comma)
     thousands = first(_THOUSANDS, with_comma)
     decimal = first(re.compile(f"(?!{_EITHER.pattern}$)(?:{_DECIMAL.pattern})"), with_comma)
+    decimal = decimal or next((t for t in with_comma if _MANTISSA.fullmatch(t)), None)
     if thousands and decimal:
         raise AnalysisError(
             f"column {name!r}: the comma in {quote(thousands)} marks thousands and in "

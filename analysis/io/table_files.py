@@ -22,6 +22,7 @@ import json
 import lzma
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
         OSError,
         EOFError,
         lzma.LZMAError,
+        zlib.error,
     ) as error:  # pandas' and pyarrow's errors are ValueErrors
         text = (str(error).strip().splitlines() or ["it is empty"])[0]
         text = clean(text.removeprefix("Error tokenizing data. C error: "))

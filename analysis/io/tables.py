@@ -192,9 +192,11 @@ def _numbers(
     frame: pd.DataFrame, columns: dict[str, Column], notes: list[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """The table with its numbers, and for each row the first cell that is none."""
-    points = frame.copy()
+    keys = ("loss", *COUNTS, *PLAIN)
+    # A column that has the name of a quantity and was not taken for it must not pass as such.
+    points = frame.rename(columns={k: f"{k} (as written)" for k in keys if k not in columns})
     reasons = [""] * len(frame)
-    for key in ("loss", *COUNTS, *PLAIN):
+    for key in keys:
         if key not in columns:
             continue
         column = columns[key]
