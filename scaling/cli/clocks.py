@@ -78,7 +78,7 @@ def _clocks(
     from analysis.judge.clocks import clocks as readings_of
     from scaling.cli.sweep_models import question, runs_of
 
-    if is_table(sweep):
+    if sweep.exists() and is_table(sweep):
         raise AnalysisError(f"{sweep} is a table: clocks count the models of a sweep as they are "
                             "built; give its directory or zip")  # fmt: skip
     read = load_sweep(sweep)

@@ -150,8 +150,9 @@ def _compositional(task: Recall, words: Words, held: Held, inputs: Rows, targets
     asked = 2 * (2 * chains + words.distinct(chains, length // 2 - 2 * chains))
     # To be trained on are questions of one lookup, too: it is learnt first, and leads to two.
     short = words.trained_on & (words.uniform(chains) < 0.5)
+    questions = np.where(short, middles, keys)
     for places, what in ((first, keys), (first + 1, middles), (second, middles),
-                         (second + 1, values), (asked, np.where(short, middles, keys))):  # fmt: skip
+                         (second + 1, values), (asked, questions)):  # fmt: skip
         np.put_along_axis(inputs, places, np.where(held, what, BLANK), axis=1)
     np.put_along_axis(targets, asked, np.where(held, values, IGNORE_INDEX), axis=1)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from scaling.cli.clocks import _turn
+from scaling.cli.main import app
 
 ALWAYS = "cheaper at every context from 256 to 1,048,576"
 
@@ -24,3 +27,13 @@ ALWAYS = "cheaper at every context from 256 to 1,048,576"
 def test_a_turn_in_words(turn: float, low: float, high: float, said: str) -> None:
     text = ALWAYS if math.isnan(turn) else "cheaper at longer contexts"
     assert _turn({"text": text, "turn": turn, "lo": low, "hi": high}) == said
+
+
+def test_a_path_that_does_not_exist_is_no_table(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["clocks", str(tmp_path / "absent")])
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert "absent is neither a directory nor a zip file of one" in said
+    (tmp_path / "runs.csv").write_text("params,tokens,loss\n1e6,1e8,3.0\n")
+    table = CliRunner().invoke(app, ["clocks", str(tmp_path / "runs.csv")])
+    assert "runs.csv is a table" in " ".join(table.output.split())
