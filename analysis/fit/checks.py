@@ -22,6 +22,7 @@ from analysis.errors import AnalysisError, FitWarning
 from analysis.fit.divergence import find_diverged
 from analysis.fit.observations import AXES, Observations
 from analysis.fit.point_checks import judge_points
+from analysis.io.cells import read_cells
 from analysis.laws.compute_model import fit_compute_model
 from analysis.laws.power_sum import Law
 from analysis.units import Array
@@ -140,10 +141,16 @@ def prepare(
 
 
 def _numbers(data: pd.DataFrame, name: str) -> Array:
-    """A column as floats; what is no number becomes NaN and is excluded later."""
-    if not isinstance(data[name], pd.Series):
+    """A column as floats; what is no number becomes NaN and is excluded later.
+
+    Columns of a file that were not taken for N, D, C or the loss are text: weights, for one.
+    """
+    column = data[name]
+    if not isinstance(column, pd.Series):
         raise AnalysisError(f"the table has several columns named {name!r}; rename all but one")
-    return np.array(pd.to_numeric(data[name], errors="coerce"), dtype=np.float64)
+    if column.dtype == object:
+        return read_cells(column, name, count=False).values
+    return np.array(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
 
 
 def _absent(name: str, what: str, data: pd.DataFrame) -> str:

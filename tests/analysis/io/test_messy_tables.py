@@ -474,3 +474,19 @@ def test_plain_numbers_take_no_regular_expression(monkeypatch: pytest.MonkeyPatc
     values = read_cells([*map(str, range(1, 1000)), "7M"], "n", count=True).values
     assert values[-1] == 7e6
     assert seen == ["7M"]
+
+
+def test_weights_and_noise_are_read_as_the_other_columns_are(tmp_path: Path) -> None:
+    cells = ["params;tokens;loss;err;w"]
+    for n in (1e6, 2e6, 4e6, 8e6):
+        for d in (1e8, 2e8, 4e8):
+            loss = f"{1.7 + 400 / n**0.34 + 410 / d**0.28:.6f}".replace(".", ",")
+            cells.append(f"{n:.0f};{d:.0f};{loss};0,004;{'many' if len(cells) == 5 else '1,5'}")
+    path = table(tmp_path, "\n".join(cells) + "\n")
+    points = load_table(path).points
+    assert fit_law("chinchilla", points, noise="err").observations.weight.tolist() == (
+        pytest.approx((points["loss"].to_numpy() ** 2 / (points["loss"] ** 2).mean()).tolist())
+    )
+    weighed = fit_law("chinchilla", points, weights="w")
+    assert weighed.observations.exclusions["reason"].tolist() == ["w is not a number"]
+    assert weighed.params["alpha"] == pytest.approx(0.34, rel=1e-3)
