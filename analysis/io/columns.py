@@ -245,6 +245,6 @@ def bare(name: str) -> str:
 
 
 def listed(frame: pd.DataFrame) -> str:
-    """The user's own column names, for messages."""
-    names = [str(c) for c in frame.columns]
+    """The user's own column names, for messages: of a table that was read, those of its file."""
+    names = [str(c) for c in frame.attrs.get("columns", frame.columns)]
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

@@ -108,3 +108,11 @@ def test_a_setting_that_is_no_number_is_named() -> None:
     table.loc[3, "lr"] = "high"
     with pytest.raises(AnalysisError, match="'lr' is to be swept, and its cell 'high'"):
         tuning_law(table, "lr")
+
+
+def test_what_could_be_swept_is_named_as_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "plain.csv"
+    path.write_text("params,tokens,loss\n1e6,1e8,3\n2e6,1e8,2.9\n")
+    done = CliRunner().invoke(app, ["tuning", str(path)])
+    assert "Columns: params, tokens, loss" in " ".join(done.output.split())
+    assert "run_id" not in done.output
