@@ -111,6 +111,14 @@ TABLES = {
         "those trained.",
         "ratios",
     ),
+    "medium_ladder_clocks": Kept(
+        "medium_ladder_clocks_*.csv",
+        _clocks,
+        "How many times less than LLaMA each architecture of the medium ladder needs to reach a "
+        "loss of 1.4, with 90 % intervals over refits: in training FLOPs, tokens, seconds of "
+        "training and bytes read to generate a token.",
+        "ratios",
+    ),
     "decoding": Kept(
         "decoding.csv",
         decoding.figure,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
+from analysis.forecast.scoring import Seal, score
+from analysis.forecast.seal import read_seal
+from analysis.io.records import load_sweep
 from experiments.state_tracking_table import markdown, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,10 +33,14 @@ def test_state_tracking() -> None:
     assert markdown(table(RESULTS / "state_tracking-toy.zip")) == markdown(kept)
 
 
-def test_mixers_on_four_clocks() -> None:
-    kept = pd.read_csv(RESULTS / "mixers_clocks_2026-12-01.csv")
+@pytest.mark.parametrize(
+    ("sweep", "page"), [("mixers", "mixers.md"), ("medium_ladder", "study.md")]
+)
+def test_four_clocks(sweep: str, page: str) -> None:
+    kept = pd.read_csv(RESULTS / f"{sweep}_clocks_2026-12-01.csv")
     kept = kept[kept["arch"] != "llama"]
-    said = [row[1:] for row in rows_of("mixers.md") if "[" in row[1]]
+    said = [row[1:] for row in rows_of(page) if len(row) == 5 and all("[" in c for c in row[1:])
+            and "loss" not in row[4]]  # fmt: skip
     clocks = list(dict.fromkeys(kept["clock"]))
     expected = [
         [f"{short(r.ratio)} [{short(r.ratio_lo)}, {short(r.ratio_hi)}]" for r in own.itertuples()]
@@ -40,6 +48,23 @@ def test_mixers_on_four_clocks() -> None:
     ]
     assert len(said) == kept["arch"].nunique()
     assert sorted(said) == sorted(expected)
+
+
+def test_forecasts_of_the_study() -> None:
+    """Scores of the page; and no outcome is older than the seal."""
+    path = RESULTS.parent / "forecasts" / "medium_ladder_64x.json"
+    sweep = load_sweep(RESULTS / "medium_ladder.zip")
+    outcomes = score([Seal(path.name, *read_seal(path))], sweep).table
+    rows = {row[0]: row[1:] for row in rows_of("study.md") if " of " in row[1]}
+    groups = {"LLaMA": "llama", "TNL": "tnl", "HGRN2": "hgrn2", "cosFormer2": "cosformer2"}
+    for label, group in groups.items():
+        own = outcomes[outcomes["group"] == group]
+        inside = ((own["observed"] > own["lo_90"]) & (own["observed"] < own["hi_90"])).sum()
+        error = 100 * (own["forecast"] / own["observed"] - 1)
+        assert rows[label][:3] == [
+            f"{inside} of {len(own)}", f"{error.mean():+.1f} %", f"{error.abs().mean():.1f} %"
+        ]  # fmt: skip
+    assert not outcomes["older"].any()
 
 
 def test_mixers_in_recall() -> None:
