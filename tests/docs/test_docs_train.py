@@ -37,6 +37,8 @@ NOT_GIVEN = {
     r"^pip install": "needs a package index",
     r"^make gpu-check$|^linscale tune$|kernels_gpu|^compute-sanitizer": "needs a GPU",
     r"experiments\.benchmarks\.": "measures for minutes, and replaces kept results: make bench",
+    r"experiments\.corpora build|medium_rates\.py|medium_ladder(\.py| )": "needs 67 MB of text",
+    r"experiments\.linearize_gemma|gemma\.report runs/": "needs a real model, and days",
     r"^torchrun": "needs four machines: tests/scaling/sweep/test_slurm.py starts a node's ranks",
     r"--layout fla": "needs an HGRN2 with SwiGLU: tests/models/test_interop_fla.py",
     r"--stop-early|^linscale stop-early": "looks every half minute: "

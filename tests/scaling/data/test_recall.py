@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.two_lookups import runs as two_lookups
 from models.config import ARCHS, Arch, ConfigError, toy_config
 from scaling.config.run import (
     BudgetConfig,
@@ -307,6 +308,14 @@ def test_a_toy_finds_pairs_among_noise(tmp_path: Path) -> None:
     """Four pairs in 32 tokens; guessing among the four values would give 0.25."""
     config = run("gated_deltanet", "task:noisy:pairs=4,vocab=26", length=32, steps=1000, batch=64)
     config = replace(config, optim=OptimConfig(lr=5e-3))
+    train(config, tmp_path)
+    assert evaluate(tmp_path / config.run_id, recall()).lines[0]["value"] > 0.95
+
+
+@pytest.mark.slow
+def test_softmax_between_recurrent_layers_looks_up_twice(tmp_path: Path) -> None:
+    """Guessing between the two values would give 0.5."""
+    config = next(c for c in two_lookups() if c.name == "gated_deltanet-llama")
     train(config, tmp_path)
     assert evaluate(tmp_path / config.run_id, recall()).lines[0]["value"] > 0.95
 
