@@ -35,6 +35,7 @@ from analysis.report.run_pages import write_runs
 from linscale.json_reader import BadRecord, parse_object
 from linscale.texts import clean
 from scaling.sweep.status import status_rows, status_table
+from tests.support.damage import KINDS, damage
 from tests.support.make_runs import write_sweep
 
 FILES = ("config.json", "accounting.json", "environment.json", "status.json", "metrics.jsonl",
@@ -71,12 +72,8 @@ def damaged(root: Path, name: str, rng: np.random.Generator) -> Iterator[str]:
 def hurt(data: bytes, name: str, rng: np.random.Generator) -> bytes:
     kind = rng.integers(6)
     at = int(rng.integers(len(data)))
-    if kind == 0:
-        return data[:at]
-    if kind == 1:
-        return data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
-    if kind == 2:
-        return data[:at] + rng.bytes(int(rng.integers(1, 40))) + data[at:]
+    if kind < KINDS:
+        return damage(data, int(kind), at, rng)
     if kind == 3:
         return (b"", b"null", b"[]", b"[" * 100_000, b'{"a":' * 5000, b"\xff\xfe{}")[
             int(rng.integers(6))

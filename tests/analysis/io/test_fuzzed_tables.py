@@ -23,6 +23,7 @@ from analysis.errors import AnalysisError
 from analysis.fit.fitting import fit_law
 from analysis.io.frames import numbers
 from analysis.io.tables import load_table
+from tests.support.damage import KINDS, damage
 from tests.support.worlds import loss_of
 
 SECONDS = 20.0
@@ -141,12 +142,8 @@ def make(rng: np.random.Generator) -> Made:
 def hurt(data: bytes, rng: np.random.Generator) -> bytes:
     """Damaged as files are, by machines and by hands."""
     kind, at = int(rng.integers(7)), int(rng.integers(len(data)))
-    if kind == 0:
-        return data[:at]
-    if kind == 1:
-        return data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
-    if kind == 2:
-        return data[:at] + rng.bytes(int(rng.integers(1, 40))) + data[at:]
+    if kind < KINDS:
+        return damage(data, int(kind), at, rng)
     if kind == 3:
         lines = data.split(b"\n")
         rng.shuffle(lines)
