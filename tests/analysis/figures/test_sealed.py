@@ -49,8 +49,9 @@ def test_what_the_law_was_fitted_to_is_small_beside_the_forecasts() -> None:
     table = pd.DataFrame([{"arch": "llama", "seal": "f.json", "name": "x", "flops": 1e14,
                            "loss": 2.0, "lo": 1.9, "hi": 2.1, "observed": np.nan}])  # fmt: skip
     figure = sealed_forecasts(table, {}, fitted)
-    drawn = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
-    assert sorted(tuple(np.asarray(c.get_offsets())[0]) for c in drawn if len(c.get_offsets())) == [
-        (1e12, 3.0), (1e14, 2.0)
+    drawn = [
+        np.asarray(c.get_offsets()) for c in figure.axes[0].collections
+        if isinstance(c, PathCollection)
     ]  # fmt: skip
+    assert sorted(tuple(o[0]) for o in drawn if len(o)) == [(1e12, 3.0), (1e14, 2.0)]
     plt.close(figure)
