@@ -5,8 +5,8 @@ in random order, and asks for the value of each key (`task:compositional`). One 
 early by all; the second needs what the first has found. Who learns it in the same steps?
 Command: linscale run experiments/two_lookups.py --jobs 2
          linscale evaluate runs/two_lookups --tasks recall
-Expected: softmax layers between layers of the delta rule learn it; the delta rule alone stays near
-guessing between the two values.
+Expected: softmax layers between layers of the delta rule learn it, softmax alone does later; the
+delta rule alone stays near guessing between the two values.
 
 Four layers of width 64, sequences of 12 tokens, 7000 steps of 128 sequences, one seed; a few
 minutes of one core a run.
