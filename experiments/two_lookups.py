@@ -1,8 +1,8 @@
 """Two lookups: which stacks of mixers find the value at the end of a chain?
 
 Question: a sequence tells two chains, a key with a middle and the middle with a value, all pairs
-in random order, and asks for the value of each key (`task:compositional`). One lookup is learnt
-early by all; the second needs what the first has found. Who learns it in the same steps?
+in random order, and asks for the value of each key (`task:compositional`). The second
+lookup needs what the first has found. Who learns it in the same steps?
 Command: linscale run experiments/two_lookups.py --jobs 2
          linscale evaluate runs/two_lookups --tasks recall
 Expected: softmax layers between layers of the delta rule learn it, softmax alone does later; the
