@@ -10,6 +10,7 @@ setup(
     packages=[
         *find_packages(include=["linscale*", "models*", "scaling*", "analysis*"]),
         "linscale.builtin.experiments",
+        "linscale.builtin.experiments.forecasts",
         "linscale.builtin.experiments.results",
         "models.kernels.triton.tuning",
     ],
@@ -17,7 +18,8 @@ setup(
     package_data={
         "linscale": ["py.typed", "__init__.pyi"],
         "linscale.builtin.experiments": ["*.csv"],
-        "linscale.builtin.experiments.results": ["*.zip"],
+        "linscale.builtin.experiments.forecasts": ["*.json"],
+        "linscale.builtin.experiments.results": ["*.zip", "*.csv"],
         "models.kernels.native": ["*.cpp", "*.h"],
         "models.kernels.triton.tuning": ["*.json"],
     },

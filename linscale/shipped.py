@@ -3,6 +3,8 @@
     experiment_file(Path("quickstart"))     the project's experiments/quickstart.py
     records("quickstart")                   its finished sweep, experiments/results/quickstart.zip
     records("runs/quickstart")              your own, from this folder or one above it
+    shipped_file(Path(...))                 a table or a sealed forecast, as the documentation
+                                            names it
 
 In a source tree they lie beside this package, in `experiments/`; an installation has the same files
 in `linscale/builtin/experiments/` (setup.py), where nobody's `experiments` package is in the way.
@@ -73,6 +75,16 @@ def shipped_records(path: Path) -> Path | None:
         return None
     found = folder() / "results" / f"{inside[1]}.zip"
     return found if found.is_file() else None
+
+
+def shipped_file(path: Path) -> Path:
+    """The file that a path means: itself, or where there is none and the documentation calls it
+    `experiments/results/NAME` or `experiments/forecasts/NAME`, the one that comes with Linscale."""
+    inside = re.fullmatch(r"experiments/(results|forecasts)/([\w.-]+)", path.as_posix())
+    if path.exists() or inside is None:
+        return path
+    found = folder() / inside[1] / inside[2]
+    return found if found.is_file() else path
 
 
 def records(name: str) -> Path:

@@ -24,6 +24,7 @@ from typing import Any
 from analysis.errors import AnalysisError
 from analysis.io.frames import finite
 from analysis.io.saved import saved
+from linscale.shipped import shipped_file
 
 SCHEMA = 1
 KIND = "linscale forecast"
@@ -75,7 +76,7 @@ def read_seal(path: Path) -> tuple[dict[str, Any], list[str]]:
         AnalysisError: no such file, or it holds no sealed forecast.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = shipped_file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AnalysisError(f"{path} cannot be read: {error}") from error
     with saved(text, "forecast") as record:

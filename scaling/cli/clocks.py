@@ -117,9 +117,10 @@ def _seconds(steps: Path, names: list[str]) -> dict[str, Any]:
     from analysis.errors import AnalysisError
     from analysis.io.frames import numbers, where
     from analysis.laws.compute_model import fit_compute_model
+    from linscale.shipped import shipped_file
 
     try:
-        table = pd.read_csv(steps)
+        table = pd.read_csv(shipped_file(steps))
     except (OSError, ValueError) as error:
         raise AnalysisError(f"--steps {steps}: cannot be read as a table: {error}") from error
     needed = ("arch", "n_params", "seconds_per_token")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from linscale.errors import LinscaleError
-from linscale.shipped import experiment_file, names, records
+from linscale.shipped import experiment_file, names, records, shipped_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +39,19 @@ def test_records_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         records("mine")
     with pytest.raises(LinscaleError, match=r"no such sweep in .*notebooks or a folder above it"):
         records("runs/others")
+
+
+def test_files_that_the_documentation_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sealed = Path("experiments/forecasts/medium_ladder_64x.json")
+    assert shipped_file(sealed) == ROOT / sealed
+    for other in ("experiments/forecasts/mine.json", "experiments/results/../keep.py", "mine.json"):
+        assert shipped_file(Path(other)) == Path(other)  # whose absence is said elsewhere
+    sealed.parent.mkdir(parents=True)
+    sealed.write_text("{}")
+    assert shipped_file(sealed) == sealed  # what is there comes first
 
 
 @pytest.mark.timeout(300)
@@ -74,6 +87,9 @@ def test_a_wheel_has_them(tmp_path: Path) -> None:
         "shown = Path('experiments/results/quickstart.zip')\n"
         "assert find_sweep(shown) == records('quickstart')\n"
         "assert report_folder(shown) == Path('quickstart-report')  # not among the packages\n"
+        "from linscale.shipped import folder, shipped_file\n"
+        "for name in ('forecasts/medium_ladder_64x.json', 'results/overheads.csv'):\n"
+        "    assert shipped_file(Path('experiments') / name) == folder() / name, name\n"
         "assert experiment_file(Path('experiments/supra.py')) == experiment_file(Path('supra'))\n"
         "print({n: len(load_experiment(experiment_file(Path(n)), []).runs) for n in CHOSEN})\n"
     )
