@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from experiments.two_lookups import runs as two_lookups
 from models.config import ARCHS, Arch, ConfigError, toy_config
+from scaling.config.recipes import task_recipe
 from scaling.config.run import (
     BudgetConfig,
     DataConfig,
@@ -330,6 +331,19 @@ def test_reflections_learn_s3(tmp_path: Path) -> None:
     config = replace(config, model=model, optim=OptimConfig(lr=5e-3), schedule=schedule)
     train(config, tmp_path)
     assert evaluate(tmp_path / config.run_id, recall()).lines[0]["value"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_reflections_learn_products_of_two_of_s5(tmp_path: Path) -> None:
+    """Guessing the product would give 0.5 in all: the first permutation is its own answer."""
+    model = toy_config("gated_deltanet", 128, vocab_size=122, layers=2, head_dim=32)
+    config = task_recipe(
+        "s5", "s5", model.with_options(negative_eigenvalues=True), "task:s5:steps=2",
+        length=2, batch=1024, steps=5000, lr=1e-3, toy=True,
+    )  # fmt: skip
+    train(config, tmp_path)
+    assert evaluate(tmp_path / config.run_id, recall()).lines[0]["value"] > 0.98
 
 
 @pytest.mark.slow
