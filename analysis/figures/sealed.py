@@ -34,6 +34,8 @@ def sealed_forecasts(
     Raises:
         AnalysisError: nothing to draw.
     """
+    if fitted is not None and not len(fitted):
+        fitted = None  # a law in N or D alone has no compute
     groups = groups_of(table)
     seals = list(dict.fromkeys(words(table, "seal")))
     with style.context():

@@ -110,8 +110,8 @@ def like_a_sweep(kept: pd.DataFrame) -> list[str]:
     return [
         f"WARNING: {quoted} {'takes' if len(names) == 1 else 'take'} several values at one N and "
         f"D: a sweep, {len(kept)} rows of {cells} models. A law through all of them lies above "
-        "the tuned runs: keep the best of "
-        f"each with --best-per N,D; linscale tuning fits the best {names[0]!r} itself"
+        f"the tuned runs: keep the best of each with --best-per N,D; linscale tuning fits the best "
+        f"{names[0]!r} itself"
     ]
 
 

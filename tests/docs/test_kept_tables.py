@@ -52,6 +52,14 @@ def test_four_clocks(sweep: str, page: str) -> None:
     assert sorted(said) == sorted(expected)
 
 
+def test_turns_of_the_study() -> None:
+    kept = pd.read_csv(RESULTS / "medium_ladder_turns_2026-12-01.csv")
+    cells = {cell for row in rows_of("study.md") if len(row) == 3 for cell in row[1:]}
+    for turn, low, high in zip(*(numbers(kept, c) for c in ("turn", "lo", "hi")), strict=True):
+        head = "at 256 tokens already" if np.isnan(turn) else f"from {turn:,.0f} tokens"
+        assert f"{head} [{f'{low:,.0f}' if low > 256 else 'below 256'}, {high:,.0f}]" in cells
+
+
 def test_forecasts_of_the_study() -> None:
     """Scores of the page; and no outcome is older than the seal."""
     path = RESULTS.parent / "forecasts" / "medium_ladder_64x.json"
