@@ -8,9 +8,11 @@ block each, after a shorter one that warms up:
     transfer   a step of attention transfer of the student whose global layers alone are linear
     forward    the teacher's forward pass with its loss
     training   the student's forward and backward pass with low-rank additions, and its loss
-    decoding   a token after a block, of teacher and student, from their states
+    decoding   a token after a block, from the states of one and of eight sequences, with weights of
+               16 bits and the additions merged, as a model is served; the fastest of several steps
 
-Peak memory is of the whole process until then, beside the weights in 16 bits.
+Peak memory is of the whole process until then, the interpreter and weights of 32 bits among it,
+beside the weights in 16 bits.
 """
 
 from __future__ import annotations
@@ -24,17 +26,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from experiments.gemma.rows import models
 from experiments.gemma.text import Text
 from models.language_model import LanguageModel
-from models.linearize.lora import add_lora
+from models.linearize.lora import add_lora, merge_lora
 from models.linearize.surgery import linearize
 from models.linearize.transfer import freeze_for_transfer, layer_losses
 from scaling.record.pretrained import load_pretrained
 
 STEPS = 16
 """Tokens that are decoded; the first does not count."""
+SEQUENCES = (1, 8)
+"""That are decoded side by side."""
 
 
 def seconds(run: Callable[[Tensor], object], block: Tensor) -> float:
@@ -64,16 +69,17 @@ def measure(teacher: LanguageModel, text: Text) -> dict[str, float]:
     def training(block: Tensor) -> None:
         student.loss(block[None, :-1], block[None, 1:]).mean().backward()
 
-    def decode(model: LanguageModel) -> float:
-        with torch.no_grad():
-            _, state = model.hidden(block[None, :-1], keep_state=True)
-            assert state is not None
-            state = model.reserve(state, STEPS)
-            _, state = model.step(block[-1:], state)
+    @torch.no_grad()
+    def decode(model: LanguageModel, sequences: int) -> float:
+        _, state = model.hidden(block[None, :-1], keep_state=True)
+        state = pytree.tree_map_only(Tensor, lambda x: _repeat(x, sequences), state)
+        state = model.reserve(state, STEPS)
+        token, taken = block[-1:].repeat(sequences), list[float]()
+        for _ in range(STEPS):
             start = time.process_time()
-            for _ in range(STEPS - 1):
-                _, state = model.step(block[-1:], state)
-        return (time.process_time() - start) / (STEPS - 1)
+            _, state = model.step(token, state)
+            taken.append(time.process_time() - start)
+        return min(taken[1:])
 
     with torch.autocast("cpu", torch.bfloat16):
         freeze_for_transfer(student.train())
@@ -83,15 +89,23 @@ def measure(teacher: LanguageModel, text: Text) -> dict[str, float]:
         add_lora(student)
         found["training"] = seconds(training, block)
         found["training memory over weights"] = _peak() / weights
-        student.eval()
-        found["decoding, teacher"], found["decoding, student"] = decode(teacher), decode(student)
+    merge_lora(student)
+    pair = {
+        name: model.to(torch.bfloat16).eval()
+        for name, model in (("teacher", teacher), ("student", student))
+    }
+    for n in SEQUENCES:
+        both = {name: decode(model, n) for name, model in pair.items()}
+        found |= {f"decoding {n}, {name}": value for name, value in both.items()}
+        found[f"decoding {n}, teacher over student"] = both["teacher"] / both["student"]
     found["transfer over forward and training"] = found["transfer"] / (
         found["forward"] + found["training"]
     )
-    found["decoding, teacher over student"] = (
-        found["decoding, teacher"] / found["decoding, student"]
-    )
     return found
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return x.repeat_interleave(times, 0) if x.dim() else x
 
 
 def _peak() -> int:
@@ -103,7 +117,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("text", type=Path, nargs="+", help="JSON-lines files of documents")
     parser.add_argument("--model", type=Path, required=True, help="GGUF file or folder")
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a block")
+    parser.add_argument("--length", type=int, default=4096, help="tokens of a block")
     arguments = parser.parse_args(given)
     torch.set_num_threads(1)
     loaded = load_pretrained(arguments.model, dtype=torch.float32)

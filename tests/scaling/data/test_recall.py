@@ -314,6 +314,7 @@ def test_a_toy_finds_pairs_among_noise(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_softmax_between_recurrent_layers_looks_up_twice(tmp_path: Path) -> None:
     """Guessing between the two values would give 0.5."""
     config = next(c for c in two_lookups() if c.name == "gated_deltanet-llama")
