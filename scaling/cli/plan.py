@@ -130,9 +130,10 @@ def plan(
         screen.print(f"... and {len(rungs) - MOST_SHOWN:,} more; --json has all.")
     screen.print(_times(rungs, target, speeds))
     screen.print(
-        f"Disk: {size(sum(r.disk for r in rungs))} that stay (float32 weights at "
-        f"{sum(len(r.horizons) for r in rungs)} horizons, and the ends of trunks, from which "
-        "longer runs go on: budget.keep_trunk), and up to "
+        f"Disk: {size(sum(r.disk for r in rungs))} that stay (weights at "
+        f"{sum(len(r.horizons) for r in rungs)} horizons, half of it with "
+        "budget.milestone_precision=bf16, and the ends of trunks, from which longer runs go on: "
+        "budget.keep_trunk), and up to "
         f"{size(sum(r.disk_peak - r.disk for r in rungs))} of points to resume from while all "
         "runs are under way. Fewer budget.horizons take less.",
     )

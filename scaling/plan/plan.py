@@ -268,17 +268,18 @@ def trained_tokens(run: RunConfig) -> int:
 def disk_bytes(run: RunConfig) -> tuple[float, float]:
     """Bytes of a run's checkpoints when it has ended, and at most while it runs.
 
-    A milestone keeps the weights in float32, 4 bytes a parameter. A point to resume from has the
-    weights and both Adam moments, 12 bytes: the last two of the trunk and the last of a decay
-    branch are kept while a run goes on, and the next is written before one goes. Those that
-    `budget.keep_every_tokens` asks for stay, and the last of a trunk that can be made longer
-    (`budget.keep_trunk`).
+    A milestone keeps the weights, 4 bytes a parameter in float32 and 2 in bf16
+    (`budget.milestone_precision`). A point to resume from has the weights and both Adam moments, 12
+    bytes: the last two of the trunk and the last of a decay branch are kept while a run goes on,
+    and the next is written before one goes. Those that `budget.keep_every_tokens` asks for stay,
+    and the last of a trunk that can be made longer (`budget.keep_trunk`).
     """
     total = sum(parameters(run.model).values())
     every = run.budget.keep_every_tokens
     for_good = run.steps * run.tokens_per_step // every if every else 0
     last = int(run.budget.keep_trunk and run.has_trunk)
-    kept = 4.0 * total * len(run.horizon_steps) + 12.0 * total * (for_good + last)
+    width = 2.0 if run.budget.milestone_precision == "bf16" else 4.0
+    kept = width * total * len(run.horizon_steps) + 12.0 * total * (for_good + last)
     return kept, kept + 4 * 12.0 * total
 
 
