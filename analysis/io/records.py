@@ -164,6 +164,8 @@ class _Reader:
             return self.exclude(run_id, str(error))
         environment = self._environment(run_id, path)
         run |= {k: environment[k] for k in ("git_revision", "device", "hostname", "torch")}
+        parallel = config.part("parallel", {})
+        run["devices"] = math.prod(parallel.whole(k, 1, default=1) for k in ("devices", "nodes"))
         columns, torn = self.metrics.read(run_id)
         if torn:
             self.notes.append(f"{run_id}: {torn} torn line(s) at the end of metrics.jsonl dropped")

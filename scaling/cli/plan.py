@@ -19,6 +19,7 @@ from scaling.system.words import counted, duration, size, wall
 
 if TYPE_CHECKING:
     from scaling.plan.plan import Rung
+    from scaling.plan.speeds import Speeds
     from scaling.system.devices import Device
 
 app = typer.Typer()
@@ -76,6 +77,11 @@ def plan(
     budget: Annotated[
         float | None, typer.Option(help="With --refine: FLOPs to spend on new rungs.")
     ] = None,
+    speeds: Annotated[
+        Path | None,
+        typer.Option(help="Sweep that ran on such devices: times are by the speeds that it logged, "
+                     "by architecture and size."),
+    ] = None,
     toy: Toy = False,
     out: Out = None,
     as_json: AsJson = False,
@@ -107,7 +113,8 @@ def plan(
     target = device_for(experiment.runs, device)
     states = read_states(out or Path("runs") / experiment.name)
     runs = (place_run(run, target, nodes, gpus_per_node) for run in experiment.runs)
-    rungs = plan_runs(runs, target, states, chosen)
+    measured = None if speeds is None else _speeds(speeds, target)
+    rungs = plan_runs(runs, target, states, chosen, measured)
     if refine is not None:
         from analysis.cli.fit import plan_refinement
 
@@ -121,20 +128,12 @@ def plan(
     screen.print(_plan_table(experiment.name, rungs[:MOST_SHOWN], target))
     if len(rungs) > MOST_SHOWN:
         screen.print(f"... and {len(rungs) - MOST_SHOWN:,} more; --json has all.")
-    hours = sum(r.device_hours for r in rungs)
-    low, high = time_range(hours)
+    screen.print(_times(rungs, target, speeds))
     screen.print(
-        f"{counted(len(rungs), 'run')}, {sum(r.flops for r in rungs):.3g} FLOPs, "
-        f"{duration(3600 * low)} to {duration(3600 * high)} of one {target.name} "
-        "(at 50 to 25 % of its peak: what a run reaches is measured by running it; the table "
-        f"assumes {target.efficiency:.0%}). The "
-        "longest run takes "
-        f"about {wall(3600 * max(r.wall_hours for r in rungs))} on its devices.",
-    )
-    screen.print(
-        f"Disk: {size(sum(r.disk for r in rungs))} that stay (float32 weights at "
-        f"{sum(len(r.horizons) for r in rungs)} horizons, and the ends of trunks, from which "
-        "longer runs go on: budget.keep_trunk), and up to "
+        f"Disk: {size(sum(r.disk for r in rungs))} that stay (weights at "
+        f"{sum(len(r.horizons) for r in rungs)} horizons, half of it with "
+        "budget.milestone_precision=bf16, and the ends of trunks, from which longer runs go on: "
+        "budget.keep_trunk), and up to "
         f"{size(sum(r.disk_peak - r.disk for r in rungs))} of points to resume from while all "
         "runs are under way. Fewer budget.horizons take less.",
     )
@@ -144,10 +143,41 @@ def plan(
     )
 
 
-def time_range(hours: float) -> tuple[float, float]:
-    """Device hours at the most and the least of its peak that a run may reach, from an estimate
-    that assumes 40 %."""
-    return hours * 0.4 / 0.5, hours * 0.4 / 0.25
+def _speeds(source: Path, target: Device) -> Speeds:
+    from analysis.io.records import load_sweep
+    from scaling.plan.speeds import speeds
+
+    sweep = load_sweep(source)
+    return speeds(sweep.runs, sweep.curves, target, str(source))
+
+
+def _times(rungs: list[Rung], target: Device, speeds: Path | None) -> str:
+    """FLOPs and hours of all, and what they rest on."""
+    low, high = (3600 * sum(hours) for hours in zip(
+        *((r.device_hours_low, r.device_hours_high) for r in rungs), strict=True
+    ))  # fmt: skip
+    text = (
+        f"{counted(len(rungs), 'run')}, {sum(r.flops for r in rungs):.3g} FLOPs, "
+        f"{duration(low)} to {duration(high)} of one {target.name}"
+    )
+    longest = (
+        f" The longest run takes about {wall(3600 * max(r.wall_hours for r in rungs))} on its "
+        "devices."
+    )
+    if speeds is None:
+        return (
+            f"{text} (at 50 to 25 % of its peak: what a run reaches is measured by running it, "
+            f"see --speeds; the table assumes {target.efficiency:.0%}).{longest}"
+        )
+    text += f" (at the slowest and fastest tenths of the speeds logged in {speeds})."
+    beyond = sum(r.speed == "nearest size" for r in rungs)
+    if beyond:
+        text += (
+            f" {counted(beyond, 'run')} of sizes beyond those that ran: at the nearest one's speed."
+        )
+    if unknown := sorted({r.arch for r in rungs if r.speed == "assumed"}):
+        text += f" Not measured, {target.efficiency:.0%} assumed: {', '.join(unknown)}."
+    return text + longest
 
 
 def _plan_table(name: str, rungs: list[Rung], device: Device) -> Grid:
@@ -173,10 +203,11 @@ def _plan_table(name: str, rungs: list[Rung], device: Device) -> Grid:
         column("FLOPs", (f"{r.flops:.2e}" for r in rungs), 3),
         column("memory", (f"{r.devices} x {size(r.memory_per_device)}" for r in rungs)),
         column("by", (r.strategy for r in rungs), words=True, once=True),
+        column("of peak", (f"{r.utilization:.0%}" for r in rungs), 10, once=True),
         column("time", (wall(3600 * r.wall_hours) for r in rungs)),
         column("disk", (size(r.disk) for r in rungs), 7),
         column("state", ("✔ done" if r.state == "done" else r.state for r in rungs), words=True),
     ]
-    usual = {"by": "single", "state": "planned"}
+    usual = {"by": "single", "state": "planned", "of peak": f"{device.efficiency:.0%}"}
     shown = (c for c in columns if set(c.cells) != {usual.get(c.title)})
     return Grid(shown, title=title)

@@ -164,6 +164,10 @@ class BudgetConfig(Part):
     keep_trunk: bool = field(default=True, metadata=LATER)
     """Whether the trunk's last checkpoint, with optimizer, stays when the run is done, so that a
     run of the same trunk with a larger budget goes on from it. Not part of the identity."""
+    milestone_precision: Literal["fp32", "bf16"] = field(default="fp32", metadata=LATER)
+    """In which the weights of milestones are written; bf16 takes half the disk. Losses are measured
+    before, on the weights as trained; what is evaluated later has the rounded ones. Not part of the
+    identity."""
 
     _prefix = "budget."
 

@@ -303,7 +303,8 @@ class RunConfig(Part):
         semantic = identity(self, without) | {"model": _flat(self.model)}
         asked = self.parallel.precision
         semantic["precision"] = "fp32" if asked == "auto" else asked
-        semantic["budget"].pop("keep_trunk", None)
+        for name in ("keep_trunk", "milestone_precision"):
+            semantic["budget"].pop(name, None)
         if self.divergence.policy != "rewind":  # which goes back to a checkpoint
             for name in ("checkpoint_every_tokens", "keep_every_tokens"):
                 semantic["budget"].pop(name, None)

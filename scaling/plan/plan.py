@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from models.accounting import (
     Convention,
@@ -27,7 +27,11 @@ from scaling.config.run import RunConfig
 from scaling.plan.costs import flops as training_flops
 from scaling.plan.decide import decide_parallel, with_least_activations, with_precision
 from scaling.plan.memory import USABLE, memory
+from scaling.plan.speeds import Speed, Speeds
 from scaling.system.devices import GIB, Device, device_for
+
+FAST, SLOW = 0.5, 0.25
+"""Shares of its peak that a device may reach, where no run has shown it."""
 
 
 def tokens_for_flops(
@@ -229,6 +233,14 @@ class Rung:
     """How they share the work; `auto` is decided."""
     device_hours: float
     """Estimated hours of one device, all segments."""
+    device_hours_low: float
+    device_hours_high: float
+    """Within which they may lie: at 50 and 25 % of the device's peak; where speeds were measured,
+    at the fastest and the slowest tenth of the logged ones."""
+    utilization: float
+    """Share of the device's peak that the hours assume."""
+    speed: Literal["assumed", "measured", "nearest size"]
+    """Where that share is from."""
     wall_hours: float
     """Estimated hours on all its devices together."""
     disk: float
@@ -256,17 +268,18 @@ def trained_tokens(run: RunConfig) -> int:
 def disk_bytes(run: RunConfig) -> tuple[float, float]:
     """Bytes of a run's checkpoints when it has ended, and at most while it runs.
 
-    A milestone keeps the weights in float32, 4 bytes a parameter. A point to resume from has the
-    weights and both Adam moments, 12 bytes: the last two of the trunk and the last of a decay
-    branch are kept while a run goes on, and the next is written before one goes. Those that
-    `budget.keep_every_tokens` asks for stay, and the last of a trunk that can be made longer
-    (`budget.keep_trunk`).
+    A milestone keeps the weights, 4 bytes a parameter in float32 and 2 in bf16
+    (`budget.milestone_precision`). A point to resume from has the weights and both Adam moments, 12
+    bytes: the last two of the trunk and the last of a decay branch are kept while a run goes on,
+    and the next is written before one goes. Those that `budget.keep_every_tokens` asks for stay,
+    and the last of a trunk that can be made longer (`budget.keep_trunk`).
     """
     total = sum(parameters(run.model).values())
     every = run.budget.keep_every_tokens
     for_good = run.steps * run.tokens_per_step // every if every else 0
     last = int(run.budget.keep_trunk and run.has_trunk)
-    kept = 4.0 * total * len(run.horizon_steps) + 12.0 * total * (for_good + last)
+    width = 2.0 if run.budget.milestone_precision == "bf16" else 4.0
+    kept = width * total * len(run.horizon_steps) + 12.0 * total * (for_good + last)
     return kept, kept + 4 * 12.0 * total
 
 
@@ -275,6 +288,7 @@ def plan(
     device: Device | str = "",
     states: Mapping[str, str] | None = None,
     law: Law = "constant",
+    speeds: Speeds | None = None,
 ) -> list[Rung]:
     """What each run will cost: what `linscale plan` shows.
 
@@ -284,6 +298,7 @@ def plan(
             CPU, and an h100 for others.
         states: run id -> state in the run record, where there is one.
         law: which has set learning rate and batch.
+        speeds: measured ones, for the times; None: an assumed share of the device's peak.
 
     Raises:
         ConfigError: no such device, or a run does not fit it.
@@ -292,10 +307,16 @@ def plan(
         runs = list(runs)
         device = device_for(runs, device)
     known = states or {}
-    return [rung(run, device, known.get(run.run_id, "planned"), law) for run in runs]
+    return [rung(run, device, known.get(run.run_id, "planned"), law, speeds) for run in runs]
 
 
-def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "constant") -> Rung:
+def rung(
+    run: RunConfig,
+    device: Device,
+    state: str = "planned",
+    law: Law = "constant",
+    speeds: Speeds | None = None,
+) -> Rung:
     """The plan of one run on one kind of device.
 
     A run whose strategy is left open, and which its own devices cannot hold, is planned for the
@@ -306,6 +327,7 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
         device: each of its devices.
         state: in the run record.
         law: which has set them.
+        speeds: measured ones of such devices.
 
     Raises:
         ConfigError: it does not fit (see `check_fits`, `devices_needed`).
@@ -326,7 +348,12 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
         check_fits(decided, device)
         held, strategy = memory(decided), decided.parallel.strategy
     flops = training_flops(run, trained_tokens(run))
-    hours = flops / (device.peak_flops * device.efficiency) / 3600
+    measured = None if speeds is None else speeds.of(model.group, exact)
+    if measured is None:
+        fastest, usual, slowest = (s * device.peak_flops for s in (FAST, device.efficiency, SLOW))
+    else:
+        fastest, usual, slowest = measured.high, measured.flops, measured.low
+    high, hours, low = (flops / speed / 3600 for speed in (slowest, usual, fastest))
     disk, disk_peak = disk_bytes(run)
     return Rung(
         run_id=run.run_id,
@@ -353,9 +380,19 @@ def rung(run: RunConfig, device: Device, state: str = "planned", law: Law = "con
         nodes=run.parallel.nodes,
         strategy=strategy,
         device_hours=hours,
+        device_hours_low=low,
+        device_hours_high=high,
+        utilization=usual / device.peak_flops,
+        speed=_origin(measured),
         wall_hours=hours / devices,
         disk=disk,
         disk_peak=disk_peak,
         state=state,
         law=law,
     )
+
+
+def _origin(measured: Speed | None) -> Literal["assumed", "measured", "nearest size"]:
+    if measured is None:
+        return "assumed"
+    return "measured" if measured.within else "nearest size"

@@ -75,7 +75,10 @@ class SegmentEnd(StepCallback):
         journal, segment = self.journal, self.journal.segment
         loss = losses.mean().item()
         bpb = journal.bits_per_byte(loss)
-        content = weights | {"config": self._record.config.to_json()}
+        config = self._record.config
+        if config.budget.milestone_precision == "bf16":
+            weights = _rounded(weights)
+        content = weights | {"config": config.to_json()}
         name, digest = self._checkpoints.save_milestone(journal.tokens, content)
         tokens, flops = journal.tokens, self._record.flops
         where = {"step": journal.step, "tokens": tokens, "flops": flops(tokens)}
@@ -115,6 +118,15 @@ class SegmentEnd(StepCallback):
         journal = self.journal
         cosine = journal.config.schedule.kind == "cosine" and not journal.segment.is_prelude
         return cosine and journal.step == journal.config.steps
+
+
+def _rounded(weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights of a milestone with float32 tensors in bf16."""
+    model = {
+        name: value.to(torch.bfloat16) if value.dtype == torch.float32 else value
+        for name, value in weights["model"].items()
+    }
+    return weights | {"model": model}
 
 
 def block_losses(trainer: pl.Trainer, module: TrainingModule, batches: list[Batch]) -> Tensor:
