@@ -157,25 +157,30 @@ def _less(mine: Line, other: Line) -> Difference:
 
 
 def figure(lines: dict[str, Line], length: int) -> Figure:
-    """Above the teacher: over bytes of state, and over the position in the block."""
-    teacher = lines["teacher"].losses
+    """Above the teacher, over bytes of state and over the position, on the blocks that all rows
+    shown have. A colour is a model; low-rank training has squares and broken lines."""
     shown = {n: x for n, x in lines.items() if n != "teacher" and x.facts["reads"] == "both"}
     shown = {n: x for n, x in shown.items() if x.facts["model"].startswith(("globals", "teacher"))}
+    common = set(lines["teacher"].losses).intersection(*(x.losses for x in shown.values()))
+    teacher = {block: lines["teacher"].losses[block] for block in common}
+    names = list(dict.fromkeys(x.facts["model"] for x in shown.values()))
     with style.context():
         drawn, axes = style.panels(1, 2, width=style.DOUBLE, height=3.4)
         left, right = axes[0]
-        for index, line in enumerate(shown.values()):
-            gap, color = difference(line.losses, teacher), COLORS[index % len(COLORS)]
-            marker = "s" if line.facts["stage"] == "lora" else "o"
-            filled = color if line.facts["linear"] else "white"
+        for line in shown.values():
+            gap = difference(line.losses, teacher)
+            color = COLORS[names.index(line.facts["model"]) % len(COLORS)]
+            trained = line.facts["stage"] == "lora"
+            how = {"color": color, "marker": "s" if trained else "o",
+                   "linestyle": "--" if trained else "-",
+                   "markerfacecolor": color if line.facts["linear"] else "white"}  # fmt: skip
             left.errorbar(
-                line.facts["needed_bytes"] / 1e6, gap.mean, gap.half_width or 0, color=color,
-                marker=marker, markerfacecolor=filled, capsize=2, label=line.name,
+                line.facts["needed_bytes"] / 1e6, gap.mean, gap.half_width or 0, capsize=2,
+                label=line.name, **how,
             )  # fmt: skip
             each = length / PARTS
             middles = [(part + 0.5) * each for part in range(PARTS)]
-            right.plot(middles, gap.by_position, color=color, marker=marker, markersize=3,
-                       markerfacecolor=filled)  # fmt: skip
+            right.plot(middles, gap.by_position, markersize=3, **how)
         left.set_xlabel("state that one sequence needs, MB")
         left.set_ylabel("above the teacher, nats a token")
         left.set_title("by bytes")
